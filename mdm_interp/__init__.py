@@ -1,0 +1,1 @@
+"""Mechanistic interpretability of masked diffusion language models."""

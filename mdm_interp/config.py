@@ -1,0 +1,318 @@
+"""Configurations: everything a model, a world of facts and a training run are made from.
+
+Every config is frozen, refuses fields it does not know, is checked when it is built, and reads and
+writes YAML. Two equal configs have the same :meth:`Config.digest`; that digest names the folder
+of a run. Field names follow TransformerLens wherever it has the same thing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from mdm_interp.files import UserError, write_text
+
+Scheme = Literal["rope", "alibi", "t5_bias", "none", "learned", "sinusoidal"]
+Attention = Literal["bidirectional", "causal"]
+Objective = Literal["any_order", "source_only", "target_only", "causal"]
+World = Literal["two_role", "relation_cycle", "symmetric_pool"]
+Filler = Literal["none", "constant", "random"]
+
+ConfigT = TypeVar("ConfigT", bound="Config")
+
+
+def one_line(error: ValidationError) -> str:
+    """The first problem of a validation error as `field: what is wrong (got value)`, plus how many more."""
+    first, *others = error.errors()
+    field = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        message = "no such field; remove it or correct its spelling"
+    elif field and not first["type"].startswith("value_error"):
+        message = f"{message} (got {first['input']!r})"
+    more = f" (and {len(others)} more)" if others else ""
+    return (f"{field}: " if field else "") + message + more
+
+
+class Config(BaseModel):
+    """Base of all configs: frozen, strict about field names, hashable, YAML in and out."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def digest(self) -> str:
+        """16 hexadecimal digits that depend on every field except the device."""
+        content = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    def to_yaml(self, path: str | Path) -> None:
+        """Write the config to `path`, atomically."""
+        write_text(path, yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
+
+    @classmethod
+    def from_yaml(cls: type[ConfigT], path: str | Path) -> ConfigT:
+        """Read a config.
+
+        Raises:
+            UserError: the file is missing, is not YAML, or does not describe a valid config.
+        """
+        try:
+            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: cannot be read ({error}); give the path of a YAML file") from error
+        except yaml.YAMLError as error:
+            raise UserError(f"{path}: not YAML ({' '.join(str(error).split())}); correct its syntax") from error
+        if not isinstance(content, dict):
+            raise UserError(f"{path}: expected fields and values, got {content!r}; see README for an example")
+        try:
+            return cls(**content)
+        except ValidationError as error:
+            raise UserError(f"{path}: {one_line(error)}") from error
+
+
+class ModelConfig(Config):
+    """Architecture of a :class:`~mdm_interp.model.HookedTransformer`.
+
+    The default is the model the theory speaks of: attention only, RMSNorm, RoPE, bidirectional.
+    """
+
+    d_model: PositiveInt
+    n_heads: PositiveInt
+    d_vocab: PositiveInt
+    """Rows of the embedding, mask token included."""
+    n_ctx: PositiveInt
+    """Longest sequence."""
+    n_layers: PositiveInt = 1
+    d_head: PositiveInt | None = None
+    """Default: d_model / n_heads."""
+    n_key_value_heads: PositiveInt | None = None
+    """Fewer than n_heads means grouped-query attention. Default: n_heads."""
+    qkv_bias: bool = False
+    attention: Attention = "bidirectional"
+
+    position: Scheme = "rope"
+    rotary_base: PositiveFloat = 10_000.0
+    rotary_dim: PositiveInt | None = None
+    """How many of a head's dimensions rotate. Default: all of them."""
+    rotary_adjacent_pairs: bool = False
+    """True pairs dimensions (0, 1), (2, 3), …; False pairs the two halves, as Llama and LLaDA do."""
+    relative_attention_num_buckets: PositiveInt = 32
+    relative_attention_max_distance: PositiveInt = 128
+
+    d_mlp: PositiveInt | None = None
+    """Width of the MLP. Default: no MLP (attention only)."""
+    gated_mlp: bool = False
+    act_fn: Literal["relu", "gelu", "gelu_new", "silu"] = "gelu"
+    normalization_type: Literal["RMS", "LN"] | None = "RMS"
+    eps: PositiveFloat = 1e-5
+    tie_word_embeddings: bool = False
+
+    initializer_range: PositiveFloat | None = None
+    """Standard deviation of the initial weights. Default: 0.8 / sqrt(d_model)."""
+    mask_token_id: NonNegativeInt | None = None
+    readout_shift: Literal[0, -1] | None = None
+    """Where a position's prediction stands: 0 at the position itself, -1 one before it.
+    Default: 0 for bidirectional attention, -1 for causal. (Dream is bidirectional with -1.)"""
+    dtype: Literal["float64", "float32", "bfloat16", "float16"] = "float32"
+    device: str = Field(default="cpu", exclude=True)
+    """Where the weights are; kept by the model. Not part of a run's identity."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_defaults(cls, values: Any) -> Any:
+        """Write the defaults that follow from other fields out, so that equal models have equal configs."""
+        if not isinstance(values, dict):
+            return values
+        filled = {name: value for name, value in values.items() if value is not None or name == "normalization_type"}
+        d_model, n_heads = filled.get("d_model"), filled.get("n_heads")
+        if not (isinstance(d_model, int) and isinstance(n_heads, int) and d_model > 0 and n_heads > 0):
+            return filled  # the fields' own validation reports this
+        if "d_head" not in filled:
+            if d_model % n_heads:
+                raise ValueError(
+                    f"n_heads: {n_heads} does not divide d_model {d_model}; choose a divisor or set d_head"
+                )
+            filled["d_head"] = d_model // n_heads
+        filled.setdefault("n_key_value_heads", n_heads)
+        filled.setdefault("initializer_range", 0.8 / d_model**0.5)
+        filled.setdefault("readout_shift", -1 if filled.get("attention") == "causal" else 0)
+        if filled.get("position", "rope") == "rope":
+            filled.setdefault("rotary_dim", filled["d_head"])
+        return filled
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelConfig:
+        if self.n_heads % self.kv_heads:
+            raise ValueError(f"n_key_value_heads: {self.kv_heads} does not divide n_heads {self.n_heads}")
+        if self.position == "rope":
+            if self.head_dim % 2 and self.rotary_dim == self.head_dim:
+                raise ValueError(
+                    f"d_head: {self.head_dim} is odd, and rope rotates pairs of dimensions; make it even (d_model "
+                    "/ n_heads)"
+                )
+            if not self.rotary_dim or self.rotary_dim % 2 or self.rotary_dim > self.head_dim:
+                raise ValueError(f"rotary_dim: {self.rotary_dim} must be even and at most d_head ({self.head_dim})")
+        if self.gated_mlp and self.d_mlp is None:
+            raise ValueError("gated_mlp: true needs an MLP; set d_mlp to its width")
+        if self.mask_token_id is not None and self.mask_token_id >= self.d_vocab:
+            raise ValueError(
+                f"mask_token_id: {self.mask_token_id} is outside the vocabulary; d_vocab must be at least "
+                f"{self.mask_token_id + 1}"
+            )
+        return self
+
+    @property
+    def head_dim(self) -> int:
+        """d_head, resolved."""
+        assert self.d_head is not None
+        return self.d_head
+
+    @property
+    def kv_heads(self) -> int:
+        """n_key_value_heads, resolved."""
+        assert self.n_key_value_heads is not None
+        return self.n_key_value_heads
+
+    @property
+    def attn_only(self) -> bool:
+        """Whether there is no MLP (TransformerLens' name)."""
+        return self.d_mlp is None
+
+    @property
+    def is_causal(self) -> bool:
+        return self.attention == "causal"
+
+
+class FactConfig(Config):
+    """A synthetic world of facts `A r B`, each shown inside filler. See :mod:`mdm_interp.facts`."""
+
+    world: World = "relation_cycle"
+    n_entities: PositiveInt = 60
+    n_roles: PositiveInt = 3
+    """relation_cycle only: how many roles stand in the cycle, with one relation from each to the next."""
+    filler: Filler = "random"
+    n_filler: PositiveInt = 16
+    """How many different filler tokens there are (random filler)."""
+    seq_len: PositiveInt = 8
+    gap: PositiveInt | tuple[PositiveInt, PositiveInt] = 2
+    """Positions from the left entity to the right one, or the lowest and highest such distance.
+    The relation stands right after the left entity; filler takes the rest."""
+    reversed_share: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Share of the facts that training also shows as `B r A`. These are never tested."""
+
+    @model_validator(mode="after")
+    def _check(self) -> FactConfig:
+        low, high = self.gaps
+        if low < 2:
+            raise ValueError(f"gap: {low} leaves no room for the relation between the entities; use at least 2")
+        if low > high:
+            raise ValueError(f"gap: the lowest distance {low} is above the highest {high}; swap them")
+        if high + 1 > self.seq_len:
+            raise ValueError(
+                f"gap: {high} is longer than the sequence allows; use at most {self.seq_len - 1} or raise seq_len "
+                f"to {high + 1}"
+            )
+        if self.filler == "none" and (high > 2 or self.seq_len != 3):
+            raise ValueError(
+                f"filler: 'none' leaves {self.seq_len - 3} of seq_len {self.seq_len} positions empty; use seq_len "
+                "3 and gap 2, or another filler"
+            )
+        if self.world == "relation_cycle" and (self.n_roles < 2 or self.n_entities % self.n_roles):
+            raise ValueError(
+                f"n_entities: {self.n_entities} cannot be shared out among n_roles {self.n_roles}; use a multiple "
+                "of at least 2 roles"
+            )
+        if self.world != "relation_cycle" and self.n_entities % 2:
+            raise ValueError(
+                f"n_entities: {self.n_entities} is odd, and every fact takes two entities; use an even number"
+            )
+        return self
+
+    @property
+    def gaps(self) -> tuple[int, int]:
+        """Lowest and highest distance between the entities of a fact."""
+        return self.gap if isinstance(self.gap, tuple) else (self.gap, self.gap)
+
+    @property
+    def n_relations(self) -> int:
+        return self.n_roles if self.world == "relation_cycle" else 1
+
+    @property
+    def filler_tokens(self) -> int:
+        """How many filler tokens the vocabulary holds."""
+        return {"none": 0, "constant": 1, "random": self.n_filler}[self.filler]
+
+    @property
+    def mask_token_id(self) -> int:
+        """The last token of the world's vocabulary: entities, relations, filler, mask."""
+        return self.n_entities + self.n_relations + self.filler_tokens
+
+    @property
+    def d_vocab(self) -> int:
+        """The smallest vocabulary that holds the world, mask included."""
+        return self.mask_token_id + 1
+
+
+class TrainConfig(Config):
+    """One training run: model, world, objective and optimisation. Its digest names the run's folder."""
+
+    model: ModelConfig
+    facts: FactConfig = FactConfig()
+    objective: Objective = "any_order"
+    """any_order masks any token (MDM); source_only and target_only mask only the left or only the right entity;
+    causal predicts the next token (ARM)."""
+    seed: NonNegativeInt = 0
+    """Drives the world, the initial weights and the order of the data."""
+    steps: PositiveInt = 4000
+    batch_size: PositiveInt = 64
+    lr: PositiveFloat = 2e-3
+    weight_decay: float = Field(default=0.01, ge=0.0)
+    beta1: float = Field(default=0.9, ge=0.0, lt=1.0)
+    beta2: float = Field(default=0.98, ge=0.0, lt=1.0)
+    warmup: NonNegativeInt = 100
+    """Steps over which the learning rate rises linearly from 0."""
+    grad_clip: PositiveFloat = 1.0
+    """Largest norm of a step's gradient."""
+    n_checkpoints: PositiveInt = Field(default=24, ge=2)
+    """Log-spaced in steps, the first at 0 and the last at `steps`."""
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainConfig:
+        if self.model.d_vocab < self.facts.d_vocab:
+            raise ValueError(
+                f"model.d_vocab: {self.model.d_vocab} is too small for the world, which has {self.facts.d_vocab} "
+                f"tokens; raise it to {self.facts.d_vocab}"
+            )
+        if self.model.n_ctx < self.facts.seq_len:
+            raise ValueError(
+                f"model.n_ctx: {self.model.n_ctx} is shorter than facts.seq_len {self.facts.seq_len}; raise it to "
+                f"{self.facts.seq_len}"
+            )
+        if (self.objective == "causal") != self.model.is_causal:
+            raise ValueError(
+                f"objective: {self.objective!r} does not go with {self.model.attention} attention; set "
+                "model.attention to "
+                f"{'causal' if self.objective == 'causal' else 'bidirectional'!r}"
+            )
+        if self.model.mask_token_id is None:
+            masked = self.model.model_copy(update={"mask_token_id": self.facts.mask_token_id})
+            object.__setattr__(self, "model", masked)
+        elif self.model.mask_token_id != self.facts.mask_token_id:
+            raise ValueError(
+                f"model.mask_token_id: {self.model.mask_token_id} is not the world's mask "
+                f"{self.facts.mask_token_id}; leave it out"
+            )
+        return self

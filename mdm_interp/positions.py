@@ -1,0 +1,182 @@
+"""Position schemes: how a model knows where a token stands.
+
+Every scheme answers the same three questions, and most answer only one of them:
+
+    embed   what position adds to the residual stream (learned, sinusoidal)
+    rotate  what position does to queries and keys (rope)
+    bias    what position adds to attention scores (alibi, t5_bias)
+
+A scheme is *relative* when a score depends on positions through `key_pos - query_pos` only and nothing of
+position reaches the values; what a head writes about a token is then the same wherever the token stands.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from mdm_interp.config import ModelConfig
+
+
+class PositionScheme(nn.Module):
+    """No position at all (`none`), and the base of the others."""
+
+    relative: ClassVar[bool] = True
+    W_pos: Tensor
+    """Absolute schemes only."""
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+
+    def embed(self, positions: Int[Tensor, "pos"]) -> Float[Tensor, "pos d_model"] | None:
+        """What is added to the token embedding at each position; None adds nothing."""
+        return None
+
+    def rotate(
+        self, x: Float[Tensor, "*batch pos head d_head"], positions: Int[Tensor, "pos"]
+    ) -> Float[Tensor, "*batch pos head d_head"]:
+        """Queries or keys as they enter the dot product."""
+        return x
+
+    def bias(
+        self, query_pos: Int[Tensor, "query_pos"], key_pos: Int[Tensor, "key_pos"]
+    ) -> Float[Tensor, "head query_pos key_pos"] | None:
+        """What is added to the scaled scores; None adds nothing."""
+        return None
+
+
+class Rope(PositionScheme):
+    """Rotary embedding (Su et al., arXiv 2104.09864): plane p of queries and keys turns by `position * theta_p`,
+    theta_p = base^(-2p / rotary_dim).
+
+    Sign: at offset `delta = key_pos - query_pos` the score is
+    `Re sum_p conj(q_p) k_p exp(i delta theta_p) / sqrt(d_head)`, with the planes as complex numbers (:meth:`planes`).
+    """
+
+    theta: Tensor
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__(cfg)
+        assert cfg.rotary_dim is not None
+        exponent = torch.arange(0, cfg.rotary_dim, 2, dtype=torch.float64) / cfg.rotary_dim
+        self.register_buffer("theta", cfg.rotary_base**-exponent, persistent=False)
+
+    def _split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        rotary_dim = self.cfg.rotary_dim
+        rotated, passed = x[..., :rotary_dim], x[..., rotary_dim:]
+        if self.cfg.rotary_adjacent_pairs:
+            return rotated[..., 0::2], rotated[..., 1::2], passed
+        first, second = rotated.chunk(2, dim=-1)
+        return first, second, passed
+
+    def planes(self, x: Float[Tensor, "*batch d_head"]) -> Tensor:
+        """The rotating planes of `x` as complex numbers, `[*batch rotary_dim/2]`."""
+        first, second, _ = self._split(x)
+        return torch.complex(first, second)
+
+    def rotate(
+        self, x: Float[Tensor, "*batch pos head d_head"], positions: Int[Tensor, "pos"]
+    ) -> Float[Tensor, "*batch pos head d_head"]:
+        # Angles in float64, then at least float32: at half precision far positions would share an angle.
+        angle = positions[:, None, None] * self.theta
+        precision = torch.promote_types(x.dtype, torch.float32)
+        cos, sin = angle.cos().to(precision), angle.sin().to(precision)
+        first, second, passed = self._split(x)
+        turned = (first * cos - second * sin, first * sin + second * cos)
+        if self.cfg.rotary_adjacent_pairs:
+            rotated = torch.stack(turned, dim=-1).flatten(-2)
+        else:
+            rotated = torch.cat(turned, dim=-1)
+        return torch.cat([rotated.to(x.dtype), passed], dim=-1) if passed.shape[-1] else rotated.to(x.dtype)
+
+
+class Alibi(PositionScheme):
+    """Linear bias (Press et al., arXiv 2108.12409): `-slope_h |key_pos - query_pos|`, the same to both sides."""
+
+    slopes: Tensor
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__(cfg)
+        exponent = -8 * torch.arange(1, cfg.n_heads + 1, dtype=torch.float32) / cfg.n_heads
+        self.register_buffer("slopes", 2**exponent, persistent=False)
+
+    def bias(
+        self, query_pos: Int[Tensor, "query_pos"], key_pos: Int[Tensor, "key_pos"]
+    ) -> Float[Tensor, "head query_pos key_pos"]:
+        distance = (key_pos[None, :] - query_pos[:, None]).abs()
+        return -self.slopes[:, None, None] * distance
+
+
+class T5Bias(PositionScheme):
+    """Learned bias per head and bucket of `key_pos - query_pos` (Raffel et al., arXiv 1910.10683, section 2.1).
+
+    A bidirectional model keeps half of the buckets for each side. One table serves all layers, as in T5.
+    """
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__(cfg)
+        self.table = nn.Parameter(torch.empty(cfg.relative_attention_num_buckets, cfg.n_heads))
+
+    def bucket(self, offset: Int[Tensor, "*offsets"]) -> Int[Tensor, "*offsets"]:
+        """Which row of the table an offset reads: exact while near, logarithmic further away, one row from
+        `relative_attention_max_distance` on."""
+        buckets = self.cfg.relative_attention_num_buckets
+        if self.cfg.is_causal:
+            first, distance = torch.zeros_like(offset), (-offset).clamp(min=0)
+        else:
+            buckets //= 2
+            first, distance = (offset > 0).long() * buckets, offset.abs()
+        exact = buckets // 2
+        span = math.log(self.cfg.relative_attention_max_distance / exact)
+        far = exact + (torch.log(distance.clamp(min=1) / exact) / span * (buckets - exact)).long()
+        return first + torch.where(distance < exact, distance, far.clamp(max=buckets - 1))
+
+    def bias(
+        self, query_pos: Int[Tensor, "query_pos"], key_pos: Int[Tensor, "key_pos"]
+    ) -> Float[Tensor, "head query_pos key_pos"]:
+        return self.table[self.bucket(key_pos[None, :] - query_pos[:, None])].permute(2, 0, 1)
+
+
+class Learned(PositionScheme):
+    """A trained vector per absolute position, added to the embedding; it reaches queries, keys and values alike."""
+
+    relative = False
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__(cfg)
+        self.W_pos = nn.Parameter(torch.empty(cfg.n_ctx, cfg.d_model))
+
+    def embed(self, positions: Int[Tensor, "pos"]) -> Float[Tensor, "pos d_model"]:
+        return self.W_pos[positions]
+
+
+class Sinusoidal(PositionScheme):
+    """Fixed sines and cosines per absolute position (Vaswani et al., arXiv 1706.03762, section 3.5)."""
+
+    relative = False
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__(cfg)
+        column = torch.arange(cfg.d_model, dtype=torch.float64)
+        rate = 10_000 ** (-2 * (column // 2) / cfg.d_model)
+        angle = torch.arange(cfg.n_ctx, dtype=torch.float64)[:, None] * rate
+        table = torch.where(column % 2 == 0, angle.sin(), angle.cos())
+        self.register_buffer("W_pos", table.float(), persistent=False)
+
+    def embed(self, positions: Int[Tensor, "pos"]) -> Float[Tensor, "pos d_model"]:
+        return self.W_pos[positions]
+
+
+SCHEMES: dict[str, type[PositionScheme]] = {
+    "none": PositionScheme,
+    "rope": Rope,
+    "alibi": Alibi,
+    "t5_bias": T5Bias,
+    "learned": Learned,
+    "sinusoidal": Sinusoidal,
+}

@@ -1,0 +1,196 @@
+"""The run store: one folder per training run, named by the digest of its config.
+
+    runs/<digest>/config.yaml                   what was asked for
+    runs/<digest>/metrics.jsonl                 one line per checkpoint
+    runs/<digest>/checkpoints/000123.safetensors  weights after that many steps
+    runs/<digest>/state.safetensors             weights, optimizer moments, RNG state and step: where to resume
+
+Every file is written whole or not at all. A run is finished when its state is at its last step.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mdm_interp.config import TrainConfig
+from mdm_interp.facts import FactWorld
+from mdm_interp.files import UserError, replacing, write_text
+from mdm_interp.model import HookedTransformer
+from mdm_interp.queries import QueryPair
+
+DEFAULT_ROOT = Path("runs")
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file, atomically."""
+    with replacing(path) as temporary:
+        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        UserError: it is missing, truncated or not safetensors.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{path}: cannot be read as safetensors ({error}); delete the folder "
+            f"{path.parent.parent if path.parent.name == 'checkpoints' else path.parent} to train the run again"
+        ) from error
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run on disk, finished or not."""
+
+    config: TrainConfig
+    folder: Path
+
+    @classmethod
+    def of(cls, config: TrainConfig, root: str | Path = DEFAULT_ROOT) -> Run:
+        """Where the run of `config` is, or will be."""
+        return cls(config, Path(root) / config.digest())
+
+    @property
+    def state_path(self) -> Path:
+        return self.folder / "state.safetensors"
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    def checkpoint_path(self, step: int) -> Path:
+        return self.folder / "checkpoints" / f"{step:06d}.safetensors"
+
+    @property
+    def step(self) -> int | None:
+        """How many steps are trained and saved; None before the first save.
+
+        Raises:
+            UserError: the state cannot be read.
+        """
+        if not self.state_path.exists():
+            return None
+        try:
+            with safe_open(self.state_path, "pt") as state:
+                return int(state.metadata()["step"])
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{self.state_path}: not a whole training state ({error}); delete the folder {self.folder} to "
+                "train the run again"
+            ) from error
+
+    @property
+    def finished(self) -> bool:
+        return self.step == self.config.steps
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps that have a checkpoint, in order."""
+        return sorted(int(path.stem) for path in (self.folder / "checkpoints").glob("*.safetensors"))
+
+    @cached_property
+    def facts(self) -> FactWorld:
+        return FactWorld(self.config.facts, self.config.seed)
+
+    def query_pairs(self, n_contexts: int = 2) -> list[QueryPair]:
+        """The world's pairs whose forward queries this run's objective trains."""
+        return self.facts.query_pairs(self.config.objective, n_contexts)
+
+    def model(self, step: int = -1, device: str = "cpu") -> HookedTransformer:
+        """The model after `step` training steps; negative counts back from the last checkpoint.
+
+        Raises:
+            UserError: there is no such checkpoint, or it is damaged or of another model.
+        """
+        steps = self.steps
+        if step < 0 and -step <= len(steps):
+            step = steps[step]
+        if step not in steps:
+            raise UserError(
+                f"step: {step} has no checkpoint in {self.folder}; there are {steps or 'none: train the run'}"
+            )
+        path = self.checkpoint_path(step)
+        model = HookedTransformer(self.config.model)
+        try:
+            model.load_state_dict(load_tensors(path))
+        except RuntimeError as error:
+            raise UserError(
+                f"{path}: does not fit the model of config.yaml ({' '.join(str(error).split())}); delete "
+                f"{self.folder} to train it again"
+            ) from error
+        return model.to(device)
+
+    def metrics(self) -> pd.DataFrame:
+        """One row per checkpoint: step, loss, and probability, accuracy and rank of forward and reverse queries.
+
+        Raises:
+            UserError: the file is missing or damaged.
+        """
+        try:
+            return pd.DataFrame([json.loads(line) for line in self.metrics_path.read_text().splitlines()])
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{self.metrics_path}: cannot be read ({error}); delete the folder {self.folder} to train the run again"
+            ) from error
+
+    def record(self, row: dict[str, Any]) -> None:
+        """Add a row to the metrics, in place of any row from that step on (left by a run that was killed)."""
+        lines = self.metrics_path.read_text().splitlines() if self.metrics_path.exists() else []
+        kept = [line for line in lines if json.loads(line)["step"] < row["step"]]
+        write_text(self.metrics_path, "".join(f"{line}\n" for line in [*kept, json.dumps(row)]))
+
+    def save_state(
+        self, step: int, model: HookedTransformer, optimizer: torch.optim.Optimizer, generator: torch.Generator
+    ) -> None:
+        """Save all that resuming at `step` needs."""
+        tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+        for index, moments in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
+        tensors["generator"] = generator.get_state()
+        save_tensors(self.state_path, tensors, {"step": str(step)})
+
+    def load_state(self, model: HookedTransformer, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> int:
+        """Put the saved state into place and return its step.
+
+        Raises:
+            UserError: the state is damaged.
+        """
+        step = self.step
+        assert step is not None
+        tensors = load_tensors(self.state_path)
+        generator.set_state(tensors.pop("generator").cpu())
+        weights = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
+        model.load_state_dict(weights)
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            if name.startswith("optimizer."):
+                _, index, moment = name.split(".")
+                moments.setdefault(int(index), {})[moment] = tensor
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+        return step
+
+    def delete(self) -> None:
+        """Remove the run's folder."""
+        shutil.rmtree(self.folder)
+
+
+def stored_runs(root: str | Path = DEFAULT_ROOT) -> Iterator[Run]:
+    """Every run below `root`, in the order of their names."""
+    for path in sorted(Path(root).glob("*/config.yaml")):
+        yield Run(TrainConfig.from_yaml(path), path.parent)

@@ -1,0 +1,248 @@
+"""Training: `train(config)` gives a finished :class:`~mdm_interp.runs.Run`, from the store if it is there.
+
+A run that was killed resumes from its last saved state and ends in bit-identical weights on the same machine, thread
+count and build, because all randomness comes from one generator whose state is saved with the weights.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import queue
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from mdm_interp.config import TrainConfig
+from mdm_interp.diffusion import training_loss
+from mdm_interp.files import UserError
+from mdm_interp.model import HookedTransformer
+from mdm_interp.prediction import predict
+from mdm_interp.runs import DEFAULT_ROOT, Run, save_tensors
+
+SAVE_SECONDS = 30.0
+REPORT_STEPS = 25
+
+
+@dataclass(frozen=True)
+class Progressed:
+    """How far a run has come."""
+
+    digest: str
+    label: str
+    step: int
+    total: int
+    loss: float
+    forward: float
+    """Mean probability of the forward queries' answers at the last checkpoint."""
+    reverse: float
+
+
+Report = Callable[[Progressed], None]
+
+
+def check_device(device: str) -> str:
+    """`device`, with `auto` resolved to cuda where there is one.
+
+    Raises:
+        UserError: torch does not know the device, or cannot use it here.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"device: {device!r} cannot be used here ({str(error).splitlines()[0]}); use 'cpu' or 'auto'"
+        ) from error
+    return device
+
+
+def checkpoint_steps(config: TrainConfig) -> list[int]:
+    """Step 0, then log-spaced up to the last step; fewer than asked for where roundings coincide."""
+    spaced = np.geomspace(1, config.steps, config.n_checkpoints - 1).round().astype(int)
+    return [0, *sorted(set(spaced.tolist()))]
+
+
+def train(
+    config: TrainConfig,
+    *,
+    root: str | Path = DEFAULT_ROOT,
+    device: str = "cpu",
+    progress: bool = True,
+    report: Report | None = None,
+) -> Run:
+    """Train `config`, resume it, or load it if it is finished.
+
+    Args:
+        root: Folder of the run store.
+        device: `cpu`, `cuda`, … or `auto`.
+        progress: Draw a progress bar with the loss and both probabilities.
+        report: Called every few steps instead of drawing a bar.
+
+    Raises:
+        UserError: the device cannot be used, or what the store holds of this run is damaged.
+    """
+    run = Run.of(config, root)
+    if run.finished:
+        return run
+    if report is not None or not progress:
+        _train(run, check_device(device), report or (lambda progressed: None))
+        return run
+    with _Bars() as bars:
+        _train(run, check_device(device), bars.show)
+    return run
+
+
+def train_all(
+    configs: Sequence[TrainConfig], *, root: str | Path = DEFAULT_ROOT, device: str = "cpu", workers: int | None = None
+) -> list[Run]:
+    """Train many configs side by side, one single-threaded process each, and return their runs in order.
+
+    Args:
+        workers: How many at a time; default: as many as there are CPU cores, or 1 on a GPU.
+
+    Raises:
+        UserError: as :func:`train`.
+    """
+    runs = [Run.of(config, root) for config in configs]
+    missing = list({run.folder: run for run in runs if not run.finished}.values())
+    if not missing:
+        return runs
+    device = check_device(device)
+    workers = min(
+        len(missing),
+        workers
+        or (
+            1
+            if device != "cpu"
+            else len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else os.cpu_count() or 1
+        ),
+    )
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager, _Bars(total_runs=len(missing)) as bars:
+        reports = manager.Queue()
+        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+        try:
+            futures = [pool.submit(_train_in_worker, run, device, reports) for run in missing]
+            while not all(future.done() for future in futures):
+                try:
+                    bars.show(reports.get(timeout=0.2))
+                except queue.Empty:
+                    for future in futures:
+                        if future.done():
+                            future.result()  # raises a worker's error at once instead of after all others
+            for future in futures:
+                future.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+    return runs
+
+
+def _start_worker() -> None:
+    torch.set_num_threads(1)
+
+
+def _train_in_worker(run: Run, device: str, reports: Any) -> None:
+    _train(run, device, reports.put)
+
+
+def _train(run: Run, device: str, report: Report) -> None:
+    """The training loop. Holds the run's lock, so two processes never write one run."""
+    config = run.config
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(run.folder / ".lock"):
+        if run.finished:
+            return
+        if not (run.folder / "config.yaml").exists():
+            config.to_yaml(run.folder / "config.yaml")
+        generator = torch.Generator().manual_seed(config.seed)
+        model = HookedTransformer(config.model, generator=generator).to(device)
+        optimizer = torch.optim.AdamW(
+            model.parameters(),
+            lr=config.lr,
+            betas=(config.beta1, config.beta2),
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        step = -1 if run.step is None else run.load_state(model, optimizer, generator)
+        at_checkpoint = set(checkpoint_steps(config))
+        pairs = run.query_pairs()
+        forward, reverse = [pair.forward for pair in pairs], [pair.reverse for pair in pairs]
+        latest: dict[str, Any] = run.metrics().iloc[-1].to_dict() if step >= 0 else {}
+        loss, saved = torch.tensor(latest.get("loss", float("nan"))), time.monotonic()
+        while step < config.steps:
+            step += 1
+            if step > 0:
+                for group in optimizer.param_groups:
+                    group["lr"] = config.lr * min(1.0, step / max(config.warmup, 1))
+                loss = training_loss(model, run.facts.sample(config.batch_size, generator), config.objective, generator)
+                optimizer.zero_grad()
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
+                optimizer.step()
+            if step in at_checkpoint:
+                latest = {"step": step, "loss": loss.item()}
+                for name, queries in (("forward", forward), ("reverse", reverse)):
+                    answered = predict(model, queries)
+                    latest[f"{name}_probability"] = float(answered.probability.mean())
+                    latest[f"{name}_accuracy"] = float(answered.correct.float().mean())
+                    latest[f"{name}_rank"] = float(answered.rank.float().mean())
+                save_tensors(run.checkpoint_path(step), model.state_dict())
+                run.record(latest)
+            if step in at_checkpoint or time.monotonic() - saved > SAVE_SECONDS:
+                run.save_state(step, model, optimizer, generator)
+                saved = time.monotonic()
+            if step % REPORT_STEPS == 0 or step == config.steps:
+                both = (latest["forward_probability"], latest["reverse_probability"])
+                report(Progressed(config.digest(), _label(config), step, config.steps, loss.item(), *both))
+
+
+def _label(config: TrainConfig) -> str:
+    return f"{config.facts.world} {config.model.position} {config.objective} seed {config.seed}"
+
+
+class _Bars:
+    """Progress bars, one per run under way, and one over all runs when there are several."""
+
+    def __init__(self, total_runs: int = 1) -> None:
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[values]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        self.tasks: dict[str, Any] = {}
+        self.runs = self.progress.add_task("training runs", total=total_runs, values="") if total_runs > 1 else None
+
+    def __enter__(self) -> _Bars:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.progress.stop()
+
+    def show(self, progressed: Progressed) -> None:
+        values = asdict(progressed)
+        digest = values["digest"]
+        if digest not in self.tasks:
+            self.tasks[digest] = self.progress.add_task(values["label"], total=values["total"], values="")
+        text = "loss {loss:.3f}  forward {forward:.3f}  reverse {reverse:.3f}".format(**values)
+        self.progress.update(self.tasks[digest], completed=values["step"], values=text)
+        if progressed.step == progressed.total and self.runs is not None:
+            self.progress.remove_task(self.tasks[digest])
+            self.progress.advance(self.runs)
