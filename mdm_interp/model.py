@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformer_lens import ActivationCache, HookedRootModule
 from transformer_lens.hook_points import HookFunction, HookPoint, LensHandle
+from transformer_lens.utilities import TypedModuleList
 
 from mdm_interp.config import ModelConfig
 from mdm_interp.files import UserError
@@ -265,7 +266,7 @@ class HookedTransformer(HookedRootModule):
         self.tokenizer: Any = None
         self.embed = Embed(cfg)
         self.pos_embed = SCHEMES[cfg.position](cfg)
-        self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layers))
+        self.blocks = TypedModuleList([Block(cfg) for _ in range(cfg.n_layers)])
         self.ln_final = make_norm(cfg)
         self.unembed = None if cfg.tie_word_embeddings else Unembed(cfg)
         self.hook_embed = CheckedHookPoint()

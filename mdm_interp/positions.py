@@ -58,13 +58,12 @@ class Rope(PositionScheme):
     `Re sum_p conj(q_p) k_p exp(i delta theta_p) / sqrt(d_head)`, with the planes as complex numbers (:meth:`planes`).
     """
 
-    theta: Tensor
-
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__(cfg)
         assert cfg.rotary_dim is not None
         exponent = torch.arange(0, cfg.rotary_dim, 2, dtype=torch.float64) / cfg.rotary_dim
-        self.register_buffer("theta", cfg.rotary_base**-exponent, persistent=False)
+        self.theta: Float[Tensor, "plane"] = cfg.rotary_base**-exponent
+        """Radians per position, in float64. Not a buffer: `model.to(dtype)` would round it."""
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         rotary_dim = self.cfg.rotary_dim
@@ -83,7 +82,7 @@ class Rope(PositionScheme):
         self, x: Float[Tensor, "*batch pos head d_head"], positions: Int[Tensor, "pos"]
     ) -> Float[Tensor, "*batch pos head d_head"]:
         # Angles in float64, then at least float32: at half precision far positions would share an angle.
-        angle = positions[:, None, None] * self.theta
+        angle = positions[:, None, None] * self.theta.to(positions.device)
         precision = torch.promote_types(x.dtype, torch.float32)
         cos, sin = angle.cos().to(precision), angle.sin().to(precision)
         first, second, passed = self._split(x)
@@ -98,18 +97,15 @@ class Rope(PositionScheme):
 class Alibi(PositionScheme):
     """Linear bias (Press et al., arXiv 2108.12409): `-slope_h |key_pos - query_pos|`, the same to both sides."""
 
-    slopes: Tensor
-
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__(cfg)
-        exponent = -8 * torch.arange(1, cfg.n_heads + 1, dtype=torch.float32) / cfg.n_heads
-        self.register_buffer("slopes", 2**exponent, persistent=False)
+        self.slopes: Float[Tensor, "head"] = 2 ** (-8 * torch.arange(1, cfg.n_heads + 1) / cfg.n_heads)
 
     def bias(
         self, query_pos: Int[Tensor, "query_pos"], key_pos: Int[Tensor, "key_pos"]
     ) -> Float[Tensor, "head query_pos key_pos"]:
         distance = (key_pos[None, :] - query_pos[:, None]).abs()
-        return -self.slopes[:, None, None] * distance
+        return -self.slopes.to(distance.device)[:, None, None] * distance
 
 
 class T5Bias(PositionScheme):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from mdm_interp.config import FactConfig, ModelConfig, Objective, Scheme, TrainConfig
 
 CYCLE = FactConfig(world="relation_cycle", filler="random")
@@ -22,3 +24,25 @@ def one_layer(facts: FactConfig, position: Scheme, objective: Objective, seed: i
         d_model=64, n_heads=4, d_vocab=facts.d_vocab, n_ctx=facts.seq_len, position=position, attention=attention
     )
     return TrainConfig(model=model, facts=facts, objective=objective, seed=seed)
+
+
+VARIANTS: dict[str, tuple[Scheme, Objective]] = {
+    **{f"MDM {scheme}": (scheme, "any_order") for scheme in MDM_SCHEMES},
+    "ARM rope": ("rope", "causal"),
+}
+"""What the figures compare: MDMs under four position schemes, and an ARM."""
+
+
+def variant_of(config: TrainConfig) -> str:
+    """The name of a run's variant, as in `VARIANTS`."""
+    return f"{'ARM' if config.objective == 'causal' else 'MDM'} {config.model.position}"
+
+
+def grid(seeds: Sequence[int], worlds: Sequence[str] = tuple(WORLDS)) -> list[TrainConfig]:
+    """Every variant in every world under every seed."""
+    return [
+        one_layer(WORLDS[world], position, objective, seed)
+        for seed in seeds
+        for world in worlds
+        for position, objective in VARIANTS.values()
+    ]

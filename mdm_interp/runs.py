@@ -18,7 +18,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -136,14 +135,14 @@ class Run:
             ) from error
         return model.to(device)
 
-    def metrics(self) -> pd.DataFrame:
-        """One row per checkpoint: step, loss, and probability, accuracy and rank of forward and reverse queries.
+    def metrics(self) -> list[dict[str, Any]]:
+        """One entry per checkpoint: step, loss, and probability, accuracy and rank of forward and reverse queries.
 
         Raises:
             UserError: the file is missing or damaged.
         """
         try:
-            return pd.DataFrame([json.loads(line) for line in self.metrics_path.read_text().splitlines()])
+            return [json.loads(line) for line in self.metrics_path.read_text().splitlines()]
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{self.metrics_path}: cannot be read ({error}); delete the folder {self.folder} to train the run again"

@@ -180,7 +180,7 @@ def _train(run: Run, device: str, report: Report) -> None:
         at_checkpoint = set(checkpoint_steps(config))
         pairs = run.query_pairs()
         forward, reverse = [pair.forward for pair in pairs], [pair.reverse for pair in pairs]
-        latest: dict[str, Any] = run.metrics().iloc[-1].to_dict() if step >= 0 else {}
+        latest: dict[str, Any] = run.metrics()[-1] if step >= 0 else {}
         loss, saved = torch.tensor(latest.get("loss", float("nan"))), time.monotonic()
         while step < config.steps:
             step += 1

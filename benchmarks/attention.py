@@ -1,0 +1,79 @@
+"""Which attention is faster on this CPU: explicit softmax, or PyTorch's fused kernel?
+
+    python -m benchmarks.attention [--repeats 30] [--threads 1] [--positions 8 16 32 64 128 256]
+
+A training step (forward, backward, optimiser) of a small model runs both ways side by side: one process, in turn, the
+order swapped each time, so that whatever else the machine does falls on both alike. `ratio` is the median time of the
+explicit step over that of the fused one, so above 1 the fused one is faster; the interval is the interquartile range
+of the ratio pair by pair. `mdm_interp.model.FUSED_FROM` should be the number of positions at which it crosses 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from mdm_interp import model as model_module
+from mdm_interp.config import ModelConfig
+from mdm_interp.model import HookedTransformer
+
+FUSED_FROM = {"explicit": sys.maxsize, "fused": 1}
+
+
+def make_step(n_pos: int, batch: int) -> Callable[[], None]:
+    """One training step of a one-layer attention-only model on random tokens."""
+    generator = torch.Generator().manual_seed(0)
+    model = HookedTransformer(ModelConfig(d_model=64, n_heads=4, d_vocab=101, n_ctx=n_pos), generator=generator)
+    optimizer = torch.optim.AdamW(model.parameters())
+    tokens = torch.randint(model.cfg.d_vocab, (batch, n_pos), generator=generator)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten()).backward()
+        optimizer.step()
+
+    return step
+
+
+def measure(n_pos: int, repeats: int, batch: int) -> dict[str, np.ndarray]:
+    """Seconds per step of both kinds, `[repeats]` each."""
+    steps = {kind: make_step(n_pos, batch) for kind in FUSED_FROM}
+    seconds: dict[str, list[float]] = {kind: [] for kind in FUSED_FROM}
+    for repeat in range(-3, repeats):  # the first three warm up
+        for kind in sorted(steps, reverse=repeat % 2 == 0):
+            model_module.FUSED_FROM = FUSED_FROM[kind]
+            start = time.perf_counter()
+            steps[kind]()
+            if repeat >= 0:
+                seconds[kind].append(time.perf_counter() - start)
+    return {kind: np.array(values) for kind, values in seconds.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Explicit against fused attention, one training step.")
+    parser.add_argument("--positions", type=int, nargs="+", default=[8, 16, 32, 64, 128, 256])
+    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, batch {options.batch}; times are medians")
+    print(f"{'positions':>9} {'explicit ms':>12} {'fused ms':>9} {'ratio':>6}  interquartile range")
+    for n_pos in options.positions:
+        seconds = measure(n_pos, options.repeats, options.batch)
+        explicit, fused = (float(np.median(seconds[kind])) for kind in ("explicit", "fused"))
+        low, high = np.percentile(seconds["explicit"] / seconds["fused"], [25, 75])
+        print(
+            f"{n_pos:>9} {1e3 * explicit:>12.2f} {1e3 * fused:>9.2f} {explicit / fused:>6.2f}  [{low:.2f}, {high:.2f}]"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""The command line, `mdm-interp`. A user's mistake ends in one line on stderr and exit code 2."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from mdm_interp.config import TrainConfig, one_line
+from mdm_interp.files import UserError
+from mdm_interp.runs import DEFAULT_ROOT
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+runs_app = typer.Typer(help="Look into the run store, or clear it.")
+app.add_typer(runs_app, name="runs")
+
+Root = Annotated[Path, typer.Option("--runs", help="Folder of the run store.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
+Quick = Annotated[bool, typer.Option("--quick", help="3 seeds (the default).")]
+Full = Annotated[bool, typer.Option("--full", help="10 seeds.")]
+Seeds = Annotated[int | None, typer.Option(min=1, help="How many seeds, instead of --quick's or --full's.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Runs trained side by side. Default: one per CPU core.")]
+Out = Annotated[Path, typer.Option(help="Where figures go.")]
+
+
+@app.command()
+def reproduce(
+    quick: Quick = False,
+    full: Full = False,
+    only: Annotated[list[str] | None, typer.Option(help="Only this analysis; may be given again.")] = None,
+    seeds: Seeds = None,
+    device: Device = "auto",
+    workers: Workers = None,
+    runs: Root = DEFAULT_ROOT,
+    out: Out = Path("figures"),
+) -> None:
+    """Train what is missing, measure, and draw every figure and the index page."""
+    from mdm_interp.analysis import discover
+
+    analyses = discover()
+    if only:
+        names = {analysis.name for analysis in analyses}
+        if unknown := sorted(set(only) - names):
+            raise UserError(f"--only: no analysis {unknown[0]!r}; there are {', '.join(sorted(names))}")
+        analyses = [analysis for analysis in analyses if analysis.name in only]
+    _reproduce(analyses, quick, full, seeds, device, workers, runs, out)
+
+
+def _reproduce(
+    analyses: list[Any],
+    quick: bool,
+    full: bool,
+    seeds: int | None,
+    device: str,
+    workers: int | None,
+    runs: Path,
+    out: Path,
+) -> None:
+    from mdm_interp.analysis import FULL_SEEDS, QUICK_SEEDS, Lab, discover
+    from mdm_interp.results import Result
+    from mdm_interp.training import check_device
+    from mdm_interp.viz.report import write_figures, write_index
+
+    if quick and full:
+        raise UserError("--quick --full: these exclude each other; give one")
+    console = Console(stderr=True)
+    lab = Lab(seeds or (FULL_SEEDS if full else QUICK_SEEDS), runs, check_device(device), workers)
+    lab.runs([config for analysis in analyses for config in analysis.configs(lab.seeds)])
+    drawn = []
+    for analysis in analyses:
+        with console.status(f"measuring {analysis.name}"):
+            result = analysis.result(lab, out)
+        drawn.append((result, analysis.draw(result)))
+    with console.status("writing figures"):
+        if problem := write_figures(drawn, out):
+            console.print(problem, markup=False, soft_wrap=True)
+        new = {result.name for result, _ in drawn}
+        others = [analysis for analysis in discover() if analysis.name not in new]
+        stored = [(analysis, out / f"{analysis.name}.json") for analysis in others]
+        kept = [(result, a.draw(result)) for a, path in stored if path.exists() for result in [Result.load(path)]]
+        write_index([*drawn, *kept], out)
+    console.print(f"{len(drawn)} figures in {out}; open {out / 'index.html'}", markup=False, soft_wrap=True)
+
+
+def run_one(analysis: Any) -> None:
+    """The command line of one analysis: `python -m analyses.NAME`."""
+
+    def command(
+        quick: Quick = False,
+        full: Full = False,
+        seeds: Seeds = None,
+        device: Device = "auto",
+        workers: Workers = None,
+        runs: Root = DEFAULT_ROOT,
+        out: Out = Path("figures"),
+    ) -> None:
+        _reproduce([analysis], quick, full, seeds, device, workers, runs, out)
+
+    single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=analysis.question)
+    single.command(help=analysis.question)(command)
+    _run(single)
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML file of a training config.")],
+    device: Device = "auto",
+    runs: Root = DEFAULT_ROOT,
+) -> None:
+    """Train the run that CONFIG describes, resume it, or find it finished. Prints its folder."""
+    from mdm_interp.training import train as train_run
+
+    print(train_run(TrainConfig.from_yaml(config), root=runs, device=device).folder)
+
+
+@runs_app.command("list")
+def list_runs(
+    runs: Root = DEFAULT_ROOT, as_json: Annotated[bool, typer.Option("--json", help="One JSON array.")] = False
+) -> None:
+    """Every stored run: world, position scheme, objective, seed, steps done."""
+    from mdm_interp.runs import stored_runs
+
+    rows = [
+        {
+            "run": run.folder.name,
+            "world": run.config.facts.world,
+            "position": run.config.model.position,
+            "objective": run.config.objective,
+            "seed": run.config.seed,
+            "step": run.step,
+            "steps": run.config.steps,
+        }
+        for run in stored_runs(runs)
+    ]
+    if as_json:
+        print(json.dumps(rows))
+        return
+    table = Table(*(rows[0] if rows else ("run",)))
+    for row in rows:
+        table.add_row(*(str(value) for value in row.values()))
+    Console().print(table)
+
+
+@runs_app.command("show")
+def show_run(
+    run: Annotated[str, typer.Argument(help="A run's name, or its beginning.")], runs: Root = DEFAULT_ROOT
+) -> None:
+    """One run's config and metrics."""
+    import pandas as pd
+
+    from mdm_interp.runs import stored_runs
+
+    matching = [stored for stored in stored_runs(runs) if stored.folder.name.startswith(run)]
+    if len(matching) != 1:
+        raise UserError(f"run: {run!r} names {len(matching)} runs of {runs}; `mdm-interp runs list` shows their names")
+    print((matching[0].folder / "config.yaml").read_text())
+    print(pd.DataFrame(matching[0].metrics()).to_string(index=False))
+
+
+@runs_app.command("prune")
+def prune_runs(runs: Root = DEFAULT_ROOT) -> None:
+    """Delete the runs that were not finished."""
+    from mdm_interp.runs import stored_runs
+
+    unfinished = [run for run in stored_runs(runs) if not run.finished]
+    for run in unfinished:
+        run.delete()
+    print(f"deleted {len(unfinished)} unfinished runs")
+
+
+def _run(command: typer.Typer) -> None:
+    """Run a command line, and end it on a mistake as this module promises."""
+    try:
+        sys.exit(command(standalone_mode=False))
+    except (UserError, ValidationError) as error:
+        _fail(one_line(error) if isinstance(error, ValidationError) else str(error), 2)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted; the same command goes on from here", 130)
+    except Exception as error:
+        # Typer's own complaints about the command line; their class has moved between its versions.
+        if not hasattr(error, "format_message"):
+            raise
+        _fail(f"{error.format_message().rstrip('.')}; try --help", 2)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"mdm-interp: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+def main() -> None:
+    """The console script."""
+    _run(app)

@@ -1,0 +1,205 @@
+"""Routing, the QK side: how strongly a query's readout position attends to its source, and how alike the forward and
+the reverse route are.
+
+A route is read at the readout rows only. For spans it is summed over source tokens and averaged over answer tokens.
+Formulas: docs/theory.md, sections 3 and 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from einops import einsum
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.hook_points import HookPoint
+
+from mdm_interp.config import ModelConfig
+from mdm_interp.files import UserError
+from mdm_interp.positions import Rope
+from mdm_interp.queries import Query, QueryBatch, QueryPair, batches, require_shared
+
+
+@dataclass(frozen=True)
+class Routes:
+    """Attention from readout to source."""
+
+    scores: Float[Tensor, "query layer head"]
+    """Before the softmax; position bias included."""
+    pattern: Float[Tensor, "query layer head"]
+    """Share of attention, 0 to 1."""
+
+
+def _readout_weights(batch: QueryBatch, dtype: torch.dtype) -> Float[Tensor, "query pos"]:
+    """Weights that average over each query's readout positions."""
+    weights = torch.zeros(batch.tokens.shape, dtype=dtype, device=batch.tokens.device)
+    share = (batch.answered / batch.answered.sum(1, keepdim=True)).to(dtype)
+    return weights.scatter_add(1, batch.readout, share)
+
+
+@torch.no_grad()
+def compute_routes(model: Any, queries: Sequence[Query]) -> Routes:
+    """Scores and attention from every query's readout to its source.
+
+    Only the reduced numbers are kept, so memory does not grow with the square of the length.
+
+    Source: docs/theory.md, section 1.
+    """
+    layers = range(model.cfg.n_layers)
+    collected: dict[str, list[Tensor]] = {"attn_scores": [], "pattern": []}
+    for batch in batches(queries, model.cfg):
+        reduced: dict[str, Tensor] = {}
+
+        def reduce(tensor: Tensor, hook: HookPoint, batch: QueryBatch = batch, into: dict = reduced) -> None:
+            read, source = _readout_weights(batch, tensor.dtype), batch.source.to(tensor.dtype)
+            into[str(hook.name)] = einsum(
+                tensor, read, source, "query head query_pos key_pos, query query_pos, query key_pos -> query head"
+            )
+
+        names = {kind: [f"blocks.{layer}.attn.hook_{kind}" for layer in layers] for kind in collected}
+        hooks = [(name, reduce) for kind in names for name in names[kind]]
+        model.run_with_hooks(batch.tokens, attention_mask=batch.attention_mask, fwd_hooks=hooks)
+        for kind, kept in collected.items():
+            kept.append(torch.stack([reduced[name] for name in names[kind]], dim=1).cpu())
+    return Routes(torch.cat(collected["attn_scores"]), torch.cat(collected["pattern"]))
+
+
+def correlate(x: Float[Tensor, "sample *rest"], y: Float[Tensor, "sample *rest"]) -> Float[Tensor, "*rest"]:
+    """Pearson correlation over the first axis; NaN where either side does not vary."""
+    x, y = x - x.mean(0), y - y.mean(0)
+    spread = x.pow(2).mean(0).sqrt() * y.pow(2).mean(0).sqrt()
+    return torch.where(spread > 0, (x * y).mean(0) / spread, torch.nan)
+
+
+def route_correlation(model: Any, query_pairs: Sequence[QueryPair]) -> Float[Tensor, "layer head"]:
+    """Correlation over pairs between the forward and the reverse score, per layer and head.
+
+    1 means that what draws attention to a source draws it from either side; 0 that the sides are unrelated.
+
+    Raises:
+        UserError: there are no pairs, or their queries do not share answer and source (an ARM's).
+
+    Source: docs/theory.md, section 3.
+    """
+    require_shared(query_pairs, "route correlation")
+    forward = compute_routes(model, [pair.forward for pair in query_pairs]).scores
+    reverse = compute_routes(model, [pair.reverse for pair in query_pairs]).scores
+    return correlate(forward, reverse)
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a route is made of, before any rotation."""
+
+    q: Float[Tensor, "query layer head d_head"]
+    """At the readout position, averaged over the answer's tokens."""
+    k: Float[Tensor, "query layer head d_head"]
+    """At the source, summed over its tokens; grouped keys repeated per query head."""
+
+
+@torch.no_grad()
+def compute_content(model: Any, queries: Sequence[Query]) -> Content:
+    """Queries at the readout and keys at the source of every query."""
+    cfg: ModelConfig = model.cfg
+    kept: dict[str, list[Tensor]] = {"q": [], "k": []}
+    for batch in batches(queries, cfg):
+        names = [f"blocks.{layer}.attn.hook_{kind}" for kind in kept for layer in range(cfg.n_layers)]
+        _, cache = model.run_with_cache(batch.tokens, attention_mask=batch.attention_mask, names_filter=names)
+        for kind in kept:
+            stacked = torch.stack([cache[kind, layer] for layer in range(cfg.n_layers)], dim=2)
+            weights = _readout_weights(batch, stacked.dtype) if kind == "q" else batch.source.to(stacked.dtype)
+            reduced = einsum(stacked, weights, "query pos layer head d_head, query pos -> query layer head d_head")
+            kept[kind].append(reduced.repeat_interleave(cfg.n_heads // reduced.shape[2], dim=2).cpu())
+    return Content(torch.cat(kept["q"]), torch.cat(kept["k"]))
+
+
+def plane_products(content: Content, rope: Rope) -> Tensor:
+    """conj(q_p) k_p per rotating plane, complex `[query layer head plane]`.
+
+    The score at offset delta is the real part of their sum turned by `exp(i delta theta_p)`, over sqrt(d_head).
+    """
+    return rope.planes(content.q).conj() * rope.planes(content.k)
+
+
+def score_at_offset(
+    products: Tensor, rope: Rope, offset: Float[Tensor, "offset"]
+) -> Float[Tensor, "offset query layer head"]:
+    """Scores for fixed content with the source `offset` positions to the right (negative: left) of the readout.
+
+    Planes that do not rotate are left out: they add the same to every offset.
+
+    Source: docs/theory.md, section 3.
+    """
+    angle = offset.to(torch.float64)[:, None] * rope.theta
+    turn = torch.polar(torch.ones_like(angle), angle).to(products.dtype)
+    turned = einsum(products, turn, "query layer head plane, offset plane -> offset query layer head")
+    return turned.real * rope.cfg.head_dim**-0.5
+
+
+def isotropic_correlation(
+    theta: Float[Tensor, "plane"], distance: Float[Tensor, "distance"]
+) -> Float[Tensor, "distance"]:
+    """Predicted correlation of s(distance) and s(-distance) when every plane carries the same energy:
+    the mean over planes of cos(2 distance theta_p).
+
+    Source: docs/theory.md, section 4.
+    """
+    return torch.cos(2 * distance.to(theta.dtype)[:, None] * theta).mean(1)
+
+
+def spectrum_correlation(
+    products: Tensor, theta: Float[Tensor, "plane"], distance: Float[Tensor, "distance"]
+) -> Float[Tensor, "distance layer head"]:
+    """The same prediction with each plane weighted by the energy it was measured to carry, per layer and head.
+
+    A plane's energy is the variance over queries of its product conj(q_p) k_p: what all queries share shifts every
+    score alike and drops out of a correlation.
+
+    Source: docs/theory.md, section 4.
+    """
+    energy = (products - products.mean(0)).abs().pow(2).mean(0).to(theta.dtype)
+    kernel = torch.cos(2 * distance.to(theta.dtype)[:, None] * theta)
+    return einsum(
+        energy / energy.sum(-1, keepdim=True), kernel, "layer head plane, distance plane -> distance layer head"
+    )
+
+
+@dataclass(frozen=True)
+class DistanceCorrelation:
+    """Correlation over pairs of the score at +distance and at -distance, for the content the model has."""
+
+    distance: Float[Tensor, "distance"]
+    """Positions between readout and source."""
+    measured: Float[Tensor, "distance layer head"]
+    spectrum: Float[Tensor, "distance layer head"]
+    """Predicted from the measured energy per plane."""
+    isotropic: Float[Tensor, "distance"]
+    """Predicted from equal energy per plane."""
+
+
+def distance_correlation(
+    model: Any, query_pairs: Sequence[QueryPair], distance: Float[Tensor, "distance"]
+) -> DistanceCorrelation:
+    """How alike routes to both sides are at each distance: measured, and by the two predictions.
+
+    Raises:
+        UserError: the model has no RoPE, or there are no pairs.
+
+    Source: docs/theory.md, section 4.
+    """
+    rope = model.pos_embed
+    if not isinstance(rope, Rope):
+        raise UserError(f"model: position scheme {model.cfg.position!r} has no rotation to predict from; use 'rope'")
+    if not query_pairs:
+        raise UserError("query_pairs: a correlation needs several pairs, got none")
+    products = plane_products(compute_content(model, [pair.forward for pair in query_pairs]), rope).to(torch.complex128)
+    right, left = score_at_offset(products, rope, distance), score_at_offset(products, rope, -distance)
+    return DistanceCorrelation(
+        distance=distance,
+        measured=correlate(right.transpose(0, 1), left.transpose(0, 1)),
+        spectrum=spectrum_correlation(products, rope.theta, distance),
+        isotropic=isotropic_correlation(rope.theta, distance),
+    )

@@ -1,0 +1,65 @@
+"""Estimates with intervals: thin wrappers on scipy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import bootstrap
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its interval."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    """How many independent observations (seeds, unless said otherwise)."""
+
+    def __str__(self) -> str:
+        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
+
+
+def bootstrap_mean(values: Sequence[float] | np.ndarray | pd.Series, seed: int = 0) -> Estimate:
+    """Mean and its 95 % percentile-bootstrap interval over independent observations; NaNs are left out.
+
+    With few observations the interval is too narrow (three give 10 distinct resamples); it has no width for one.
+    """
+    observed = np.asarray(values, dtype=float)
+    observed = observed[~np.isnan(observed)]
+    if not len(observed):
+        return Estimate(float("nan"), float("nan"), float("nan"), 0)
+    mean = float(observed.mean())
+    if len(observed) == 1 or np.ptp(observed) == 0:
+        return Estimate(mean, mean, mean, len(observed))
+    resampled = bootstrap(
+        (observed,),
+        np.mean,
+        n_resamples=2000,
+        confidence_level=LEVEL,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    low, high = resampled.confidence_interval
+    return Estimate(mean, float(low), float(high), len(observed))
+
+
+def where(frame: pd.DataFrame, **equal: Any) -> pd.DataFrame:
+    """The rows whose columns have the given values."""
+    kept = np.ones(len(frame), dtype=bool)
+    for column, value in equal.items():
+        kept &= (frame[column] == value).to_numpy()
+    return pd.DataFrame(frame[kept])
+
+
+def curve(frame: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
+    """Mean of `y` over seeds and its interval at every `x`: columns x, value, low, high, n."""
+    estimates = {at: bootstrap_mean(group.to_numpy()) for at, group in frame.groupby(x)[y]}
+    return pd.DataFrame([{x: at, **vars(estimate)} for at, estimate in estimates.items()])

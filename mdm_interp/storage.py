@@ -1,0 +1,220 @@
+"""Storage, the OV side: what a source's value writes toward a token's logit once it is attended.
+
+Evidence is G_h[t, s] = u_t . (gain * W_O^h W_V^h x_hat(s)): the final norm's scale is left out, and divides everything
+a readout position receives alike. Positive evidence raises the token's logit. Formulas: docs/theory.md, sections 1, 2
+and 6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from einops import einsum
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mdm_interp.model import HookedTransformer, Norm
+from mdm_interp.prediction import readout_logits
+from mdm_interp.queries import Query, QueryBatch, QueryPair, batches
+
+
+def readout_directions(
+    model: HookedTransformer, tokens: Int[Tensor, "token"] | None = None
+) -> Float[Tensor, "token d_model"]:
+    """The direction of the residual stream that raises each token's logit (times the final scale); default: all tokens.
+
+    The final norm's gain is included and, for LayerNorm, its centering.
+    """
+    tokens = torch.arange(model.cfg.d_vocab, device=model.W_U.device) if tokens is None else tokens
+    directions = model.tokens_to_residual_directions(tokens)
+    return directions - directions.mean(-1, keepdim=True) if model.cfg.normalization_type == "LN" else directions
+
+
+def _ov(v: Float[Tensor, "*batch kv_head d_head"], W_O: Float[Tensor, "head d_head d_model"]) -> Tensor:
+    """What each head writes if it attends to these values only, `[*batch head d_model]`."""
+    v = v.repeat_interleave(W_O.shape[0] // v.shape[-2], dim=-2)
+    return einsum(v, W_O, "... head d_head, head d_head d_model -> ... head d_model")
+
+
+@torch.no_grad()
+def evidence_matrix(
+    model: HookedTransformer,
+    sources: Int[Tensor, "source"],
+    targets: Int[Tensor, "target"],
+    positions: Int[Tensor, "position"] | None = None,
+) -> Float[Tensor, "head target source position"]:
+    """First-layer evidence G_h[t, s; j] for every source token s at every position j (default: position 0).
+
+    Under a relative scheme all positions are equal.
+
+    Source: docs/theory.md, section 2.
+    """
+    positions = torch.zeros(1, dtype=torch.long, device=sources.device) if positions is None else positions
+    block, directions = model.blocks[0], readout_directions(model, targets)
+    per_position = []
+    for position in positions:
+        resid = model.W_E[sources]
+        pos_embed = model.pos_embed.embed(position[None])
+        resid = resid if pos_embed is None else resid + pos_embed
+        v = einsum(block.ln1(resid), block.attn.W_V, "source d_model, kv_head d_model d_head -> source kv_head d_head")
+        v = v if block.attn.b_V is None else v + block.attn.b_V
+        written = _ov(v, block.attn.W_O)
+        per_position.append(einsum(directions, written, "target d_model, source head d_model -> head target source"))
+    return torch.stack(per_position, dim=-1)
+
+
+def position_index(evidence: Float[Tensor, "head target source position"]) -> float:
+    """How much evidence depends on position: variance over positions over variance over tokens, summed over heads.
+
+    0 when what is stored does not know where it stands.
+
+    Source: docs/theory.md, section 2.
+    """
+    summed = evidence.sum(0)
+    moved = summed - summed[..., :1]  # exactly 0, not nearly, when all positions agree
+    over_positions = moved.var(-1, correction=0).mean()
+    return float(over_positions / summed.mean(-1).var(correction=0))
+
+
+@torch.no_grad()
+def compute_evidence(
+    model: HookedTransformer, queries: Sequence[Query], targets: Int[Tensor, "target"]
+) -> Float[Tensor, "query layer head target"]:
+    """Evidence that each query's source, where it stands, gives for each target token along the direct path; summed
+    over source tokens.
+
+    Source: docs/theory.md, section 2.
+    """
+    directions, collected = readout_directions(model, targets), []
+    layers = range(model.cfg.n_layers)
+    for batch in batches(queries, model.cfg):
+        names = [f"blocks.{layer}.attn.hook_v" for layer in layers]
+        _, cache = model.run_with_cache(batch.tokens, attention_mask=batch.attention_mask, names_filter=names)
+        per_layer = []
+        for layer in layers:
+            v = einsum(
+                cache["v", layer],
+                batch.source.float().to(directions.dtype),
+                "query pos kv_head d_head, query pos -> query kv_head d_head",
+            )
+            written = _ov(v, model.blocks[layer].attn.W_O)
+            per_layer.append(einsum(written, directions, "query head d_model, target d_model -> query head target"))
+        collected.append(torch.stack(per_layer, dim=1).cpu())
+    return torch.cat(collected)
+
+
+@dataclass(frozen=True)
+class LogitParts:
+    """The parts of the logits at the readout positions, in logits; with frozen norm scales they add up exactly."""
+
+    embedding: Float[Tensor, "query span target"]
+    """Token and position embedding of the readout position itself."""
+    heads: Float[Tensor, "query span layer head key_pos target"]
+    """Route times evidence, per key position."""
+    mlps: Float[Tensor, "query span layer target"]
+    bias: Float[Tensor, "target"]
+    """The final norm's bias read by the unembedding."""
+    scale: Float[Tensor, "query span"]
+    """The final norm's scale sigma, which the parts were divided by."""
+
+    def total(self) -> Float[Tensor, "query span target"]:
+        """The sum of all parts: the logits."""
+        return self.embedding + self.heads.sum((2, 3, 4)) + self.mlps.sum(2) + self.bias
+
+
+@torch.no_grad()
+def decompose_logits(model: HookedTransformer, batch: QueryBatch, targets: Int[Tensor, "target"]) -> LogitParts:
+    """Split the readout logits of `targets` into embedding, routes times evidence, MLPs and bias.
+
+    Source: docs/theory.md, section 1.
+    """
+    cfg, directions = model.cfg, readout_directions(model, targets)
+    _, cache = model.run_with_cache(batch.tokens, attention_mask=batch.attention_mask)
+
+    def at_readout(x: Float[Tensor, "query pos *rest"]) -> Float[Tensor, "query span *rest"]:
+        rows = torch.arange(len(x), device=x.device)[:, None]
+        return x[rows, batch.readout]
+
+    resid = cache["hook_embed"] if model.pos_embed.relative else cache["hook_embed"] + cache["hook_pos_embed"]
+    if cfg.normalization_type is None:
+        scale = torch.ones(batch.readout.shape, device=resid.device, dtype=resid.dtype)
+    else:
+        scale = at_readout(cache["ln_final.hook_scale"]).squeeze(-1)
+    heads, mlps = [], []
+    for layer in range(cfg.n_layers):
+        written = einsum(
+            _ov(cache["v", layer], model.blocks[layer].attn.W_O),
+            directions,
+            "query key_pos head d_model, target d_model -> query key_pos head target",
+        )
+        rows = at_readout(cache["pattern", layer].transpose(1, 2))
+        heads.append(rows[..., None] * written.transpose(1, 2)[:, None])  # [query span head key_pos target]
+        mlp_out = torch.zeros_like(resid) if cfg.attn_only else cache["mlp_out", layer]
+        mlps.append(at_readout(mlp_out) @ directions.T)
+    sigma = scale[..., None]
+    norm = model.ln_final
+    bias = (
+        norm.b @ model.W_U[:, targets]
+        if isinstance(norm, Norm) and norm.b is not None
+        else sigma.new_zeros(len(targets))
+    )
+    return LogitParts(
+        embedding=at_readout(resid) @ directions.T / sigma,
+        heads=torch.stack(heads, dim=2) / sigma[:, :, None, None, None],
+        mlps=torch.stack(mlps, dim=2) / sigma[:, :, None],
+        bias=bias,
+        scale=scale,
+    )
+
+
+@torch.no_grad()
+def storage_coupling(model: HookedTransformer, query_pairs: Sequence[QueryPair]) -> Float[Tensor, "pair layer head"]:
+    """Inner product of the forward and the reverse loss's gradients with respect to the evidence in the source's
+    column, routes frozen: what the value side alone passes from one to the other.
+
+    For queries with one answer A and one source it is
+
+        alpha_f alpha_r / (sigma_f sigma_r) [(1 - p_f(A)) (1 - p_r(A)) + sum over t != A of p_f(t) p_r(t)],
+
+    never negative. An ARM's forward query does not read the column of its reverse query's source: 0. Deeper layers are
+    coupled through their direct path to the logits.
+
+    Source: docs/theory.md, section 6.
+    """
+    coupled = []
+    size = 256
+    for start in range(0, len(query_pairs), size):
+        chunk = query_pairs[start : start + size]
+        wanted = [pair.reverse.source for pair in chunk]
+        forward = _evidence_gradient(model, [pair.forward for pair in chunk], wanted)
+        reverse = _evidence_gradient(model, [pair.reverse for pair in chunk], wanted)
+        product = einsum(forward, reverse, "pair column layer head t, pair column layer head t -> pair layer head")
+        coupled.append(product.cpu())
+    return torch.cat(coupled)
+
+
+def _evidence_gradient(
+    model: HookedTransformer, queries: Sequence[Query], columns: Sequence[tuple[int, ...]]
+) -> Float[Tensor, "query column layer head d_vocab"]:
+    """dL/dG_h[:, s] for the tokens s in `columns`, wherever they stand in the query."""
+    (batch,) = batches(queries, model.cfg, size=len(queries))
+    layers = range(model.cfg.n_layers)
+    scales = [] if model.cfg.normalization_type is None else ["ln_final.hook_scale"]
+    names = [f"blocks.{layer}.attn.hook_pattern" for layer in layers] + scales
+    logits, cache = model.run_with_cache(batch.tokens, attention_mask=batch.attention_mask, names_filter=names)
+    rows = torch.arange(len(queries), device=logits.device)[:, None]
+    error = readout_logits(logits, batch).softmax(-1)
+    error = error - torch.nn.functional.one_hot(batch.answer, error.shape[-1])
+    if scales:
+        error = error / cache["ln_final.hook_scale"][rows, batch.readout]
+    error = error * batch.answered[..., None]
+    pattern = torch.stack([cache["pattern", layer].transpose(1, 2)[rows, batch.readout] for layer in layers], dim=2)
+    width = max(map(len, columns))
+    padded = torch.tensor([[*column, *[-1] * (width - len(column))] for column in columns], device=logits.device)
+    stands = (batch.tokens[:, None, :] == padded[:, :, None]).to(pattern.dtype)
+    routed = einsum(
+        pattern, stands, "query span layer head key_pos, query column key_pos -> query span column layer head"
+    )
+    return einsum(routed, error, "query span column layer head, query span t -> query column layer head t")

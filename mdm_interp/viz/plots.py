@@ -1,0 +1,109 @@
+"""The few marks that figures are made of. Data in, traces out: nothing is computed here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from mdm_interp.viz.theme import DIVERGING, faded
+
+TRAINING_STEPS = {"type": "log", "tickvals": [1, 10, 100, 1000, 10_000], "ticktext": ["1", "10", "100", "1k", "10k"]}
+"""An axis of training steps."""
+
+
+def add_curve(
+    figure: go.Figure,
+    curve: pd.DataFrame,
+    x: str,
+    *,
+    name: str,
+    color: str,
+    row: int,
+    col: int,
+    dash: str = "solid",
+    legend: str | None = None,
+) -> None:
+    """A mean (`value`) over `x` with its interval (`low`, `high`) as a band; listed in the legend of that name."""
+    edges = np.concatenate([curve["high"].to_numpy(), curve["low"].to_numpy()[::-1]])
+    both = np.concatenate([curve[x].to_numpy(), curve[x].to_numpy()[::-1]])
+    band = go.Scatter(
+        x=both,
+        y=edges,
+        mode="lines",
+        line={"width": 0},
+        fill="toself",
+        fillcolor=faded(color),
+        legendgroup=name,
+        showlegend=False,
+        hoverinfo="skip",
+    )
+    line = go.Scatter(
+        x=curve[x],
+        y=curve["value"],
+        mode="lines",
+        line={"color": color, "width": 3, "dash": dash},
+        name=name,
+        legendgroup=name,
+        legend=legend,
+        showlegend=legend is not None,
+        customdata=curve[["low", "high", "n"]],
+        hovertemplate=f"{name}<br>{x} %{{x}}: %{{y:.3g}} [%{{customdata[0]:.3g}}, %{{customdata[1]:.3g}}]"
+        ", n = %{customdata[2]}<extra></extra>",
+    )
+    figure.add_traces([band, line], rows=row, cols=col)
+
+
+def add_level(
+    figure: go.Figure,
+    x: Sequence[float],
+    level: float,
+    *,
+    name: str,
+    color: str,
+    row: int,
+    col: int,
+    legend: str | None = None,
+) -> None:
+    """A dotted horizontal line across `x`."""
+    trace = go.Scatter(
+        x=[min(x), max(x)],
+        y=[level, level],
+        mode="lines",
+        line={"color": color, "width": 2, "dash": "dot"},
+        name=name,
+        legendgroup=name,
+        legend=legend,
+        showlegend=legend is not None,
+        hovertemplate=f"{name} %{{y:.3g}}<extra></extra>",
+    )
+    figure.add_trace(trace, row=row, col=col)
+
+
+def add_matrix(
+    figure: go.Figure,
+    matrix: np.ndarray,
+    *,
+    x: Sequence[str],
+    y: Sequence[str],
+    limit: float,
+    row: int,
+    col: int,
+    colorbar: dict | None = None,
+) -> None:
+    """A heat map from -limit (red) to limit (blue), first row on top; `colorbar` draws its scale."""
+    trace = go.Heatmap(
+        z=matrix,
+        x=list(x),
+        y=list(y),
+        zmin=-limit,
+        zmax=limit,
+        colorscale=DIVERGING,
+        showscale=colorbar is not None,
+        colorbar=colorbar,
+        hovertemplate="%{y} given %{x}: %{z:.3g}<extra></extra>",
+    )
+    figure.add_trace(trace, row=row, col=col)
+    figure.update_yaxes(autorange="reversed", row=row, col=col)

@@ -1,0 +1,94 @@
+"""The look of every figure: colours that colour-blind readers can tell apart, type that survives half size."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any
+
+import plotly.graph_objects as go
+import plotly.io as pio
+
+# Okabe & Ito (2008), in an order in which neighbours differ in lightness too.
+BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, YELLOW, GREY = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#D55E00",
+    "#CC79A7",
+    "#56B4E9",
+    "#F0E442",
+    "#666666",
+)
+COLORS = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY)
+
+FORWARD, REVERSE, CHANCE = BLUE, VERMILION, GREY
+VARIANTS = {
+    "MDM rope": BLUE,
+    "MDM alibi": ORANGE,
+    "MDM none": GREEN,
+    "MDM learned": PURPLE,
+    "ARM rope": VERMILION,
+}
+DIVERGING = [[0.0, "#B2182B"], [0.25, "#EF8A62"], [0.5, "#F7F7F7"], [0.75, "#67A9CF"], [1.0, "#2166AC"]]
+"""Red for negative, blue for positive; distinct under red-green blindness."""
+
+WIDTH = 1400
+NAME = "mdm_interp"
+
+_axis = {
+    "showline": True,
+    "linecolor": "#444444",
+    "gridcolor": "#E4E4E4",
+    "zeroline": False,
+    "ticks": "outside",
+    "automargin": True,
+    "title": {"font": {"size": 18}, "standoff": 8},
+    "tickfont": {"size": 16},
+}
+
+pio.templates[NAME] = go.layout.Template(
+    layout={
+        "font": {"family": "DejaVu Sans, Verdana, sans-serif", "size": 18, "color": "#222222"},
+        "colorway": list(COLORS),
+        "paper_bgcolor": "white",
+        "plot_bgcolor": "white",
+        "xaxis": _axis,
+        "yaxis": _axis,
+        "margin": {"l": 90, "r": 40, "b": 100},
+        "hoverlabel": {"font": {"size": 15}},
+    }
+)
+
+
+def titled(figure: go.Figure, title: str, takeaway: str, height: int) -> go.Figure:
+    """Give a figure the theme, its title, and as subtitle the one sentence to take away."""
+    lines = textwrap.wrap(takeaway, 145)
+    figure.update_layout(
+        template=NAME,
+        width=WIDTH,
+        height=height,
+        margin={"t": 105 + 24 * len(lines)},
+        title={
+            "text": f"<b>{title}</b>",
+            "subtitle": {"text": "<br>".join(lines), "font": {"size": 17, "color": "#444444"}},
+            "x": 0.01,
+            "xanchor": "left",
+            "yref": "container",
+            "y": 1 - 34 / height,
+            "yanchor": "top",
+            "font": {"size": 26},
+        },
+    )
+    figure.update_annotations(font_size=19)  # panel titles
+    return figure
+
+
+def legend_at(x: float, y: float) -> dict[str, Any]:
+    """A horizontal legend whose top centre is at (x, y) of the plotting area."""
+    return {"orientation": "h", "xanchor": "center", "x": x, "yanchor": "top", "y": y, "font": {"size": 17}}
+
+
+def faded(color: str, alpha: float = 0.2) -> str:
+    """A hexadecimal colour with transparency, for bands."""
+    red, green, blue = (int(color[start : start + 2], 16) for start in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{alpha})"

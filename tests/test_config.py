@@ -1,0 +1,350 @@
+"""Configs: what is refused and how it is said, YAML, digests; and files that are whole or absent."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from helpers import TINY, tiny_config
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from mdm_interp.config import Config, FactConfig, ModelConfig, TrainConfig, one_line
+from mdm_interp.files import UserError, replacing, write_text
+
+# ---- mistakes: fields, and what the message must say about the field, its value and the fix
+
+MODEL_MISTAKES: list[tuple[dict[str, Any], str]] = [
+    ({"d_model": 0}, r"d_model: .*greater than 0 \(got 0\)"),
+    ({"d_model": "wide"}, r"d_model: .*integer.* \(got 'wide'\)"),
+    ({"d_model": None}, r"d_model: missing; add it"),
+    ({"n_heads": 3}, r"n_heads: 3 does not divide d_model 16; choose a divisor or set d_head"),
+    ({"n_heads": -1}, r"n_heads: .*greater than 0 \(got -1\)"),
+    ({"n_ctx": 2.5}, r"n_ctx: .*integer.* \(got 2.5\)"),
+    ({"n_key_value_heads": 3}, r"n_key_value_heads: 3 does not divide n_heads 4; use a divisor"),
+    ({"d_model": 12}, r"d_head: 3 is odd.*make it even"),
+    ({"d_head": 5}, r"d_head: 5 is odd.*make it even"),
+    ({"rotary_dim": 3}, r"rotary_dim: 3 must be even and at most d_head \(4\)"),
+    ({"rotary_dim": 6}, r"rotary_dim: 6 must be even and at most d_head \(4\)"),
+    ({"rotary_base": 0}, r"rotary_base: .*greater than 0 \(got 0\)"),
+    ({"position": "ropee"}, r"position: .*'rope', 'alibi'.* \(got 'ropee'\)"),
+    ({"attention": "left"}, r"attention: .*'bidirectional' or 'causal' \(got 'left'\)"),
+    ({"normalization_type": "LNPre"}, r"normalization_type: .*'RMS' or 'LN' \(got 'LNPre'\)"),
+    ({"act_fn": "swish"}, r"act_fn: .*'silu' \(got 'swish'\)"),
+    ({"dtype": "int8"}, r"dtype: .*'float32'.* \(got 'int8'\)"),
+    ({"readout_shift": 1}, r"readout_shift: .*0 or -1 \(got 1\)"),
+    ({"gated_mlp": True}, r"gated_mlp: true needs an MLP; set d_mlp"),
+    ({"mask_token_id": 13}, r"mask_token_id: 13 is outside the vocabulary; d_vocab must be at least 14"),
+    ({"mask_token_id": -1}, r"mask_token_id: .*greater than or equal to 0 \(got -1\)"),
+    ({"d_modle": 16}, r"d_modle: no such field; remove it or correct its spelling"),
+    (
+        {"position": "t5_bias", "relative_attention_num_buckets": 3},
+        r"relative_attention_num_buckets: 3 is too few for bidirectional attention; use at least 4",
+    ),
+    (
+        {"position": "t5_bias", "attention": "causal", "relative_attention_num_buckets": 1},
+        r"relative_attention_num_buckets: 1 is too few for causal attention; use at least 2",
+    ),
+    (
+        {"position": "t5_bias", "relative_attention_max_distance": 8},
+        r"relative_attention_max_distance: 8 lies within the 8 .*; raise it above 8",
+    ),
+]
+FACT_MISTAKES: list[tuple[dict[str, Any], str]] = [
+    ({"world": "flat"}, r"world: .*'two_role'.* \(got 'flat'\)"),
+    ({"gap": 1}, r"gap: 1 leaves no room for the relation.*use at least 2"),
+    ({"gap": [4, 3]}, r"gap: the lowest distance 4 is above the highest 3; swap them"),
+    ({"gap": 8}, r"gap: 8 is longer than the sequence allows; use at most 7 or raise seq_len to 9"),
+    ({"gap": [2, 9], "seq_len": 9}, r"gap: 9 is longer than the sequence allows; use at most 8 or raise seq_len to 10"),
+    ({"gap": "far"}, r"gap: .*integer.* \(got 'far'\)"),
+    ({"filler": "none"}, r"filler: 'none' leaves 5 of seq_len 8 positions empty; use seq_len 3 and gap 2"),
+    ({"n_entities": 61}, r"n_entities: 61 cannot be shared out among n_roles 3; use a multiple"),
+    ({"n_roles": 1}, r"n_entities: 60 cannot be shared out among n_roles 1; use a multiple of at least 2 roles"),
+    ({"world": "two_role", "n_entities": 61}, r"n_entities: 61 is odd.*use an even number"),
+    ({"reversed_share": 1.0}, r"reversed_share: .*less than 1 \(got 1.0\)"),
+    ({"n_fillers": 3}, r"n_fillers: no such field"),
+]
+TRAIN_MODEL: dict[str, Any] = {**TINY, "d_vocab": 80}
+TRAIN_MISTAKES: list[tuple[dict[str, Any], str]] = [
+    (
+        {"model": {**TRAIN_MODEL, "d_vocab": 79}},
+        r"model.d_vocab: 79 is too small for the world.*80 tokens; raise it to 80",
+    ),
+    ({"model": {**TRAIN_MODEL, "n_ctx": 7}}, r"model.n_ctx: 7 is shorter than facts.seq_len 8; raise it to 8"),
+    ({"objective": "causal"}, r"objective: 'causal' does not go with bidirectional attention; set .* 'causal'"),
+    (
+        {"model": {**TRAIN_MODEL, "attention": "causal"}},
+        r"objective: 'any_order' does not go with causal attention; set .* 'bidirectional'",
+    ),
+    (
+        {"model": {**TRAIN_MODEL, "mask_token_id": 3}},
+        r"model.mask_token_id: 3 is not the world's mask 79; leave it out",
+    ),
+    ({"model": {**TRAIN_MODEL, "n_heads": 3}}, r"model: n_heads: 3 does not divide d_model 16; choose"),
+    ({"model": {**TRAIN_MODEL, "position": "up"}}, r"model.position: .* \(got 'up'\)"),
+    ({"model": None}, r"model: .* \(got None\)"),
+    ({"facts": {"gap": 1}}, r"facts: gap: 1 leaves no room"),
+    ({"n_checkpoints": 1}, r"n_checkpoints: .*greater than or equal to 2 \(got 1\)"),
+    ({"lr": 0}, r"lr: .*greater than 0 \(got 0\)"),
+    ({"beta1": 1}, r"beta1: .*less than 1 \(got 1\)"),
+    ({"steps": 0, "warmup": -1}, r"steps: .*greater than 0 \(got 0\) \(and 1 more\)"),
+]
+MISTAKES = [
+    *((ModelConfig, {**TINY, **changes}, message) for changes, message in MODEL_MISTAKES),
+    *((FactConfig, changes, message) for changes, message in FACT_MISTAKES),
+    *((TrainConfig, {"model": TRAIN_MODEL, **changes}, message) for changes, message in TRAIN_MISTAKES),
+]
+
+
+@pytest.mark.parametrize(("kind", "fields", "message"), MISTAKES, ids=[message[:30] for _, _, message in MISTAKES])
+def test_a_mistake_is_named_with_its_value_and_its_fix(
+    kind: type[Config], fields: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValidationError) as built:
+        kind(**fields)
+    said = one_line(built.value)
+    assert re.match(message, said), said
+    assert "\n" not in said
+
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(fields))
+    with pytest.raises(UserError, match=rf"^{re.escape(f'{path}: {said}')}$"):
+        kind.from_yaml(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"expected fields and values, got None"),
+        (b"- 1\n- 2\n", r"expected fields and values, got \[1, 2\]"),
+        (b"d_model: [", r"not YAML \(.*line 1, column 11.*\); correct its syntax"),
+        (b"\xff\xfe\x00", r"cannot be read \(.*\); give the path of a YAML file"),
+        (b"{d_model: 16, n_heads: 4, d_vocab: 9, n_ctx: 4, 1: 2}", r"1: "),
+    ],
+    ids=["empty", "list", "broken", "binary", "number for a name"],
+)
+def test_a_file_that_is_no_config_is_refused_on_one_line(content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"^{re.escape(str(path))}: {message}") as raised:
+        ModelConfig.from_yaml(path)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
+    for path in (tmp_path / "absent.yaml", tmp_path):
+        with pytest.raises(UserError, match=rf"^{re.escape(str(path))}: cannot be read .*give the path of a YAML file"):
+            ModelConfig.from_yaml(path)
+
+
+def test_the_edges_of_what_is_allowed_are_allowed() -> None:
+    assert tiny_config(mask_token_id=12).mask_token_id == 12
+    assert tiny_config(d_model=12, position="alibi").head_dim == 3  # only rope needs an even d_head
+    assert tiny_config(d_head=5, rotary_dim=4).rotary_dim == 4
+    assert tiny_config(position="t5_bias", relative_attention_num_buckets=4, relative_attention_max_distance=2)
+    assert FactConfig(gap=7).gaps == (7, 7)
+    assert FactConfig(filler="none", seq_len=3).filler_tokens == 0
+    assert TrainConfig(model=ModelConfig(**{**TRAIN_MODEL, "n_ctx": 8})).model.mask_token_id == 79
+
+
+# ---- equality, digests, YAML
+
+# Another valid value for every field; the test below fails when a field is missing here.
+OTHER_VALUES: dict[type[Config], tuple[dict[str, Any], dict[str, Any]]] = {
+    ModelConfig: (
+        {**TINY, "d_head": 4, "n_key_value_heads": 4, "rotary_dim": 4, "initializer_range": 0.2, "d_mlp": 24},
+        {
+            "d_model": 32,
+            "n_heads": 8,
+            "d_vocab": 14,
+            "n_ctx": 13,
+            "n_layers": 3,
+            "d_head": 6,
+            "n_key_value_heads": 2,
+            "qkv_bias": True,
+            "attention": "causal",
+            "position": "learned",
+            "rotary_base": 5e5,
+            "rotary_dim": 2,
+            "rotary_adjacent_pairs": True,
+            "relative_attention_num_buckets": 16,
+            "relative_attention_max_distance": 64,
+            "d_mlp": 25,
+            "gated_mlp": True,
+            "act_fn": "relu",
+            "normalization_type": None,
+            "eps": 1e-6,
+            "tie_word_embeddings": True,
+            "initializer_range": 0.1,
+            "mask_token_id": 12,
+            "readout_shift": -1,
+            "dtype": "float64",
+        },
+    ),
+    FactConfig: (
+        {},
+        {
+            "world": "symmetric_pool",
+            "n_entities": 30,
+            "n_roles": 2,
+            "filler": "constant",
+            "n_filler": 4,
+            "seq_len": 9,
+            "gap": (2, 3),
+            "reversed_share": 0.5,
+        },
+    ),
+    TrainConfig: (
+        {"model": TRAIN_MODEL},
+        {
+            "model": {**TRAIN_MODEL, "n_layers": 1},
+            "facts": {"n_entities": 30},
+            "objective": "source_only",
+            "seed": 1,
+            "steps": 4001,
+            "batch_size": 65,
+            "lr": 1e-3,
+            "weight_decay": 0.0,
+            "beta1": 0.8,
+            "beta2": 0.9,
+            "warmup": 0,
+            "grad_clip": 2.0,
+            "n_checkpoints": 2,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", list(OTHER_VALUES), ids=lambda kind: kind.__name__)
+def test_the_digest_depends_on_every_field_except_the_device(kind: type[Config]) -> None:
+    base, others = OTHER_VALUES[kind]
+    assert set(others) == set(kind.model_fields) - {"device"}
+    digests = [kind(**base).digest(), *(kind(**{**base, field: value}).digest() for field, value in others.items())]
+    assert len(set(digests)) == len(digests)
+    assert all(re.fullmatch("[0-9a-f]{16}", digest) for digest in digests)
+
+
+def test_the_digest_does_not_depend_on_the_device_or_on_who_wrote_a_default_out() -> None:
+    written_out = {"d_head": 4, "n_key_value_heads": 4, "rotary_dim": 4, "initializer_range": 0.2, "readout_shift": 0}
+    assert tiny_config(**written_out) == tiny_config()
+    assert tiny_config(**written_out).digest() == tiny_config().digest() == tiny_config(device="cuda").digest()
+    assert hash(tiny_config(**written_out)) == hash(tiny_config())
+    assert tiny_config(attention="causal").readout_shift == -1
+    assert TrainConfig(model=ModelConfig(**TRAIN_MODEL, mask_token_id=79)) == TrainConfig(
+        model=ModelConfig(**TRAIN_MODEL)
+    )
+
+
+@pytest.mark.parametrize("value", ["16", 16.0])
+def test_a_whole_number_may_be_written_otherwise(value: str | float) -> None:
+    assert tiny_config(d_model=value) == tiny_config()
+
+
+def test_a_config_is_frozen() -> None:
+    cfg = tiny_config()
+    with pytest.raises(ValidationError, match="frozen"):
+        cfg.d_model = 32
+    assert cfg.d_model == 16
+
+
+positive = st.floats(1e-12, 1e12)
+counts = st.integers(1, 300)
+
+
+@st.composite
+def model_configs(draw: st.DrawFn, **fixed: Any) -> ModelConfig:
+    position = draw(st.sampled_from(["rope", "alibi", "t5_bias", "none", "learned", "sinusoidal"]))
+    kv_heads, groups, half_head = draw(st.integers(1, 4)), draw(st.integers(1, 3)), draw(st.integers(1, 5))
+    d_mlp = draw(st.none() | counts)
+    fields: dict[str, Any] = {
+        "d_model": draw(counts),
+        "n_heads": kv_heads * groups,
+        "n_key_value_heads": kv_heads,
+        "d_head": 2 * half_head,
+        "d_vocab": draw(st.integers(100, 300)),
+        "n_ctx": draw(st.integers(8, 300)),
+        "n_layers": draw(counts),
+        "qkv_bias": draw(st.booleans()),
+        "attention": draw(st.sampled_from(["bidirectional", "causal"])),
+        "position": position,
+        "rotary_base": draw(positive),
+        "rotary_dim": 2 * draw(st.integers(1, half_head)) if position == "rope" else None,
+        "rotary_adjacent_pairs": draw(st.booleans()),
+        "relative_attention_num_buckets": draw(st.integers(4, 64)),
+        "relative_attention_max_distance": draw(st.integers(64, 300)),
+        "d_mlp": d_mlp,
+        "gated_mlp": d_mlp is not None and draw(st.booleans()),
+        "act_fn": draw(st.sampled_from(["relu", "gelu", "gelu_new", "silu"])),
+        "normalization_type": draw(st.sampled_from(["RMS", "LN", None])),
+        "eps": draw(positive),
+        "tie_word_embeddings": draw(st.booleans()),
+        "initializer_range": draw(st.none() | positive),
+        "mask_token_id": draw(st.none() | st.integers(0, 99)),
+        "readout_shift": draw(st.sampled_from([None, 0, -1])),
+        "dtype": draw(st.sampled_from(["float64", "float32", "bfloat16", "float16"])),
+    }
+    assert set(fields) == set(ModelConfig.model_fields) - {"device"}
+    return ModelConfig(**{**fields, **fixed})
+
+
+@st.composite
+def train_configs(draw: st.DrawFn) -> TrainConfig:
+    low, high = sorted(draw(st.tuples(st.integers(2, 7), st.integers(2, 7))))
+    facts = FactConfig(
+        world=draw(st.sampled_from(["two_role", "relation_cycle", "symmetric_pool"])),
+        n_entities=6 * draw(st.integers(1, 10)),
+        filler=draw(st.sampled_from(["constant", "random"])),
+        gap=draw(st.sampled_from([low, (low, high)])),
+        reversed_share=draw(st.floats(0, 1, exclude_max=True)),
+    )
+    objective: Any = draw(st.sampled_from(["any_order", "source_only", "target_only", "causal"]))
+    attention = "causal" if objective == "causal" else "bidirectional"
+    model = draw(model_configs(attention=attention, mask_token_id=draw(st.sampled_from([None, facts.mask_token_id]))))
+    return TrainConfig(
+        model=model,
+        facts=facts,
+        objective=objective,
+        seed=draw(st.integers(0, 2**31)),
+        lr=draw(positive),
+        weight_decay=draw(st.floats(0, 10)),
+        beta1=draw(st.floats(0, 1, exclude_max=True)),
+    )
+
+
+@settings(derandomize=True, deadline=None, max_examples=60)
+@given(cfg=model_configs() | train_configs())
+def test_a_config_comes_back_from_yaml_as_it_was(tmp_path_factory: pytest.TempPathFactory, cfg: Config) -> None:
+    path = tmp_path_factory.mktemp("yaml") / "config.yaml"
+    cfg.to_yaml(path)
+    again = type(cfg).from_yaml(path)
+    assert again == cfg
+    assert again.digest() == cfg.digest()
+
+
+# ---- files
+
+
+def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folders" / "numbers.txt"
+    write_text(path, "old α")
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text(encoding="utf-8") == "old α"
+        assert temporary.parent == path.parent  # another file system could not take the name over in one step
+    assert path.read_text() == "new"
+    assert [file.name for file in path.parent.iterdir()] == ["numbers.txt"]
+
+
+@pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
+def test_a_failing_writer_leaves_the_old_file_and_nothing_else(failure: type[BaseException], tmp_path: Path) -> None:
+    path = tmp_path / "numbers.txt"
+    write_text(path, "old")
+    with pytest.raises(failure), replacing(path) as temporary:
+        temporary.write_text("half of the ne")
+        raise failure
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["numbers.txt"]

@@ -1,0 +1,274 @@
+"""The model against implementations of others: TransformerLens' native bridge, Hugging Face's Llama and Qwen2."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from einops import rearrange
+from helpers import random_model, random_tokens, tiny_config
+from torch import Tensor, nn
+from torch.testing import assert_close
+from transformer_lens.config import TransformerBridgeConfig
+from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.model_bridge.sources.native import boot
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm, Qwen2RotaryEmbedding
+
+from mdm_interp.model import HookedTransformer
+
+# What others call our parameters; `*` stands for the layer.
+NATIVE_NAMES = {
+    "embed.W_E": "tok_embed.weight",
+    "pos_embed.W_pos": "pos.weight",
+    "blocks.*.ln1.w": "layers.*.ln1.weight",
+    "blocks.*.ln1.b": "layers.*.ln1.bias",
+    "blocks.*.attn.W_Q": "layers.*.attn.q.weight",
+    "blocks.*.attn.W_K": "layers.*.attn.k.weight",
+    "blocks.*.attn.W_V": "layers.*.attn.v.weight",
+    "blocks.*.attn.b_Q": "layers.*.attn.q.bias",
+    "blocks.*.attn.b_K": "layers.*.attn.k.bias",
+    "blocks.*.attn.b_V": "layers.*.attn.v.bias",
+    "blocks.*.attn.W_O": "layers.*.attn.o.weight",
+    "blocks.*.ln2.w": "layers.*.ln2.weight",
+    "blocks.*.ln2.b": "layers.*.ln2.bias",
+    "blocks.*.mlp.W_in": "layers.*.mlp.fc_in.weight",
+    "blocks.*.mlp.W_out": "layers.*.mlp.fc_out.weight",
+    "ln_final.w": "ln_out.weight",
+    "ln_final.b": "ln_out.bias",
+    "unembed.W_U": "head.weight",
+}
+NATIVE_GATED_NAMES = NATIVE_NAMES | {
+    "blocks.*.mlp.W_gate": "layers.*.mlp.gate.weight",
+    "blocks.*.mlp.W_in": "layers.*.mlp.in.weight",
+    "blocks.*.mlp.W_out": "layers.*.mlp.out.weight",
+}
+HUGGING_FACE_NAMES = {
+    "embed.W_E": "model.embed_tokens.weight",
+    "blocks.*.ln1.w": "model.layers.*.input_layernorm.weight",
+    "blocks.*.attn.W_Q": "model.layers.*.self_attn.q_proj.weight",
+    "blocks.*.attn.W_K": "model.layers.*.self_attn.k_proj.weight",
+    "blocks.*.attn.W_V": "model.layers.*.self_attn.v_proj.weight",
+    "blocks.*.attn.b_Q": "model.layers.*.self_attn.q_proj.bias",
+    "blocks.*.attn.b_K": "model.layers.*.self_attn.k_proj.bias",
+    "blocks.*.attn.b_V": "model.layers.*.self_attn.v_proj.bias",
+    "blocks.*.attn.W_O": "model.layers.*.self_attn.o_proj.weight",
+    "blocks.*.ln2.w": "model.layers.*.post_attention_layernorm.weight",
+    "blocks.*.mlp.W_gate": "model.layers.*.mlp.gate_proj.weight",
+    "blocks.*.mlp.W_in": "model.layers.*.mlp.up_proj.weight",
+    "blocks.*.mlp.W_out": "model.layers.*.mlp.down_proj.weight",
+    "ln_final.w": "model.norm.weight",
+    "unembed.W_U": "lm_head.weight",
+}
+
+
+def linear_layout(name: str, weight: Tensor) -> Tensor:
+    """A parameter of ours as torch.nn.Linear keeps it, `[output input]`."""
+    leaf = name.rsplit(".", 1)[-1]
+    if leaf in ("W_Q", "W_K", "W_V"):
+        return rearrange(weight, "head d_model d_head -> (head d_head) d_model")
+    if leaf == "W_O":
+        return rearrange(weight, "head d_head d_model -> d_model (head d_head)")
+    if leaf in ("b_Q", "b_K", "b_V"):
+        return weight.flatten()
+    return weight.T if leaf in ("W_in", "W_out", "W_gate", "W_U") else weight
+
+
+@torch.no_grad()
+def copy_weights(model: HookedTransformer, peer: nn.Module, names: dict[str, str]) -> None:
+    """Set every parameter of `peer` to ours, and to zero where we have none."""
+    theirs = {name.replace("_original_component.", ""): parameter for name, parameter in peer.named_parameters()}
+    for parameter in theirs.values():
+        parameter.zero_()
+    for name, weight in model.named_parameters():
+        layer = re.search(r"\d+", name)
+        pattern = re.sub(r"\d+", "*", name, count=1) if name.startswith("blocks") else name
+        target = theirs[names[pattern].replace("*", layer[0] if layer else "")]
+        converted = linear_layout(name, weight)
+        assert target.shape == converted.shape, name
+        target.copy_(converted)
+
+
+# ---- TransformerLens' native bridge
+
+
+def native_peer(model: HookedTransformer) -> TransformerBridge:
+    cfg = model.cfg
+    peer = boot(  # what TransformerLens attaches as TransformerBridge.boot_native
+        TransformerBridgeConfig(
+            d_model=cfg.d_model,
+            d_head=cfg.head_dim,
+            n_heads=cfg.n_heads,
+            n_key_value_heads=cfg.kv_heads,
+            n_layers=cfg.n_layers,
+            n_ctx=cfg.n_ctx,
+            d_vocab=cfg.d_vocab,
+            d_mlp=cfg.d_mlp,
+            act_fn=cfg.act_fn,
+            gated_mlp=cfg.gated_mlp,
+            attn_only=cfg.attn_only,
+            normalization_type=cfg.normalization_type,
+            eps=cfg.eps,
+            positional_embedding_type="rotary" if cfg.position == "rope" else "standard",
+            rotary_dim=cfg.rotary_dim,
+            rotary_base=int(cfg.rotary_base),
+            attention_dir=cfg.attention,
+        )
+    )
+    copy_weights(model, peer, NATIVE_GATED_NAMES if cfg.gated_mlp else NATIVE_NAMES)
+    return peer
+
+
+def assert_same_logits(ours: Tensor, theirs: Tensor, tolerance: float) -> None:
+    assert theirs.std() > 0.3  # logits near zero would agree whatever the model did
+    assert_close(ours, theirs, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("attention", ["bidirectional", "causal"])
+@pytest.mark.parametrize("norm", ["RMS", "LN"])
+@pytest.mark.parametrize("position", ["rope", "learned"])
+@pytest.mark.parametrize("kv_heads", [4, 2])
+@pytest.mark.parametrize("mlp", [{}, {"d_mlp": 24}, {"d_mlp": 24, "gated_mlp": True, "act_fn": "silu"}])
+def test_logits_equal_the_native_bridge(
+    attention: str, norm: str, position: str, kv_heads: int, mlp: dict[str, Any]
+) -> None:
+    model = random_model(
+        attention=attention,
+        normalization_type=norm,
+        position=position,
+        rotary_adjacent_pairs=True,
+        n_key_value_heads=kv_heads,
+        **mlp,
+    )
+    tokens = random_tokens()
+    with torch.no_grad():
+        assert_same_logits(model(tokens), native_peer(model)(tokens), 1e-5)
+
+
+@pytest.mark.parametrize("act_fn", ["relu", "gelu", "gelu_new", "silu"])
+def test_activations_biases_and_partial_rotary_equal_the_native_bridge(act_fn: str) -> None:
+    model = random_model(d_mlp=24, act_fn=act_fn, qkv_bias=True, d_head=8, rotary_dim=4, rotary_adjacent_pairs=True)
+    tokens = random_tokens()
+    with torch.no_grad():
+        assert_same_logits(model(tokens), native_peer(model)(tokens), 1e-5)
+
+
+@pytest.mark.parametrize("attention", ["bidirectional", "causal"])
+@pytest.mark.parametrize("position", ["rope", "learned"])
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_padded_logits_equal_the_native_bridge_where_tokens_are_real(attention: str, position: str, side: str) -> None:
+    model = random_model(attention=attention, position=position, rotary_adjacent_pairs=True, d_mlp=24)
+    tokens = random_tokens(batch=3)
+    real = torch.arange(7) < torch.tensor([7, 4, 1])[:, None]
+    real = real if side == "right" else real.flip(1)
+    with torch.no_grad():
+        positions = torch.arange(7).expand_as(tokens)  # as ours; the bridge would count real tokens only
+        theirs = native_peer(model)(tokens, attention_mask=real.long(), position_ids=positions)
+        assert_same_logits(model(tokens, real)[real], theirs[real], 1e-5)
+
+
+def test_parity_notices_the_other_pairing_of_dimensions() -> None:
+    model, tokens = random_model(rotary_adjacent_pairs=False), random_tokens()
+    with torch.no_grad():
+        assert (model(tokens) - native_peer(model)(tokens)).abs().max() > 1e-2
+
+
+# ---- Hugging Face
+
+
+class DoubleRotary(nn.Module):
+    """Cosines and sines of Hugging Face's layout, in float64 throughout."""
+
+    def __init__(self, d_head: int, base: float) -> None:
+        super().__init__()
+        self.d_head, self.base = d_head, base
+
+    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        rates = self.base ** -(torch.arange(0, self.d_head, 2).double() / self.d_head)
+        angle = (position_ids[..., None].double() * rates).repeat(1, 1, 2)
+        return angle.cos(), angle.sin()
+
+
+def make_double(peer: nn.Module, base: float) -> None:
+    """Hugging Face's norm and rotary embedding compute in float32 even in a float64 model, which would drown a
+    difference below 1e-7. Put float64 versions in the place of these two; all else stays theirs."""
+    peer.double()
+    for name, module in list(peer.named_modules()):
+        parent = peer.get_submodule(name.rpartition(".")[0])
+        if isinstance(module, (LlamaRMSNorm, Qwen2RMSNorm)):
+            double = nn.RMSNorm(module.weight.shape[0], eps=module.variance_epsilon, dtype=torch.float64)
+            double.weight = module.weight
+            setattr(parent, name.rpartition(".")[2], double)
+        elif isinstance(module, (LlamaRotaryEmbedding, Qwen2RotaryEmbedding)):
+            config = module.config
+            setattr(
+                parent, name.rpartition(".")[2], DoubleRotary(config.hidden_size // config.num_attention_heads, base)
+            )
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("attention", ["bidirectional", "causal"])
+@pytest.mark.parametrize(("kv_heads", "tied", "base"), [(4, False, 1e4), (2, True, 5e5), (1, False, 5e5)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("float64", 1e-9)])
+def test_logits_equal_hugging_face(
+    family: str, attention: str, kv_heads: int, tied: bool, base: float, dtype: str, tolerance: float
+) -> None:
+    model = random_model(
+        attention=attention,
+        n_key_value_heads=kv_heads,
+        tie_word_embeddings=tied,
+        rotary_base=base,
+        qkv_bias=family == "qwen2",
+        d_mlp=24,
+        gated_mlp=True,
+        act_fn="silu",
+        eps=1e-6,
+        dtype=dtype,
+    )
+    cfg = model.cfg
+    config_class, model_class = {
+        "llama": (LlamaConfig, LlamaForCausalLM),
+        "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    }[family]
+    config = config_class(
+        vocab_size=cfg.d_vocab,
+        hidden_size=cfg.d_model,
+        intermediate_size=cfg.d_mlp,
+        num_hidden_layers=cfg.n_layers,
+        num_attention_heads=cfg.n_heads,
+        num_key_value_heads=cfg.kv_heads,
+        max_position_embeddings=cfg.n_ctx,
+        rms_norm_eps=cfg.eps,
+        rope_parameters={"rope_type": "default", "rope_theta": base},
+        tie_word_embeddings=tied,
+        attn_implementation="sdpa",
+    )
+    peer = model_class(config).eval()
+    if dtype == "float64":
+        make_double(peer, base)
+    copy_weights(model, peer, HUGGING_FACE_NAMES)
+    tokens = random_tokens(pos=12)
+    # Both are causal by nature; a 4-D mask that hides nothing is taken as it is and makes them bidirectional.
+    mask = torch.zeros(2, 1, 12, 12, dtype=model.W_E.dtype) if attention == "bidirectional" else None
+    with torch.no_grad():
+        theirs = peer(input_ids=tokens, attention_mask=mask).logits
+        assert theirs.dtype == model.W_E.dtype
+        assert_same_logits(model(tokens), theirs, tolerance)
+
+
+def test_grouped_query_heads_read_their_own_key_value_head() -> None:
+    """A grouped model equals an ungrouped one whose key and value weights are repeated, head by head."""
+    grouped = random_model(n_key_value_heads=2, d_mlp=24)
+    full = HookedTransformer(tiny_config(d_mlp=24))
+    weights = grouped.state_dict()
+    for layer in range(grouped.cfg.n_layers):
+        for name in ("W_K", "W_V"):
+            first, second = weights[f"blocks.{layer}.attn.{name}"]
+            weights[f"blocks.{layer}.attn.{name}"] = torch.stack([first, first, second, second])
+    full.load_state_dict(weights)
+    tokens = random_tokens()
+    with torch.no_grad():
+        assert_close(grouped(tokens), full(tokens), atol=1e-5, rtol=1e-5)

@@ -1,0 +1,473 @@
+"""Training: what a run records, that it survives being killed at any moment, and that it learns."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import random
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from itertools import pairwise
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from filelock import FileLock
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jaxtyping import TypeCheckError
+
+from mdm_interp import training
+from mdm_interp.config import FactConfig, ModelConfig, Objective, Scheme, TrainConfig
+from mdm_interp.diffusion import training_loss
+from mdm_interp.facts import FactWorld
+from mdm_interp.files import UserError
+from mdm_interp.model import HookedTransformer
+from mdm_interp.prediction import predict
+from mdm_interp.runs import Run
+from mdm_interp.training import Progressed, check_device, checkpoint_steps, train, train_all
+
+FACTS = FactConfig(n_entities=6, n_filler=4, seq_len=5)
+
+
+def tiny(objective: Objective = "any_order", **changes: Any) -> TrainConfig:
+    attention = "causal" if objective == "causal" else "bidirectional"
+    model = ModelConfig(d_model=8, n_heads=2, d_vocab=FACTS.d_vocab, n_ctx=FACTS.seq_len, attention=attention)
+    fields = {"steps": 12, "batch_size": 4, "n_checkpoints": 5, **changes}
+    return TrainConfig(model=model, facts=FACTS, objective=objective, **fields)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Models this small are slower on several threads, and workers, which have one, must match to the bit."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n_threads)
+
+
+def contents(run: Run) -> dict[str, bytes]:
+    """Everything the run's folder holds, byte by byte, without the lock."""
+    files = sorted(path for path in run.folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(run.folder)): path.read_bytes() for path in files}
+
+
+def refuse_to_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any) -> None:
+        raise AssertionError("a training step was taken")
+
+    monkeypatch.setattr(training, "training_loss", refuse)
+
+
+# ---- what a run records
+
+
+CAUSAL_MASK = pytest.mark.xfail(
+    strict=True, raises=TypeCheckError, reason="the causal mask is annotated with the batch it is broadcast to"
+)
+
+
+@pytest.mark.parametrize(
+    "objective", ["any_order", "source_only", "target_only", pytest.param("causal", marks=CAUSAL_MASK)]
+)
+def test_metrics_are_what_the_checkpoints_predict(tmp_path: Path, objective: Objective) -> None:
+    run = train(tiny(objective), root=tmp_path, progress=False)
+    rows = run.metrics()
+    assert [row["step"] for row in rows] == run.steps == checkpoint_steps(run.config)
+    assert run.steps[0] == 0 and run.steps[-1] == 12
+    for row in rows:
+        expected = {"step": row["step"], "loss": row["loss"]}
+        for name in ("forward", "reverse"):
+            answered = predict(run.model(row["step"]), [getattr(pair, name) for pair in run.query_pairs()])
+            expected[f"{name}_probability"] = pytest.approx(float(answered.log_probability.exp().mean()))
+            expected[f"{name}_accuracy"] = pytest.approx(float((answered.rank == 1).float().mean()))
+            expected[f"{name}_rank"] = pytest.approx(float(answered.rank.float().mean()))
+        assert math.isnan(row["loss"]) == (row["step"] == 0)
+        assert {name: value for name, value in row.items() if name != "loss"} == {
+            name: value for name, value in expected.items() if name != "loss"
+        }
+
+
+def test_training_is_adamw_with_warmup_and_clipping(tmp_path: Path) -> None:
+    """Recomputed with torch's plain AdamW from the seed alone: the initial weights, then facts and masks, step by
+    step."""
+    options = {"lr": 0.01, "weight_decay": 0.1, "beta1": 0.8, "beta2": 0.9, "warmup": 3, "grad_clip": 0.2, "steps": 5}
+    config = tiny(seed=7, **options)
+    run = train(config, root=tmp_path, progress=False)
+    draws = torch.Generator().manual_seed(7)
+    model = HookedTransformer(run.config.model, generator=draws)
+    world = FactWorld(FACTS, seed=7)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.8, 0.9), weight_decay=0.1, foreach=False)
+    losses, norms = [], []
+    for lr in (0.01 / 3, 0.02 / 3, 0.01, 0.01, 0.01):
+        optimizer.param_groups[0]["lr"] = lr
+        loss = training_loss(model, world.sample(4, draws), "any_order", draws)
+        optimizer.zero_grad()
+        loss.backward()
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        norms.append(float(torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt()))
+        for gradient in gradients:
+            gradient *= min(1.0, 0.2 / norms[-1])
+        optimizer.step()
+        losses.append(loss.item())
+    assert max(norms) > 0.2  # the clipping was put to the test
+    trained = run.model().state_dict()
+    for name, expected in model.state_dict().items():
+        assert torch.allclose(trained[name], expected, atol=1e-5), name
+    recorded = {row["step"]: row["loss"] for row in run.metrics()}
+    assert recorded[5] == pytest.approx(losses[4], rel=1e-4)
+
+
+def test_the_seed_decides_everything(tmp_path: Path) -> None:
+    first = train(tiny(), root=tmp_path / "a", progress=False)
+    torch.manual_seed(99)  # the global generator has no say
+    again = train(tiny(), root=tmp_path / "b", progress=False)
+    assert contents(first) == contents(again)
+    other = train(tiny(seed=1), root=tmp_path / "a", progress=False)
+    assert not torch.equal(first.model().W_E, other.model().W_E)
+    assert not torch.equal(first.facts.facts, other.facts.facts)
+
+
+def test_progress_is_reported_and_the_bar_keeps_to_stderr(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reports: list[Progressed] = []
+    run = train(tiny(steps=60), root=tmp_path, report=reports.append)
+    assert capfd.readouterr() == ("", "")
+    assert [progressed.step for progressed in reports] == [0, 25, 50, 60]
+    assert {progressed.total for progressed in reports} == {60}
+    last, row = reports[-1], run.metrics()[-1]
+    assert (last.loss, last.forward, last.reverse) == (
+        row["loss"],
+        row["forward_probability"],
+        row["reverse_probability"],
+    )
+    assert last.digest == run.config.digest() and last.label == "relation_cycle rope any_order seed 0"
+    monkeypatch.setenv("COLUMNS", "200")
+    train(tiny(steps=60, seed=1), root=tmp_path)
+    out, err = capfd.readouterr()
+    assert out == "" and "60/60" in err
+
+
+# ---- the store is asked first
+
+
+def test_a_finished_run_is_loaded_not_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = train(tiny(), root=tmp_path, progress=False)
+    before = contents(first)
+    refuse_to_train(monkeypatch)
+    again = train(tiny(), root=tmp_path, progress=False, device="no such device")  # which is not needed either
+    assert again == first and contents(again) == before
+    with pytest.raises(AssertionError, match="a training step was taken"):
+        train(tiny(seed=1), root=tmp_path, progress=False)
+
+
+def test_train_all_starts_no_process_for_finished_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    configs = [tiny(seed=1), tiny(seed=0)]
+    runs = [train(config, root=tmp_path, progress=False) for config in configs]
+    monkeypatch.setattr(training, "ProcessPoolExecutor", None)
+    assert train_all([*configs, configs[0]], root=tmp_path) == [*runs, runs[0]]
+    assert train_all([], root=tmp_path) == []
+
+
+# ---- checkpoints
+
+
+def test_checkpoint_steps_are_log_spaced() -> None:
+    assert checkpoint_steps(tiny(steps=1000, n_checkpoints=5)) == [0, 1, 10, 100, 1000]
+    assert checkpoint_steps(tiny(steps=1, n_checkpoints=5)) == [0, 1]
+    assert checkpoint_steps(tiny(steps=3, n_checkpoints=24)) == [0, 1, 2, 3]
+
+
+@settings(derandomize=True, database=None, deadline=None)
+@given(steps=st.integers(1, 100_000), n_checkpoints=st.integers(3, 60))
+def test_checkpoint_steps_reach_from_0_to_the_last(steps: int, n_checkpoints: int) -> None:
+    made = checkpoint_steps(tiny(steps=steps, n_checkpoints=n_checkpoints))
+    assert made[0] == 0 and made[-1] == steps
+    assert all(isinstance(step, int) for step in made)
+    assert made == sorted(set(made)) and len(made) <= n_checkpoints
+    ratio = steps ** (1 / (n_checkpoints - 2))  # neighbours differ by this factor, or by rounding
+    assert all(later <= earlier * ratio + ratio + 1 for earlier, later in pairwise(made[1:]))
+
+
+@pytest.mark.xfail(strict=True, reason="the only log-spaced step is 1, so the last step is never saved")
+def test_two_checkpoints_are_the_first_and_the_last(tmp_path: Path) -> None:
+    assert checkpoint_steps(tiny(n_checkpoints=2)) == [0, 12]
+    assert train(tiny(n_checkpoints=2), root=tmp_path, progress=False).finished
+
+
+# ---- killed at any moment
+
+
+class Killed(BaseException):
+    """Stands for a signal: nothing in the package may catch it."""
+
+
+def kill_at_write(monkeypatch: pytest.MonkeyPatch, number: int, landed: bool) -> list[str]:
+    """Die at the `number`-th file that is put into place, right before or right after. Returns a list that fills
+    with the files."""
+    written: list[str] = []
+    replace = os.replace
+
+    def fatal(source: Any, target: Any) -> None:
+        written.append(Path(target).name)
+        if len(written) == number and not landed:
+            raise Killed
+        replace(source, target)
+        if len(written) == number:
+            raise Killed
+
+    monkeypatch.setattr(os, "replace", fatal)
+    return written
+
+
+@pytest.mark.parametrize("landed", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("save_seconds", [30.0, -1.0], ids=["at checkpoints", "every step"])
+def test_killed_between_any_two_writes_it_resumes_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save_seconds: float, landed: bool
+) -> None:
+    monkeypatch.setattr(training, "SAVE_SECONDS", save_seconds)
+    config = tiny(steps=4, n_checkpoints=4)
+    with monkeypatch.context() as patch:
+        written = kill_at_write(patch, 0, landed)
+        whole = contents(train(config, root=tmp_path / "whole", progress=False))
+    states = 4 if save_seconds > 0 else 5
+    assert len(written) == 1 + 4 + 4 + states  # config, checkpoints, metrics, states
+    for number in range(1, len(written) + 1):
+        root = tmp_path / f"killed at write {number}"
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            kill_at_write(patch, number, landed)
+            train(config, root=root, progress=False)
+        left = contents(Run.of(config, root))
+        assert not [name for name in left if name.endswith(".tmp")]
+        assert all(name in whole for name in left)
+        assert contents(train(config, root=root, progress=False)) == whole, f"write {number}, {written[number - 1]}"
+
+
+def test_killed_again_and_again_it_ends_in_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every attempt gets only a little further: the first state it saves is its last."""
+    monkeypatch.setattr(training, "SAVE_SECONDS", -1.0)
+    whole = train(tiny(), root=tmp_path / "whole", progress=False)
+    attempts = 0
+    while not Run.of(tiny(), tmp_path).finished:
+        attempts += 1
+        save_state = Run.save_state
+
+        def save_and_die(self: Run, *args: Any, save_state: Any = save_state) -> None:
+            save_state(self, *args)
+            raise Killed
+
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(Run, "save_state", save_and_die)
+            train(tiny(), root=tmp_path, progress=False)
+    assert attempts == 13  # steps 0 to 12, one each
+    assert contents(Run.of(tiny(), tmp_path)) == contents(whole)
+
+
+def test_an_error_in_a_step_leaves_no_temporary_file_and_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(AssertionError, match="a training step was taken"):
+        refuse_to_train(patch)
+        train(tiny(), root=tmp_path, progress=False)
+    run = Run.of(tiny(), tmp_path)
+    assert set(contents(run)) == {
+        "config.yaml",
+        "checkpoints/000000.safetensors",
+        "metrics.jsonl",
+        "state.safetensors",
+    }
+    assert train(tiny(), root=tmp_path, progress=False).finished
+
+
+# ---- several processes
+
+TRAIN = """
+import torch
+from mdm_interp import training
+torch.set_num_threads(1)
+training.SAVE_SECONDS = -1.0
+training.train(config, root=root, progress=False)
+"""
+
+
+@pytest.fixture(scope="module")
+def processes() -> ForkServerContext:
+    """Processes that start in moments: their server has imported the package, and what torch's optimizers import."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        pytest.skip("needs the forkserver start method")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["mdm_interp.training", "torch._dynamo"])
+    return context
+
+
+def start(processes: ForkServerContext, config: TrainConfig, root: Path) -> ForkServerProcess:
+    process = processes.Process(target=exec, args=(TRAIN, {"config": config, "root": root}), daemon=True)
+    process.start()
+    return process
+
+
+def ended_well(process: ForkServerProcess) -> bool:
+    process.join(timeout=60)
+    return process.exitcode == 0
+
+
+def test_a_process_killed_at_random_moments_resumes_to_the_same_bits(
+    tmp_path: Path, processes: ForkServerContext
+) -> None:
+    config = tiny(steps=100, n_checkpoints=20)
+    whole = Run.of(config, tmp_path / "whole")
+    assert ended_well(start(processes, config, tmp_path / "whole"))
+    run, chooser, kills = Run.of(config, tmp_path), random.Random(0), 0
+    while not run.finished and kills < 5:
+        process, before = start(processes, config, tmp_path), run.step
+        while process.is_alive() and run.step == before:  # some progress, then any moment
+            time.sleep(0.002)
+        time.sleep(chooser.uniform(0, 0.05))
+        process.kill()
+        process.join()
+        kills += 1
+    assert kills >= 2
+    assert run.finished or ended_well(start(processes, config, tmp_path))
+    found = {name: content for name, content in contents(run).items() if not name.endswith(".tmp")}
+    assert found == contents(whole)
+
+
+def test_processes_that_want_the_same_run_share_it(tmp_path: Path, processes: ForkServerContext) -> None:
+    config = tiny(steps=40)
+    alone = train(config, root=tmp_path / "alone", progress=False)
+    together = [start(processes, config, tmp_path) for _ in range(3)]
+    assert all([ended_well(process) for process in together])
+    assert contents(Run.of(config, tmp_path)) == contents(alone)
+
+
+def test_nobody_writes_a_run_that_another_process_holds(tmp_path: Path, processes: ForkServerContext) -> None:
+    run = Run.of(tiny(), tmp_path)
+    run.folder.mkdir()
+    with FileLock(run.folder / ".lock"):
+        process = start(processes, tiny(), tmp_path)
+        time.sleep(1.0)  # ample: unhindered, it would be finished
+        assert process.is_alive() and contents(run) == {}
+    assert ended_well(process) and run.finished
+
+
+class CountingPool(ProcessPoolExecutor):
+    submitted: list[Run]
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
+        self.submitted.append(args[0])
+        return super().submit(fn, *args, **kwargs)
+
+
+@pytest.mark.slow
+def test_train_all_gives_the_runs_of_train_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CountingPool, "submitted", [], raising=False)
+    monkeypatch.setattr(training, "ProcessPoolExecutor", CountingPool)
+    configs = [tiny(seed=2), tiny("target_only"), tiny(seed=1), tiny(seed=2), tiny(seed=3)]
+    stored = train(configs[2], root=tmp_path, progress=False)
+    runs = train_all(configs, root=tmp_path, workers=2)
+    assert [run.config for run in runs] == configs and runs[2] == stored
+    trained = [run.config for run in CountingPool.submitted]
+    assert len(trained) == 3 and all(config in trained for config in (configs[0], configs[1], configs[4]))
+    for run in runs:
+        assert contents(run) == contents(train(run.config, root=tmp_path / "one by one", progress=False))
+
+
+@pytest.mark.slow
+def test_a_workers_user_error_reaches_the_caller(tmp_path: Path) -> None:
+    damaged = Run.of(tiny(seed=1), tmp_path)
+    train(damaged.config, root=tmp_path, progress=False)
+    metadata = damaged.state_path.read_bytes().replace(b'"step":"12"', b'"step":"2"')  # one byte short, too
+    damaged.state_path.write_bytes(metadata)
+    with pytest.raises(UserError, match=r"state\.safetensors: .* delete the folder"):
+        train_all([tiny(), damaged.config], root=tmp_path, workers=2)
+
+
+# ---- devices
+
+
+def test_auto_is_cuda_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert check_device("cpu") == "cpu"
+    for available, expected in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda available=available: available)
+        assert check_device("auto") == expected
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is available here")
+@pytest.mark.parametrize("device", ["cuda", "cuda:9"])
+def test_a_missing_gpu_is_a_users_mistake(tmp_path: Path, device: str) -> None:
+    message = rf"^device: '{device}' cannot be used here \(.+\); use 'cpu' or 'auto'$"
+    with pytest.raises(UserError, match=message):
+        train(tiny(), root=tmp_path, device=device, progress=False)
+    with pytest.raises(UserError, match=message):
+        train_all([tiny()], root=tmp_path, device=device)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        "gpu",
+        "",
+        pytest.param("meta", marks=pytest.mark.xfail(strict=True, reason="accepted, though it computes nothing")),
+    ],
+)
+def test_a_device_that_is_none_is_a_users_mistake(device: str) -> None:
+    with pytest.raises(UserError, match=rf"^device: '{device}' cannot be used here"):
+        check_device(device)
+
+
+# ---- settings that cannot be trained
+
+
+@pytest.mark.xfail(strict=True, reason="training does not apply the shift that predictions are read with")
+@pytest.mark.parametrize(("objective", "shift"), [("any_order", -1), ("causal", 0)])
+def test_a_shift_that_the_objective_does_not_train_is_refused(objective: Objective, shift: Literal[0, -1]) -> None:
+    model = tiny(objective).model.model_copy(update={"readout_shift": shift})
+    with pytest.raises(ValueError, match="readout_shift"):
+        TrainConfig(model=model, facts=FACTS, objective=objective)
+
+
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="the message is torch.cat's")
+def test_a_world_without_testable_facts_is_refused_with_its_cause(tmp_path: Path) -> None:
+    facts = FactConfig(world="two_role", n_entities=4, reversed_share=0.9)
+    model = ModelConfig(d_model=8, n_heads=2, d_vocab=facts.d_vocab, n_ctx=facts.seq_len)
+    with pytest.raises(ValueError, match="reversed_share"):
+        train(TrainConfig(model=model, facts=facts, steps=1), root=tmp_path, progress=False)
+
+
+# ---- learning
+
+
+def learn(position: Scheme, objective: Objective, steps: int, root: Path) -> tuple[list[dict[str, Any]], float]:
+    """The metrics of a small model of three roles with four entities each, and chance."""
+    facts = FactConfig(n_entities=12, n_filler=6, seq_len=6)
+    attention = "causal" if objective == "causal" else "bidirectional"
+    model = ModelConfig(d_model=32, n_heads=4, d_vocab=facts.d_vocab, n_ctx=6, position=position, attention=attention)
+    run = train(
+        TrainConfig(model=model, facts=facts, objective=objective, steps=steps, batch_size=128, n_checkpoints=12),
+        root=root,
+        progress=False,
+    )
+    return run.metrics(), run.facts.chance
+
+
+@pytest.mark.slow
+def test_an_alibi_mdm_learns_and_answers_in_reverse_as_it_does_forward(tmp_path: Path) -> None:
+    rows, chance = learn("alibi", "any_order", 900, tmp_path)
+    first, last = rows[0], rows[-1]
+    assert first["forward_probability"] < chance
+    assert last["forward_probability"] > 0.8
+    assert abs(last["reverse_probability"] - last["forward_probability"]) < 0.02
+
+
+@CAUSAL_MASK
+@pytest.mark.slow
+def test_a_rope_arm_learns_but_never_answers_in_reverse(tmp_path: Path) -> None:
+    rows, chance = learn("rope", "causal", 400, tmp_path)
+    assert rows[-1]["forward_probability"] > 0.8
+    assert max(row["reverse_probability"] for row in rows) <= chance
