@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import yaml
 from pydantic import (
@@ -38,9 +38,12 @@ ConfigT = TypeVar("ConfigT", bound="Config")
 def one_line(error: ValidationError) -> str:
     """The first problem of a validation error as `field: what is wrong (got value)`, plus how many more."""
     first, *others = error.errors()
-    field = ".".join(str(part) for part in first["loc"])
+    # The rest of a location are pydantic's names for the members of a union.
+    field = ".".join(str(part) for part in first["loc"] if str(part).isidentifier() or isinstance(part, int))
     message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
+    if first["type"] == "missing":
+        message = "missing; add it"
+    elif first["type"] == "extra_forbidden":
         message = "no such field; remove it or correct its spelling"
     elif field and not first["type"].startswith("value_error"):
         message = f"{message} (got {first['input']!r})"
@@ -78,7 +81,7 @@ class Config(BaseModel):
         if not isinstance(content, dict):
             raise UserError(f"{path}: expected fields and values, got {content!r}; see README for an example")
         try:
-            return cls(**content)
+            return cls.model_validate(content)
         except ValidationError as error:
             raise UserError(f"{path}: {one_line(error)}") from error
 
@@ -130,41 +133,27 @@ class ModelConfig(Config):
     device: str = Field(default="cpu", exclude=True)
     """Where the weights are; kept by the model. Not part of a run's identity."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_defaults(cls, values: Any) -> Any:
-        """Write the defaults that follow from other fields out, so that equal models have equal configs."""
-        if not isinstance(values, dict):
-            return values
-        filled = {name: value for name, value in values.items() if value is not None or name == "normalization_type"}
-        d_model, n_heads = filled.get("d_model"), filled.get("n_heads")
-        if not (isinstance(d_model, int) and isinstance(n_heads, int) and d_model > 0 and n_heads > 0):
-            return filled  # the fields' own validation reports this
-        if "d_head" not in filled:
-            if d_model % n_heads:
-                raise ValueError(
-                    f"n_heads: {n_heads} does not divide d_model {d_model}; choose a divisor or set d_head"
-                )
-            filled["d_head"] = d_model // n_heads
-        filled.setdefault("n_key_value_heads", n_heads)
-        filled.setdefault("initializer_range", 0.8 / d_model**0.5)
-        filled.setdefault("readout_shift", -1 if filled.get("attention") == "causal" else 0)
-        if filled.get("position", "rope") == "rope":
-            filled.setdefault("rotary_dim", filled["d_head"])
-        return filled
-
     @model_validator(mode="after")
-    def _check(self) -> ModelConfig:
-        if self.n_heads % self.kv_heads:
-            raise ValueError(f"n_key_value_heads: {self.kv_heads} does not divide n_heads {self.n_heads}")
+    def _resolve(self) -> ModelConfig:
+        """Write out the defaults that follow from other fields, so equal models have equal configs; then check."""
+        if self.d_head is None and self.d_model % self.n_heads:
+            raise ValueError(
+                f"n_heads: {self.n_heads} does not divide d_model {self.d_model}; choose a divisor or set d_head"
+            )
+        defaults = {
+            "d_head": self.d_model // self.n_heads,
+            "n_key_value_heads": self.n_heads,
+            "initializer_range": 0.8 / self.d_model**0.5,
+            "readout_shift": -1 if self.is_causal else 0,
+        }
         if self.position == "rope":
-            if self.head_dim % 2 and self.rotary_dim == self.head_dim:
-                raise ValueError(
-                    f"d_head: {self.head_dim} is odd, and rope rotates pairs of dimensions; make it even (d_model "
-                    "/ n_heads)"
-                )
-            if not self.rotary_dim or self.rotary_dim % 2 or self.rotary_dim > self.head_dim:
-                raise ValueError(f"rotary_dim: {self.rotary_dim} must be even and at most d_head ({self.head_dim})")
+            defaults["rotary_dim"] = self.d_head or defaults["d_head"]
+        for name, value in defaults.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        self._check_heads()
+        if self.position == "t5_bias":
+            self._check_buckets()
         if self.gated_mlp and self.d_mlp is None:
             raise ValueError("gated_mlp: true needs an MLP; set d_mlp to its width")
         if self.mask_token_id is not None and self.mask_token_id >= self.d_vocab:
@@ -173,6 +162,34 @@ class ModelConfig(Config):
                 f"{self.mask_token_id + 1}"
             )
         return self
+
+    def _check_heads(self) -> None:
+        if self.n_heads % self.kv_heads:
+            raise ValueError(
+                f"n_key_value_heads: {self.kv_heads} does not divide n_heads {self.n_heads}; use a divisor"
+            )
+        if self.position != "rope":
+            return
+        if self.head_dim % 2 and self.rotary_dim == self.head_dim:
+            raise ValueError(
+                f"d_head: {self.head_dim} is odd, and rope rotates pairs of dimensions; make it even (d_model / n_heads)"
+            )
+        if not self.rotary_dim or self.rotary_dim % 2 or self.rotary_dim > self.head_dim:
+            raise ValueError(f"rotary_dim: {self.rotary_dim} must be even and at most d_head ({self.head_dim})")
+
+    def _check_buckets(self) -> None:
+        buckets, fewest = self.relative_attention_num_buckets, 2 if self.is_causal else 4
+        if buckets < fewest:
+            raise ValueError(
+                f"relative_attention_num_buckets: {buckets} is too few for {self.attention} attention; use at least "
+                f"{fewest}"
+            )
+        exact = buckets // fewest
+        if self.relative_attention_max_distance <= exact:
+            raise ValueError(
+                f"relative_attention_max_distance: {self.relative_attention_max_distance} lies within the {exact} "
+                f"distances that have a bucket each; raise it above {exact}"
+            )
 
     @property
     def head_dim(self) -> int:

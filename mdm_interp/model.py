@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformer_lens import ActivationCache, HookedRootModule
 from transformer_lens.hook_points import HookFunction, HookPoint, LensHandle
-from transformer_lens.utilities import TypedModuleList
+from transformer_lens.utilities import Slice, TypedModuleList
 
 from mdm_interp.config import ModelConfig
 from mdm_interp.files import UserError
@@ -30,6 +30,9 @@ from mdm_interp.positions import SCHEMES, PositionScheme
 
 # Below about this many positions explicit attention is the faster of the two on a CPU (benchmarks/attention.py).
 FUSED_FROM = 64
+
+PER_HEAD = {"q", "k", "v", "rot_q", "rot_k", "z", "result", "q_input", "k_input", "v_input"}
+"""Hooks on activations of shape [batch pos head …]."""
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -124,7 +127,7 @@ class Attention(nn.Module):
         resid: Float[Tensor, "batch pos d_model"],
         norm: nn.Module,
         position: PositionScheme,
-        allowed: Bool[Tensor, "batch 1 query_pos key_pos"] | None,
+        allowed: Bool[Tensor, "#batch 1 query_pos key_pos"] | None,
     ) -> Float[Tensor, "batch pos d_model"]:
         q, k, v = self._project(resid, norm)
         positions = torch.arange(resid.shape[1], device=resid.device)
@@ -143,7 +146,8 @@ class Attention(nn.Module):
         for name, split in (("q", self.hook_q_input), ("k", self.hook_k_input), ("v", self.hook_v_input)):
             weight, bias = getattr(self, f"W_{name.upper()}"), getattr(self, f"b_{name.upper()}")
             if split.has_hooks():
-                per_head = split(repeat(resid, "batch pos d_model -> batch pos head d_model", head=weight.shape[0]))
+                copies = repeat(resid, "batch pos d_model -> batch pos head d_model", head=weight.shape[0])
+                per_head = split(copies.clone())  # may be edited in place
                 per_head = norm(per_head, hooked=False)  # the norm's own hooks see the shared residual only
                 x = einsum(per_head, weight, "batch pos head d_model, head d_model d_head -> batch pos head d_head")
             else:
@@ -220,7 +224,7 @@ class Block(nn.Module):
         self,
         resid: Float[Tensor, "batch pos d_model"],
         position: PositionScheme,
-        allowed: Bool[Tensor, "batch 1 query_pos key_pos"] | None,
+        allowed: Bool[Tensor, "#batch 1 query_pos key_pos"] | None,
     ) -> Float[Tensor, "batch pos d_model"]:
         resid = self.hook_resid_pre(resid)
         resid = resid + self.hook_attn_out(self.attn(resid, self.ln1, position, allowed))
@@ -301,7 +305,7 @@ class HookedTransformer(HookedRootModule):
         resid = self.hook_embed(self.W_E[tokens])
         pos_embed = self.pos_embed.embed(torch.arange(tokens.shape[1], device=tokens.device))
         if pos_embed is not None:
-            resid = resid + self.hook_pos_embed(pos_embed.expand_as(resid))
+            resid = resid + self.hook_pos_embed(pos_embed.expand_as(resid).clone())  # may be edited in place
         allowed = self._allowed(tokens, attention_mask)
         for block in self.blocks:
             resid = block(resid, self.pos_embed, allowed)
@@ -309,7 +313,7 @@ class HookedTransformer(HookedRootModule):
 
     def _allowed(
         self, tokens: Tensor, attention_mask: Tensor | None
-    ) -> Bool[Tensor, "batch 1 query_pos key_pos"] | None:
+    ) -> Bool[Tensor, "#batch 1 query_pos key_pos"] | None:
         """Which key positions each query may read; None allows all."""
         allowed = None
         if self.cfg.is_causal:
@@ -371,12 +375,14 @@ class HookedTransformer(HookedRootModule):
 
     # ---- what TransformerLens' ActivationCache and patching ask of a model
 
-    def tokens_to_residual_directions(self, tokens: int | Int[Tensor, "*tokens"]) -> Float[Tensor, "*tokens d_model"]:
+    def tokens_to_residual_directions(
+        self, tokens: str | int | Int[Tensor, "*tokens"]
+    ) -> Float[Tensor, "*tokens d_model"]:
         """The direction whose dot product with the *normalised* residual is a token's logit, up to the norm's bias.
 
         The final norm's gain is included, so `ActivationCache.logit_attrs` of a complete stack adds up to the logit.
         """
-        directions = self.W_U.T[tokens]
+        directions = self.W_U.T[self.to_single_token(tokens) if isinstance(tokens, str) else tokens]
         return directions * self.ln_final.w if isinstance(self.ln_final, Norm) else directions
 
     def accumulated_bias(
@@ -426,11 +432,13 @@ class HookedTransformer(HookedRootModule):
     def _match(self, names: str | Callable[[str], bool] | Iterable[str] | None) -> list[str]:
         """The hook points that a name, a list of names or a predicate selects, in the model's order.
 
+        None selects all but the split inputs `hook_q|k|v_input`, which are copies of `hook_resid_pre` made for editing.
+
         Raises:
             UserError: a name does not exist, or nothing is selected.
         """
         if names is None:
-            return list(self.hook_dict)
+            return [name for name in self.hook_dict if not name.endswith("_input")]
         if callable(names):
             matched = [name for name in self.hook_dict if names(name)]
             if not matched:
@@ -465,15 +473,26 @@ class HookedTransformer(HookedRootModule):
         for matched in self._match(name):
             super()._enable_hook(matched, hook, dir)
 
-    def get_caching_hooks(self, names_filter: Any = None, *args: Any, **kwargs: Any) -> tuple[dict, list, list]:
-        """As TransformerLens, but every entry owns its memory, so no later edit can change it."""
+    def get_caching_hooks(
+        self,
+        names_filter: Any = None,
+        incl_bwd: bool = False,
+        device: Any = None,
+        remove_batch_dim: bool = False,
+        cache: dict | None = None,
+        pos_slice: Any = None,
+    ) -> tuple[dict, list, list]:
+        """As TransformerLens, but every entry owns its memory, so no later edit can change it, and `pos_slice` takes
+        the position axis of every activation that has one per head, of rotated queries and keys too."""
+        chosen = Slice.unwrap(pos_slice)
+
+        def owned(name: str, save: Callable) -> tuple[str, Callable]:
+            axis = -3 if name.rsplit("hook_", 1)[-1] in PER_HEAD else -2
+            return name, lambda tensor, hook: save(chosen.apply(tensor, dim=axis).clone(), hook=hook)
+
         matched = set(self._match(names_filter))
-
-        def owned(save: Callable) -> Callable:
-            return lambda tensor, hook: save(tensor.clone(), hook=hook)
-
-        cache, fwd, bwd = super().get_caching_hooks(matched.__contains__, *args, **kwargs)
-        return cache, [(name, owned(save)) for name, save in fwd], [(name, owned(save)) for name, save in bwd]
+        cache, fwd, bwd = super().get_caching_hooks(matched.__contains__, incl_bwd, device, remove_batch_dim, cache)
+        return cache, [owned(*hook) for hook in fwd], [owned(*hook) for hook in bwd]
 
     def add_caching_hooks(self, *args: Any, **kwargs: Any) -> dict:
         """As TransformerLens, with entries that own their memory."""

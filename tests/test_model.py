@@ -697,10 +697,10 @@ SWEEPS = [
 
 
 class Pair:
-    """A clean and a corrupted sequence that differ at position 1, and how far token 2 leads token 5 at position 2."""
+    """A clean and a corrupted sequence that differ at position 1, measured by a mix of the logits at position 2."""
 
     def __init__(self, **changes: Any) -> None:
-        self.model: Any = random_model(n_heads=2, d_head=4, d_mlp=24, **changes)
+        self.model: Any = random_model(seed=2, n_heads=2, d_head=4, d_mlp=24, **changes)
         self.clean = random_tokens(batch=1, pos=3)
         self.corrupted = self.clean.clone()
         self.corrupted[0, 1] = (self.clean[0, 1] + 5) % self.model.cfg.d_vocab
@@ -708,11 +708,11 @@ class Pair:
             clean_logits, self.clean_cache = self.model.run_with_cache(self.clean)
             corrupted_logits, self.corrupted_cache = self.model.run_with_cache(self.corrupted)
         self.clean_metric, self.corrupted_metric = self.metric(clean_logits), self.metric(corrupted_logits)
-        assert abs(self.clean_metric - self.corrupted_metric) > 0.02
+        assert abs(self.clean_metric - self.corrupted_metric) > 0.05
 
     @staticmethod
     def metric(logits: Tensor) -> Tensor:
-        return logits[0, 2, 2] - logits[0, 2, 5]
+        return logits[0, 2] @ torch.linspace(-1, 1, 13)
 
 
 def expected_shape(sweep: str) -> tuple[int, ...]:
@@ -821,7 +821,7 @@ def test_direct_paths_equal_those_computed_by_hand(component: Any, kv_heads: int
 
             logits = model.run_with_hooks(pair.corrupted, fwd_hooks=[(f"blocks.1.attn.hook_{component}", replace)])
             close(one[1, head], pair.metric(logits))
-    assert (one[1] - pair.corrupted_metric).abs().max() > 1e-4
+    assert (one[1] - pair.corrupted_metric).abs().max() > 1e-3
 
 
 def test_direct_paths_into_shared_keys_are_refused_by_transformer_lens() -> None:

@@ -128,8 +128,7 @@ def test_a_stored_run_with_a_damaged_config_is_named(run: Run) -> None:
 
 
 def cut(path: Path) -> None:
-    content = path.read_bytes()
-    path.write_bytes(content[: len(content) // 2])
+    path.write_bytes(path.read_bytes()[:-9])
 
 
 def cut_header(path: Path) -> None:

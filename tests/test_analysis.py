@@ -1,0 +1,519 @@
+"""Analyses: how they are found, when they measure again, and that the four that are here say what their rows say."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import pytest
+import torch
+
+import analyses
+from analyses import evidence_growth, gradient_alignment, reversal_curse, route_correlation
+from mdm_interp import analysis as analysis_module
+from mdm_interp import presets
+from mdm_interp.analysis import ENTRY_POINTS, Analysis, Lab, discover
+from mdm_interp.config import FactConfig, ModelConfig, TrainConfig
+from mdm_interp.files import UserError
+from mdm_interp.model import HookedTransformer
+from mdm_interp.results import Result, tidy
+from mdm_interp.runs import Run
+from mdm_interp.stats import Estimate, bootstrap_mean
+from mdm_interp.training import train
+
+FIGURES = Path(__file__).parents[1] / "figures"
+MODULES = {module.ANALYSIS.name: module for module in (reversal_curse, evidence_growth, route_correlation)}
+MODULES["gradient_alignment"] = gradient_alignment
+COLUMNS = {
+    "reversal_curse": {"world", "variant", "seed", "run", "chance", "step", "forward_probability"},
+    "evidence_growth": {"variant", "seed", "run", "step", "query", "margin", "rank", "chance_rank", "evidence"},
+    "route_correlation": {"kind", "variant", "seed", "run", "step", "measured", "distance", "spectrum", "isotropic"},
+    "gradient_alignment": {"variant", "seed", "run", "step", "component", "mean_gradient", "matched", "storage_term"},
+}
+SAME_COLUMNS_IN_EVERY_ROW = ("reversal_curse", "gradient_alignment")
+
+PLANTED = """
+from mdm_interp.analysis import Analysis
+
+ANALYSIS = Analysis(
+    name={name!r},
+    question="Planted?",
+    configs=lambda seeds: [],
+    measure=lambda runs: [],
+    summarize=lambda result: {{}},
+    draw=lambda result: None,
+    order={order},
+)
+"""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Models this small are slower on several threads."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n_threads)
+
+
+def tiny(seed: int = 0) -> TrainConfig:
+    facts = FactConfig(n_entities=6, n_filler=4, seq_len=5)
+    model = ModelConfig(d_model=8, n_heads=2, d_vocab=facts.d_vocab, n_ctx=facts.seq_len)
+    return TrainConfig(model=model, facts=facts, steps=4, batch_size=4, n_checkpoints=3, seed=seed)
+
+
+def train_here(configs: Sequence[TrainConfig], *, root: Path, device: str, workers: int | None) -> list[Run]:
+    """`train_all` without its processes, which take longer to start than these runs take."""
+    return [train(config, root=root, device=device, progress=False) for config in configs]
+
+
+# ---- discovery
+
+
+def forget(names: set[str]) -> None:
+    for name in names:
+        sys.modules.pop(name, None)
+        package, _, module = name.rpartition(".")
+        if package in sys.modules and hasattr(sys.modules[package], module):
+            delattr(sys.modules[package], module)
+
+
+@pytest.fixture
+def fresh_modules() -> Iterator[None]:
+    """Modules that a test imports are forgotten after it."""
+    before = set(sys.modules)
+    yield
+    forget({name for name in set(sys.modules) - before if "planted" in name})
+
+
+def plant(path: Path, name: str = "planted", order: int = 15) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(PLANTED.format(name=name, order=order))
+
+
+def test_the_analyses_are_found_in_the_order_of_their_figures() -> None:
+    names = [analysis.name for analysis in discover()]
+    assert names == ["reversal_curse", "evidence_growth", "route_correlation", "gradient_alignment"]
+
+
+@pytest.mark.usefixtures("fresh_modules")
+def test_a_module_put_into_the_folder_is_found_without_an_edit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(tmp_path / "planted_analysis.py")
+    (tmp_path / "planted_helper.py").write_text("ANALYSIS = 'a module that only happens to have such a name'\n")
+    monkeypatch.setattr(analyses, "__path__", [*analyses.__path__, str(tmp_path)])
+    importlib.invalidate_caches()
+    names = [analysis.name for analysis in discover()]
+    assert names[:3] == ["reversal_curse", "planted", "evidence_growth"]
+    assert len(names) == 5
+
+
+@pytest.mark.usefixtures("fresh_modules")
+@pytest.mark.parametrize("entry", ["planted_study", "planted_study.one"], ids=["a package", "a module"])
+def test_an_installed_package_of_another_study_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entry: str
+) -> None:
+    plant(tmp_path / "planted_study" / "one.py", name="planted", order=1)
+    (tmp_path / "planted_study" / "__init__.py").touch()
+    info = tmp_path / "planted_study-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: planted-study\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[{ENTRY_POINTS}]\nplanted = {entry}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.invalidate_caches()
+    names = [analysis.name for analysis in discover()]
+    assert names[0] == "planted"
+    assert len(names) == 5
+
+
+@pytest.mark.usefixtures("fresh_modules")
+def test_two_analyses_of_one_name_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(tmp_path / "planted_analysis.py", name="reversal_curse")
+    monkeypatch.setattr(analyses, "__path__", [*analyses.__path__, str(tmp_path)])
+    importlib.invalidate_caches()
+    with pytest.raises(UserError, match="analysis 'reversal_curse' of analyses has the name of another; rename"):
+        discover()
+
+
+# ---- measured once
+
+
+class Counted:
+    """An analysis that counts how often it measures and draws rows from the runs it is given."""
+
+    def __init__(self) -> None:
+        self.measured: list[list[str]] = []
+
+    def analysis(self, **changes: Any) -> Analysis:
+        def measure(runs: Sequence[Run]) -> list[dict[str, Any]]:
+            assert all(run.finished and run.steps[-1] == run.config.steps for run in runs)
+            self.measured.append([run.folder.name for run in runs])
+            return [{"seed": run.config.seed, "value": run.config.seed + 1 / 3} for run in runs]
+
+        fields: dict[str, Any] = {
+            "name": "counted",
+            "question": "How often?",
+            "configs": lambda seeds: [tiny(seed) for seed in seeds],
+            "measure": measure,
+            "summarize": lambda result: {"value": bootstrap_mean(result.frame["value"])},
+            "draw": lambda result: go.Figure(),
+        }
+        return Analysis(**{**fields, **changes})
+
+
+@pytest.fixture
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
+    monkeypatch.setattr(analysis_module, "train_all", train_here)
+    return Lab(n_seeds=2, root=tmp_path / "store")
+
+
+def test_a_result_is_measured_once_and_read_from_then_on(lab: Lab, tmp_path: Path) -> None:
+    counted = Counted()
+    first = counted.analysis().result(lab, tmp_path)
+    again = counted.analysis().result(lab, tmp_path)
+    assert counted.measured == [[tiny(0).digest(), tiny(1).digest()]]
+    assert again == first
+    assert first.rows == [{"seed": 0, "value": 0.333333}, {"seed": 1, "value": 1.33333}]
+    assert first.seeds == [0, 1]
+    assert first.summary["value"].value == pytest.approx(0.833333, rel=1e-5)
+    assert first.config["runs"] == counted.measured[0]
+    assert [TrainConfig(**config).seed for config in first.config["first_seed"]] == [0]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"distances": [1, 2]}, {"threshold": 1 / 3}, {"distances": (1, 2)}],
+    ids=["list", "float of many digits", "tuple"],
+)
+def test_settings_alone_never_make_it_measure_again(lab: Lab, tmp_path: Path, settings: dict[str, Any]) -> None:
+    counted = Counted()
+    for _ in range(2):
+        counted.analysis(settings=settings).result(lab, tmp_path)
+    assert len(counted.measured) == 1
+
+
+def test_a_width_whose_initial_scale_has_many_digits_is_measured_once(lab: Lab, tmp_path: Path) -> None:
+    """The default `initializer_range`, 0.8 / sqrt(d_model), is 0.2828… here."""
+    assert tiny().model.initializer_range == pytest.approx(0.8 / 8**0.5)
+    counted = Counted()
+    for _ in range(2):
+        counted.analysis().result(lab, tmp_path)
+    assert len(counted.measured) == 1
+
+
+def test_other_settings_seeds_or_runs_are_measured_again(lab: Lab, tmp_path: Path) -> None:
+    counted = Counted()
+    counted.analysis().result(lab, tmp_path)
+    counted.analysis(settings={"distances": [1]}).result(lab, tmp_path)
+    counted.analysis(configs=lambda seeds: [tiny(seed + 5) for seed in seeds]).result(lab, tmp_path)
+    assert counted.analysis().result(replace(lab, n_seeds=1), tmp_path).seeds == [0]
+    assert len(counted.measured) == 4
+
+
+def test_a_damaged_result_is_not_overwritten(lab: Lab, tmp_path: Path) -> None:
+    (tmp_path / "counted.json").write_text('{"name": ')
+    with pytest.raises(UserError, match=r"counted\.json: not a result file"):
+        Counted().analysis().result(lab, tmp_path)
+    assert (tmp_path / "counted.json").read_text() == '{"name": '
+
+
+# ---- the four analyses, on models that train in a blink
+
+
+def tiny_layer(facts: FactConfig, position: Any, objective: Any, seed: int) -> TrainConfig:
+    attention = "causal" if objective == "causal" else "bidirectional"
+    model = ModelConfig(
+        d_model=16, n_heads=2, d_vocab=facts.d_vocab, n_ctx=facts.seq_len, position=position, attention=attention
+    )
+    return TrainConfig(
+        model=model, facts=facts, objective=objective, seed=seed, steps=30, batch_size=16, warmup=1, n_checkpoints=4
+    )
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Result]]:
+    """Each analysis' result on the tiny grid, with 2 seeds."""
+    folder = tmp_path_factory.mktemp("tiny")
+    cycle = FactConfig(world="relation_cycle", filler="random", n_entities=9, n_filler=4)
+    two_role = FactConfig(world="two_role", filler="none", seq_len=3, n_entities=8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(presets.WORLDS, "relation_cycle", cycle)
+        patch.setitem(presets.WORLDS, "two_role", two_role)
+        patch.setattr(presets, "one_layer", tiny_layer)
+        patch.setattr(analysis_module, "train_all", train_here)
+        lab = Lab(n_seeds=2, root=folder / "store")
+        yield {name: module.ANALYSIS.result(lab, folder / "out") for name, module in MODULES.items()}
+
+
+def committed(name: str) -> Result:
+    path = FIGURES / f"{name}.json"
+    if not path.exists():
+        pytest.skip(f"{path.name} is not there; `make reproduce` writes it")
+    return Result.load(path)
+
+
+@pytest.fixture(params=["tiny", "committed"])
+def result_of(request: pytest.FixtureRequest) -> Callable[[str], Result]:
+    """An analysis' result, measured here or committed."""
+    return committed if request.param == "committed" else request.getfixturevalue("measured").__getitem__
+
+
+def at_step(frame: pd.DataFrame, stage: str) -> pd.DataFrame:
+    step = frame["step"].min() if stage == "initial" else frame["step"].max()
+    return cast(pd.DataFrame, frame[frame["step"] == step])
+
+
+def expect_reversal_curse(frame: pd.DataFrame) -> dict[str, float]:
+    expected = {}
+    for (world, variant), group in frame.groupby(["world", "variant"]):
+        last = group.sort_values("step").groupby("run").tail(1)
+        for quantity in ("forward_probability", "reverse_probability", "forward_accuracy", "reverse_accuracy"):
+            expected[f"{world} / {variant} / {quantity}"] = last[quantity].sum() / len(last)
+        difference = last["forward_probability"] - last["reverse_probability"]
+        expected[f"{world} / {variant} / largest gap of any seed"] = max(difference.max(), -difference.min())
+        peaks = [one["reverse_probability"].max() for _, one in group.groupby("seed")]
+        expected[f"{world} / {variant} / highest reverse_probability"] = sum(peaks) / len(peaks)
+        expected[f"{world} / chance"] = group["chance"].iloc[0]
+    return expected
+
+
+def expect_evidence_growth(frame: pd.DataFrame) -> dict[str, float]:
+    expected = {"rank by chance": frame["chance_rank"].dropna().iloc[0]}
+    asked = frame[frame["query"].isin(["forward", "reverse"])]
+    for (variant, kind), group in asked.groupby(["variant", "query"]):
+        for stage in ("initial", "final"):
+            for quantity in ("margin", "rank"):
+                mean = at_step(group, stage)[quantity].mean()
+                expected[f"{variant} / {kind} / {stage} {quantity}"] = mean
+    return expected
+
+
+def expect_route_correlation(frame: pd.DataFrame) -> dict[str, float]:
+    expected = {}
+    for stage in ("initial", "final"):
+        whole = at_step(frame[frame["kind"] == "correlation"], stage)
+        for variant, group in whole.groupby("variant"):
+            expected[f"{variant} / {stage} route correlation"] = group["measured"].mean()
+        distances = at_step(frame[frame["kind"] == "distance"], stage)
+        for distance, group in distances.groupby("distance"):
+            for kind in ("measured", "spectrum", "isotropic"):
+                key = f"MDM rope / {stage} correlation at distance {int(cast(float, distance))}, {kind}"
+                expected[key] = group[kind].mean()
+    return expected
+
+
+def expect_gradient_alignment(frame: pd.DataFrame) -> dict[str, float]:
+    expected = {}
+    for variant, whole in frame[frame["component"] == "all"].groupby("variant"):
+        for stage in ("initial", "final"):
+            for quantity in ("mean_gradient", "matched", "mismatched", "storage_term"):
+                expected[f"{variant} / {stage} {quantity}"] = at_step(whole, stage)[quantity].mean()
+        kept = []
+        for _, run in whole[whole["step"] > 0].groupby("seed"):
+            last = 0
+            for step, cosine in sorted(zip(run["step"], run["mean_gradient"], strict=True)):
+                if cosine < 0.5:
+                    break
+                last = step
+            kept.append(last)
+        expected[f"{variant} / last step before mean_gradient first falls below 0.5"] = sum(kept) / len(kept)
+    return expected
+
+
+EXPECTED = {
+    "reversal_curse": expect_reversal_curse,
+    "evidence_growth": expect_evidence_growth,
+    "route_correlation": expect_route_correlation,
+    "gradient_alignment": expect_gradient_alignment,
+}
+every_analysis = pytest.mark.parametrize("name", list(MODULES))
+
+
+@every_analysis
+def test_the_rows_are_tidy(measured: dict[str, Result], name: str) -> None:
+    frame = measured[name].frame
+    assert COLUMNS[name] <= set(frame.columns)
+    assert sorted(frame["seed"].unique()) == [0, 1]
+    assert not frame[["variant", "seed", "run", "step"]].isna().any(axis=None)
+    if name in SAME_COLUMNS_IN_EVERY_ROW:
+        assert len({tuple(row) for row in measured[name].rows}) == 1
+    keys = [column for column in frame.columns if not pd.api.types.is_float_dtype(frame[column])]
+    keys += [column for column in ("distance", "head") if column in frame]
+    if name == "route_correlation":
+        frame = frame[frame["kind"] != "score"]  # several pairs share a head and a side
+    assert not frame.duplicated(list(dict.fromkeys(keys))).any(), "one measurement stands in two rows"
+
+
+@every_analysis
+def test_each_figure_of_the_summary_follows_from_the_rows(result_of: Callable[[str], Result], name: str) -> None:
+    result = result_of(name)
+    expected = EXPECTED[name](result.frame)
+    assert result.summary.keys() == expected.keys()
+    for quantity, estimate in result.summary.items():
+        assert estimate.value == pytest.approx(expected[quantity], rel=1e-5, abs=1e-9), quantity
+        tolerance = 1e-5 * abs(estimate.value) + 1e-12
+        assert estimate.low <= estimate.value + tolerance, quantity
+        assert estimate.value <= estimate.high + tolerance, quantity
+
+
+@every_analysis
+def test_the_committed_summary_is_what_summarizing_its_rows_gives(name: str) -> None:
+    result = committed(name)
+    again = MODULES[name].ANALYSIS.summarize(result)
+    assert again.keys() == result.summary.keys()
+    for quantity, estimate in again.items():
+        stored = result.summary[quantity]
+        for part in ("value", "low", "high"):
+            assert getattr(stored, part) == pytest.approx(getattr(estimate, part), rel=1e-5), (quantity, part)
+        assert stored.n == estimate.n
+
+
+@every_analysis
+def test_the_committed_rows_hold_every_seed_at_every_step(name: str) -> None:
+    result = committed(name)
+    assert result.seeds == list(range(10))
+    assert result.question == MODULES[name].ANALYSIS.question
+    whole = result.frame
+    if name == "evidence_growth":
+        whole = whole[whole["margin"].notna()]
+    if name == "route_correlation":
+        whole = whole[whole["kind"] == "correlation"]
+    world = ["world"] if "world" in whole else []
+    seeds = whole.groupby([*world, "variant", "step"])["seed"].nunique()
+    assert seeds[seeds != 10].empty, f"seeds are missing: {seeds[seeds != 10].to_dict()}"
+
+
+QUOTED: dict[str, dict[str, str]] = {
+    "reversal_curse": {
+        **{f"relation_cycle / {variant} / reverse_probability": ".2g" for variant in presets.VARIANTS},
+        "relation_cycle / MDM rope / highest reverse_probability": ".2g",
+        "relation_cycle / chance": ".2g",
+    },
+    "evidence_growth": {
+        **{f"MDM {scheme} / reverse / final rank": ".1f" for scheme in presets.MDM_SCHEMES},
+        "ARM rope / forward / final rank": ".1f",
+        "ARM rope / reverse / final rank": ".1f",
+    },
+    "route_correlation": {
+        **{f"MDM {s} / {at} route correlation": ".2f" for s in presets.MDM_SCHEMES for at in ("initial", "final")},
+        **{
+            f"MDM rope / final correlation at distance 2, {kind}": ".2f"
+            for kind in ("measured", "spectrum", "isotropic")
+        },
+    },
+    "gradient_alignment": {
+        **{f"{variant} / {at} mean_gradient": ".2f" for variant in presets.VARIANTS for at in ("initial", "final")},
+        "ARM rope / final storage_term": ".2g",
+    },
+}
+"""Which figures of its summary a takeaway quotes, and how they are rounded."""
+
+
+@every_analysis
+def test_the_takeaway_quotes_the_summary(result_of: Callable[[str], Result], name: str) -> None:
+    summary, takeaway = result_of(name).summary, MODULES[name].takeaway
+    for quantity, rounding in QUOTED[name].items():
+        assert format(summary[quantity].value, rounding) in takeaway(summary), quantity
+        planted = 777.0
+        changed = takeaway({**summary, quantity: Estimate(planted, planted, planted, 2)})
+        assert changed != takeaway(summary), quantity
+        assert format(planted, rounding) in changed, quantity
+
+
+def test_the_takeaways_derived_figures_follow_the_summary(measured: dict[str, Result]) -> None:
+    summary = measured["gradient_alignment"].summary
+    small = {f"MDM {scheme} / final storage_term": Estimate(3.0, 3.0, 3.0, 2) for scheme in presets.MDM_SCHEMES}
+    small["MDM none / final storage_term"] = Estimate(0.0123, 0.0123, 0.0123, 2)
+    assert "ends at 0.012 or more in every MDM" in gradient_alignment.takeaway({**summary, **small})
+    ranks = {**measured["evidence_growth"].summary, "rank by chance": Estimate(10.5, 10.5, 10.5, 2)}
+    assert "Among the 20 entities of its role" in evidence_growth.takeaway(ranks)
+
+
+def has_marks(trace: Any) -> bool:
+    values = np.asarray(trace.z if trace.type == "heatmap" else trace.y, dtype=float)
+    return values.size > 0 and bool(np.isfinite(values).all())
+
+
+@every_analysis
+def test_the_figure_is_labelled_and_nothing_in_it_is_empty(result_of: Callable[[str], Result], name: str) -> None:
+    result = result_of(name)
+    figure = MODULES[name].ANALYSIS.draw(result)
+    assert isinstance(figure, go.Figure)
+    layout = figure.to_dict()["layout"]
+    assert figure.layout.title.text == f"<b>{result.question}</b>"
+    assert figure.layout.title.subtitle.text.replace("<br>", " ") == MODULES[name].takeaway(result.summary)
+    assert figure.layout.font.family is None, "the theme gives the font"
+    assert figure.layout.template.layout.font.family.startswith("DejaVu Sans")
+    assert (figure.layout.width, figure.layout.template.layout.paper_bgcolor) == (1400, "white")
+    assert [trace.name for trace in figure.data if not has_marks(trace)] == []
+    for axis, properties in layout.items():
+        if axis.startswith(("xaxis", "yaxis")) and properties.get("showticklabels", True):
+            assert properties.get("title", {}).get("text"), f"{axis} shows numbers of nothing"
+
+
+def traces(figure: go.Figure) -> list[dict[str, Any]]:
+    """What a figure draws, as JSON holds it."""
+    return json.loads(str(figure.to_json()))["data"]
+
+
+@every_analysis
+def test_a_figure_is_redrawn_from_its_file_without_a_model(
+    measured: dict[str, Result], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    analysis, result = MODULES[name].ANALYSIS, measured[name]
+    drawn = analysis.draw(replace(result, rows=tidy(result.rows)))
+    result.save(tmp_path / "copy.json")
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a figure was drawn with a model")
+
+    monkeypatch.setattr(HookedTransformer, "__init__", refuse)
+    monkeypatch.setattr(Run, "metrics", refuse)
+    redrawn = analysis.draw(Result.load(tmp_path / "copy.json"))
+    assert redrawn.to_json() == drawn.to_json()
+    assert len(traces(redrawn)) > 4
+
+
+@every_analysis
+def test_a_figure_shows_the_numbers_of_its_rows(measured: dict[str, Result], name: str) -> None:
+    """Planted: adding 0.125 to every measurement moves what is drawn."""
+    result = measured[name]
+    column = {"reversal_curse": "reverse_probability", "evidence_growth": "margin", "route_correlation": "measured"}
+    moved = column.get(name, "mean_gradient")
+    rows = [{**row, moved: row[moved] + 0.125} if row.get(moved) is not None else row for row in result.rows]
+    before, after = (traces(MODULES[name].ANALYSIS.draw(replace(result, rows=r))) for r in (result.rows, rows))
+    assert len(before) == len(after)
+    assert sum(one != other for one, other in zip(before, after, strict=True)) >= 4
+
+
+# ---- what the committed rows show
+
+
+def at_the_end(variant: str) -> pd.DataFrame:
+    frame = committed("reversal_curse").frame
+    kept = frame[(frame["world"] == "relation_cycle") & (frame["variant"] == variant) & (frame["step"] == 4000)]
+    assert sorted(kept["seed"]) == list(range(10))
+    return cast(pd.DataFrame, kept)
+
+
+@pytest.mark.parametrize("variant", ["MDM alibi", "MDM none"])
+def test_symmetric_schemes_answer_both_ways_under_every_seed(variant: str) -> None:
+    last = at_the_end(variant)
+    assert last["forward_probability"].min() > 0.9
+    assert (last["forward_probability"] - last["reverse_probability"]).abs().max() <= 0.02
+
+
+def test_the_arm_is_no_better_than_chance_in_reverse_under_any_seed() -> None:
+    last = at_the_end("ARM rope")
+    assert last["forward_probability"].min() > 0.9
+    assert (last["reverse_probability"] <= last["chance"]).all()
