@@ -141,7 +141,9 @@ def list_runs(
     if as_json:
         print(json.dumps(rows))
         return
-    table = Table(*(rows[0] if rows else ("run",)))
+    table = Table()
+    for name in rows[0] if rows else ("run",):
+        table.add_column(name, overflow="fold")
     for row in rows:
         table.add_row(*(str(value) for value in row.values()))
     Console().print(table)

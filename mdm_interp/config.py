@@ -172,7 +172,8 @@ class ModelConfig(Config):
             return
         if self.head_dim % 2 and self.rotary_dim == self.head_dim:
             raise ValueError(
-                f"d_head: {self.head_dim} is odd, and rope rotates pairs of dimensions; make it even (d_model / n_heads)"
+                f"d_head: {self.head_dim} is odd, and rope rotates pairs of dimensions; make it even "
+                "(d_model / n_heads)"
             )
         if not self.rotary_dim or self.rotary_dim % 2 or self.rotary_dim > self.head_dim:
             raise ValueError(f"rotary_dim: {self.rotary_dim} must be even and at most d_head ({self.head_dim})")
@@ -256,6 +257,11 @@ class FactConfig(Config):
             raise ValueError(
                 f"n_entities: {self.n_entities} is odd, and every fact takes two entities; use an even number"
             )
+        if self.n_reversed == self.n_facts:
+            raise ValueError(
+                f"reversed_share: {self.reversed_share} of {self.n_facts} facts rounds to all of them, which leaves "
+                "none to test; lower it or raise n_entities"
+            )
         return self
 
     @property
@@ -266,6 +272,15 @@ class FactConfig(Config):
     @property
     def n_relations(self) -> int:
         return self.n_roles if self.world == "relation_cycle" else 1
+
+    @property
+    def n_facts(self) -> int:
+        return self.n_entities if self.world == "relation_cycle" else self.n_entities // 2
+
+    @property
+    def n_reversed(self) -> int:
+        """How many facts training also shows as `B r A`."""
+        return round(self.reversed_share * self.n_facts)
 
     @property
     def filler_tokens(self) -> int:
@@ -323,6 +338,12 @@ class TrainConfig(Config):
                 f"objective: {self.objective!r} does not go with {self.model.attention} attention; set "
                 "model.attention to "
                 f"{'causal' if self.objective == 'causal' else 'bidirectional'!r}"
+            )
+        trained_shift = -1 if self.objective == "causal" else 0
+        if self.model.readout_shift != trained_shift:
+            raise ValueError(
+                f"model.readout_shift: {self.model.readout_shift} is not what objective {self.objective!r} trains; "
+                f"set it to {trained_shift} or leave it out"
             )
         if self.model.mask_token_id is None:
             masked = self.model.model_copy(update={"mask_token_id": self.facts.mask_token_id})

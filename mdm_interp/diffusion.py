@@ -118,7 +118,8 @@ def denoise(
         logits = model(current).float()
         if cfg.readout_shift:
             logits = logits.roll(-cfg.readout_shift, dims=1)
-        logits[..., cfg.mask_token_id] = float("-inf")
+        is_mask = torch.arange(logits.shape[-1], device=logits.device) == cfg.mask_token_id
+        logits = logits.masked_fill(is_mask, float("-inf"))
         probs = logits.softmax(-1)
         if temperature > 0:
             drawn = (logits / temperature).softmax(-1).flatten(0, 1)

@@ -39,10 +39,9 @@ class FactWorld:
         generator = torch.Generator().manual_seed(seed)
         self.facts: Int[Tensor, "fact 3"] = self._draw_facts(generator)
         """Left entity, relation, right entity."""
-        n_reversed = round(config.reversed_share * len(self.facts))
         self.reversed: Bool[Tensor, "fact"] = torch.zeros(len(self.facts), dtype=torch.bool)
         """Facts that training also shows with the sides swapped."""
-        self.reversed[torch.randperm(len(self.facts), generator=generator)[:n_reversed]] = True
+        self.reversed[torch.randperm(len(self.facts), generator=generator)[: config.n_reversed]] = True
         self._context_seed = seed
 
     def _draw_facts(self, generator: torch.Generator) -> Int[Tensor, "fact 3"]:
@@ -76,7 +75,9 @@ class FactWorld:
     def token_names(self) -> list[str]:
         """A readable name per token: `A3` is the fourth entity of the first role, `r1` a relation, `f0` filler."""
         size = len(self.role(0))
-        entities = [f"{chr(ord('A') + entity // size)}{entity % size}" for entity in range(self.config.n_entities)]
+        few = self.config.n_entities // size <= 26
+        roles = [chr(ord("A") + role) if few else f"E{role}_" for role in range(self.config.n_entities // size)]
+        entities = [f"{roles[entity // size]}{entity % size}" for entity in range(self.config.n_entities)]
         relations = [f"r{relation}" for relation in range(self.config.n_relations)]
         return entities + relations + [f"f{filler}" for filler in range(self.config.filler_tokens)] + ["[M]"]
 
@@ -144,6 +145,8 @@ class FactWorld:
             gap = chooser.randint(*config.gaps)
             left = chooser.randrange(config.seq_len - gap)
             tokens = [first + chooser.randrange(max(config.filler_tokens, 1)) for _ in range(config.seq_len)]
+            for at in (left, left + 1, left + gap):  # the fact stands there: no filler, so no difference
+                tokens[at] = config.mask_token_id
             contexts.setdefault((tuple(tokens), left, gap), (tokens, (left, left + gap)))
             if len(contexts) == count:
                 break

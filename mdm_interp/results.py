@@ -55,7 +55,8 @@ class Result:
         """Write the result as JSON, one row per line, atomically."""
         content = asdict(self)
         rows = ",\n    ".join(json.dumps(row, allow_nan=False) for row in content.pop("rows"))
-        head = json.dumps(_plain(content), indent=2, allow_nan=False)
+        content["summary"] = _plain(content["summary"])
+        head = json.dumps(content, indent=2, allow_nan=False)
         write_text(path, head.removesuffix("\n}") + f',\n  "rows": [\n    {rows}\n  ]\n}}\n')
 
     @classmethod
@@ -78,8 +79,13 @@ class Result:
 
     def same_measurement(self, other: Result) -> bool:
         """Whether measuring again would repeat this: same question, settings, seeds, code and packages."""
-        settings = ("name", "question", "config", "seeds", "versions")
-        return all(getattr(self, setting) == getattr(other, setting) for setting in settings)
+
+        def settings(result: Result) -> str:
+            """As JSON, which knows no tuples."""
+            made = (result.name, result.question, result.config, result.seeds, result.versions)
+            return json.dumps(made, sort_keys=True)
+
+        return settings(self) == settings(other)
 
 
 def tidy(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

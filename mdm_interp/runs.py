@@ -101,7 +101,8 @@ class Run:
     @property
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, in order."""
-        return sorted(int(path.stem) for path in (self.folder / "checkpoints").glob("*.safetensors"))
+        paths = (self.folder / "checkpoints").glob("*.safetensors")
+        return sorted(int(path.stem) for path in paths if path.stem.isdigit())
 
     @cached_property
     def facts(self) -> FactWorld:
@@ -142,7 +143,10 @@ class Run:
             UserError: the file is missing or damaged.
         """
         try:
-            return [json.loads(line) for line in self.metrics_path.read_text().splitlines()]
+            rows = [json.loads(line) for line in self.metrics_path.read_text().splitlines()]
+            if not rows:
+                raise ValueError("it is empty")
+            return rows
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{self.metrics_path}: cannot be read ({error}); delete the folder {self.folder} to train the run again"
@@ -150,9 +154,9 @@ class Run:
 
     def record(self, row: dict[str, Any]) -> None:
         """Add a row to the metrics, in place of any row from that step on (left by a run that was killed)."""
-        lines = self.metrics_path.read_text().splitlines() if self.metrics_path.exists() else []
-        kept = [line for line in lines if json.loads(line)["step"] < row["step"]]
-        write_text(self.metrics_path, "".join(f"{line}\n" for line in [*kept, json.dumps(row)]))
+        rows = self.metrics() if self.metrics_path.exists() else []
+        kept = [earlier for earlier in rows if earlier["step"] < row["step"]]
+        write_text(self.metrics_path, "".join(f"{json.dumps(line)}\n" for line in [*kept, row]))
 
     def save_state(
         self, step: int, model: HookedTransformer, optimizer: torch.optim.Optimizer, generator: torch.Generator
@@ -173,15 +177,21 @@ class Run:
         step = self.step
         assert step is not None
         tensors = load_tensors(self.state_path)
-        generator.set_state(tensors.pop("generator").cpu())
         weights = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
-        model.load_state_dict(weights)
         moments: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             if name.startswith("optimizer."):
                 _, index, moment = name.split(".")
                 moments.setdefault(int(index), {})[moment] = tensor
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+        try:
+            generator.set_state(tensors["generator"].cpu())
+            model.load_state_dict(weights)
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise UserError(
+                f"{self.state_path}: does not fit the model of config.yaml ({' '.join(str(error).split())}); delete "
+                f"the folder {self.folder} to train the run again"
+            ) from error
         return step
 
     def delete(self) -> None:

@@ -187,7 +187,7 @@ def storage_coupling(model: HookedTransformer, query_pairs: Sequence[QueryPair])
     size = 256
     for start in range(0, len(query_pairs), size):
         chunk = query_pairs[start : start + size]
-        wanted = [pair.reverse.source for pair in chunk]
+        wanted = [tuple(dict.fromkeys(pair.reverse.source)) for pair in chunk]  # each token once
         forward = _evidence_gradient(model, [pair.forward for pair in chunk], wanted)
         reverse = _evidence_gradient(model, [pair.reverse for pair in chunk], wanted)
         product = einsum(forward, reverse, "pair column layer head t, pair column layer head t -> pair layer head")

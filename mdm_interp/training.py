@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from mdm_interp.config import TrainConfig
 from mdm_interp.diffusion import training_loss
@@ -59,7 +59,7 @@ def check_device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).item()  # `meta` has tensors, but nothing in them
     except (RuntimeError, AssertionError) as error:
         raise UserError(
             f"device: {device!r} cannot be used here ({str(error).splitlines()[0]}); use 'cpu' or 'auto'"
@@ -69,7 +69,7 @@ def check_device(device: str) -> str:
 
 def checkpoint_steps(config: TrainConfig) -> list[int]:
     """Step 0, then log-spaced up to the last step; fewer than asked for where roundings coincide."""
-    spaced = np.geomspace(1, config.steps, config.n_checkpoints - 1).round().astype(int)
+    spaced = np.geomspace(config.steps, 1, config.n_checkpoints - 1).round().astype(int)  # of one, the last step
     return [0, *sorted(set(spaced.tolist()))]
 
 
@@ -165,6 +165,8 @@ def _train(run: Run, device: str, report: Report) -> None:
     with FileLock(run.folder / ".lock"):
         if run.finished:
             return
+        for leftover in run.folder.rglob(".*tmp*"):  # of a process that was killed while it wrote
+            leftover.unlink()
         if not (run.folder / "config.yaml").exists():
             config.to_yaml(run.folder / "config.yaml")
         generator = torch.Generator().manual_seed(config.seed)
@@ -210,7 +212,7 @@ def _train(run: Run, device: str, report: Report) -> None:
 
 
 def _label(config: TrainConfig) -> str:
-    return f"{config.facts.world} {config.model.position} {config.objective} seed {config.seed}"
+    return f"{config.model.position} {config.objective} seed {config.seed}"
 
 
 class _Bars:
@@ -219,11 +221,10 @@ class _Bars:
     def __init__(self, total_runs: int = 1) -> None:
         self.progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
+            BarColumn(bar_width=10),
+            TaskProgressColumn(),
             TextColumn("{task.fields[values]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(compact=True),
             console=Console(stderr=True),
         )
         self.tasks: dict[str, Any] = {}
@@ -241,7 +242,7 @@ class _Bars:
         digest = values["digest"]
         if digest not in self.tasks:
             self.tasks[digest] = self.progress.add_task(values["label"], total=values["total"], values="")
-        text = "loss {loss:.3f}  forward {forward:.3f}  reverse {reverse:.3f}".format(**values)
+        text = "loss {loss:.2f} fwd {forward:.2f} rev {reverse:.2f}".format(**values)
         self.progress.update(self.tasks[digest], completed=values["step"], values=text)
         if progressed.step == progressed.total and self.runs is not None:
             self.progress.remove_task(self.tasks[digest])

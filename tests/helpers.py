@@ -10,9 +10,6 @@ from torch import Tensor
 from mdm_interp.config import ModelConfig
 from mdm_interp.model import HookedTransformer
 
-# Tensors this small are slower on several threads than on one, and much slower while other work has the cores.
-torch.set_num_threads(1)
-
 TINY: dict[str, Any] = {"d_model": 16, "n_heads": 4, "n_layers": 2, "d_vocab": 13, "n_ctx": 12}
 
 

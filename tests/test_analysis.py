@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
-import torch
 
 import analyses
 from analyses import evidence_growth, gradient_alignment, reversal_curse, route_correlation
@@ -54,15 +53,6 @@ ANALYSIS = Analysis(
     order={order},
 )
 """
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Models this small are slower on several threads."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
 
 
 def tiny(seed: int = 0) -> TrainConfig:
@@ -106,9 +96,7 @@ def test_the_analyses_are_found_in_the_order_of_their_figures() -> None:
 
 
 @pytest.mark.usefixtures("fresh_modules")
-def test_a_module_put_into_the_folder_is_found_without_an_edit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_module_put_into_the_folder_is_found_without_an_edit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(tmp_path / "planted_analysis.py")
     (tmp_path / "planted_helper.py").write_text("ANALYSIS = 'a module that only happens to have such a name'\n")
     monkeypatch.setattr(analyses, "__path__", [*analyses.__path__, str(tmp_path)])
@@ -455,7 +443,8 @@ def test_the_figure_is_labelled_and_nothing_in_it_is_empty(result_of: Callable[[
     assert figure.layout.font.family is None, "the theme gives the font"
     assert figure.layout.template.layout.font.family.startswith("DejaVu Sans")
     assert (figure.layout.width, figure.layout.template.layout.paper_bgcolor) == (1400, "white")
-    assert [trace.name for trace in figure.data if not has_marks(trace)] == []
+    drawn: Any = figure.data
+    assert [trace.name for trace in drawn if not has_marks(trace)] == []
     for axis, properties in layout.items():
         if axis.startswith(("xaxis", "yaxis")) and properties.get("showticklabels", True):
             assert properties.get("title", {}).get("text"), f"{axis} shows numbers of nothing"

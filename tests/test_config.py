@@ -21,7 +21,7 @@ from mdm_interp.files import UserError, replacing, write_text
 MODEL_MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"d_model": 0}, r"d_model: .*greater than 0 \(got 0\)"),
     ({"d_model": "wide"}, r"d_model: .*integer.* \(got 'wide'\)"),
-    ({"d_model": None}, r"d_model: missing; add it"),
+    ({"d_model": None}, r"d_model: .*integer.* \(got None\)"),
     ({"n_heads": 3}, r"n_heads: 3 does not divide d_model 16; choose a divisor or set d_head"),
     ({"n_heads": -1}, r"n_heads: .*greater than 0 \(got -1\)"),
     ({"n_ctx": 2.5}, r"n_ctx: .*integer.* \(got 2.5\)"),
@@ -66,6 +66,10 @@ FACT_MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"n_roles": 1}, r"n_entities: 60 cannot be shared out among n_roles 1; use a multiple of at least 2 roles"),
     ({"world": "two_role", "n_entities": 61}, r"n_entities: 61 is odd.*use an even number"),
     ({"reversed_share": 1.0}, r"reversed_share: .*less than 1 \(got 1.0\)"),
+    (
+        {"world": "two_role", "n_entities": 4, "reversed_share": 0.8},
+        r"reversed_share: 0.8 of 2 facts rounds to all of them.*; lower it or raise n_entities",
+    ),
     ({"n_fillers": 3}, r"n_fillers: no such field"),
 ]
 TRAIN_MODEL: dict[str, Any] = {**TINY, "d_vocab": 80}
@@ -86,6 +90,10 @@ TRAIN_MISTAKES: list[tuple[dict[str, Any], str]] = [
     ),
     ({"model": {**TRAIN_MODEL, "n_heads": 3}}, r"model: n_heads: 3 does not divide d_model 16; choose"),
     ({"model": {**TRAIN_MODEL, "position": "up"}}, r"model.position: .* \(got 'up'\)"),
+    (
+        {"model": {**TRAIN_MODEL, "readout_shift": -1}},
+        r"model.readout_shift: -1 is not what objective 'any_order' trains; set it to 0 or leave it out",
+    ),
     ({"model": None}, r"model: .* \(got None\)"),
     ({"facts": {"gap": 1}}, r"facts: gap: 1 leaves no room"),
     ({"n_checkpoints": 1}, r"n_checkpoints: .*greater than or equal to 2 \(got 1\)"),
@@ -97,6 +105,8 @@ MISTAKES = [
     *((ModelConfig, {**TINY, **changes}, message) for changes, message in MODEL_MISTAKES),
     *((FactConfig, changes, message) for changes, message in FACT_MISTAKES),
     *((TrainConfig, {"model": TRAIN_MODEL, **changes}, message) for changes, message in TRAIN_MISTAKES),
+    (TrainConfig, {"seed": 3}, r"model: missing; add it"),
+    (ModelConfig, {"n_ctx": 4, "d_vocab": 9}, r"d_model: missing; add it \(and 1 more\)"),
 ]
 
 
@@ -299,11 +309,15 @@ def train_configs(draw: st.DrawFn) -> TrainConfig:
         n_entities=6 * draw(st.integers(1, 10)),
         filler=draw(st.sampled_from(["constant", "random"])),
         gap=draw(st.sampled_from([low, (low, high)])),
-        reversed_share=draw(st.floats(0, 1, exclude_max=True)),
+        reversed_share=draw(st.floats(0, 0.8)),
     )
     objective: Any = draw(st.sampled_from(["any_order", "source_only", "target_only", "causal"]))
     attention = "causal" if objective == "causal" else "bidirectional"
-    model = draw(model_configs(attention=attention, mask_token_id=draw(st.sampled_from([None, facts.mask_token_id]))))
+    model = draw(
+        model_configs(
+            attention=attention, readout_shift=None, mask_token_id=draw(st.sampled_from([None, facts.mask_token_id]))
+        )
+    )
     return TrainConfig(
         model=model,
         facts=facts,

@@ -206,7 +206,6 @@ def test_every_token_has_its_own_name(config: FactConfig) -> None:
     assert len(names) == len(set(names)) == config.d_vocab
 
 
-@pytest.mark.xfail(strict=True, reason="role 37 is named by the letter 'f', as the filler is")
 def test_every_token_has_its_own_name_in_a_world_of_many_roles() -> None:
     names = FactWorld(FactConfig(n_entities=60, n_roles=60), 0).token_names
     assert len(names) == len(set(names))

@@ -331,6 +331,14 @@ def select_nothing(name: str) -> bool:
     return False
 
 
+def select_all(name: str) -> bool:
+    return True
+
+
+def is_split_input(name: str) -> bool:
+    return name.endswith("_input")
+
+
 # Every way to name hooks.
 WAYS: dict[str, Callable[[HookedTransformer, Tensor, Any], Any]] = {
     "add_hook": lambda model, tokens, name: model.add_hook(name, identity),
@@ -425,8 +433,10 @@ def test_a_cache_holds_every_activation_and_costs_nothing_in_accuracy(model: Hoo
     with torch.no_grad():
         logits, cache = model.run_with_cache(tokens)
         close(logits, model(tokens))
+        _, inputs = model.run_with_cache(tokens, names_filter=is_split_input)
     assert isinstance(cache, ActivationCache)
-    assert set(cache.keys()) == set(model.hook_dict)
+    # None asks for everything but the copies of the residual that exist to be edited
+    assert set(cache.keys()) | set(inputs.keys()) == set(model.hook_dict) and not set(cache.keys()) & set(inputs.keys())
     for layer in range(2):
         resid = cache["resid_pre", layer]
         if model.cfg.normalization_type == "LN":
@@ -436,7 +446,8 @@ def test_a_cache_holds_every_activation_and_costs_nothing_in_accuracy(model: Hoo
         close(cache[f"blocks.{layer}.ln1.hook_scale"], scale)
         close(cache[f"blocks.{layer}.ln1.hook_normalized"], resid / scale)
         for side in "qkv":
-            assert (cache[f"blocks.{layer}.attn.hook_{side}_input"] == cache["resid_pre", layer][:, :, None]).all()
+            copies = inputs[f"blocks.{layer}.attn.hook_{side}_input"]
+            close(copies, cache["resid_pre", layer][:, :, None].expand_as(copies))
         close(cache["result", layer].sum(2), cache["attn_out", layer])
         close(cache["resid_mid", layer] + cache["mlp_out", layer], cache["resid_post", layer])
     close(cache["resid_pre", 0], cache["embed"] + (cache["hook_pos_embed"] if cache.has_pos_embed else 0))
@@ -488,12 +499,9 @@ def test_a_cached_tensor_does_not_see_later_hooks_of_its_own_run() -> None:
     def overwrite(tensor: Tensor, hook: Any) -> Tensor:
         return tensor.fill_(0.5)
 
-    def all_hooks(name: str) -> bool:
-        return True
-
-    cache, save, _ = model.get_caching_hooks()
+    cache, save, _ = model.get_caching_hooks(select_all)
     with torch.no_grad():
-        model.run_with_hooks(tokens, fwd_hooks=[*save, (all_hooks, see), (all_hooks, overwrite)])
+        model.run_with_hooks(tokens, fwd_hooks=[*save, (select_all, see), (select_all, overwrite)])
     assert set(seen) == set(model.hook_dict)
     assert changed(cache, seen) == []
 
@@ -501,10 +509,10 @@ def test_a_cached_tensor_does_not_see_later_hooks_of_its_own_run() -> None:
 def test_remove_batch_dim_and_pos_slice_take_the_axes_they_name() -> None:
     model, tokens = random_model(**GATED), random_tokens(batch=1)
     with torch.no_grad():
-        _, whole = model.run_with_cache(tokens)
-        _, squeezed = model.run_with_cache(tokens, remove_batch_dim=True)
-        _, sliced = model.run_with_cache(tokens, pos_slice=slice(1, 4))
-        _, last = model.run_with_cache(tokens, pos_slice=-1)
+        _, whole = model.run_with_cache(tokens, names_filter=select_all)
+        _, squeezed = model.run_with_cache(tokens, names_filter=select_all, remove_batch_dim=True)
+        _, sliced = model.run_with_cache(tokens, names_filter=select_all, pos_slice=slice(1, 4))
+        _, last = model.run_with_cache(tokens, names_filter=select_all, pos_slice=-1)
     assert not squeezed.has_batch_dim
     for name, entry in whole.items():
         pos_axis = 2 if name.endswith(("pattern", "attn_scores")) else 1  # [batch head query_pos key_pos]
@@ -517,9 +525,11 @@ def test_remove_batch_dim_and_pos_slice_take_the_axes_they_name() -> None:
 def test_cached_gradients_are_the_gradients_at_each_hook(model: HookedTransformer) -> None:
     """Against the gradient for a zero added there, one hook at a time."""
     tokens = random_tokens()
-    cache = model.add_caching_hooks(incl_bwd=True)
-    torch.logsumexp(model(tokens), -1).sum().backward()
-    model.reset_hooks()
+    cache: dict[str, Tensor] = {}
+    for names in (None, is_split_input):
+        model.add_caching_hooks(names, incl_bwd=True, cache=cache)
+        torch.logsumexp(model(tokens), -1).sum().backward()
+        model.reset_hooks()
     before = snapshot(cache)
     wrong = []
     for name in model.hook_dict:

@@ -113,7 +113,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, damage: Any) -> None:
     path = tmp_path / "dummy.json"
     result().save(path)
     path.write_text(damage(path.read_text()))
-    with pytest.raises(UserError, match="not a result file .*; measure it again") as caught:
+    with pytest.raises(UserError, match=r"not a result file .*; measure it again") as caught:
         Result.load(path)
     assert str(caught.value).startswith(f"{path}: ")
 

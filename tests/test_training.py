@@ -189,7 +189,6 @@ def test_checkpoint_steps_reach_from_0_to_the_last(steps: int, n_checkpoints: in
     assert all(later <= earlier * ratio + ratio + 1 for earlier, later in pairwise(made[1:]))
 
 
-@pytest.mark.xfail(strict=True, reason="the only log-spaced step is 1, so the last step is never saved")
 def test_two_checkpoints_are_the_first_and_the_last(tmp_path: Path) -> None:
     assert checkpoint_steps(tiny(n_checkpoints=2)) == [0, 12]
     assert train(tiny(n_checkpoints=2), root=tmp_path, progress=False).finished
@@ -409,7 +408,7 @@ def test_a_missing_gpu_is_a_users_mistake(tmp_path: Path, device: str) -> None:
     [
         "gpu",
         "",
-        pytest.param("meta", marks=pytest.mark.xfail(strict=True, reason="accepted, though it computes nothing")),
+        "meta",
     ],
 )
 def test_a_device_that_is_none_is_a_users_mistake(device: str) -> None:
@@ -420,7 +419,6 @@ def test_a_device_that_is_none_is_a_users_mistake(device: str) -> None:
 # ---- settings that cannot be trained
 
 
-@pytest.mark.xfail(strict=True, reason="training does not apply the shift that predictions are read with")
 @pytest.mark.parametrize(("objective", "shift"), [("any_order", -1), ("causal", 0)])
 def test_a_shift_that_the_objective_does_not_train_is_refused(objective: Objective, shift: Literal[0, -1]) -> None:
     model = tiny(objective).model.model_copy(update={"readout_shift": shift})
@@ -428,7 +426,6 @@ def test_a_shift_that_the_objective_does_not_train_is_refused(objective: Objecti
         TrainConfig(model=model, facts=FACTS, objective=objective)
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="the message is torch.cat's")
 def test_a_world_without_testable_facts_is_refused_with_its_cause(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="reversed_share"):
         facts = FactConfig(world="two_role", n_entities=4, reversed_share=0.9)

@@ -58,7 +58,7 @@ def add_curve(
 
 def add_level(
     figure: go.Figure,
-    x: Sequence[float],
+    x: Sequence[float] | Sequence[int],
     level: float,
     *,
     name: str,

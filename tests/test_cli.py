@@ -1,0 +1,422 @@
+"""The command line: what it does, and that each mistake ends in one line that says which, with nothing written."""
+
+from __future__ import annotations
+
+import functools
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import plotly.io as pio
+import pytest
+import torch
+import yaml
+from filelock import FileLock
+
+from analyses import reversal_curse
+from mdm_interp import analysis as analysis_module
+from mdm_interp import cli, presets, training
+from mdm_interp.analysis import discover
+from mdm_interp.config import FactConfig, ModelConfig, TrainConfig
+from mdm_interp.runs import Run, save_tensors, stored_runs
+from mdm_interp.training import train
+
+FACTS = FactConfig(world="relation_cycle", n_entities=6, n_filler=4, seq_len=5)
+MODEL = {"d_model": 8, "n_heads": 2, "d_vocab": FACTS.d_vocab, "n_ctx": FACTS.seq_len}
+CONFIG: dict[str, Any] = {
+    "model": MODEL,
+    "facts": {"world": "relation_cycle", "n_entities": 6, "n_filler": 4, "seq_len": 5},
+    "steps": 4,
+    "batch_size": 4,
+    "n_checkpoints": 3,
+}
+COMMANDS = [[], ["reproduce"], ["train"], ["runs"], ["runs", "list"], ["runs", "show"], ["runs", "prune"]]
+
+
+class Ended(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def mdm_interp(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Ended]:
+    """Runs the console script in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object, entry: Callable[[], None] = cli.main) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["mdm-interp", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            entry()
+        code = ended.value.code or 0
+        assert isinstance(code, int)
+        printed = capsys.readouterr()
+        return Ended(code, printed.out, printed.err)
+
+    return run
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() if path.is_file() else b"" for path in sorted(folder.rglob("*"))}
+
+
+def assert_refused(ended: Ended, *says: str) -> None:
+    assert ended.code == 2, ended
+    assert ended.out == ""
+    assert ended.err.startswith("mdm-interp: ")
+    assert ended.err.count("\n") == 1
+    assert ended.err.endswith("\n")
+    for part in says:
+        assert part in ended.err
+
+
+# ---- help
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help(mdm_interp: Callable[..., Ended], tmp_path: Path, command: list[str]) -> None:
+    ended = mdm_interp(*command, "--help")
+    assert (ended.code, ended.err) == (0, "")
+    assert "Usage" in ended.out
+    assert contents(tmp_path) == {}
+
+
+@pytest.mark.parametrize("analysis", discover(), ids=lambda analysis: analysis.name)
+def test_help_of_one_analysis_is_its_question(mdm_interp: Callable[..., Ended], analysis: Any) -> None:
+    ended = mdm_interp("--help", entry=analysis.main)
+    assert (ended.code, ended.err) == (0, "")
+    assert analysis.question in " ".join(ended.out.split())
+    assert "--seeds" in ended.out
+
+
+@pytest.mark.parametrize(
+    "command", [["-m", "analyses.reversal_curse"], ["-c", "from mdm_interp.cli import main; main()"]]
+)
+def test_the_commands_start_as_processes(tmp_path: Path, command: list[str]) -> None:
+    root = str(Path(__file__).parents[1])
+    helped = subprocess.run(
+        [sys.executable, *command, "--help"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": root, "PATH": "", "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert helped.returncode == 0, helped.stderr
+    assert "Usage" in helped.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- mistakes on the command line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["reprodce"], ["reprodce", "--help"]),
+        (["reproduce", "--sedes", "3"], ["--sedes"]),
+        (["reproduce", "--seeds", "none"], ["'--seeds'", "integer"]),
+        (["reproduce", "--seeds", "0"], ["'--seeds'", "1"]),
+        (["reproduce", "--workers", "0"], ["'--workers'", "1"]),
+        (["reproduce", "--only", "curse"], ["--only", "'curse'", "reversal_curse", "gradient_alignment"]),
+        (["reproduce", "--quick", "--full"], ["--quick --full", "give one"]),
+        (["train"], ["Missing argument"]),
+        (["train", "absent.yaml"], ["absent.yaml", "give the path of a YAML file"]),
+        (["runs", "show", "abc"], ["run: 'abc' names 0 runs", "mdm-interp runs list"]),
+        (["runs", "lst"], ["lst"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) and "--help" not in value else "",
+)
+def test_a_mistake_on_the_command_line_is_one_line(
+    mdm_interp: Callable[..., Ended], tmp_path: Path, arguments: list[str], says: list[str]
+) -> None:
+    assert_refused(mdm_interp(*arguments), *says)
+    assert contents(tmp_path) == {}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+@pytest.mark.parametrize("command", ["train config.yaml", "reproduce"])
+@pytest.mark.parametrize("device", ["cuda:7", "abacus"])
+def test_a_device_that_is_not_there_is_one_line(
+    mdm_interp: Callable[..., Ended], tmp_path: Path, command: str, device: str
+) -> None:
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    before = contents(tmp_path)
+    assert_refused(mdm_interp(*command.split(), "--device", device), f"device: '{device}'", "use 'cpu' or 'auto'")
+    assert contents(tmp_path) == before
+
+
+# ---- mistakes in a config
+
+
+def changed(**changes: Any) -> str:
+    content = json.loads(json.dumps(CONFIG))
+    for name, value in changes.items():
+        *sections, field = name.split("__")
+        functools.reduce(dict.__getitem__, sections, content)[field] = value
+    return yaml.safe_dump(content)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("model: {d_model: 8", ["not YAML", "correct its syntax"]),
+        ("", ["expected fields and values", "None", "README"]),
+        ("- 1", ["expected fields and values", "[1]"]),
+        (changed(stepz=3), ["stepz", "no such field; remove it"]),
+        (changed(model__heads=3), ["model.heads", "no such field"]),
+        (changed(model__position="ropes"), ["model.position", "'rope'", "'alibi'", "'ropes'"]),
+        (changed(model__d_model=6), ["d_head: 3 is odd", "make it even"]),
+        (changed(model__n_heads=3), ["n_heads: 3 does not divide d_model 8", "choose a divisor"]),
+        (changed(facts__gap=9), ["gap: 9 is longer", "use at most 4", "seq_len to 10"]),
+        (changed(model__d_vocab=10), ["model.d_vocab: 10 is too small", f"raise it to {FACTS.d_vocab}"]),
+        (changed(model__n_ctx=4), ["model.n_ctx: 4 is shorter", "raise it to 5"]),
+        (changed(objective="causal"), ["objective: 'causal'", "set model.attention to 'causal'"]),
+        (changed(steps=0), ["steps", "0"]),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_mistake_in_a_config_is_one_line(
+    mdm_interp: Callable[..., Ended], tmp_path: Path, text: str, says: list[str]
+) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    before = contents(tmp_path)
+    assert_refused(mdm_interp("train", "config.yaml"), "config.yaml", *says)
+    assert contents(tmp_path) == before
+
+
+# ---- training, and the run store
+
+
+def stored(root: Path, **changes: Any) -> Run:
+    return train(TrainConfig(**{**CONFIG, **changes}), root=root, progress=False)
+
+
+def unfinished(root: Path, seed: int) -> Run:
+    """A run that was killed before its first save."""
+    run = Run.of(TrainConfig(**{**CONFIG, "seed": seed}), root)
+    run.config.to_yaml(run.folder / "config.yaml")
+    return run
+
+
+def test_train_prints_the_folder_and_trains_once(
+    mdm_interp: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    ended = mdm_interp("train", "config.yaml", "--device", "cpu")
+    assert ended.code == 0
+    folder = Path(ended.out.strip())
+    assert folder == Path("runs") / TrainConfig(**CONFIG).digest()
+    assert [row["step"] for row in Run.of(TrainConfig(**CONFIG)).metrics()] == [0, 1, 4]
+    before = contents(tmp_path)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("trained a finished run")
+
+    monkeypatch.setattr(training, "training_loss", refuse)
+    assert mdm_interp("train", "config.yaml").out == ended.out
+    assert mdm_interp("train", folder / "config.yaml").out == ended.out
+    assert contents(tmp_path) == before
+
+
+def test_runs_are_listed_shown_and_pruned(mdm_interp: Callable[..., Ended], tmp_path: Path) -> None:
+    done, killed = stored(tmp_path / "runs"), unfinished(tmp_path / "runs", seed=1)
+    listed = {row["run"]: row for row in json.loads(mdm_interp("runs", "list", "--json").out)}
+    common = {"world": "relation_cycle", "position": "rope", "objective": "any_order", "steps": 4}
+    assert listed == {
+        done.folder.name: {"run": done.folder.name, **common, "seed": 0, "step": 4},
+        killed.folder.name: {"run": killed.folder.name, **common, "seed": 1, "step": None},
+    }
+    table = mdm_interp("runs", "list")
+    assert table.code == 0
+    assert {"run", "world", "seed"} <= set(table.out.split())
+    assert sum("rope" in line for line in table.out.splitlines()) == 2
+
+    shown = mdm_interp("runs", "show", done.folder.name[:10])
+    assert shown.code == 0
+    assert (done.folder / "config.yaml").read_text() in shown.out
+    assert len([line for line in shown.out.splitlines() if line.strip().startswith(("0 ", "1 ", "4 "))]) == 3
+    assert_refused(mdm_interp("runs", "show", ""), "names 2 runs")
+
+    kept = contents(done.folder)
+    assert mdm_interp("runs", "prune").out == "deleted 1 unfinished runs\n"
+    assert [run.folder.name for run in stored_runs(tmp_path / "runs")] == [done.folder.name]
+    assert contents(done.folder) == kept
+
+
+def test_an_empty_store_is_listed_as_empty(mdm_interp: Callable[..., Ended], tmp_path: Path) -> None:
+    assert mdm_interp("runs", "list", "--json").out == "[]\n"
+    assert mdm_interp("runs", "list").code == 0
+    assert mdm_interp("runs", "prune").out == "deleted 0 unfinished runs\n"
+    assert contents(tmp_path) == {}
+
+
+def test_a_run_that_is_being_trained_is_not_pruned(mdm_interp: Callable[..., Ended], tmp_path: Path) -> None:
+    """Its folder would come back without what was in it, and end up as a finished run that lacks checkpoints."""
+    training_now, killed = unfinished(tmp_path / "runs", seed=1), unfinished(tmp_path / "runs", seed=2)
+    with FileLock(training_now.folder / ".lock"):
+        assert mdm_interp("runs", "prune").out == "deleted 1 unfinished runs\n"
+        assert training_now.folder.exists()
+        assert not killed.folder.exists()
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("command", [["train", "config.yaml"], ["runs", "list"], ["runs", "prune"]], ids=" ".join)
+def test_a_truncated_state_is_one_line(mdm_interp: Callable[..., Ended], tmp_path: Path, command: list[str]) -> None:
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    run = stored(tmp_path / "runs")
+    truncate(run.state_path)
+    before = contents(tmp_path)
+    assert_refused(mdm_interp(*command), "state.safetensors", "delete the folder", run.folder.name)
+    assert contents(tmp_path) == before
+
+
+def test_a_state_of_another_model_is_one_line(mdm_interp: Callable[..., Ended], tmp_path: Path) -> None:
+    """This one is found while the progress bar is up."""
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    run = unfinished(tmp_path / "runs", seed=0)
+    save_tensors(run.state_path, {"generator": torch.Generator().get_state()}, {"step": "1"})
+    assert_refused(mdm_interp("train", "config.yaml", "--device", "cpu"), "state.safetensors", "delete the folder")
+
+
+# ---- reproduce
+
+
+def tiny_layer(facts: FactConfig, position: Any, objective: Any, seed: int) -> TrainConfig:
+    attention = "causal" if objective == "causal" else "bidirectional"
+    model = ModelConfig(
+        d_model=8, n_heads=2, d_vocab=facts.d_vocab, n_ctx=facts.seq_len, position=position, attention=attention
+    )
+    return TrainConfig(model=model, facts=facts, objective=objective, seed=seed, steps=8, batch_size=4, n_checkpoints=4)
+
+
+class Work(NamedTuple):
+    """What was trained and measured, run by run."""
+
+    trained: list[Run]
+    measured: list[int]
+
+
+@pytest.fixture
+def work(monkeypatch: pytest.MonkeyPatch) -> Work:
+    """A tiny grid, trained in this process; PNGs are left out."""
+    done = Work([], [])
+
+    def train_here(configs: Sequence[TrainConfig], *, root: Path, device: str, workers: int | None) -> list[Run]:
+        runs = [Run.of(config, root) for config in configs]
+        done.trained.extend(run for run in runs if not run.finished)
+        return [train(config, root=root, device=device, progress=False) for config in configs]
+
+    measure = reversal_curse.ANALYSIS.measure
+
+    @functools.wraps(measure)
+    def counted(runs: Sequence[Run]) -> list[dict[str, Any]]:
+        done.measured.append(len(runs))
+        return measure(runs)
+
+    def no_browser(*_: Any, **__: Any) -> None:
+        raise RuntimeError("there is no browser")
+
+    monkeypatch.setitem(presets.WORLDS, "relation_cycle", FactConfig(n_entities=6, n_filler=4))
+    monkeypatch.setitem(presets.WORLDS, "two_role", presets.TWO_ROLE.model_copy(update={"n_entities": 6}))
+    monkeypatch.setattr(presets, "one_layer", tiny_layer)
+    monkeypatch.setattr(analysis_module, "train_all", train_here)
+    monkeypatch.setattr(reversal_curse, "ANALYSIS", replace(reversal_curse.ANALYSIS, measure=counted))
+    monkeypatch.setattr(pio, "write_images", no_browser)
+    return done
+
+
+ONLY = ["reproduce", "--only", "reversal_curse", "--device", "cpu", "--seeds"]
+
+
+def test_reproduce_writes_what_it_says_and_works_once(
+    mdm_interp: Callable[..., Ended], tmp_path: Path, work: Work
+) -> None:
+    ended = mdm_interp(*ONLY, 1)
+    assert ended.code == 0
+    assert ended.err.splitlines() == ["no PNGs: there is no browser", "1 figures in figures; open figures/index.html"]
+    assert (len(work.trained), work.measured) == (10, [10])
+    written = sorted(path.name for path in (tmp_path / "figures").iterdir())
+    assert written == ["index.html", "plotly.min.js", "reversal_curse.html", "reversal_curse.json"]
+    before = contents(tmp_path)
+
+    assert mdm_interp(*ONLY, 1) == ended
+    assert (len(work.trained), work.measured) == (10, [10]), "trained or measured a second time"
+    assert contents(tmp_path) == before, "the same results make other files"
+
+    assert mdm_interp(*ONLY, 2).code == 0
+    assert (len(work.trained), work.measured) == (20, [10, 20])
+    assert {run.config.seed for run in work.trained[10:]} == {1}
+
+
+def test_the_index_keeps_the_figures_that_were_not_asked_for(
+    mdm_interp: Callable[..., Ended], tmp_path: Path, work: Work
+) -> None:
+    assert mdm_interp(*ONLY, 1).code == 0
+    assert mdm_interp("reproduce", "--only", "route_correlation", "--seeds", 1, "--device", "cpu").code == 0
+    index = (tmp_path / "figures" / "index.html").read_text()
+    assert index.index('<section id="reversal_curse">') < index.index('<section id="route_correlation">')
+    assert work.measured == [10]
+
+
+def test_one_analysis_runs_alone(mdm_interp: Callable[..., Ended], tmp_path: Path, work: Work) -> None:
+    ended = mdm_interp("--seeds", 1, "--out", "elsewhere", "--runs", "store", entry=reversal_curse.ANALYSIS.main)
+    assert ended.code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "store"]
+    assert len(list((tmp_path / "store").iterdir())) == len(work.trained) == 10
+
+
+@pytest.mark.usefixtures("work")
+def test_a_truncated_checkpoint_is_one_line(mdm_interp: Callable[..., Ended], tmp_path: Path) -> None:
+    command = ["reproduce", "--only", "evidence_growth", "--seeds", "1", "--device", "cpu", "--out", "elsewhere"]
+    assert mdm_interp(*command).code == 0
+    (tmp_path / "elsewhere" / "evidence_growth.json").unlink()
+    run = next(iter(stored_runs(tmp_path / "runs")))
+    truncate(run.checkpoint_path(8))
+    before = contents(tmp_path)
+    assert_refused(mdm_interp(*command), "000008.safetensors", f"delete the folder runs/{run.folder.name}")
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.usefixtures("work")
+def test_a_damaged_result_is_one_line(mdm_interp: Callable[..., Ended], tmp_path: Path) -> None:
+    """Of the analysis asked for, and of another that the index would show."""
+    (tmp_path / "figures").mkdir()
+    for name in ("route_correlation", "reversal_curse"):
+        (tmp_path / "figures" / f"{name}.json").write_text('{"name": ')
+        ended = mdm_interp(*ONLY, 1)
+        assert_refused(ended._replace(err=ended.err.splitlines(keepends=True)[-1]), f"{name}.json: not a result file")
+
+
+# ---- what is not a user's mistake
+
+
+def test_a_bug_is_not_reported_as_a_mistake(
+    mdm_interp: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def bug(*_: Any, **__: Any) -> None:
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr(training, "train", bug)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    with pytest.raises(RuntimeError, match="planted"):  # Python prints its traceback and exits with 1
+        mdm_interp("train", "config.yaml")
+
+
+def test_ctrl_c_is_one_line(mdm_interp: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "train", interrupt)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    ended = mdm_interp("train", "config.yaml")
+    assert ended == Ended(130, "", "mdm-interp: interrupted; the same command goes on from here\n")
