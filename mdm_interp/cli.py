@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+from filelock import FileLock, Timeout
 from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
@@ -84,7 +86,8 @@ def _reproduce(
         others = [analysis for analysis in discover() if analysis.name not in new]
         stored = [(analysis, out / f"{analysis.name}.json") for analysis in others]
         kept = [(result, a.draw(result)) for a, path in stored if path.exists() for result in [Result.load(path)]]
-        write_index([*drawn, *kept], out)
+        places = [analysis.name for analysis in discover()]
+        write_index(sorted([*drawn, *kept], key=lambda entry: places.index(entry[0].name)), out)
     console.print(f"{len(drawn)} figures in {out}; open {out / 'index.html'}", markup=False, soft_wrap=True)
 
 
@@ -167,28 +170,34 @@ def show_run(
 
 @runs_app.command("prune")
 def prune_runs(runs: Root = DEFAULT_ROOT) -> None:
-    """Delete the runs that were not finished."""
+    """Delete the runs that were not finished, unless they are being trained."""
     from mdm_interp.runs import stored_runs
 
-    unfinished = [run for run in stored_runs(runs) if not run.finished]
-    for run in unfinished:
-        run.delete()
-    print(f"deleted {len(unfinished)} unfinished runs")
+    deleted = 0
+    for run in stored_runs(runs):
+        if not run.finished:
+            with contextlib.suppress(Timeout), FileLock(run.folder / ".lock", timeout=0):  # one in training is kept
+                run.delete()
+                deleted += 1
+    print(f"deleted {deleted} unfinished runs")
 
 
 def _run(command: typer.Typer) -> None:
     """Run a command line, and end it on a mistake as this module promises."""
     try:
-        sys.exit(command(standalone_mode=False))
+        code = command(standalone_mode=False)
     except (UserError, ValidationError) as error:
         _fail(one_line(error) if isinstance(error, ValidationError) else str(error), 2)
     except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted; the same command goes on from here", 130)
+        code = 130
     except Exception as error:
         # Typer's own complaints about the command line; their class has moved between its versions.
         if not hasattr(error, "format_message"):
             raise
         _fail(f"{error.format_message().rstrip('.')}; try --help", 2)  # pyright: ignore[reportAttributeAccessIssue]
+    if code == 130:  # Typer's own answer to Ctrl-C
+        _fail("interrupted; the same command goes on from here", 130)
+    sys.exit(code)
 
 
 def _fail(message: str, code: int) -> NoReturn:

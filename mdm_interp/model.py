@@ -147,8 +147,9 @@ class Attention(nn.Module):
             weight, bias = getattr(self, f"W_{name.upper()}"), getattr(self, f"b_{name.upper()}")
             if split.has_hooks():
                 copies = repeat(resid, "batch pos d_model -> batch pos head d_model", head=weight.shape[0])
-                per_head = split(copies.clone())  # may be edited in place
-                per_head = norm(per_head, hooked=False)  # the norm's own hooks see the shared residual only
+                # The norm's own hooks see the shared residual; a head reads that, plus what its copy's edit changes.
+                edit = norm(split(copies.clone()), hooked=False) - norm(copies, hooked=False)
+                per_head = shared.unsqueeze(2) + edit
                 x = einsum(per_head, weight, "batch pos head d_model, head d_model d_head -> batch pos head d_head")
             else:
                 x = (shared @ weight.transpose(0, 1).flatten(1)).unflatten(-1, (weight.shape[0], weight.shape[2]))

@@ -231,13 +231,14 @@ class _Bars:
         self.runs = self.progress.add_task("training runs", total=total_runs, values="") if total_runs > 1 else None
 
     def __enter__(self) -> _Bars:
-        self.progress.start()
-        return self
+        return self  # drawn from the first report on: an error before it stands alone on its line
 
     def __exit__(self, *exception: object) -> None:
-        self.progress.stop()
+        if self.tasks:
+            self.progress.stop()
 
     def show(self, progressed: Progressed) -> None:
+        self.progress.start()
         values = asdict(progressed)
         digest = values["digest"]
         if digest not in self.tasks:

@@ -124,7 +124,7 @@ def token_evidence(model: HookedTransformer, head: int, target: int, source: int
 
 @pytest.mark.parametrize("position", list(SCHEMES))
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-10)])
-@settings(derandomize=True, deadline=None, max_examples=20)
+@settings(derandomize=True, deadline=None, max_examples=10)
 @given(changes=configs, mlp=st.sampled_from(list(MLPS)))
 def test_the_parts_add_up_to_the_logits(
     position: str, dtype: str, tolerance: float, changes: dict[str, Any], mlp: str
@@ -351,7 +351,7 @@ def test_storage_coupling_has_its_closed_form(n_layers: int, norm: str | None) -
     assert_close(storage_coupling(model, [pair])[0], expected, atol=1e-9, rtol=0)
 
 
-@settings(derandomize=True, deadline=None, max_examples=40)
+@settings(derandomize=True, deadline=None, max_examples=25)
 @given(changes=configs, position=st.sampled_from(list(SCHEMES)), gap=st.integers(2, 4))
 def test_storage_coupling_is_never_negative(changes: dict[str, Any], position: str, gap: int) -> None:
     model = random_model(position=position, **{**changes, "attention": "bidirectional"})

@@ -1,0 +1,246 @@
+"""Gradients per query and component, their alignment, and what a step down the forward loss does to the reverse one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import random_model
+from torch import Tensor
+from torch.testing import assert_close
+
+from mdm_interp.config import FactConfig, Objective
+from mdm_interp.coupling import COMPONENTS, Alignment, component_of, gradient_alignment, query_gradients
+from mdm_interp.facts import FactWorld
+from mdm_interp.model import HookedTransformer
+from mdm_interp.queries import Query, QueryPair
+
+MASK = 12
+# Lengths and spans differ, so a batch of them is padded; all sources stand left, so an ARM can be asked as well.
+QUERIES = [
+    Query((4, 7, MASK), (3,), (2, 3), (0, 1)),
+    Query((5, 9, 1, MASK, MASK, 2), (8, 6), (3, 5), (0, 2)),
+    Query((1, 10, 2, MASK), (0,), (3, 4), (1, 3)),
+]
+# Between them they have every parameter there is, and each position scheme that has any.
+MODELS: dict[str, dict[str, Any]] = {
+    "attention only": {"n_layers": 1},
+    "t5, layer norm, biases": {
+        "position": "t5_bias",
+        "normalization_type": "LN",
+        "qkv_bias": True,
+        "d_mlp": 20,
+        "n_key_value_heads": 2,
+    },
+    "learned, gated, tied": {
+        "position": "learned",
+        "d_mlp": 20,
+        "gated_mlp": True,
+        "act_fn": "silu",
+        "tie_word_embeddings": True,
+    },
+    "no norm": {"position": "sinusoidal", "normalization_type": None, "d_mlp": 20},
+    "causal": {"position": "alibi", "attention": "causal", "qkv_bias": True},
+}
+ABSENT = {
+    "attention only": {"position", "MLP"},
+    "t5, layer norm, biases": set(),
+    "learned, gated, tied": {"unembedding"},
+    "no norm": {"position", "norms"},
+    "causal": {"position", "MLP"},
+}
+
+
+def component_by_path(name: str) -> str:
+    """From the module a parameter sits in."""
+    module, leaf = name.rsplit(".", 1)
+    modules = {"embed": "embedding", "pos_embed": "position", "unembed": "unembedding", "ln_final": "norms"}
+    parts = {"mlp": "MLP", "ln1": "norms", "ln2": "norms"}
+    return modules.get(module) or parts.get(module.split(".")[-1]) or leaf.split("_")[1]
+
+
+def double_model(name: str = "attention only", **changes: Any) -> HookedTransformer:
+    return random_model(dtype="float64", **{**MODELS[name], **changes})
+
+
+def loss_of(model: HookedTransformer, query: Query) -> Tensor:
+    """Cross-entropy of the answer, from the unpadded sequence."""
+    logits = model(torch.tensor([query.tokens]))[0]
+    rows = [at - 1 if model.cfg.is_causal else at for at in range(*query.answer_span)]
+    return F.cross_entropy(logits[rows], torch.tensor(query.answer), reduction="sum")
+
+
+def flat_gradient(model: HookedTransformer, loss: Tensor, component: str = "all") -> Tensor:
+    """With respect to one component's parameters, or to all of them, component by component."""
+    chosen = [
+        parameter
+        for wanted in (COMPONENTS if component == "all" else [component])
+        for name, parameter in model.named_parameters()
+        if component_by_path(name) == wanted
+    ]
+    return torch.cat([part.flatten() for part in torch.autograd.grad(loss, chosen, retain_graph=True)])
+
+
+def world_pairs(objective: Objective = "any_order") -> list[QueryPair]:
+    """Each fact in two contexts, and as an MDM from both sides."""
+    return FactWorld(FactConfig(n_entities=6, n_filler=3, seq_len=5, gap=(2, 4)), seed=1).query_pairs(objective)
+
+
+def alignment_of(forward: Tensor, reverse: Tensor, facts: list[int]) -> Alignment:
+    """One component, from gradients `[pair size]`."""
+    products = {"inner": (forward, reverse), "forward_square": (forward, forward), "reverse_square": (reverse, reverse)}
+    grams = {name: (left @ right.T)[None] for name, (left, right) in products.items()}
+    return Alignment(components=("all",), facts=torch.tensor(facts), **grams)
+
+
+# ---- gradients per query
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_parameter_belongs_to_one_component(name: str) -> None:
+    model = double_model(name)
+    sizes: dict[str, int] = {}
+    for path, parameter in model.named_parameters():
+        assert component_of(path) == component_by_path(path)
+        sizes[component_of(path)] = sizes.get(component_of(path), 0) + parameter.numel()
+    gradients = query_gradients(model, QUERIES[:1])
+    assert {component: gradient.shape[1] for component, gradient in gradients.items()} == sizes
+    assert list(gradients) == [component for component in COMPONENTS if component not in ABSENT[name]]
+
+
+def test_a_parameter_of_no_component_is_not_passed_over() -> None:
+    with pytest.raises(KeyError, match="W_new"):
+        component_of("blocks.0.attn.W_new")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_gradients_are_those_of_each_query_alone(name: str) -> None:
+    """Against autograd on unpadded sequences, and two at a time."""
+    model = double_model(name)
+    gradients = query_gradients(model, QUERIES, chunk=2)
+    for row, query in enumerate(QUERIES):
+        loss = loss_of(model, query)
+        for component, got in gradients.items():
+            expected = flat_gradient(model, loss, component)
+            assert expected.abs().max() > 1e-6
+            assert_close(got[row], expected, atol=1e-9, rtol=1e-9)
+
+
+# ---- alignment
+
+
+@pytest.mark.parametrize(
+    ("name", "objective"), [("learned, gated, tied", "any_order"), ("causal", "causal")], ids=["MDM", "ARM"]
+)
+def test_alignment_is_what_the_concatenated_gradients_say(name: str, objective: Objective) -> None:
+    model, pairs = double_model(name), world_pairs(objective)
+    alignment = gradient_alignment(model, pairs)
+    assert alignment.facts.tolist() == [pair.fact for pair in pairs] and len(set(alignment.facts.tolist())) == 6
+    assert alignment.components[-1] == "all" and set(alignment.components[:-1]) == set(COMPONENTS) - ABSENT[name]
+    forward_loss, reverse_loss = (
+        [loss_of(model, query) for query in queries]
+        for queries in ([pair.forward for pair in pairs], [pair.reverse for pair in pairs])
+    )
+    for index in (0, alignment.components.index("V"), -1):
+        component = alignment.components[index]
+        forward = torch.stack([flat_gradient(model, loss, component) for loss in forward_loss])
+        reverse = torch.stack([flat_gradient(model, loss, component) for loss in reverse_loss])
+        assert_close(alignment.inner[index], forward @ reverse.T, atol=1e-9, rtol=1e-9)
+        assert_close(alignment.forward_square[index], forward @ forward.T, atol=1e-9, rtol=1e-9)
+        assert_close(alignment.reverse_square[index], reverse @ reverse.T, atol=1e-9, rtol=1e-9)
+        cosine = F.cosine_similarity(forward[:, None], reverse[None], dim=-1)
+        null = [cosine[i, j] for i, one in enumerate(pairs) for j, other in enumerate(pairs) if one.fact != other.fact]
+        assert_close(alignment.matched()[index], cosine.diagonal(), atol=1e-9, rtol=0)
+        assert_close(alignment.mismatched()[index], torch.stack(null), atol=1e-9, rtol=0)
+        mean = F.cosine_similarity(forward.mean(0), reverse.mean(0), dim=0)
+        assert_close(alignment.mean_cosine()[index], mean, atol=1e-9, rtol=0)
+
+
+def test_components_sum_to_the_whole() -> None:
+    alignment = gradient_alignment(double_model("t5, layer norm, biases"), world_pairs())
+    for products in (alignment.inner, alignment.forward_square, alignment.reverse_square):
+        assert len(products) == len(COMPONENTS) + 1
+        assert_close(products[:-1].sum(0), products[-1], atol=1e-12, rtol=1e-12)
+
+
+def test_a_query_is_aligned_with_itself_and_opposed_to_its_opposite() -> None:
+    """With two answers to choose from, learning one is unlearning the other."""
+    model = double_model()
+    pairs = [replace(pair, reverse=pair.forward) for pair in world_pairs()]
+    same = gradient_alignment(model, pairs)
+    ones = torch.ones(len(same.components), len(pairs), dtype=torch.float64)
+    assert_close(same.matched(), ones, atol=1e-9, rtol=0)
+    assert_close(same.mean_cosine(), ones[:, 0], atol=1e-9, rtol=0)
+    with torch.no_grad():  # only tokens 0 and 1 can win; the norm's bias says so before anything is routed
+        model.W_U[:, 2:] = 0
+    two_answers = QueryPair(QUERIES[0], replace(QUERIES[0], answer=(1,)), 0, "left")
+    two_answers = replace(two_answers, forward=replace(QUERIES[0], answer=(0,)))
+    opposed = gradient_alignment(model, [two_answers])
+    assert opposed.matched().max() < 0
+
+
+def test_planted_gradients_are_aligned_opposed_or_neither() -> None:
+    forward = torch.tensor([[3.0, 4.0], [1.0, 0.0], [0.0, 2.0]], dtype=torch.float64)
+    reverse = torch.tensor([[6.0, 8.0], [-2.0, 0.0], [5.0, 0.0]], dtype=torch.float64)
+    alignment = alignment_of(forward, reverse, [0, 0, 1])
+    assert alignment.matched()[0].tolist() == pytest.approx([1, -1, 0])
+    # forward 0 with reverse 2, forward 1 with reverse 2, forward 2 with reverse 0 and with reverse 1
+    assert alignment.mismatched()[0].tolist() == pytest.approx([0.6, 1, 0.8, 0])
+    # the sums are (4, 6) and (9, 8)
+    assert alignment.mean_cosine()[0].item() == pytest.approx((4 * 9 + 6 * 8) / (52**0.5 * 145**0.5))
+    opposite = alignment_of(forward, -2 * forward, [0, 1, 2])
+    assert opposite.matched()[0].tolist() == pytest.approx([-1, -1, -1])
+    assert opposite.mean_cosine()[0].item() == pytest.approx(-1)
+
+
+def test_a_zero_gradient_has_no_direction() -> None:
+    forward = torch.tensor([[0.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
+    alignment = alignment_of(forward, forward.flip(0), [0, 1])
+    assert alignment.matched()[0].isnan().all() and alignment.cosine()[0, 1, 0].item() == pytest.approx(1)
+    silent = alignment_of(torch.zeros(2, 2), forward.float(), [0, 1])
+    assert silent.mean_cosine().isnan().all()
+
+
+@pytest.mark.parametrize("name", ["t5, layer norm, biases", "causal"])
+def test_spans_and_padding_do_not_disturb_the_alignment(name: str) -> None:
+    model = double_model(name)
+    pairs = [QueryPair(one, other, 0, "right") for one, other in zip(QUERIES, QUERIES[1:] + QUERIES[:1], strict=True)]
+    together, alone = gradient_alignment(model, pairs), [gradient_alignment(model, [pair]) for pair in pairs]
+    expected = torch.cat([alignment.matched() for alignment in alone], dim=1)
+    assert_close(together.matched(), expected, atol=1e-9, rtol=0)
+
+
+# ---- first order
+
+
+@pytest.mark.parametrize("side", ["aligned", "opposed"])
+@pytest.mark.parametrize(("name", "objective"), [("attention only", "any_order"), ("causal", "causal")])
+def test_a_small_step_down_the_forward_loss_moves_the_reverse_loss_as_predicted(
+    name: str, objective: Objective, side: str
+) -> None:
+    """By minus the step times the mean inner product; for all parameters, and for those of one component alone."""
+    model, pairs, step = double_model(name), world_pairs(objective), 1e-6
+    if side == "opposed":  # planted: the same question, and another answer
+        pairs = [replace(pair, reverse=replace(pair.forward, answer=(11,))) for pair in pairs]
+    alignment = gradient_alignment(model, pairs)
+
+    def mean_loss(queries: list[Query]) -> Tensor:
+        return torch.stack([loss_of(model, query) for query in queries]).mean()
+
+    forward, reverse = [pair.forward for pair in pairs], [pair.reverse for pair in pairs]
+    parameters = dict(model.named_parameters())
+    gradient = dict(zip(parameters, torch.autograd.grad(mean_loss(forward), list(parameters.values())), strict=True))
+    before = {path: parameter.detach().clone() for path, parameter in parameters.items()}
+    with torch.no_grad():
+        start = mean_loss(reverse)
+        for component, inner in zip(alignment.components, alignment.inner.mean((1, 2)).tolist(), strict=True):
+            for path, parameter in parameters.items():
+                moves = component in ("all", component_by_path(path))
+                parameter.copy_(before[path] - step * gradient[path] * moves)
+            change = (mean_loss(reverse) - start).item()
+            assert change == pytest.approx(-step * inner, rel=0.01)
+            if component == "all":
+                assert (change < 0) == (side == "aligned")

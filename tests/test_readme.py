@@ -1,0 +1,124 @@
+"""The README and the files it sends one to: what they say is there, and works as written."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+import typer.main
+
+from mdm_interp import cli
+from mdm_interp.analysis import FULL_SEEDS, QUICK_SEEDS, discover
+from mdm_interp.config import TrainConfig
+from mdm_interp.runs import Run
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def block(language: str) -> str:
+    """The README's only block in that language."""
+    (found,) = re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+    return found
+
+
+def test_the_python_block_runs_as_written(tmp_path: Path) -> None:
+    python_path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    ran = subprocess.run(
+        [sys.executable, "-c", block("python")],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": python_path, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert ran.returncode == 0, ran.stderr
+    number = r"tensor\(([\d.]+)\)"
+    forward, reverse = map(float, re.findall(rf"^forward {number} reverse {number}$", ran.stdout, re.MULTILINE)[0])
+    assert 0 < reverse <= 1
+    assert forward > 0.5, "it did not learn its facts"
+    assert "route correlation per layer and head tensor(" in ran.stdout
+    assert re.search(r"^torch\.Size\(\[\d+, 2, 6, 6\]\)$", ran.stdout, re.MULTILINE)
+    without = float(re.findall(rf"^without head 0 {number}$", ran.stdout, re.MULTILINE)[0])
+    assert abs(without - forward) > 1e-3, "silencing a head changes nothing"
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
+def test_the_yaml_block_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "CONFIG.yaml").write_text(block("yaml"))
+    monkeypatch.setattr(sys, "argv", ["mdm-interp", "train", "CONFIG.yaml", "--device", "cpu"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code
+    config = TrainConfig.from_yaml("CONFIG.yaml")
+    assert capsys.readouterr().out == f"{Run.of(config).folder}\n"
+    assert Run.of(config).metrics()[-1]["step"] == config.steps == 300
+
+
+def test_the_table_lists_the_analyses_that_are_there() -> None:
+    listed = re.findall(r"^\| `(\w+)` \| (.+) \|$", README, re.MULTILINE)
+    assert listed == [(analysis.name, analysis.question) for analysis in discover()]
+
+
+def test_the_number_of_models_is_right() -> None:
+    trained = {config.digest() for analysis in discover() for config in analysis.configs(range(QUICK_SEEDS))}
+    models, seeds = map(int, re.findall(r"trains (\d+) small models.*? (\d+) seeds", README)[0])
+    assert (models, seeds) == (len(trained), QUICK_SEEDS)
+    assert {int(number) for number in re.findall(r"(\d+) seeds\)", README)} == {FULL_SEEDS}
+
+
+def test_the_commands_and_options_exist() -> None:
+    app = typer.main.get_command(cli.app)
+    usages = re.findall(r"^    mdm-interp (.+)$", README, re.MULTILINE)
+    usages += re.findall(r"`mdm-interp ([^`]+)`", README)
+    assert len(usages) >= 5
+    for usage in usages:
+        command, words = app, usage.split()
+        while words and (commands := getattr(command, "commands", None)):
+            assert words[0] in commands, usage
+            command = commands[words.pop(0)]
+        options = {option for parameter in command.params for option in parameter.opts}
+        assert set(re.findall(r"--[a-z]+", usage)) <= options, usage
+    assert click.Command in type(command).__mro__ or hasattr(command, "params")
+
+
+def test_the_exit_codes_are_those_of_the_command_line() -> None:
+    assert (
+        "Exit codes: 0 done; 2 a mistake in what was given, with one line that says which; 1 anything else." in README
+    )
+
+
+def test_every_file_it_names_is_there() -> None:
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
+    assert {"docs/theory.md", "CITATION.cff"} <= set(links)
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+@pytest.fixture
+def targets() -> dict[str, str]:
+    """The Makefile's targets and their recipes."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    return dict(re.findall(r"^([a-z]+):.*\n((?:\t.+\n?)*)", makefile, re.MULTILINE))
+
+
+def test_the_make_targets_exist(targets: dict[str, str]) -> None:
+    named = set(re.findall(r"^    make (\w+)", README, re.MULTILINE)) | set(re.findall(r"`make (\w+)", README))
+    assert {"reproduce", "test"} <= named <= targets.keys()
+    assert "mdm-interp reproduce $(ARGS)" in targets["reproduce"]
+    assert "pytest $(ARGS)" in targets["test"]
+
+
+def test_ci_runs_the_linters_and_the_readmes_test_command(targets: dict[str, str]) -> None:
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+    assert [line for line in script if line.startswith("make")] == ["make lint", "make test"]
+    assert "set -euo pipefail" in script
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+    assert all(tool in targets["lint"] for tool in ("ruff check .", "ruff format --check .", "pyright"))
