@@ -64,6 +64,8 @@ def _reproduce(
     runs: Path,
     out: Path,
 ) -> None:
+    import torch
+
     from mdm_interp.analysis import FULL_SEEDS, QUICK_SEEDS, Lab, discover
     from mdm_interp.results import Result
     from mdm_interp.training import check_device
@@ -74,6 +76,7 @@ def _reproduce(
     console = Console(stderr=True)
     lab = Lab(seeds or (FULL_SEEDS if full else QUICK_SEEDS), runs, check_device(device), workers)
     lab.runs([config for analysis in analyses for config in analysis.configs(lab.seeds)])
+    torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
     drawn = []
     for analysis in analyses:
         with console.status(f"measuring {analysis.name}"):

@@ -376,6 +376,14 @@ def test_one_analysis_runs_alone(mdm_interp: Callable[..., Ended], tmp_path: Pat
 
 
 @pytest.mark.usefixtures("work")
+def test_an_analysis_that_is_not_installed_runs_alone_too(mdm_interp: Callable[..., Ended], tmp_path: Path) -> None:
+    own = replace(reversal_curse.ANALYSIS, name="my_study")
+    ended = mdm_interp("--seeds", 1, entry=own.main)
+    assert ended.code == 0
+    assert '<section id="my_study">' in (tmp_path / "figures" / "index.html").read_text()
+
+
+@pytest.mark.usefixtures("work")
 def test_a_truncated_checkpoint_is_one_line(mdm_interp: Callable[..., Ended], tmp_path: Path) -> None:
     command = ["reproduce", "--only", "evidence_growth", "--seeds", "1", "--device", "cpu", "--out", "elsewhere"]
     assert mdm_interp(*command).code == 0

@@ -7,8 +7,8 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-import click
 import pytest
 import typer.main
 
@@ -70,13 +70,13 @@ def test_the_table_lists_the_analyses_that_are_there() -> None:
 
 def test_the_number_of_models_is_right() -> None:
     trained = {config.digest() for analysis in discover() for config in analysis.configs(range(QUICK_SEEDS))}
-    models, seeds = map(int, re.findall(r"trains (\d+) small models.*? (\d+) seeds", README)[0])
+    models, seeds = map(int, re.findall(r"trains (\d+) small models.*?(\d+)\s+seeds", README, re.DOTALL)[0])
     assert (models, seeds) == (len(trained), QUICK_SEEDS)
     assert {int(number) for number in re.findall(r"(\d+) seeds\)", README)} == {FULL_SEEDS}
 
 
 def test_the_commands_and_options_exist() -> None:
-    app = typer.main.get_command(cli.app)
+    app: Any = typer.main.get_command(cli.app)
     usages = re.findall(r"^    mdm-interp (.+)$", README, re.MULTILINE)
     usages += re.findall(r"`mdm-interp ([^`]+)`", README)
     assert len(usages) >= 5
@@ -87,13 +87,6 @@ def test_the_commands_and_options_exist() -> None:
             command = commands[words.pop(0)]
         options = {option for parameter in command.params for option in parameter.opts}
         assert set(re.findall(r"--[a-z]+", usage)) <= options, usage
-    assert click.Command in type(command).__mro__ or hasattr(command, "params")
-
-
-def test_the_exit_codes_are_those_of_the_command_line() -> None:
-    assert (
-        "Exit codes: 0 done; 2 a mistake in what was given, with one line that says which; 1 anything else." in README
-    )
 
 
 def test_every_file_it_names_is_there() -> None:

@@ -29,7 +29,7 @@ def test_two_observations_give_the_whole_range() -> None:
 
 def test_coin_flips_give_binomial_quantiles() -> None:
     """40 ones in 80: resampled counts are binomial(80, 1/2), whose 2.5 % and 97.5 % points are 31 and 49."""
-    estimate = bootstrap_mean([0, 1] * 40)
+    estimate = bootstrap_mean(np.array([0, 1] * 40))
     assert (estimate.value, estimate.n) == (0.5, 80)
     assert estimate.low == pytest.approx(31 / 80, abs=1.01 / 80)
     assert estimate.high == pytest.approx(49 / 80, abs=1.01 / 80)
@@ -68,11 +68,11 @@ def test_the_interval_depends_on_the_seed_alone() -> None:
     [
         ([4.0], Estimate(4.0, 4.0, 4.0, 1)),
         ([0.1] * 5, Estimate(0.1, 0.1, 0.1, 5)),
-        ([2, 2], Estimate(2.0, 2.0, 2.0, 2)),
+        (np.array([2, 2]), Estimate(2.0, 2.0, 2.0, 2)),
     ],
     ids=["one", "constant", "integers"],
 )
-def test_what_does_not_vary_has_an_interval_without_width(values: list[float], expected: Estimate) -> None:
+def test_what_does_not_vary_has_an_interval_without_width(values: list[float] | np.ndarray, expected: Estimate) -> None:
     assert vars(bootstrap_mean(values)) == pytest.approx(vars(expected))
     assert width(bootstrap_mean(values)) == 0
 

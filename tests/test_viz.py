@@ -15,7 +15,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import plotly.io as pio
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, Dialog, sync_playwright
 from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
@@ -26,6 +26,7 @@ from mdm_interp.viz.report import write_figures, write_index
 from mdm_interp.viz.theme import CHANCE, FORWARD, REVERSE, VARIANTS, faded, legend_at, titled
 
 FIGURES = Path(__file__).parents[1] / "figures"
+NAN = float("nan")
 NAMES = ["reversal_curse", "evidence_growth", "route_correlation", "gradient_alignment"]
 QUESTION = "Is <script>alert(1)</script> & \"more\" than 'less'?"
 CURVE = pd.DataFrame({"step": [1, 10, 100], "value": [0.1, 0.4, 0.9], "low": [0.0, 0.3, 0.8], "high": [0.2, 0.5, 1.0]})
@@ -33,7 +34,7 @@ CURVE["n"] = 3
 
 
 def result(name: str = "tiny", question: str = QUESTION) -> Result:
-    summary = {"a < b": Estimate(0.123456, 0.1, 0.25, 3), "absent": Estimate(*[float("nan")] * 3, 0)}
+    summary = {"a < b": Estimate(0.123456, 0.1, 0.25, 3), "absent": Estimate(NAN, NAN, NAN, 0)}
     return Result(name, question, {}, [0, 1, 2], {"code": "0"}, [{"seed": 0, "value": 1.0}], summary)
 
 
@@ -64,17 +65,18 @@ def no_pngs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_curve_is_its_mean_in_a_band_of_its_interval() -> None:
-    band, line = drawing().data[:2]
+    drawn: Any = drawing().data
+    band, line = drawn[:2]
     assert list(line.x) == [1, 10, 100]
     assert list(line.y) == [0.1, 0.4, 0.9]
     assert list(band.x) == [1, 10, 100, 100, 10, 1]
     assert list(band.y) == [0.2, 0.5, 1.0, 0.8, 0.3, 0.0]
     assert (band.fill, band.fillcolor, line.line.color) == ("toself", faded(FORWARD), FORWARD)
-    assert [trace.showlegend for trace in drawing().data[:4]] == [False, True, False, False]
+    assert [trace.showlegend for trace in drawn[:4]] == [False, True, False, False]
 
 
 def test_a_level_crosses_the_panel_and_a_matrix_has_its_first_row_on_top() -> None:
-    figure = drawing()
+    figure: Any = drawing()
     level, matrix = figure.data[4:]
     assert (list(level.x), list(level.y)) == ([1.0, 100.0], [0.5, 0.5])
     assert matrix.z.tolist() == [[1.0, -1.0], [0.0, 0.5]]
@@ -238,7 +240,9 @@ READ = """texts => [...document.querySelectorAll('.plotly-graph-div')].map(plot 
     return [kind, element.textContent, left, top, right, bottom];
   };
   const found = Object.entries(texts).flatMap(
-    ([kind, selector]) => [...plot.querySelectorAll(selector)].map(element => box(kind, element)));
+    ([kind, selector]) => [...plot.querySelectorAll(selector)]
+      .filter(element => kind === 'colour bar' || !element.closest('.colorbar'))
+      .map(element => box(kind, element)));
   return {
     boxes: [box('plot', plot.querySelector('.main-svg') || plot), ...found],
     traces: plot.querySelectorAll('.scatterlayer .trace, .heatmaplayer .hm').length,
@@ -256,10 +260,15 @@ def show(browser: Browser) -> Iterator[Callable[[Path], Shown]]:
     def open_page(path: Path) -> Shown:
         problems: list[str] = []
         page = context.new_page()
+
+        def dismiss(dialog: Dialog) -> None:
+            problems.append(dialog.message)
+            dialog.dismiss()
+
         page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("requestfailed", lambda request: problems.append(request.url))
-        page.on("dialog", lambda dialog: (problems.append(dialog.message), dialog.dismiss()))
+        page.on("dialog", dismiss)
         page.goto(path.as_uri(), wait_until="load")
         page.wait_for_timeout(500)  # plotly places automatic margins after its first drawing
         plots = page.evaluate(READ, TEXTS)
