@@ -335,6 +335,8 @@ def test_the_rows_are_tidy(measured: dict[str, Result], name: str) -> None:
     assert not frame[["variant", "seed", "run", "step"]].isna().any(axis=None)
     if name in SAME_COLUMNS_IN_EVERY_ROW:
         assert len({tuple(row) for row in measured[name].rows}) == 1
+    if name == "gradient_alignment":
+        assert ((frame["component"] == "all") == frame["storage_term"].notna()).all()
     keys = [column for column in frame.columns if not pd.api.types.is_float_dtype(frame[column])]
     keys += [column for column in ("distance", "head") if column in frame]
     if name == "route_correlation":
@@ -379,6 +381,16 @@ def test_the_committed_rows_hold_every_seed_at_every_step(name: str) -> None:
     world = ["world"] if "world" in whole else []
     seeds = whole.groupby([*world, "variant", "step"])["seed"].nunique()
     assert seeds[seeds != 10].empty, f"seeds are missing: {seeds[seeds != 10].to_dict()}"
+
+
+@pytest.mark.parametrize(
+    ("cosines", "expected"),
+    [([0.9, 0.5, 0.4, 0.9], 10.0), ([0.9, 0.8, 0.7, 0.6], 1000.0), ([0.4, 0.9, 0.9, 0.9], 0.0)],
+    ids=["fell and came back", "never fell", "fell at once"],
+)
+def test_alignment_lasts_until_it_first_falls(cosines: list[float], expected: float) -> None:
+    run = pd.DataFrame({"step": [1000, 100, 10, 1], "mean_gradient": cosines[::-1]})
+    assert gradient_alignment.last_aligned_step(run) == expected
 
 
 QUOTED: dict[str, dict[str, str]] = {
