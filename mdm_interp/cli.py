@@ -89,8 +89,8 @@ def _reproduce(
         others = [analysis for analysis in discover() if analysis.name not in new]
         stored = [(analysis, out / f"{analysis.name}.json") for analysis in others]
         kept = [(result, a.draw(result)) for a, path in stored if path.exists() for result in [Result.load(path)]]
-        places = [analysis.name for analysis in discover()]
-        write_index(sorted([*drawn, *kept], key=lambda entry: places.index(entry[0].name)), out)
+        places = {analysis.name: place for place, analysis in enumerate(discover())}
+        write_index(sorted([*drawn, *kept], key=lambda entry: places.get(entry[0].name, len(places))), out)
     console.print(f"{len(drawn)} figures in {out}; open {out / 'index.html'}", markup=False, soft_wrap=True)
 
 

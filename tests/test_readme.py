@@ -70,8 +70,7 @@ def test_the_table_lists_the_analyses_that_are_there() -> None:
 
 def test_the_number_of_models_is_right() -> None:
     trained = {config.digest() for analysis in discover() for config in analysis.configs(range(QUICK_SEEDS))}
-    models, seeds = map(int, re.findall(r"trains (\d+) small models.*?(\d+)\s+seeds", README, re.DOTALL)[0])
-    assert (models, seeds) == (len(trained), QUICK_SEEDS)
+    assert f"trains {len(trained)} small models" in " ".join(README.split())
     assert {int(number) for number in re.findall(r"(\d+) seeds\)", README)} == {FULL_SEEDS}
 
 
