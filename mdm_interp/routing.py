@@ -54,10 +54,13 @@ def compute_routes(model: Any, queries: Sequence[Query]) -> Routes:
         reduced: dict[str, Tensor] = {}
 
         def reduce(tensor: Tensor, hook: HookPoint, batch: QueryBatch = batch, into: dict = reduced) -> None:
-            read, source = _readout_weights(batch, tensor.dtype), batch.source.to(tensor.dtype)
-            into[str(hook.name)] = einsum(
-                tensor, read, source, "query head query_pos key_pos, query query_pos, query key_pos -> query head"
-            )
+            rows = torch.arange(len(tensor), device=tensor.device)[:, None]
+            read = tensor.transpose(1, 2)[rows, batch.readout]  # [query span head key_pos]
+            read = read.to(torch.promote_types(read.dtype, torch.float32))
+            # Select before adding: a masked score is the most negative number there is, and twice that is infinite.
+            routed = read.masked_fill(~batch.source[:, None, None], 0).sum(-1)
+            routed = routed.masked_fill(~batch.answered[..., None], 0).sum(1)
+            into[str(hook.name)] = routed / batch.answered.sum(1, keepdim=True)
 
         names = {kind: [f"blocks.{layer}.attn.hook_{kind}" for layer in layers] for kind in collected}
         hooks = [(name, reduce) for kind in names for name in names[kind]]
@@ -69,6 +72,7 @@ def compute_routes(model: Any, queries: Sequence[Query]) -> Routes:
 
 def correlate(x: Float[Tensor, "sample *rest"], y: Float[Tensor, "sample *rest"]) -> Float[Tensor, "*rest"]:
     """Pearson correlation over the first axis; NaN where either side does not vary."""
+    x, y = x - x[:1], y - y[:1]  # what does not vary is then exactly 0
     x, y = x - x.mean(0), y - y.mean(0)
     spread = x.pow(2).mean(0).sqrt() * y.pow(2).mean(0).sqrt()
     return torch.where(spread > 0, (x * y).mean(0) / spread, torch.nan)
@@ -110,6 +114,7 @@ def compute_content(model: Any, queries: Sequence[Query]) -> Content:
         _, cache = model.run_with_cache(batch.tokens, attention_mask=batch.attention_mask, names_filter=names)
         for kind in kept:
             stacked = torch.stack([cache[kind, layer] for layer in range(cfg.n_layers)], dim=2)
+            stacked = stacked.to(torch.promote_types(stacked.dtype, torch.float32))
             weights = _readout_weights(batch, stacked.dtype) if kind == "q" else batch.source.to(stacked.dtype)
             reduced = einsum(stacked, weights, "query pos layer head d_head, query pos -> query layer head d_head")
             kept[kind].append(reduced.repeat_interleave(cfg.n_heads // reduced.shape[2], dim=2).cpu())
@@ -195,11 +200,19 @@ def distance_correlation(
         raise UserError(f"model: position scheme {model.cfg.position!r} has no rotation to predict from; use 'rope'")
     if not query_pairs:
         raise UserError("query_pairs: a correlation needs several pairs, got none")
-    products = plane_products(compute_content(model, [pair.forward for pair in query_pairs]), rope).to(torch.complex128)
-    right, left = score_at_offset(products, rope, distance), score_at_offset(products, rope, -distance)
+    content = compute_content(model, [pair.forward for pair in query_pairs])
+    products = plane_products(content, rope).to(torch.complex128)
+    still = (content.q * content.k)[..., rope.cfg.rotary_dim :].double().sum(-1)
+    right, left = (
+        score_at_offset(products, rope, at) + still * rope.cfg.head_dim**-0.5 for at in (distance, -distance)
+    )
+    # Dimensions that do not rotate act as planes that turn by 0; a real product varies in one part only: root of 2.
+    products = torch.cat([products, 2**0.5 * still[..., None].to(products.dtype)], dim=-1)
+    theta = torch.cat([rope.theta, rope.theta.new_zeros(1)])
+    per_dimension = torch.cat([rope.theta.repeat(2), rope.theta.new_zeros(rope.cfg.head_dim - 2 * len(rope.theta))])
     return DistanceCorrelation(
         distance=distance,
         measured=correlate(right.transpose(0, 1), left.transpose(0, 1)),
-        spectrum=spectrum_correlation(products, rope.theta, distance),
-        isotropic=isotropic_correlation(rope.theta, distance),
+        spectrum=spectrum_correlation(products, theta, distance),
+        isotropic=isotropic_correlation(per_dimension, distance),
     )

@@ -40,7 +40,8 @@ MLPS: dict[str, dict[str, Any]] = {
     "gated": {"d_mlp": 20, "gated_mlp": True, "act_fn": "silu"},
 }
 SPAN_PAIRS = [
-    QueryPair(Query((MASK, 1, 5), (3,), (0, 1), (2, 3)), Query((5, 1, MASK), (3,), (2, 3), (0, 1)), 0, "left"),
+    # one token each, and among the filler token 0, which fills shorter queries up
+    QueryPair(Query((MASK, 0, 5), (3,), (0, 1), (2, 3)), Query((5, 0, MASK), (3,), (2, 3), (0, 1)), 0, "left"),
     # two source tokens, and one of them among the filler too; longer than the others, so they are padded
     QueryPair(
         Query((9, MASK, 1, 5, 6, 5), (4,), (1, 2), (3, 5)),
@@ -384,14 +385,16 @@ def test_storage_coupling_by_hand_and_its_opposites() -> None:
     shared = QueryPair(forward, reverse, 0, "left")
     other_answer = QueryPair(forward, replace(reverse, answer=(4,)), 0, "left")
     other_source = QueryPair(forward, replace(reverse, tokens=(6, 1, 2, MASK)), 0, "left")
+    read_as_filler = QueryPair(replace(forward, tokens=(MASK, 1, 6, 5)), other_source.reverse, 0, "left")
     expected = {
         "shared": ((12 / 13) ** 2 + 12 / 13**2) / 16,
         "another answer": (-2 * (12 / 13) * (1 / 13) + 11 / 13**2) / 16,
         "another source": 0.0,
+        "the reverse query's source among the forward query's filler": ((12 / 13) ** 2 + 12 / 13**2) / 16,
     }
     assert expected["another answer"] < 0
-    got = storage_coupling(model, [shared, other_answer, other_source])[:, 0]
-    assert_close(got, torch.tensor(list(expected.values()), dtype=torch.float64)[:, None].expand(3, 4))
+    got = storage_coupling(model, [shared, other_answer, other_source, read_as_filler])[:, 0]
+    assert_close(got, torch.tensor(list(expected.values()), dtype=torch.float64)[:, None].expand(4, 4))
 
 
 def test_pairs_are_coupled_alike_wherever_they_stand_in_a_long_list() -> None:
