@@ -85,12 +85,14 @@ def _reproduce(
     with console.status("writing figures"):
         if problem := write_figures(drawn, out):
             console.print(problem, markup=False, soft_wrap=True)
-        new = {result.name for result, _ in drawn}
-        others = [analysis for analysis in discover() if analysis.name not in new]
-        stored = [(analysis, out / f"{analysis.name}.json") for analysis in others]
-        kept = [(result, a.draw(result)) for a, path in stored if path.exists() for result in [Result.load(path)]]
-        places = {analysis.name: place for place, analysis in enumerate(discover())}
-        write_index(sorted([*drawn, *kept], key=lambda entry: places.get(entry[0].name, len(places))), out)
+        installed = {analysis.name: analysis for analysis in discover()}
+        shown = {result.name: (result, figure) for result, figure in drawn}
+        for name, analysis in installed.items():
+            if name not in shown and (out / f"{name}.json").exists():
+                result = Result.load(out / f"{name}.json")
+                shown[name] = (result, analysis.draw(result))
+        order = [*installed, *(name for name in shown if name not in installed)]
+        write_index([shown[name] for name in order if name in shown], out)
     console.print(f"{len(drawn)} figures in {out}; open {out / 'index.html'}", markup=False, soft_wrap=True)
 
 

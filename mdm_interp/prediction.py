@@ -32,17 +32,9 @@ class Prediction:
         return self.rank == 1
 
 
-def readout_logits(
-    logits: Float[Tensor, "query pos d_vocab"], batch: QueryBatch
-) -> Float[Tensor, "query span d_vocab"]:
-    """The logits' rows that predict the answers."""
-    rows = torch.arange(len(batch.tokens), device=logits.device)[:, None]
-    return logits[rows, batch.readout]
-
-
 def query_loss(logits: Float[Tensor, "query pos d_vocab"], batch: QueryBatch) -> Float[Tensor, "query"]:
     """Negative log-probability of each answer, in nats, summed over its tokens."""
-    log_probs = readout_logits(logits, batch).log_softmax(-1)
+    log_probs = batch.at_readout(logits).log_softmax(-1)
     chosen = log_probs.gather(-1, batch.answer[..., None]).squeeze(-1)
     return -(chosen * batch.answered).sum(-1)
 
@@ -54,7 +46,7 @@ def predict(model: Any, queries: Sequence[Query]) -> Prediction:
     for batch in batches(queries, model.cfg):
         logits = model(batch.tokens, attention_mask=batch.attention_mask)
         log_probability.append(-query_loss(logits, batch))
-        rows = readout_logits(logits, batch)
+        rows = batch.at_readout(logits)
         beaten_by = (rows >= rows.gather(-1, batch.answer[..., None])).sum(-1)  # the answer itself included
         rank.append((beaten_by * batch.answered).amax(-1))
     return Prediction(torch.cat(log_probability).cpu(), torch.cat(rank).cpu())

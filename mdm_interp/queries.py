@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from mdm_interp.config import ModelConfig
@@ -122,6 +122,10 @@ class QueryBatch:
     answered: Bool[Tensor, "query span"]
     """Which entries of `readout` and `answer` are real."""
     source: Bool[Tensor, "query pos"]
+
+    def at_readout(self, x: Shaped[Tensor, "query pos *rest"]) -> Shaped[Tensor, "query span *rest"]:
+        """The rows of `x` at the positions whose logits predict the answers."""
+        return x[torch.arange(len(x), device=x.device)[:, None], self.readout]
 
 
 def collate(queries: Sequence[Query], cfg: ModelConfig) -> QueryBatch:

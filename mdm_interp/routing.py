@@ -54,8 +54,7 @@ def compute_routes(model: Any, queries: Sequence[Query]) -> Routes:
         reduced: dict[str, Tensor] = {}
 
         def reduce(tensor: Tensor, hook: HookPoint, batch: QueryBatch = batch, into: dict = reduced) -> None:
-            rows = torch.arange(len(tensor), device=tensor.device)[:, None]
-            read = tensor.transpose(1, 2)[rows, batch.readout]  # [query span head key_pos]
+            read = batch.at_readout(tensor.transpose(1, 2))  # [query span head key_pos]
             read = read.to(torch.promote_types(read.dtype, torch.float32))
             # Select before adding: a masked score is the most negative number there is, and twice that is infinite.
             routed = read.masked_fill(~batch.source[:, None, None], 0).sum(-1)

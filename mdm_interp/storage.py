@@ -16,7 +16,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mdm_interp.model import HookedTransformer, Norm
-from mdm_interp.prediction import readout_logits
 from mdm_interp.queries import Query, QueryBatch, QueryPair, batches
 
 
@@ -132,16 +131,11 @@ def decompose_logits(model: HookedTransformer, batch: QueryBatch, targets: Int[T
     """
     cfg, directions = model.cfg, readout_directions(model, targets)
     _, cache = model.run_with_cache(batch.tokens, attention_mask=batch.attention_mask)
-
-    def at_readout(x: Float[Tensor, "query pos *rest"]) -> Float[Tensor, "query span *rest"]:
-        rows = torch.arange(len(x), device=x.device)[:, None]
-        return x[rows, batch.readout]
-
     resid = cache["hook_embed"] if model.pos_embed.relative else cache["hook_embed"] + cache["hook_pos_embed"]
     if cfg.normalization_type is None:
         scale = torch.ones(batch.readout.shape, device=resid.device, dtype=resid.dtype)
     else:
-        scale = at_readout(cache["ln_final.hook_scale"]).squeeze(-1)
+        scale = batch.at_readout(cache["ln_final.hook_scale"]).squeeze(-1)
     heads, mlps = [], []
     for layer in range(cfg.n_layers):
         written = einsum(
@@ -149,10 +143,10 @@ def decompose_logits(model: HookedTransformer, batch: QueryBatch, targets: Int[T
             directions,
             "query key_pos head d_model, target d_model -> query key_pos head target",
         )
-        rows = at_readout(cache["pattern", layer].transpose(1, 2))
+        rows = batch.at_readout(cache["pattern", layer].transpose(1, 2))
         heads.append(rows[..., None] * written.transpose(1, 2)[:, None])  # [query span head key_pos target]
         mlp_out = torch.zeros_like(resid) if cfg.attn_only else cache["mlp_out", layer]
-        mlps.append(at_readout(mlp_out) @ directions.T)
+        mlps.append(batch.at_readout(mlp_out) @ directions.T)
     sigma = scale[..., None]
     norm = model.ln_final
     bias = (
@@ -161,7 +155,7 @@ def decompose_logits(model: HookedTransformer, batch: QueryBatch, targets: Int[T
         else sigma.new_zeros(len(targets))
     )
     return LogitParts(
-        embedding=at_readout(resid) @ directions.T / sigma,
+        embedding=batch.at_readout(resid) @ directions.T / sigma,
         heads=torch.stack(heads, dim=2) / sigma[:, :, None, None, None],
         mlps=torch.stack(mlps, dim=2) / sigma[:, :, None],
         bias=bias,
@@ -204,13 +198,12 @@ def _evidence_gradient(
     scales = [] if model.cfg.normalization_type is None else ["ln_final.hook_scale"]
     names = [f"blocks.{layer}.attn.hook_pattern" for layer in layers] + scales
     logits, cache = model.run_with_cache(batch.tokens, attention_mask=batch.attention_mask, names_filter=names)
-    rows = torch.arange(len(queries), device=logits.device)[:, None]
-    error = readout_logits(logits, batch).softmax(-1)
+    error = batch.at_readout(logits).softmax(-1)
     error = error - torch.nn.functional.one_hot(batch.answer, error.shape[-1])
     if scales:
-        error = error / cache["ln_final.hook_scale"][rows, batch.readout]
+        error = error / batch.at_readout(cache["ln_final.hook_scale"])
     error = error * batch.answered[..., None]
-    pattern = torch.stack([cache["pattern", layer].transpose(1, 2)[rows, batch.readout] for layer in layers], dim=2)
+    pattern = torch.stack([batch.at_readout(cache["pattern", layer].transpose(1, 2)) for layer in layers], dim=2)
     width = max(map(len, columns))
     padded = torch.tensor([[*column, *[-1] * (width - len(column))] for column in columns], device=logits.device)
     stands = (batch.tokens[:, None, :] == padded[:, :, None]).to(pattern.dtype)

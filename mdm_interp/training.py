@@ -120,17 +120,7 @@ def train_all(
     if not missing:
         return runs
     device = check_device(device)
-    workers = min(
-        len(missing),
-        workers
-        or (
-            1
-            if device != "cpu"
-            else len(os.sched_getaffinity(0))
-            if hasattr(os, "sched_getaffinity")
-            else os.cpu_count() or 1
-        ),
-    )
+    workers = min(len(missing), workers or _default_workers(device))
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager, _Bars(total_runs=len(missing)) as bars:
         reports = manager.Queue()
@@ -149,6 +139,13 @@ def train_all(
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
     return runs
+
+
+def _default_workers(device: str) -> int:
+    """As many as this process may use CPU cores; one on a GPU."""
+    if device != "cpu":
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _start_worker() -> None:

@@ -13,7 +13,7 @@ from mdm_interp.config import Attention, FactConfig, ModelConfig, Objective, Sch
 from mdm_interp.facts import FactWorld
 from mdm_interp.files import UserError
 from mdm_interp.model import HookedTransformer
-from mdm_interp.prediction import predict, query_loss, readout_logits
+from mdm_interp.prediction import predict, query_loss
 from mdm_interp.queries import Query, QueryPair, Span, batches, collate, require_shared
 
 WORLDS = {
@@ -346,6 +346,6 @@ def test_a_shifted_model_is_read_one_position_earlier(shift: Shift, expected: fl
     query = Query((0, 2, 1), (1,), (1, 2), (0, 1))
     model = by_hand(rows, shift)
     batch = collate([query], model.cfg)
-    read = readout_logits(model(batch.tokens), batch).softmax(-1)
+    read = batch.at_readout(model(batch.tokens)).softmax(-1)
     assert read.flatten().tolist() == pytest.approx(rows[1 + shift])
     assert predict(model, [query]).probability.tolist() == pytest.approx([expected])

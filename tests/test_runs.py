@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,15 +25,6 @@ FACTS = FactConfig(n_entities=6, n_filler=4, seq_len=5)
 def tiny(*, d_model: int = 8, seed: int = 0, steps: int = 6) -> TrainConfig:
     model = ModelConfig(d_model=d_model, n_heads=2, d_vocab=FACTS.d_vocab, n_ctx=FACTS.seq_len)
     return TrainConfig(model=model, facts=FACTS, steps=steps, batch_size=4, n_checkpoints=4, seed=seed)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Models this small are slower on several threads."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,6 @@ from mdm_interp.config import FactConfig, ModelConfig
 from mdm_interp.facts import FactWorld
 from mdm_interp.model import HookedTransformer, Norm
 from mdm_interp.positions import SCHEMES
-from mdm_interp.prediction import readout_logits
 from mdm_interp.queries import Query, QueryPair, collate
 from mdm_interp.storage import (
     compute_evidence,
@@ -134,7 +133,7 @@ def test_the_parts_add_up_to_the_logits(
     batch = collate(random_queries(model.cfg, changes["seed"]), model.cfg)
     targets = torch.randperm(13, generator=seeded(changes["seed"]))[:5]
     with torch.no_grad():
-        logits = readout_logits(model(batch.tokens, batch.attention_mask), batch)[..., targets]
+        logits = batch.at_readout(model(batch.tokens, batch.attention_mask))[..., targets]
     assert relative_error(decompose_logits(model, batch, targets).total(), logits) <= tolerance
 
 

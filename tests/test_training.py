@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import random
 import time
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -41,15 +40,6 @@ def tiny(objective: Objective = "any_order", **changes: Any) -> TrainConfig:
     model = ModelConfig(d_model=8, n_heads=2, d_vocab=FACTS.d_vocab, n_ctx=FACTS.seq_len, attention=attention)
     fields = {"steps": 12, "batch_size": 4, "n_checkpoints": 5, **changes}
     return TrainConfig(model=model, facts=FACTS, objective=objective, **fields)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Models this small are slower on several threads, and workers, which have one, must match to the bit."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
 
 
 def contents(run: Run) -> dict[str, bytes]:

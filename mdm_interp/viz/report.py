@@ -1,5 +1,4 @@
-"""Figures as files: HTML that works offline with one shared plotly.js, PNG where a browser is there, and an "
-"index page."""
+"""Figures as files: HTML that works offline with one shared plotly.js, PNG where a browser is there, an index page."""
 
 from __future__ import annotations
 

@@ -9,14 +9,13 @@ import plotly.graph_objects as go
 import plotly.io as pio
 
 # Okabe & Ito (2008), in an order in which neighbours differ in lightness too.
-BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, YELLOW, GREY = (
+BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, GREY = (
     "#0072B2",
     "#E69F00",
     "#009E73",
     "#D55E00",
     "#CC79A7",
     "#56B4E9",
-    "#F0E442",
     "#666666",
 )
 COLORS = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY)
