@@ -1,13 +1,14 @@
 """Mechanistic interpretability of masked diffusion language models.
 
     from mdm_interp import FactConfig, HookedTransformer, ModelConfig, TrainConfig, train
-    from mdm_interp import coupling, routing, storage
+    from mdm_interp import coupling, interventions, parity, routing, storage
 
 Modules, each using only those before it: config, positions, queries, facts, model, prediction, diffusion, runs,
-training; routing, storage, coupling measure `(model, query_pairs)`; analysis, viz and cli make figures of them.
+training; routing, parity, storage, coupling and interventions measure `(model, query_pairs)`; claims judges what
+analysis measured; viz and cli make figures of it.
 """
 
-from mdm_interp import coupling, routing, storage
+from mdm_interp import coupling, interventions, parity, routing, storage
 from mdm_interp.config import FactConfig, ModelConfig, TrainConfig
 from mdm_interp.diffusion import denoise
 from mdm_interp.facts import FactWorld
@@ -30,6 +31,8 @@ __all__ = [
     "UserError",
     "coupling",
     "denoise",
+    "interventions",
+    "parity",
     "predict",
     "routing",
     "storage",

@@ -10,7 +10,7 @@ import importlib
 import importlib.metadata
 import inspect
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
@@ -18,8 +18,10 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from mdm_interp.claims import ClaimTest, Verdict, judge
 from mdm_interp.config import TrainConfig
 from mdm_interp.files import UserError
+from mdm_interp.presets import SCOPE
 from mdm_interp.results import Result, tidy, versions
 from mdm_interp.runs import DEFAULT_ROOT, Run
 from mdm_interp.stats import Estimate
@@ -62,6 +64,8 @@ class Analysis:
     """Rows to the figures quoted anywhere."""
     draw: Callable[[Result], go.Figure]
     """Result to figure; computes nothing but what it shows."""
+    claims: Sequence[ClaimTest] = ()
+    """The claims that its rows decide, each with its rule."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What `measure` depends on besides the runs; kept in the result."""
     order: int = 100
@@ -111,6 +115,13 @@ def discover() -> list[Analysis]:
                     f"analysis {analysis.name!r} of {entry_point.value} has the name of another; rename one of them"
                 )
     return sorted(found.values(), key=lambda analysis: (analysis.order, analysis.name))
+
+
+def ledger(analyses: Iterable[Analysis], results: Mapping[str, Result]) -> list[Verdict]:
+    """The verdicts on every claim that one of `analyses` tests and `results` (by analysis name) has rows of, in the
+    order of the claims."""
+    tested = [(results[analysis.name], analysis.claims) for analysis in analyses if analysis.name in results]
+    return sorted(judge(tested, (*SCOPE, "stage")), key=lambda verdict: verdict.claim["id"])
 
 
 def _modules(root: ModuleType) -> list[ModuleType]:

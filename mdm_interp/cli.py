@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -66,7 +67,8 @@ def _reproduce(
 ) -> None:
     import torch
 
-    from mdm_interp.analysis import FULL_SEEDS, QUICK_SEEDS, Lab, discover
+    from mdm_interp.analysis import FULL_SEEDS, QUICK_SEEDS, Lab, discover, ledger
+    from mdm_interp.claims import save_ledger
     from mdm_interp.results import Result
     from mdm_interp.training import check_device
     from mdm_interp.viz.report import write_figures, write_index
@@ -92,7 +94,10 @@ def _reproduce(
                 result = Result.load(out / f"{name}.json")
                 shown[name] = (result, analysis.draw(result))
         order = [*installed, *(name for name in shown if name not in installed)]
-        write_index([shown[name] for name in order if name in shown], out)
+        results = {name: result for name, (result, _) in shown.items()}
+        if verdicts := ledger(installed.values(), results):
+            save_ledger(verdicts, out / "claims.json")
+        write_index([shown[name] for name in order if name in shown], verdicts, out)
     console.print(f"{len(drawn)} figures in {out}; open {out / 'index.html'}", markup=False, soft_wrap=True)
 
 
@@ -113,6 +118,47 @@ def run_one(analysis: Any) -> None:
     single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=analysis.question)
     single.command(help=analysis.question)(command)
     _run(single)
+
+
+@app.command()
+def verify(
+    out: Out = Path("figures"),
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON array.")] = False,
+    readme: Annotated[Path | None, typer.Option(help="Also write the table of findings into this file.")] = None,
+) -> None:
+    """The claims ledger: each claim of the paper, in every setting and at every stage that was measured, with its
+    effect, null, interval and computed verdict. Reads what `reproduce` measured."""
+    from mdm_interp.analysis import discover, ledger
+    from mdm_interp.claims import counts, save_ledger, write_findings
+    from mdm_interp.presets import scope_label
+    from mdm_interp.results import Result
+
+    judged = [analysis for analysis in discover() if analysis.claims]
+    for analysis in judged:
+        if not (out / f"{analysis.name}.json").exists():
+            raise UserError(
+                f"--out: {out} holds no {analysis.name}.json, from which claims are judged; run `mdm-interp reproduce "
+                f"--only {analysis.name} --out {out}` first"
+            )
+    verdicts = ledger(judged, {analysis.name: Result.load(out / f"{analysis.name}.json") for analysis in judged})
+    save_ledger(verdicts, out / "claims.json")
+    if readme:
+        write_findings(verdicts, readme)
+    if as_json:
+        print((out / "claims.json").read_text(encoding="utf-8"), end="")
+        return
+    console, table = Console(), Table("claim", "scope", "effect", "null", "p", "verdict", "figure")
+    for claim, group in itertools.groupby(verdicts, key=lambda verdict: verdict.claim["id"]):
+        lines = list(group)
+        for measure, of_measure in itertools.groupby(lines, key=lambda verdict: verdict.measure):
+            rows = list(of_measure)
+            table.add_section()
+            table.add_row(claim, f"{rows[0].claim['sentence']}\n{measure}; {rows[0].rule}", "", rows[0].null_is)
+            for row in rows:
+                scope, effect, null = scope_label(row.scope), str(row.effect), str(row.null)
+                table.add_row("", scope, effect, null, f"{row.p:.2g}", row.verdict, row.figure)
+    console.print(table)
+    console.print(counts(verdicts).to_string())
 
 
 @app.command()

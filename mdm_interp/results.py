@@ -23,8 +23,11 @@ DIGITS = 6
 
 @cache
 def versions(analysis: Path) -> dict[str, str]:
-    """What the numbers of an analysis are made with; `code` is a digest of its source and this package's."""
-    sources = [*sorted(Path(__file__).parent.rglob("*.py")), analysis]
+    """What the numbers of an analysis are made with; `code` is a digest of its source and of the modules that measure:
+    a figure's looks and the command line do not make numbers old."""
+    package = Path(__file__).parent
+    later = {package / "cli.py", package / "claims.py", *(package / "viz").rglob("*.py")}
+    sources = [*sorted(set(package.rglob("*.py")) - later), analysis]
     code = hashlib.sha256(b"\0".join(path.read_bytes() for path in sources)).hexdigest()[:16]
     packages = {name: importlib.metadata.version(name) for name in ("mdm-interp", "torch", "transformer-lens")}
     return {**packages, "python": platform.python_version(), "code": code}

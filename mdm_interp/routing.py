@@ -93,6 +93,17 @@ def route_correlation(model: Any, query_pairs: Sequence[QueryPair]) -> Float[Ten
     return correlate(forward, reverse)
 
 
+def require_rope(model: Any) -> Rope:
+    """The model's rotation.
+
+    Raises:
+        UserError: it has none.
+    """
+    if not isinstance(model.pos_embed, Rope):
+        raise UserError(f"model: position scheme {model.cfg.position!r} has no rotation to predict from; use 'rope'")
+    return model.pos_embed
+
+
 @dataclass(frozen=True)
 class Content:
     """What a route is made of, before any rotation."""
@@ -154,21 +165,26 @@ def isotropic_correlation(
     return torch.cos(2 * distance.to(theta.dtype)[:, None] * theta).mean(1)
 
 
+def energy_shares(products: Tensor) -> Float[Tensor, "layer head plane"]:
+    """Each plane's share of the energy, the variance over queries of its product conj(q_p) k_p: what all queries share
+    shifts every score alike and drops out of a correlation. NaN where nothing varies.
+
+    Source: docs/theory.md, section 4.
+    """
+    energy = (products - products.mean(0)).abs().pow(2).mean(0)
+    return energy / energy.sum(-1, keepdim=True)
+
+
 def spectrum_correlation(
     products: Tensor, theta: Float[Tensor, "plane"], distance: Float[Tensor, "distance"]
 ) -> Float[Tensor, "distance layer head"]:
     """The same prediction with each plane weighted by the energy it was measured to carry, per layer and head.
 
-    A plane's energy is the variance over queries of its product conj(q_p) k_p: what all queries share shifts every
-    score alike and drops out of a correlation.
-
     Source: docs/theory.md, section 4.
     """
-    energy = (products - products.mean(0)).abs().pow(2).mean(0).to(theta.dtype)
+    shares = energy_shares(products).to(theta.dtype)
     kernel = torch.cos(2 * distance.to(theta.dtype)[:, None] * theta)
-    return einsum(
-        energy / energy.sum(-1, keepdim=True), kernel, "layer head plane, distance plane -> distance layer head"
-    )
+    return einsum(shares, kernel, "layer head plane, distance plane -> distance layer head")
 
 
 @dataclass(frozen=True)
@@ -194,9 +210,7 @@ def distance_correlation(
 
     Source: docs/theory.md, section 4.
     """
-    rope = model.pos_embed
-    if not isinstance(rope, Rope):
-        raise UserError(f"model: position scheme {model.cfg.position!r} has no rotation to predict from; use 'rope'")
+    rope = require_rope(model)
     if not query_pairs:
         raise UserError("query_pairs: a correlation needs several pairs, got none")
     content = compute_content(model, [pair.forward for pair in query_pairs])

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import bootstrap
+from numpy.typing import ArrayLike
+from scipy.stats import bootstrap, pearsonr, rankdata
 
 LEVEL = 0.95
 
@@ -63,3 +64,28 @@ def curve(frame: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
     """Mean of `y` over seeds and its interval at every `x`: columns x, value, low, high, n."""
     estimates = {at: bootstrap_mean(group.to_numpy()) for at, group in frame.groupby(x)[y]}
     return pd.DataFrame([{x: at, **vars(estimate)} for at, estimate in estimates.items()])
+
+
+def rank_correlation(x: ArrayLike, y: ArrayLike) -> float:
+    """Spearman correlation, with average ranks for ties; NaN where a side is constant or holds a NaN."""
+    ranks = rankdata(np.asarray([x, y], dtype=float), axis=1)
+    return _pearson(*ranks)
+
+
+def partial_rank_correlation(x: ArrayLike, y: ArrayLike, given: ArrayLike) -> float:
+    """Spearman correlation of what a line in the ranks of `given` leaves of the ranks of `x` and `y`; NaN where it
+    leaves nothing of one."""
+    ranks = rankdata(np.asarray([x, y, given], dtype=float), axis=1)
+    x_ranks, y_ranks, control = ranks - ranks.mean(1, keepdims=True)
+    if not control.any():
+        return _pearson(x_ranks, y_ranks)
+    left = [side - control * (side @ control) / (control @ control) for side in (x_ranks, y_ranks)]
+    return _pearson(*left)
+
+
+def _pearson(x: np.ndarray, y: np.ndarray) -> float:
+    # Ranks differ by halves: what is left of less than that is rounding.
+    if len(x) < 2 or min(np.ptp(x), np.ptp(y)) <= 1e-9 * len(x):
+        return float("nan")
+    correlation: Any = pearsonr(x, y)
+    return float(correlation.statistic)

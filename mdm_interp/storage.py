@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mdm_interp.model import HookedTransformer, Norm
-from mdm_interp.queries import Query, QueryBatch, QueryPair, batches
+from mdm_interp.queries import Query, QueryBatch, QueryPair, batches, require_shared
 
 
 def readout_directions(
@@ -102,6 +102,39 @@ def compute_evidence(
             per_layer.append(einsum(written, directions, "query head d_model, target d_model -> query head target"))
         collected.append(torch.stack(per_layer, dim=1).cpu())
     return torch.cat(collected)
+
+
+def pair_position_index(
+    model: HookedTransformer, query_pairs: Sequence[QueryPair], targets: Int[Tensor, "target"]
+) -> Float[Tensor, "layer"]:
+    """The position index over the two places that a query pair compares, per layer: variance of the source's evidence
+    (summed over heads) over where it stands in the forward and in the reverse query, mean over pairs and targets,
+    over the variance over pairs and targets of the mean of the two.
+
+    0 in the first layer of a relative scheme. In deeper layers it also holds what the changed context does to the
+    source's residual, under any scheme but `none`, which cannot see a swap.
+
+    Raises:
+        UserError: there are no pairs, or their queries do not share answer and source (an ARM's).
+
+    Source: docs/theory.md, section 7.
+    """
+    require_shared(query_pairs, "pair position index")
+    forward, reverse = (
+        compute_evidence(model, queries, targets).sum(2)  # [pair layer target]
+        for queries in ([pair.forward for pair in query_pairs], [pair.reverse for pair in query_pairs])
+    )
+    return place_index(forward, reverse)
+
+
+def place_index(
+    one: Float[Tensor, "pair layer target"], other: Float[Tensor, "pair layer target"]
+) -> Float[Tensor, "layer"]:
+    """Variance of evidence over two places, mean over pairs and targets, over its variance over pairs and targets.
+
+    Source: docs/theory.md, section 7.
+    """
+    return ((one - other) / 2).pow(2).mean((0, 2)) / ((one + other) / 2).var((0, 2), correction=0)
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,24 @@
-"""Tiny seeded models for the tests of the model, its parity and its position schemes."""
+"""Tiny seeded models, and the analyses' grid made of tiny runs."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
-from mdm_interp.config import ModelConfig
+from mdm_interp import analysis as analysis_module
+from mdm_interp import presets
+from mdm_interp.analysis import Lab, discover
+from mdm_interp.config import FactConfig, ModelConfig, TrainConfig
 from mdm_interp.model import HookedTransformer
+from mdm_interp.results import Result
+from mdm_interp.runs import Run
+from mdm_interp.training import train
 
 TINY: dict[str, Any] = {"d_model": 16, "n_heads": 4, "n_layers": 2, "d_vocab": 13, "n_ctx": 12}
 
@@ -34,3 +44,57 @@ def random_model(*, seed: int = 0, **changes: Any) -> HookedTransformer:
 
 def random_tokens(*, batch: int = 2, pos: int = 7, d_vocab: int = TINY["d_vocab"], seed: int = 1) -> Tensor:
     return torch.randint(d_vocab, (batch, pos), generator=seeded(seed))
+
+
+# ---- the analyses' grid, of models that train in a blink
+
+
+def tiny_run(
+    facts: FactConfig, position: Any, objective: Any, seed: int, *, n_layers: int = 1, mlp: bool = False
+) -> TrainConfig:
+    """In place of `presets.small_model`."""
+    attention = "causal" if objective == "causal" else "bidirectional"
+    model = ModelConfig(
+        d_model=16,
+        n_heads=2,
+        n_layers=n_layers,
+        d_mlp=16 if mlp else None,
+        d_vocab=facts.d_vocab,
+        n_ctx=facts.seq_len,
+        position=position,
+        attention=attention,
+    )
+    return TrainConfig(
+        model=model, facts=facts, objective=objective, seed=seed, steps=30, batch_size=16, warmup=1, n_checkpoints=4
+    )
+
+
+def train_here(configs: Sequence[TrainConfig], *, root: Path, device: str, workers: int | None) -> list[Run]:
+    """`train_all` without its processes, which take longer to start than these runs take."""
+    return [train(config, root=root, device=device, progress=False) for config in configs]
+
+
+@contextlib.contextmanager
+def tiny_grid() -> Iterator[None]:
+    """The grids of `presets` made of tiny runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(presets.WORLDS, "relation_cycle", FactConfig(n_entities=9, n_filler=4))
+        patch.setitem(presets.WORLDS, "two_role", FactConfig(world="two_role", filler="none", seq_len=3, n_entities=8))
+        patch.setattr(presets, "small_model", tiny_run)
+        patch.setattr(presets, "LEARNT", 0.15)  # what so short a training reaches
+        patch.setattr(analysis_module, "train_all", train_here)
+        yield
+
+
+class TinyResults:
+    """The installed analyses' results on the tiny grid, each measured when first asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.lab, self.out = Lab(n_seeds=2, root=folder / "store"), folder / "out"
+        self.results: dict[str, Result] = {}
+
+    def __call__(self, name: str) -> Result:
+        if name not in self.results:
+            (analysis,) = [analysis for analysis in discover() if analysis.name == name]
+            self.results[name] = analysis.result(self.lab, self.out)
+        return self.results[name]

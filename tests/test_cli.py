@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from filelock import FileLock
 
 from analyses import reversal_curse
 from mdm_interp import analysis as analysis_module
-from mdm_interp import cli, presets, training
+from mdm_interp import claims, cli, presets, training
 from mdm_interp.analysis import discover
 from mdm_interp.config import FactConfig, ModelConfig, TrainConfig
 from mdm_interp.runs import Run, save_tensors, stored_runs
@@ -34,7 +35,7 @@ CONFIG: dict[str, Any] = {
     "batch_size": 4,
     "n_checkpoints": 3,
 }
-COMMANDS = [[], ["reproduce"], ["train"], ["runs"], ["runs", "list"], ["runs", "show"], ["runs", "prune"]]
+COMMANDS = [[], ["reproduce"], ["verify"], ["train"], ["runs"], ["runs", "list"], ["runs", "show"], ["runs", "prune"]]
 
 
 class Ended(NamedTuple):
@@ -328,7 +329,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Work:
 
     monkeypatch.setitem(presets.WORLDS, "relation_cycle", FactConfig(n_entities=6, n_filler=4))
     monkeypatch.setitem(presets.WORLDS, "two_role", presets.TWO_ROLE.model_copy(update={"n_entities": 6}))
-    monkeypatch.setattr(presets, "one_layer", tiny_layer)
+    monkeypatch.setattr(presets, "small_model", tiny_layer)
     monkeypatch.setattr(analysis_module, "train_all", train_here)
     monkeypatch.setattr(reversal_curse, "ANALYSIS", replace(reversal_curse.ANALYSIS, measure=counted))
     monkeypatch.setattr(pio, "write_images", no_browser)
@@ -428,3 +429,35 @@ def test_ctrl_c_is_one_line(mdm_interp: Callable[..., Ended], tmp_path: Path, mo
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
     ended = mdm_interp("train", "config.yaml")
     assert ended == Ended(130, "", "mdm-interp: interrupted; the same command goes on from here\n")
+
+
+# ---- verify
+
+
+def test_verify_prints_and_writes_the_ledger(
+    mdm_interp: Callable[..., Ended], tmp_path: Path, tiny_result: Callable[[str], Any]
+) -> None:
+    for analysis in discover():
+        if analysis.claims:
+            tiny_result(analysis.name).save(tmp_path / "figures" / f"{analysis.name}.json")
+    readme = "before\n" + "".join(claims.MARKS) + "after\n"
+    (tmp_path / "README.md").write_text(readme)
+    printed = mdm_interp("verify", "--readme", "README.md")
+    assert printed.code == 0
+    assert all(f"\n{claim} " in printed.out for claim in claims.CLAIMS), "the counts list every claim"
+    written = json.loads((tmp_path / "figures" / "claims.json").read_text())
+    assert json.loads(mdm_interp("verify", "--json").out) == written
+    assert {line["verdict"] for line in written} <= {"holds", "fails", "inconclusive"}
+    text = (tmp_path / "README.md").read_text()
+    assert text.startswith("before\n" + claims.MARKS[0])
+    assert text.endswith(claims.MARKS[1] + "after\n")
+    held = sum(line["verdict"] == "holds" for line in written)
+    assert sum(int(count) for count in re.findall(r"holds (\d+)", text)) == held
+    (tmp_path / "README.md").write_text("no marks")
+    assert_refused(mdm_interp("verify", "--readme", "README.md"), "README.md", "no place for the findings")
+    assert (tmp_path / "README.md").read_text() == "no marks"
+
+
+def test_verify_says_what_has_to_be_measured_first(mdm_interp: Callable[..., Ended], tmp_path: Path) -> None:
+    assert_refused(mdm_interp("verify", "--out", "nowhere"), "nowhere", "mdm-interp reproduce --only")
+    assert list(tmp_path.iterdir()) == []

@@ -13,8 +13,22 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from mdm_interp.config import FactConfig, Objective
-from mdm_interp.coupling import COMPONENTS, Alignment, component_of, gradient_alignment, query_gradients
+from mdm_interp.coupling import (
+    COMPONENTS,
+    ROUTING,
+    STORAGE,
+    Alignment,
+    FirstOrder,
+    component_of,
+    first_order,
+    gradient_alignment,
+    inner_products,
+    mean_gradient,
+    query_gradients,
+    random_direction,
+)
 from mdm_interp.facts import FactWorld
+from mdm_interp.files import UserError
 from mdm_interp.model import HookedTransformer
 from mdm_interp.queries import Query, QueryPair
 
@@ -250,3 +264,140 @@ def test_a_small_step_down_the_forward_loss_moves_the_reverse_loss_as_predicted(
             assert change == pytest.approx(-step * inner, rel=0.01)
             if component == "all":
                 assert (change < 0) == (side == "aligned")
+
+
+def mean_losses(model: HookedTransformer, pairs: list[QueryPair]) -> dict[str, Tensor]:
+    return {
+        kind: torch.stack([loss_of(model, getattr(pair, kind)) for pair in pairs]).mean()
+        for kind in ("forward", "reverse")
+    }
+
+
+def one_step(slopes: list[float]) -> FirstOrder:
+    """Planted: -eta predicted, `slopes` times as much measured, at steps 1, 2, 3, ..."""
+    etas = torch.arange(1.0, len(slopes) + 1)
+    predicted = -etas[None].repeat(2, 1)
+    return FirstOrder(("V", "all"), etas, predicted, predicted, -etas * torch.tensor(slopes), -etas)
+
+
+@pytest.mark.parametrize("name", ["learned, gated, tied", "causal"])
+def test_the_mean_gradient_is_that_of_the_mean_loss(name: str) -> None:
+    model = double_model(name)
+    got = mean_gradient(model, QUERIES)
+    loss = torch.stack([loss_of(model, query) for query in QUERIES]).mean()
+    expected = torch.autograd.grad(loss, list(model.parameters()))
+    for (path, _), wanted in zip(model.named_parameters(), expected, strict=True):
+        assert_close(got[path], wanted, atol=1e-10, rtol=1e-9)
+    inner = inner_products(got, got)
+    assert list(inner) == [*(part for part in COMPONENTS if part not in ABSENT[name]), "all"]
+    assert inner["all"] == pytest.approx(sum(part.pow(2).sum().item() for part in expected))
+
+
+@pytest.mark.parametrize("components", [None, STORAGE, ROUTING, ("unembedding",)], ids=str)
+@pytest.mark.parametrize(
+    ("name", "objective"), [("t5, layer norm, biases", "any_order"), ("causal", "causal")], ids=["MDM", "ARM"]
+)
+def test_the_prediction_is_autograds_directional_derivative(
+    name: str, objective: Objective, components: tuple[str, ...] | None
+) -> None:
+    """Of both losses, along the forward gradient; and the slope tends to 1."""
+    model, pairs = double_model(name), world_pairs(objective)
+    step = first_order(model, pairs, [1e-6, 1e-5], components)
+    gradient = torch.autograd.grad(mean_losses(model, pairs)["forward"], list(model.parameters()))
+    moved = components or COMPONENTS
+    paths = [path for path, _ in model.named_parameters()]
+    tangent = {path: part * (component_by_path(path) in moved) for path, part in zip(paths, gradient, strict=True)}
+    values = {path: parameter.detach() for path, parameter in model.named_parameters()}
+    for kind, got in (("reverse", step.predicted), ("forward", step.predicted_forward)):
+
+        def loss(values: dict[str, Tensor], kind: str = kind) -> Tensor:
+            def logits_of(query: Query) -> Tensor:
+                return torch.func.functional_call(model, values, (torch.tensor([query.tokens]),))[0]
+
+            asked = [getattr(pair, kind) for pair in pairs]
+            rows = [query.answer_span[0] - model.cfg.is_causal for query in asked]
+            log_probs = [logits_of(query)[row].log_softmax(-1) for query, row in zip(asked, rows, strict=True)]
+            answers = [query.answer[0] for query in asked]
+            return -torch.stack([row[answer] for row, answer in zip(log_probs, answers, strict=True)]).mean()
+
+        slope = torch.func.jvp(loss, (values,), (tangent,))[1]
+        assert got[-1].tolist() == pytest.approx([-1e-6 * slope.item(), -1e-5 * slope.item()], rel=1e-8)
+    assert_close(step.predicted[:-1].sum(0), step.predicted[-1], atol=0, rtol=1e-12)
+    assert step.slope()[0].item() == pytest.approx(1, abs=1e-4)
+    assert step.forward[0].item() == pytest.approx(step.predicted_forward[-1, 0].item(), rel=1e-3)
+    assert step.components == (*(part for part in moved if part not in ABSENT[name]), "all")
+
+
+@pytest.mark.parametrize("components", [None, ROUTING], ids=str)
+def test_only_what_is_chosen_moves_and_the_model_stays(components: tuple[str, ...] | None) -> None:
+    """A large step, against one taken by hand on the weights themselves."""
+    model, pairs, eta = double_model(), world_pairs(), 0.05
+    got = first_order(model, pairs, [eta], components)
+    before = mean_losses(model, pairs)
+    gradient = torch.autograd.grad(before["forward"], list(model.parameters()))
+    untouched = [parameter.detach().clone() for parameter in model.parameters()]
+    again = first_order(model, pairs, [eta], components)
+    assert all(torch.equal(old, new) for old, new in zip(untouched, model.parameters(), strict=True))
+    assert torch.equal(again.reverse, got.reverse)
+    with torch.no_grad():
+        for (path, parameter), part in zip(model.named_parameters(), gradient, strict=True):
+            if components is None or component_by_path(path) in components:
+                parameter -= eta * part
+    after = mean_losses(model, pairs)
+    assert got.reverse.item() == pytest.approx((after["reverse"] - before["reverse"]).item(), rel=1e-9)
+    assert got.forward.item() == pytest.approx((after["forward"] - before["forward"]).item(), rel=1e-9)
+    assert got.slope().item() != pytest.approx(1, abs=1e-3), "a step of that size is not infinitesimal"
+
+
+def test_a_float32_model_is_stepped_in_float64() -> None:
+    small = first_order(random_model(n_layers=1), world_pairs(), [1e-6])
+    assert small.slope().item() == pytest.approx(1, abs=1e-4)
+
+
+def test_where_learning_one_answer_unlearns_the_other_the_reverse_loss_rises() -> None:
+    opposed = first_order(double_model(d_vocab=2), two_answers(world_pairs()), [1e-6])
+    assert opposed.forward.item() < 0 < opposed.reverse.item()
+    assert opposed.slope().item() == pytest.approx(1, abs=1e-4)
+
+
+def test_a_random_step_has_the_gradients_size_and_not_its_effect() -> None:
+    model, pairs = double_model(), world_pairs()
+    gradient = mean_gradient(model, [pair.forward for pair in pairs])
+    null = random_direction(gradient, seed=0)
+    assert inner_products(null, null) == pytest.approx(inner_products(gradient, gradient))
+    assert all(torch.equal(null[name], again) for name, again in random_direction(gradient, seed=0).items())
+    effects = [first_order(model, pairs, [1e-6], direction=random_direction(gradient, seed)) for seed in range(20)]
+    learnt = first_order(model, pairs, [1e-6]).forward.item()
+    assert abs(sum(effect.forward.item() for effect in effects) / 20) < 0.1 * abs(learnt)
+    assert [effect.slope().item() for effect in effects] == pytest.approx([1] * 20, abs=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("slopes", "end"),
+    [([1.0, 1.05, 0.92, 0.5], 3), ([1.0, 1.2, 1.0], 1), ([0.8, 1.0], None), ([1.0, 0.95], 2)],
+    ids=["leaves", "leaves and returns", "never in", "never out"],
+)
+def test_the_regime_ends_where_the_slope_first_leaves_it(slopes: list[float], end: float | None) -> None:
+    assert one_step(slopes).slope().tolist() == pytest.approx(slopes)
+    assert one_step(slopes).regime_end() == pytest.approx(float("nan") if end is None else end, nan_ok=True)
+    assert one_step(slopes).regime_end(tolerance=1.0) == len(slopes)
+
+
+def test_where_nothing_is_predicted_there_is_no_slope() -> None:
+    zero = replace(one_step([1.0, 1.0]), predicted=torch.zeros(2, 2))
+    assert zero.slope().isnan().all() and torch.tensor(zero.regime_end()).isnan()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"query_pairs": []}, "query_pairs: a mean loss needs at least one pair"),
+        ({"etas": []}, "etas: expected positive step sizes"),
+        ({"etas": [1e-3, 0.0]}, "etas: expected positive step sizes, got"),
+        ({"components": ("V", "MLP")}, "components: the model has no 'MLP'; choose among embedding, Q, K"),
+    ],
+    ids=["no pairs", "no steps", "a step of 0", "no such component"],
+)
+def test_a_step_that_cannot_be_taken_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        first_order(**{"model": double_model(), "query_pairs": world_pairs(), "etas": [1e-3], **changes})

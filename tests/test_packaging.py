@@ -95,5 +95,5 @@ def test_the_wheel_works_where_the_repository_is_not(environment: Path, tmp_path
     package, builtin, *names = reported.stdout.split()
     assert Path(package).is_relative_to(environment)
     assert Path(builtin).is_relative_to(environment)
-    assert names == ["reversal_curse", "evidence_growth", "route_correlation", "gradient_alignment"]
+    assert set(names) == {path.stem for path in (ROOT / "analyses").glob("[a-z]*.py")}
     assert list(tmp_path.iterdir()) == []

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import spearmanr
 
-from mdm_interp.stats import LEVEL, Estimate, bootstrap_mean, curve, where
+from mdm_interp.stats import (
+    LEVEL,
+    Estimate,
+    bootstrap_mean,
+    curve,
+    partial_rank_correlation,
+    rank_correlation,
+    where,
+)
 
 
 def normal(count: int, seed: int = 0) -> np.ndarray:
@@ -132,3 +144,53 @@ def test_curve_counts_what_was_observed() -> None:
     assert got["value"].tolist() == pytest.approx([8 / 3, 5.0])
     unseen = curve(where(FRAME, scheme="alibi"), "step", "value")
     assert unseen["n"].tolist() == [1, 0] and unseen["value"].isna().tolist() == [False, True]
+
+
+# ---- rank correlations
+
+
+def test_rank_correlation_by_hand() -> None:
+    assert rank_correlation([1, 2, 3], [10, 100, 1000]) == pytest.approx(1)
+    assert rank_correlation([1, 2, 3], [-1, -8, -9]) == pytest.approx(-1)
+    # ranks 1 2 3 4 against 2 1 4 3: 1 - 6 * 4 / (4 * 15)
+    assert rank_correlation([1, 2, 3, 4], [5, 4, 9, 7]) == pytest.approx(0.6)
+    # tied ranks 1.5 1.5 3: covariance 1.5 over sqrt(1.5 * 2)
+    assert rank_correlation([0, 0, 1], [1, 2, 3]) == pytest.approx(1.5 / 3**0.5)
+
+
+def test_rank_correlation_is_that_of_pandas_and_scipy() -> None:
+    x, y = normal(30).round(), normal(30, seed=1).round() + normal(30)
+    assert rank_correlation(x, y) == pytest.approx(pd.Series(x).corr(pd.Series(y), method="spearman"))
+    expected: Any = spearmanr(x, y)
+    assert rank_correlation(x, y) == pytest.approx(expected.statistic)
+
+
+def test_partial_rank_correlation_is_that_of_the_three_plain_ones() -> None:
+    """(r_xy - r_xg r_yg) / sqrt((1 - r_xg^2) (1 - r_yg^2))."""
+    given_ = normal(40)
+    x, y = given_ + normal(40, seed=1), given_ + normal(40, seed=2)
+    xy, xg, yg = (rank_correlation(*pair) for pair in ((x, y), (x, given_), (y, given_)))
+    expected = (xy - xg * yg) / math.sqrt((1 - xg**2) * (1 - yg**2))
+    assert partial_rank_correlation(x, y, given_) == pytest.approx(expected)
+    assert abs(expected) < xy - 0.2, "the shared part is taken out"
+
+
+def test_what_a_side_leaves_nothing_of_has_no_correlation() -> None:
+    varied, other = [3.0, 1.0, 2.0, 5.0], [1.0, 4.0, 2.0, 3.0]
+    assert math.isnan(rank_correlation([1.0] * 4, varied)) and math.isnan(rank_correlation(varied, [0.5] * 4))
+    assert math.isnan(partial_rank_correlation(varied, other, varied))
+    assert math.isnan(partial_rank_correlation(other, np.exp(varied), varied))
+    assert partial_rank_correlation(varied, other, [7.0] * 4) == pytest.approx(rank_correlation(varied, other))
+    assert math.isnan(rank_correlation([1.0], [2.0]))
+    assert math.isnan(rank_correlation([], []))
+
+
+@given(st.lists(st.tuples(*[st.integers(-5, 5)] * 3), min_size=3, max_size=12))
+def test_ranks_alone_count(rows: list[tuple[int, int, int]]) -> None:
+    x, y, control = np.array(rows, dtype=float).T
+    for got, same in (
+        (rank_correlation(x, y), rank_correlation(np.exp(y), x**3)),
+        (partial_rank_correlation(x, y, control), partial_rank_correlation(y**3, np.exp(x), -control)),
+    ):
+        assert got == pytest.approx(same, abs=1e-9, nan_ok=True)
+        assert math.isnan(got) or -1 <= got <= 1

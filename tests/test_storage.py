@@ -18,6 +18,7 @@ from torch.testing import assert_close
 
 from mdm_interp.config import FactConfig, ModelConfig
 from mdm_interp.facts import FactWorld
+from mdm_interp.files import UserError
 from mdm_interp.model import HookedTransformer, Norm
 from mdm_interp.positions import SCHEMES
 from mdm_interp.queries import Query, QueryPair, collate
@@ -25,6 +26,7 @@ from mdm_interp.storage import (
     compute_evidence,
     decompose_logits,
     evidence_matrix,
+    pair_position_index,
     position_index,
     readout_directions,
     storage_coupling,
@@ -404,3 +406,49 @@ def test_pairs_are_coupled_alike_wherever_they_stand_in_a_long_list() -> None:
     alone = torch.cat([storage_coupling(model, [pair]) for pair in SPAN_PAIRS])
     assert_close(coupled[:3], alone, atol=1e-12, rtol=0)
     assert coupled.std(0).min() > 0
+
+
+# ---- the position index of the two places that a pair compares
+
+WORLD_PAIRS = FactWorld(FactConfig(n_entities=6, n_filler=3, seq_len=7, gap=(2, 4)), seed=1).query_pairs()
+
+
+@settings(max_examples=15, deadline=None)
+@given(position=st.sampled_from(sorted(SCHEMES)), norm=st.sampled_from(["RMS", "LN", None]), seed=st.integers(0, 99))
+def test_the_pair_index_is_0_in_the_first_layer_of_relative_schemes_only(position: str, norm: str, seed: int) -> None:
+    model = random_model(position=position, normalization_type=norm, seed=seed)
+    index = pair_position_index(model, WORLD_PAIRS, VOCAB[:6])
+    assert index.shape == (2,)
+    if position in RELATIVE:
+        assert index[0] == 0
+    else:
+        assert index[0] > 1e-3
+    if position == "none":
+        assert index[1] < 1e-10, "without position, a swap of two tokens is no change of context"
+    else:
+        assert index[1] > 1e-6, "the context that a deeper layer has read was changed"
+
+
+def test_the_pair_index_by_plain_loops() -> None:
+    model, targets = random_model(position="learned", n_layers=1, dtype="float64"), VOCAB[:6]
+
+    def evidence(query: Query, target: int) -> float:
+        source, at = query.source[0], query.source_span[0]
+        return sum(token_evidence(model, head, target, source, at).item() for head in range(4))
+
+    places = [
+        (evidence(pair.forward, target), evidence(pair.reverse, target))
+        for pair in WORLD_PAIRS
+        for target in targets.tolist()
+    ]
+    means = [(f + r) / 2 for f, r in places]
+    centre = sum(means) / len(means)
+    over_places = sum(((f - m) ** 2 + (r - m) ** 2) / 2 for (f, r), m in zip(places, means, strict=True)) / len(means)
+    over_tokens = sum((m - centre) ** 2 for m in means) / len(means)
+    assert pair_position_index(model, WORLD_PAIRS, targets).item() == pytest.approx(over_places / over_tokens)
+
+
+def test_the_pair_index_needs_a_shared_source() -> None:
+    arm = FactWorld(FactConfig(n_entities=6, n_filler=3, seq_len=7), seed=1).query_pairs("causal")
+    with pytest.raises(UserError, match="query_pairs: pair position index is undefined for pairs that share neither"):
+        pair_position_index(random_model(), arm, VOCAB)

@@ -115,7 +115,7 @@ def test_without_a_browser_the_pages_are_written_and_one_line_says_why_there_are
 def test_text_is_escaped_and_plotly_is_shared(tmp_path: Path) -> None:
     drawn = [(result(), drawing())]
     write_figures(drawn, tmp_path)
-    write_index(drawn, tmp_path)
+    write_index(drawn, [], tmp_path)
     for name in ("tiny.html", "index.html"):
         page = (tmp_path / name).read_text(encoding="utf-8")
         assert "<script>alert" not in page
@@ -130,7 +130,7 @@ def test_text_is_escaped_and_plotly_is_shared(tmp_path: Path) -> None:
 def test_pages_of_one_figure_are_the_same_every_time(tmp_path: Path) -> None:
     for folder in (tmp_path / "a", tmp_path / "b"):
         write_figures([(result(), drawing())], folder)
-        write_index([(result(), drawing())], folder)
+        write_index([(result(), drawing())], [], folder)
     for name in ("tiny.html", "index.html"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
@@ -294,7 +294,7 @@ def assert_shown(shown: Shown, n_plots: int) -> None:
 def test_a_browser_shows_what_was_written(tmp_path: Path, show: Callable[[Path], Shown]) -> None:
     drawn = [(result(), drawing()), (result("other", "Other?"), drawing("Other?"))]
     write_figures(drawn, tmp_path)
-    write_index(drawn, tmp_path)
+    write_index(drawn, [], tmp_path)
     alone = show(tmp_path / "tiny.html")
     assert_shown(alone, n_plots=1)
     assert alone.title == QUESTION

@@ -1,0 +1,314 @@
+"""Routes, evidence and gradient alignment layer by layer, in models of 1, 2 and 4 layers with and without MLPs.
+
+Evidence is read along the direct path only: what a source's value writes straight into the logits. A deeper model may
+answer by other paths, which these measures do not see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+import torch
+from jaxtyping import Float
+from plotly.subplots import make_subplots
+from torch import Tensor
+
+from mdm_interp.analysis import Analysis
+from mdm_interp.coupling import component_of
+from mdm_interp.facts import FactWorld
+from mdm_interp.model import HookedTransformer
+from mdm_interp.prediction import query_loss
+from mdm_interp.presets import DEPTH_SCHEMES, DEPTHS, STAGES, about, depth_grid, stages
+from mdm_interp.queries import Query, QueryPair, collate
+from mdm_interp.results import Result
+from mdm_interp.routing import compute_routes, correlate
+from mdm_interp.runs import Run
+from mdm_interp.stats import Estimate, bootstrap_mean, curve, where
+from mdm_interp.storage import compute_evidence
+from mdm_interp.viz.plots import add_level
+from mdm_interp.viz.theme import CHANCE, FORWARD, GREEN, GREY, ORANGE, PURPLE, REVERSE, legend_at, titled
+
+PARTS = {"VO": ("V", "O"), "QK": ("Q", "K"), "MLP": ("MLP",)}
+"""The components of a layer whose gradients are compared, by what they do: store, route, transform."""
+SIGNATURES = {
+    "route": "route correlation",
+    "evidence": "evidence for the<br>answer (z-score)",
+    "VO": "gradient cosine,<br>V and O",
+    "QK": "gradient cosine,<br>Q and K",
+    "MLP": "gradient cosine,<br>MLP",
+}
+"""Columns measured per layer (their nulls: `…_null`), and how the figure calls them."""
+COLORS = dict(zip(DEPTHS, (GREEN, ORANGE, PURPLE), strict=True))
+SHOWN_STAGES = {"early": "dash", "end": "solid"}
+
+
+def measure(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """One row per run, stage and layer; the probabilities are the whole model's and repeat in each of its layers."""
+    rows = []
+    for run in runs:
+        pairs, metrics = run.query_pairs(n_contexts=1), {entry["step"]: entry for entry in run.metrics()}
+        for stage, step in stages(run).items():
+            model = run.model(step)
+            measured = {"route": route_correlations(model, pairs), "evidence": evidence_scores(model, pairs, run.facts)}
+            measured |= gradient_cosines(model, pairs)
+            rows += [
+                {
+                    **about(run),
+                    "step": step,
+                    "stage": stage,
+                    "layer": layer,
+                    "forward_probability": metrics[step]["forward_probability"],
+                    "reverse_probability": metrics[step]["reverse_probability"],
+                    "chance": run.facts.chance,
+                    **{name: values[layer].item() for name, (values, _) in measured.items()},
+                    **{f"{name}_null": nulls[layer].item() for name, (_, nulls) in measured.items()},
+                }
+                for layer in range(model.cfg.n_layers)
+            ]
+    return rows
+
+
+Measured = tuple[Float[Tensor, "layer"], Float[Tensor, "layer"]]
+"""A signature and its null."""
+
+
+def route_correlations(model: HookedTransformer, pairs: Sequence[QueryPair]) -> Measured:
+    """Correlation of forward and reverse scores, mean over heads; null: with the reverse score of another fact that is
+    asked for the same side, mean over all rotations of the facts. `pairs` holds one context per fact."""
+    forward, reverse = (
+        compute_routes(model, queries).scores
+        for queries in ([pair.forward for pair in pairs], [pair.reverse for pair in pairs])
+    )
+    asked = dict.fromkeys(pair.side for pair in pairs)
+    sides = [torch.tensor([i for i, pair in enumerate(pairs) if pair.side == side]) for side in asked]
+    nulls = []
+    for shift in range(1, len(sides[0])):
+        other = torch.empty(len(pairs), dtype=torch.long)
+        for side in sides:
+            other[side] = side.roll(shift)
+        nulls.append(correlate(forward, reverse[other]))
+    return correlate(forward, reverse).nanmean(1), torch.stack(nulls).nanmean((0, 2))
+
+
+def evidence_scores(model: HookedTransformer, pairs: Sequence[QueryPair], world: FactWorld) -> Measured:
+    """How many standard deviations the true answer's evidence in the reverse query (summed over heads, unrouted) lies
+    above the mean of its role, mean over queries; null: the same of the next entity of the role, another fact's answer.
+    """
+    entities = torch.arange(world.config.n_entities)
+    evidence = compute_evidence(model, [pair.reverse for pair in pairs], entities).sum(2)
+    answer = torch.tensor([pair.reverse.answer for pair in pairs])
+    role = torch.tensor([list(world.role(entity)) for entity in answer[:, 0].tolist()])
+    among = evidence.gather(2, role[:, None].expand(-1, evidence.shape[1], -1))
+    z = (among - among.mean(-1, keepdim=True)) / among.std(-1, correction=0, keepdim=True)
+    place = answer - role[:, :1]
+    true, other = (
+        z.gather(2, at[:, None].expand(-1, z.shape[1], -1))[..., 0].mean(0)
+        for at in (place, (place + 1) % role.shape[1])
+    )
+    return true, other
+
+
+def gradient_cosines(model: HookedTransformer, pairs: Sequence[QueryPair]) -> dict[str, Measured]:
+    """Per part, cosine of the gradients of the mean forward and the mean reverse loss over one half of the facts, mean
+    over both halves; null: forward over one half, reverse over the other. NaN where a layer has no such part.
+
+    Source: docs/theory.md, section 5.
+    """
+    halves = [[pair for pair in pairs if pair.fact % 2 == half] for half in (0, 1)]
+    forward = [_layer_gradients(model, [pair.forward for pair in half]) for half in halves]
+    reverse = [_layer_gradients(model, [pair.reverse for pair in half]) for half in halves]
+
+    def cosine(part: str, layer: int, crossed: bool) -> float:
+        if (part, layer) not in forward[0]:
+            return float("nan")
+        matched = zip(forward, reversed(reverse) if crossed else reverse, strict=True)
+        return sum(_cosine(f[part, layer], r[part, layer]) for f, r in matched) / 2
+
+    layers = range(model.cfg.n_layers)
+    return {
+        part: (
+            torch.tensor([cosine(part, layer, crossed=False) for layer in layers]),
+            torch.tensor([cosine(part, layer, crossed=True) for layer in layers]),
+        )
+        for part in PARTS
+    }
+
+
+def _cosine(x: Float[Tensor, "size"], y: Float[Tensor, "size"]) -> float:
+    norms = x.norm() * y.norm()
+    return float(x @ y / norms) if norms > 0 else float("nan")
+
+
+def _layer_gradients(
+    model: HookedTransformer, queries: Sequence[Query]
+) -> dict[tuple[str, int], Float[Tensor, "size"]]:
+    """The gradient of the mean loss in every part of every layer, flattened."""
+    batch, named = collate(queries, model.cfg), dict(model.blocks.named_parameters())
+    loss = query_loss(model(batch.tokens, attention_mask=batch.attention_mask), batch).mean()
+    gradients = dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True))
+    parts: dict[tuple[str, int], list[Tensor]] = {}
+    for name, gradient in gradients.items():
+        for part, components in PARTS.items():
+            if component_of(name) in components:
+                parts.setdefault((part, int(name.split(".")[0])), []).append(gradient.flatten().double())
+    return {key: torch.cat(flat) for key, flat in parts.items()}
+
+
+def summarize(result: Result) -> dict[str, Estimate]:
+    """Per model and stage its probabilities, and per layer how far each signature exceeds its null."""
+    summary = {}
+    settings = [(scheme, mlp, n_layers) for scheme in DEPTH_SCHEMES for mlp in (False, True) for n_layers in DEPTHS]
+    for scheme, mlp, n_layers in settings:
+        for stage in STAGES:
+            at = where(result.frame, scheme=scheme, mlp=mlp, n_layers=n_layers, stage=stage)
+            model, whole = f"{_name(scheme, mlp, n_layers)} / {stage}", where(at, layer=0)
+            for quantity in ("forward_probability", "reverse_probability"):
+                summary[f"{model} / {quantity}"] = bootstrap_mean(whole[quantity])
+            above = whole["reverse_probability"] - whole["chance"]
+            summary[f"{model} / reverse above chance"] = bootstrap_mean(above)
+            for layer in range(n_layers):
+                rows = where(at, layer=layer)
+                for name in SIGNATURES if mlp else [name for name in SIGNATURES if name != "MLP"]:
+                    excess = rows[name].astype(float) - rows[f"{name}_null"].astype(float)
+                    summary[f"{model} / layer {layer + 1} / {name} over null"] = bootstrap_mean(excess)
+    return summary
+
+
+def _name(scheme: str, mlp: bool, n_layers: int) -> str:
+    return f"{scheme} {n_layers} layer{'s' if n_layers > 1 else ''}{' with MLP' if mlp else ''}"
+
+
+def takeaway(summary: Mapping[str, Estimate]) -> str:
+    end = {key: estimate for key, estimate in summary.items() if " / end / " in key}
+
+    def counted(name: str, scheme: str) -> str:
+        layers = [e for key, e in end.items() if key.startswith(scheme) and key.endswith(f"/ {name} over null")]
+        return f"{sum(estimate.low > 0 for estimate in layers)} of {len(layers)}"
+
+    def probability(scheme: str, mlp: bool) -> str:
+        values = [end[f"{_name(scheme, mlp, n)} / end / reverse_probability"].value for n in DEPTHS]
+        return ", ".join(f"{value:.2g}" for value in values)
+
+    depths = ", ".join(map(str, DEPTHS))
+    said = [
+        f"{scheme}: routes in {counted('route', scheme)}, evidence in {counted('evidence', scheme)}, "
+        f"gradients of V and O in {counted('VO', scheme)}, of Q and K in {counted('QK', scheme)}, of MLPs in "
+        f"{counted('MLP', scheme)}; reverse probability {probability(scheme, False)} with {depths} layers, "
+        f"{probability(scheme, True)} with MLPs"
+        for scheme in DEPTH_SCHEMES
+    ]
+    return f"Layers above the null (95 % interval) at the end of training. {'. '.join(said)}."
+
+
+def add_points(
+    figure: go.Figure,
+    points: pd.DataFrame,
+    x: str,
+    *,
+    name: str,
+    color: str,
+    row: int,
+    col: int,
+    dash: str = "solid",
+    shift: float = 0.0,
+    legend: str | None = None,
+) -> None:
+    """Means (`value`) at few places, with intervals (`low`, `high`) as bars; nothing where nothing was measured."""
+    points = pd.DataFrame(points[points["n"] > 0]) if len(points) else points
+    if points.empty:
+        return
+    trace = go.Scatter(
+        x=points[x] + shift,
+        y=points["value"],
+        mode="lines+markers",
+        line={"color": color, "width": 2.5, "dash": dash},
+        marker={"size": 8},
+        error_y={
+            "type": "data",
+            "array": points["high"] - points["value"],
+            "arrayminus": points["value"] - points["low"],
+            "width": 3,
+            "thickness": 1.5,
+        },
+        name=name,
+        legendgroup=name,
+        legend=legend,
+        showlegend=legend is not None,
+        hovertemplate=f"{name}<br>%{{y:.3g}}<extra></extra>",
+    )
+    figure.add_trace(trace, row=row, col=col)
+
+
+def draw(result: Result) -> go.Figure:
+    frame = result.frame.assign(layer_number=result.frame["layer"] + 1)
+    settings = [(scheme, mlp) for scheme in DEPTH_SCHEMES for mlp in (False, True)]
+    bottom = [{} if mlp else None for _, mlp in settings]  # without an MLP there is no gradient of it
+    figure = make_subplots(
+        6,
+        len(settings),
+        specs=[[{}] * len(settings)] * 5 + [bottom],
+        subplot_titles=[f"{scheme}, {'with MLP' if mlp else 'attention only'}" for scheme, mlp in settings],
+        horizontal_spacing=0.03,
+        vertical_spacing=0.048,
+    )
+    figure.update_yaxes(range=[-1.05, 1.05])
+    figure.update_yaxes(range=[-0.03, 1.03], row=1)
+    scores = frame[["evidence", "evidence_null"]]
+    figure.update_yaxes(range=[scores.min(axis=None) - 0.2, scores.max(axis=None) + 0.2], row=3)
+    layers = list(range(1, max(DEPTHS) + 1))
+    for col, (scheme, mlp) in enumerate(settings, start=1):
+        group, last = where(frame, scheme=scheme, mlp=mlp), 6 if mlp else 5
+        _draw_probabilities(figure, where(group, layer=0), col)
+        for row, (signature, name) in enumerate(SIGNATURES.items(), start=2):
+            if row <= last:
+                first = col == 1 or (row == 6 and col == 2)
+                _draw_signature(figure, group, signature, row, col)
+                figure.update_yaxes(title_text=name if first else None, showticklabels=first, row=row, col=col)
+                at = {"tickvals": layers, "range": [0.6, max(DEPTHS) + 0.4], "showticklabels": row == last}
+                figure.update_xaxes(at, title_text="layer" if row == last else None, row=row, col=col)
+        figure.update_yaxes(showticklabels=col == 1, row=1, col=col)
+    figure.update_xaxes(title_text="layers of the model", tickvals=DEPTHS, row=1)
+    figure.update_yaxes(title_text="probability of<br>answer", row=1, col=1)
+    figure.update_layout(legend=legend_at(0.5, -0.045), legend2=legend_at(0.5, -0.07))
+    return titled(figure, result.question, takeaway(result.summary), height=1750)
+
+
+def _draw_probabilities(figure: go.Figure, models: pd.DataFrame, col: int) -> None:
+    for side, color, shift in (("forward", FORWARD, 0.0), ("reverse", REVERSE, 0.08)):
+        for stage, dash in SHOWN_STAGES.items():
+            points = curve(where(models, stage=stage), "n_layers", f"{side}_probability")
+            name, legend = f"{side} query, {stage}", "legend" if col == 1 else None
+            place: dict[str, Any] = {"row": 1, "col": col, "shift": shift, "legend": legend}
+            add_points(figure, points, "n_layers", name=name, color=color, dash=dash, **place)
+    legend, chance = "legend" if col == 1 else None, models["chance"].iloc[0]
+    add_level(figure, DEPTHS, chance, name="chance", color=CHANCE, row=1, col=col, legend=legend)
+
+
+def _draw_signature(figure: go.Figure, group: pd.DataFrame, signature: str, row: int, col: int) -> None:
+    legend = "legend2" if row == 2 and col == 1 else None
+    for i, (n_layers, color) in enumerate(COLORS.items()):
+        models = where(group, n_layers=n_layers)
+        place: dict[str, Any] = {"row": row, "col": col, "shift": 0.08 * (i - 1), "legend": legend}
+        for stage, dash in SHOWN_STAGES.items():
+            points, name = curve(where(models, stage=stage), "layer_number", signature), f"{n_layers}-layer, {stage}"
+            add_points(figure, points, "layer_number", name=name, color=color, dash=dash, **place)
+        place["legend"] = legend if n_layers == max(DEPTHS) else None
+        points = curve(where(models, stage="end"), "layer_number", f"{signature}_null")
+        add_points(figure, points, "layer_number", name="null at the end", color=GREY, dash="dot", **place)
+
+
+ANALYSIS = Analysis(
+    name="depth",
+    question="Do the signatures survive in deeper models with MLPs?",
+    configs=depth_grid,
+    measure=measure,
+    summarize=summarize,
+    draw=draw,
+    order=80,
+)
+
+if __name__ == "__main__":
+    ANALYSIS.main()

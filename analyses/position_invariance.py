@@ -1,0 +1,200 @@
+"""How much of the evidence in values depends on where its source stands, over training and under six position schemes;
+and layer by layer in deeper models, where evidence also holds what the context made of the source.
+
+Shares are index / (1 + index): position's part in the variance of evidence over tokens and positions together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+import torch
+from jaxtyping import Float
+from plotly.subplots import make_subplots
+from torch import Tensor
+
+from analyses.depth import add_points
+from analyses.route_parity import COLORS, SCHEMES, where_trained
+from mdm_interp.analysis import Analysis
+from mdm_interp.config import TrainConfig
+from mdm_interp.positions import SCHEMES as POSITIONS
+from mdm_interp.presets import DEPTH_SCHEMES, STAGES, about, depth_grid, scheme_grid, stages
+from mdm_interp.results import Result
+from mdm_interp.runs import Run
+from mdm_interp.stats import Estimate, bootstrap_mean, curve, where
+from mdm_interp.storage import evidence_matrix, pair_position_index, position_index
+from mdm_interp.viz.plots import TRAINING_STEPS, add_curve, add_level
+from mdm_interp.viz.theme import CHANCE, GREEN, GREY, PURPLE, legend_at, titled
+
+UNRELATED = 0.5
+"""The pair share when evidence in the two places has equal variance and is uncorrelated: half of it is position's."""
+QUANTITIES = {"share": "over all positions", "pair_share": "over the two places of a pair"}
+DEEP = {2: GREEN, 4: PURPLE}
+
+
+def configs(seeds: Sequence[int]) -> list[TrainConfig]:
+    return [*scheme_grid(seeds), *(config for config in depth_grid(seeds) if config.model.n_layers in DEEP)]
+
+
+def measure(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """One-layer models: a row per run and every second checkpoint, first and last among them. Deeper ones: a row per
+    run, stage and layer, with the pair share only."""
+    rows = []
+    for run in runs:
+        pairs, entities = run.query_pairs(n_contexts=1), torch.arange(run.config.facts.n_entities)
+        deep, unmeasured = run.config.model.n_layers > 1, {"share": float("nan"), "share_null": float("nan")}
+        named = {step: stage for stage, step in stages(run).items()}
+        for step in named if deep else sorted({run.steps[0], *run.steps[::-2]}):
+            model = run.model(step)
+            place = {"step": step, "stage": named.get(step, "between")}
+            per_layer = pair_position_index(model, pairs, entities)
+            positions = torch.arange(run.config.facts.seq_len)
+            shares = unmeasured if deep else first_layer(evidence_matrix(model, entities, entities, positions))
+            rows += [
+                {**about(run), **place, "layer": layer, **shares, "pair_share": as_share(index)}
+                for layer, index in enumerate(per_layer.tolist())
+            ]
+    return rows
+
+
+def as_share(index: float) -> float:
+    """Position's part in the whole variance."""
+    return index / (1 + index)
+
+
+def first_layer(evidence: Float[Tensor, "head target source position"]) -> dict[str, float]:
+    """The share of position in first-layer evidence, and its null: the same entries in random places of the table, so
+    that position does as much as token."""
+    summed = evidence.sum(0, keepdim=True)
+    shuffled = summed.flatten()[torch.randperm(summed.numel(), generator=torch.Generator().manual_seed(0))]
+    shares = {"share": summed, "share_null": shuffled.view_as(summed)}
+    return {name: as_share(position_index(table)) for name, table in shares.items()}
+
+
+def summarize(result: Result) -> dict[str, Estimate]:
+    frame, summary = result.frame, {}
+    for scheme in SCHEMES:
+        one = where(frame, scheme=scheme, n_layers=1)
+        for stage, step in (("initial", one["step"].min()), ("end", one["step"].max())):
+            at = where(one, step=step)
+            for quantity in ("share", "share_null", "pair_share"):
+                summary[f"{scheme} / {stage} / {quantity}"] = bootstrap_mean(at[quantity])
+        peaks = one.groupby("run")["share"].max()
+        summary[f"{scheme} / largest share at any checkpoint"] = bootstrap_mean(peaks)
+    for (scheme, n_layers, mlp), group in frame[frame["n_layers"] > 1].groupby(["scheme", "n_layers", "mlp"]):
+        for stage in STAGES:
+            at = where(group, stage=stage)
+            for layer in range(int(n_layers)):
+                key = f"{scheme} {n_layers} layers{' with MLP' if mlp else ''} / {stage} / layer {layer + 1}"
+                summary[f"{key} / pair_share"] = bootstrap_mean(where(at, layer=layer)["pair_share"])
+    return summary
+
+
+def takeaway(summary: Mapping[str, Estimate]) -> str:
+    relative = [scheme for scheme in SCHEMES if POSITIONS[scheme].relative]
+    largest = max(summary[f"{scheme} / largest share at any checkpoint"].value for scheme in relative)
+    moved = [
+        f"{scheme} {summary[f'{scheme} / initial / share'].value:.2f} to {summary[f'{scheme} / end / share'].value:.2f}"
+        for scheme in SCHEMES
+        if scheme not in relative
+    ]
+    null = min(summary[f"{scheme} / end / share_null"].value for scheme in SCHEMES)
+    above = [
+        estimate.value
+        for key, estimate in summary.items()
+        if " layers" in key and "/ end /" in key and "/ layer 1 /" not in key and estimate.n
+    ]
+    deeper = f"between {min(above):.2g} and {max(above):.2g}" if above else "unmeasured"
+    return (
+        f"Position's share in first-layer evidence is at most {largest:.2g} under {', '.join(relative)}; training "
+        f"moves it from {', '.join(moved)} (shuffled: {null:.2f} or more). In the upper layers of deeper models, the "
+        f"share between the two places of a pair, context included, ends {deeper}."
+    )
+
+
+def draw(result: Result) -> go.Figure:
+    frame = result.frame
+    settings = [(scheme, mlp) for scheme in DEPTH_SCHEMES for mlp in (False, True)]
+    figure = make_subplots(
+        2,
+        4,
+        specs=[[{"colspan": 2}, None, {}, {}], [{}] * 4],
+        subplot_titles=[
+            "one layer, over all positions",
+            "one layer, within pairs",
+            "one layer, end of training",
+            *[f"{scheme}, {'with MLP' if mlp else 'attention only'}" for scheme, mlp in settings],
+        ],
+        horizontal_spacing=0.07,
+        vertical_spacing=0.29,
+    )
+    one = where(frame, n_layers=1)
+    trained = where_trained(one)
+    for scheme, color in COLORS.items():
+        group = where(trained, scheme=scheme)
+        dash = {"alibi": "dash", "none": "dot", "t5_bias": "dashdot"}.get(scheme, "solid")  # they lie on rope
+        for col, quantity in ((1, "share"), (3, "pair_share")):
+            measured = group[group[quantity].notna()]
+            if len(measured):
+                legend = "legend" if col == 1 else None
+                mark: dict[str, Any] = {"name": scheme, "color": color, "dash": dash, "legend": legend}
+                add_curve(figure, curve(measured, "step", quantity), "step", row=1, col=col, **mark)
+    null = curve(trained, "step", "share_null")
+    shuffled: dict[str, Any] = {"name": "null: shuffled", "color": GREY}
+    add_curve(figure, null, "step", row=1, col=1, dash="dot", legend="legend", **shuffled)
+    unrelated: dict[str, Any] = {"name": "unrelated evidence in the two places", "color": CHANCE}
+    add_level(figure, trained["step"].tolist(), UNRELATED, row=1, col=3, legend="legend", **unrelated)
+    _draw_end(figure, one)
+    for col, (scheme, mlp) in enumerate(settings, start=1):
+        group = where(frame, scheme=scheme, mlp=mlp)
+        _draw_layers(figure, group.assign(layer_number=group["layer"] + 1), col)
+        add_level(figure, (1, max(DEEP)), UNRELATED, row=2, col=col, **unrelated)
+    figure.update_yaxes(range=[-0.03, 1.03])
+    for row, col in ((1, 1), (2, 1)):
+        figure.update_yaxes(title_text="position's share of<br>the evidence's variance", row=row, col=col)
+    for col in (3, 4):
+        figure.update_yaxes(title_text="share", row=1, col=col)
+    figure.update_yaxes(title_text="share", row=2, matches=None)
+    for col in (1, 3):
+        figure.update_xaxes(TRAINING_STEPS, title_text="training step", row=1, col=col)
+    at = {"tickvals": list(range(1, max(DEEP) + 1)), "range": [0.7, max(DEEP) + 0.3]}
+    figure.update_xaxes(at, title_text="layer", row=2)
+    figure.update_layout(legend=legend_at(0.5, 0.475), legend2=legend_at(0.5, -0.11))
+    return titled(figure, result.question, takeaway(result.summary), height=1100)
+
+
+def _draw_end(figure: go.Figure, one: pd.DataFrame) -> None:
+    """Both shares of every scheme at the last checkpoint."""
+    end = where(one, step=one["step"].max())
+    for place, scheme in enumerate(SCHEMES):
+        for shift, quantity in zip((-0.12, 0.12), QUANTITIES, strict=True):
+            points = curve(where(end, scheme=scheme).assign(place=place), "place", quantity)
+            add_points(figure, points, "place", name=scheme, color=COLORS[scheme], shift=shift, row=1, col=4)
+    figure.update_xaxes(tickvals=list(range(len(SCHEMES))), ticktext=list(SCHEMES), tickangle=45, row=1, col=4)
+    figure.update_xaxes(title_text="left: all positions; right: pairs", row=1, col=4)
+
+
+def _draw_layers(figure: go.Figure, group: pd.DataFrame, col: int) -> None:
+    for n_layers, color in DEEP.items():
+        for stage, dash in zip(STAGES, ("dot", "dash", "solid"), strict=True):
+            points = curve(where(group, n_layers=n_layers, stage=stage), "layer_number", "pair_share")
+            name, legend = f"{n_layers}-layer, {stage}", "legend2" if col == 1 else None
+            place: dict[str, Any] = {"row": 2, "col": col, "legend": legend}
+            add_points(figure, points, "layer_number", name=name, color=color, dash=dash, **place)
+
+
+ANALYSIS = Analysis(
+    name="position_invariance",
+    question="Does what is stored know where it stands?",
+    configs=configs,
+    measure=measure,
+    summarize=summarize,
+    draw=draw,
+    order=50,
+)
+
+if __name__ == "__main__":
+    ANALYSIS.main()

@@ -1,0 +1,91 @@
+"""Steps down the forward loss: rows agree with each other, and planted models that gain or lose are told apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from analyses import first_order
+from mdm_interp.presets import STAGES, VARIANTS
+from mdm_interp.results import Result, tidy
+
+
+@pytest.fixture(scope="module")
+def result(tiny_result: Callable[[str], Result]) -> Result:
+    return tiny_result("first_order")
+
+
+def rows_at(result: Result, **equal: Any) -> list[dict[str, Any]]:
+    return [row for row in result.rows if all(row[column] == value for column, value in equal.items())]
+
+
+def test_the_summary_follows_from_the_rows(result: Result) -> None:
+    quantities = ("predicted_transfer", "transfer", "random_transfer", "slope")
+    for variant in VARIANTS:
+        for stage in STAGES:
+            for group in first_order.GROUPS:
+                rows = rows_at(result, variant=variant, stage=stage, group=group, eta=first_order.SMALL)
+                for quantity in quantities:
+                    estimate = result.summary[f"{variant} / {stage} / {group} {quantity}"]
+                    values = [row[quantity] for row in rows if row[quantity] is not None]
+                    assert estimate.n == len(values)
+                    if values:
+                        assert estimate.value == pytest.approx(np.mean(values), rel=1e-5)
+            ends: dict[str, float] = {}
+            for row in rows_at(result, variant=variant, stage=stage, group="whole", in_regime=1):
+                ends[row["run"]] = max(row["eta"], ends.get(row["run"], 0.0))
+            estimate = result.summary[f"{variant} / {stage} / log10 of the regime's last step"]
+            assert estimate.n == len(ends)
+            if ends:
+                assert estimate.value == pytest.approx(np.log10(list(ends.values())).mean(), rel=1e-5)
+
+
+def test_the_parts_add_up_and_steps_of_nearly_no_size_do_what_is_predicted(result: Result) -> None:
+    least = first_order.ETAS[0]
+    wholes = rows_at(result, group="whole", eta=least)
+    assert {row["variant"] for row in wholes} == set(VARIANTS)
+    for whole in wholes:
+        parts = [row for row in rows_at(result, run=whole["run"], stage=whole["stage"], eta=least)]
+        assert {row["group"] for row in parts} == set(first_order.GROUPS)
+        size = max(abs(row["predicted"]) for row in parts)
+        summed = sum(row["predicted"] for row in parts if row["group"] != "whole")
+        assert summed == pytest.approx(whole["predicted"], abs=1e-4 * size)
+        for row in parts:
+            assert row["reverse"] == pytest.approx(row["predicted"], rel=1e-3, abs=1e-3 * size)
+            assert row["forward"] < 0
+            drop = whole["forward"]
+            assert row["transfer"] == pytest.approx(row["reverse"] / drop, rel=1e-3, abs=1e-3)
+            assert row["random_transfer"] == pytest.approx(row["random"] / drop, rel=1e-3, abs=1e-3)
+
+
+def test_without_positions_a_reverse_query_learns_what_its_forward_query_does(result: Result) -> None:
+    """They are the same question, so all of the drop carries over; between an ARM's two questions it need not."""
+    same = [row["predicted_transfer"] for row in rows_at(result, variant="MDM none", group="whole")]
+    assert same == pytest.approx([1.0] * len(same), abs=1e-3)
+    other = [row["predicted_transfer"] for row in rows_at(result, variant="ARM rope", group="whole")]
+    assert min(abs(value - 1) for value in other) > 0.05
+
+
+def test_the_takeaway_says_where_the_reverse_loss_rises(result: Result) -> None:
+    """Planted: learnt everywhere, but unlearnt by MDM rope's whole step and by MDM learned's storage."""
+    losing = {("MDM rope", "whole"), ("MDM learned", "storage")}
+    rows = [
+        {
+            **row,
+            "transfer": -1.0 if (row["variant"], row["group"]) in losing else 1.0,
+            "in_regime": int(row["eta"] < 2e-3),
+        }
+        for row in result.rows
+        if row["stage"] == "end"
+    ]
+    planted = replace(result, rows=tidy(rows))
+    said = first_order.takeaway(first_order.summarize(planted))
+    assert "raises the reverse loss: MDM rope at end (interval holds 0: none)" in said
+    assert "storage alone: MDM learned at end; of routing alone: nowhere" in said
+    assert "steps of 0.001 to 0.001 " in said
+    drawn: Any = first_order.draw(planted).data
+    assert {trace.name for trace in drawn if trace.mode == "markers"} == {"end, predicted", "end, random step"}

@@ -1,0 +1,92 @@
+"""The objective ablation: its summary follows from its rows, and its sentence can come out either way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from analyses import objective_ablation
+from mdm_interp.presets import MDM_SCHEMES, OBJECTIVES
+from mdm_interp.results import Result
+from mdm_interp.stats import Estimate
+
+
+@pytest.fixture(scope="module")
+def result(tiny_result: Callable[[str], Result]) -> Result:
+    return tiny_result("objective_ablation")
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else float("nan")
+
+
+def test_every_setting_is_measured_at_every_checkpoint(result: Result) -> None:
+    settings = {(row["objective"], row["scheme"], row["seed"]) for row in result.rows}
+    assert settings == {
+        (objective, scheme, seed) for objective in OBJECTIVES for scheme in MDM_SCHEMES for seed in (0, 1)
+    }
+    assert result.frame.groupby("run")["step"].agg(["min", "max"]).drop_duplicates().values.tolist() == [[0, 30]]
+
+
+def test_the_summary_follows_from_the_rows(result: Result) -> None:
+    expected = {"chance": result.rows[0]["chance"]}
+    for objective in OBJECTIVES:
+        for scheme in MDM_SCHEMES:
+            rows = [row for row in result.rows if (row["objective"], row["scheme"]) == (objective, scheme)]
+            stages = {
+                "early": [row for row in rows if row["step"] == row["early_step"]],
+                "end": [row for row in rows if row["step"] == 30],
+            }
+            for stage, at in stages.items():
+                key = f"{objective} / {scheme} / {stage}"
+                for side in ("forward", "reverse"):
+                    expected[f"{key} {side}_probability"] = mean([row[f"{side}_probability"] for row in at])
+                above = [row["reverse_probability"] - row["chance"] for row in at]
+                expected[f"{key} reverse above chance"] = mean(above)
+            peaks = [max(row["reverse_probability"] for row in rows if row["seed"] == seed) for seed in (0, 1)]
+            expected[f"{objective} / {scheme} / highest reverse_probability"] = mean(peaks)
+    summary = {name: estimate.value for name, estimate in result.summary.items()}
+    assert summary == pytest.approx(expected, rel=1e-5, nan_ok=True)
+
+
+def test_early_is_the_first_checkpoint_that_has_learnt_forward(result: Result) -> None:
+    for run in {row["run"] for row in result.rows}:
+        rows = [row for row in result.rows if row["run"] == run]
+        learnt = [row["step"] for row in rows if row["forward_probability"] >= 0.15]
+        early = list({row["early_step"] for row in rows} - {None})
+        assert early == ([min(learnt)] if learnt else []), run
+
+
+def planted(result: Result, above: dict[str, bool]) -> dict[str, Estimate]:
+    """A summary in which the objectives are answered in reverse, or not."""
+    summary = dict(result.summary)
+    for objective, answered in above.items():
+        for scheme in MDM_SCHEMES:
+            excess = 0.7 if answered else -0.01
+            key = f"{objective} / {scheme} / end reverse"
+            summary[f"{key} above chance"] = Estimate(excess, excess - 0.005, excess + 0.02, 2)
+            summary[f"{key}_probability"] = Estimate(0.25 + excess, 0.2, 0.9, 2)
+    return summary
+
+
+@pytest.mark.parametrize("any_order", [True, False])
+def test_the_takeaway_says_which_objectives_answer_in_reverse(result: Result, any_order: bool) -> None:
+    """An interval that includes chance does not count as above it."""
+    single = not any_order
+    above = {"any_order": any_order, "source_only": single, "target_only": single, "causal": False}
+    said = objective_ablation.takeaway(planted(result, above))
+    assert f"any-order masking in {4 * any_order} of 4 settings" in said
+    assert f"single-sided masking in {8 * single} of 8 settings" in said
+    assert ("not in any_order rope (0.24)" in said) == (not any_order)
+    assert "left-to-right prediction in 0 of 4" in said
+
+
+def test_a_stage_that_no_run_reached_has_no_panel(result: Result) -> None:
+    rows = [{**row, "early_step": None} for row in result.rows]
+    unlearnt = replace(result, rows=rows)
+    unlearnt = replace(unlearnt, summary=objective_ablation.summarize(unlearnt))
+    assert unlearnt.summary["any_order / rope / early reverse_probability"].n == 0
+    drawn = [sum(t.type == "heatmap" for t in objective_ablation.draw(r).data) for r in (result, unlearnt)]  # type: ignore[attr-defined]
+    assert drawn == [3, 2]

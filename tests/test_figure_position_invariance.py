@@ -1,0 +1,78 @@
+"""Position invariance's summary follows from its rows, and planted evidence comes out either way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers import seeded
+
+from analyses import position_invariance
+from mdm_interp.positions import SCHEMES
+from mdm_interp.results import Result, tidy
+
+
+def test_the_summary_follows_from_the_rows(tiny_result: Callable[[str], Result]) -> None:
+    result = tiny_result("position_invariance")
+    last = max(row["step"] for row in result.rows if row["n_layers"] == 1)
+    for scheme in SCHEMES:
+        one = [row for row in result.rows if row["scheme"] == scheme and row["n_layers"] == 1]
+        for stage, step in (("initial", 0), ("end", last)):
+            for name in ("share", "share_null", "pair_share"):
+                values = [row[name] for row in one if row["step"] == step]
+                estimate = result.summary[f"{scheme} / {stage} / {name}"]
+                assert estimate.n == len(values) == 2
+                assert estimate.value == pytest.approx(sum(values) / 2, rel=1e-4)
+        largest = [max(row["share"] for row in one if row["seed"] == seed) for seed in (0, 1)]
+        estimate = result.summary[f"{scheme} / largest share at any checkpoint"]
+        assert estimate.value == pytest.approx(sum(largest) / 2, rel=1e-4)
+    deep = [row for row in result.rows if row["n_layers"] > 1]
+    for row in deep:  # the tiny grid has one seed of deep models: each row is its own mean
+        model = f"{row['scheme']} {row['n_layers']} layers{' with MLP' if row['mlp'] else ''}"
+        key = f"{model} / {row['stage']} / layer {row['layer'] + 1} / pair_share"
+        assert result.summary[key].value == pytest.approx(row["pair_share"], rel=1e-4, abs=1e-9)
+    assert {(row["n_layers"], row["layer"]) for row in deep} == {(2, 0), (2, 1), *((4, layer) for layer in range(4))}
+    assert len({(row["run"], row["step"], row["layer"]) for row in result.rows}) == len(result.rows)
+
+
+def test_relative_schemes_are_at_0_and_absolute_ones_are_not(tiny_result: Callable[[str], Result]) -> None:
+    for row in tiny_result("position_invariance").rows:
+        if row["layer"] == 0:
+            assert (row["pair_share"] == 0) == SCHEMES[row["scheme"]].relative
+            if row["n_layers"] == 1:
+                assert (row["share"] == 0) == SCHEMES[row["scheme"]].relative
+
+
+def test_planted_evidence_comes_out_either_way() -> None:
+    """Known variances: tokens 1, positions 0, 1 and 3, eight positions."""
+    generator = seeded(0)
+    tokens = torch.randn(1, 60, 60, 1, generator=generator, dtype=torch.float64)
+    places = torch.randn(1, 60, 60, 8, generator=generator, dtype=torch.float64)
+    places = places - places.mean(-1, keepdim=True)
+    places = places / places.pow(2).mean().sqrt()
+    for variance in (0, 1, 3):
+        shares = position_invariance.first_layer(tokens + variance**0.5 * places)
+        assert shares["share"] == pytest.approx(variance / (1 + variance), abs=0.02)
+        assert shares["share_null"] == pytest.approx(7 / 8, abs=0.02), "shuffled: 7 of 8 parts are within an entry"
+
+
+def test_the_takeaway_follows_planted_rows(tiny_result: Callable[[str], Result]) -> None:
+    result = tiny_result("position_invariance")
+    rows = [
+        {**row, "share": 0.25} if row["scheme"] == "t5_bias" and row["share"] is not None else row
+        for row in result.rows
+    ]
+    said = position_invariance.takeaway(position_invariance.summarize(replace(result, rows=tidy(rows))))
+    assert "at most 0.25 under rope, alibi, none, t5_bias" in said
+    assert "at most 0 under rope, alibi, none, t5_bias" in position_invariance.takeaway(result.summary)
+
+
+def test_a_figure_of_one_layer_models_alone_is_drawn(tiny_result: Callable[[str], Result]) -> None:
+    """Deep models may be missing from the runs at hand."""
+    result = tiny_result("position_invariance")
+    shallow = replace(result, rows=[row for row in result.rows if row["n_layers"] == 1])
+    summary = position_invariance.summarize(shallow)
+    assert "unmeasured" in position_invariance.takeaway(summary)
+    assert len(list(position_invariance.draw(replace(shallow, summary=summary)).data)) > 10

@@ -1,0 +1,222 @@
+"""Parity: by evaluation and in closed form, and the coupling of two routes against autograd."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from helpers import random_model, seeded
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.testing import assert_close
+
+from mdm_interp.config import FactConfig
+from mdm_interp.facts import FactWorld
+from mdm_interp.files import UserError
+from mdm_interp.model import HookedTransformer
+from mdm_interp.parity import Parity, plane_spectrum, rope_parity, route_coupling, score_parity
+from mdm_interp.positions import SCHEMES
+from mdm_interp.queries import Query, QueryPair
+from mdm_interp.routing import require_rope
+
+MASK = 12
+WORLD = FactWorld(FactConfig(n_entities=6, n_filler=3, seq_len=7, gap=(2, 5)), seed=1)
+PAIRS = WORLD.query_pairs()
+WIDE = QueryPair(Query((5, 4, 0, MASK), (3,), (3, 4), (0, 2)), Query((MASK, 0, 5, 4), (3,), (0, 1), (2, 4)), 0, "right")
+SAME_SIDE = QueryPair(Query((5, MASK, 0), (3,), (1, 2), (0, 1)), Query((5, 0, MASK), (3,), (2, 3), (0, 1)), 0, "right")
+
+rotations = st.fixed_dictionaries(
+    {
+        "rotary_adjacent_pairs": st.booleans(),
+        "rotary_dim": st.sampled_from([2, 4]),
+        "n_key_value_heads": st.sampled_from([1, 2, 4]),
+        "qkv_bias": st.booleans(),
+        "normalization_type": st.sampled_from(["RMS", "LN", None]),
+        "seed": st.integers(0, 99),
+    }
+)
+
+
+def double(**changes: Any) -> HookedTransformer:
+    return random_model(dtype="float64", **changes)
+
+
+def test_parity_by_hand() -> None:
+    """Two pairs, one head: scores 3 and 1 from the right, 1 and -3 from the left."""
+    parity = Parity(even=torch.tensor([2.0, -1.0]).view(2, 1, 1), odd=torch.tensor([1.0, 2.0]).view(2, 1, 1))
+    assert_close(parity.selectivity(), torch.tensor([[0.5]]))
+    assert Parity(parity.even, 0 * parity.odd).selectivity().item() == 0
+    assert Parity(0 * parity.even, parity.odd).selectivity().item() == 1
+
+
+@pytest.mark.parametrize("position", SCHEMES)
+def test_even_plus_odd_is_the_score_with_the_source_on_the_right(position: str) -> None:
+    model = double(position=position)
+    parity = score_parity(model, PAIRS)
+    assert {pair.forward.offset > 0 for pair in PAIRS} == {True, False}
+    for row, pair in enumerate(PAIRS[:6]):
+        right, left = sorted((pair.forward, pair.reverse), key=lambda query: -query.offset)
+        for query, sign in ((right, 1), (left, -1)):
+            _, cache = model.run_with_cache(torch.tensor([query.tokens]))
+            for layer in range(2):
+                score = cache["attn_scores", layer][0, :, query.answer_span[0], query.source_span[0]]
+                assert_close((parity.even + sign * parity.odd)[row, layer], score)
+
+
+def test_a_planted_preference_for_the_right_is_odd_and_positive() -> None:
+    """T5 buckets tell sides apart by position: raise those of sources on the right."""
+    model = double(position="t5_bias", n_layers=1)
+    before = score_parity(model, PAIRS).odd
+    original = model.pos_embed.bias
+
+    def preferring_right(query_pos: Tensor, key_pos: Tensor) -> Tensor:
+        bias = original(query_pos, key_pos)
+        assert bias is not None
+        return bias + 3.0 * (key_pos[None, :] > query_pos[:, None])
+
+    model.pos_embed.bias = preferring_right
+    assert_close(score_parity(model, PAIRS).odd, before + 1.5)
+
+
+@settings(max_examples=15, deadline=None)
+@given(changes=rotations)
+def test_the_planes_add_up_to_the_measured_parity(changes: dict[str, Any]) -> None:
+    model = double(position="rope", n_layers=1, **changes)
+    planes, measured = rope_parity(model, PAIRS), score_parity(model, PAIRS)
+    still = changes["rotary_dim"] < 4
+    assert planes.even.shape[-1] == changes["rotary_dim"] // 2 + still
+    for name in ("even", "odd"):
+        assert_close(getattr(planes, name).sum(-1), getattr(measured, name), atol=1e-6, rtol=1e-6)
+    assert planes.selectivity().shape == planes.even.shape[1:]
+    if still:
+        assert (planes.odd[..., -1] == 0).all()
+
+
+@pytest.mark.parametrize("position", ["alibi", "none"])
+def test_symmetric_schemes_have_no_odd_part(position: str) -> None:
+    assert score_parity(double(position=position, n_layers=1), PAIRS).odd.abs().max() < 1e-12
+
+
+def test_a_source_a_quarter_turn_ahead_is_all_odd() -> None:
+    """Hand-computed: q = (1, 0), k = (0, -1), theta 1: s(delta) = cos(delta - pi/2) / sqrt 2 = sin(delta) / sqrt 2."""
+    model = double(position="rope", n_layers=1, n_heads=1, d_model=2, d_head=2, normalization_type=None, qkv_bias=False)
+    with torch.no_grad():
+        model.W_E.copy_(torch.tensor([0.0, 1.0]))
+        model.W_E[MASK] = torch.tensor([1.0, 0.0], dtype=torch.float64)
+        model.blocks[0].attn.W_Q.copy_(torch.eye(2)[None])
+        model.blocks[0].attn.W_K.copy_(torch.tensor([[[1.0, 0.0], [0.0, -1.0]]]))
+    parity = rope_parity(model, PAIRS)
+    distance = torch.tensor([abs(pair.forward.offset) for pair in PAIRS], dtype=torch.float64)
+    assert_close(parity.odd[:, 0, 0, 0], distance.sin() / math.sqrt(2))
+    assert parity.even.abs().max() < 1e-12
+    assert_close(score_parity(model, PAIRS).selectivity(), torch.ones(1, 1, dtype=torch.float64))
+
+
+def test_the_spectrum_is_the_variance_per_plane() -> None:
+    model = double(position="rope", rotary_adjacent_pairs=True, n_key_value_heads=2)
+    spectrum = plane_spectrum(model, PAIRS)
+    assert_close(spectrum.sum(-1), torch.ones(2, 4, dtype=torch.float64))
+    products: list[Tensor] = []
+    for pair in PAIRS:
+        _, cache = model.run_with_cache(torch.tensor([pair.forward.tokens]))
+        q = cache["q", 1][0, pair.forward.answer_span[0], 3]
+        k = cache["k", 1][0, pair.forward.source_span[0], 1]
+        products.append(torch.view_as_complex(q.view(2, 2)).conj() * torch.view_as_complex(k.view(2, 2)))
+    energy = torch.stack(products).var(0, correction=0)
+    assert_close(spectrum[1, 3], energy / energy.sum())
+
+
+def gradients(model: HookedTransformer, query: Query, layer: int, head: int, inputs: Tensor) -> Tensor:
+    """Autograd: the gradient of one score with respect to the head's W_Q and W_K, inputs fixed."""
+    attn = model.blocks[layer].attn
+    kv_head = head // (model.cfg.n_heads // model.cfg.kv_heads)
+    weights = [attn.W_Q[head].detach().requires_grad_(), attn.W_K[kv_head].detach().requires_grad_()]
+    named = dict(attn.named_parameters(recurse=False))
+    biases = [named["b_Q"][head], named["b_K"][kv_head]] if "b_Q" in named else [0, 0]
+    at, stands = query.answer_span[0], query.source_span[0]
+    places = torch.arange(len(query.tokens))
+    q, k = (
+        model.pos_embed.rotate((inputs @ weight + bias)[:, None], places)[:, 0]
+        for weight, bias in zip(weights, biases, strict=True)
+    )
+    score = q[at] @ k[stands] * model.cfg.head_dim**-0.5
+    return torch.cat([gradient.flatten() for gradient in torch.autograd.grad(score, weights)])
+
+
+@settings(max_examples=12, deadline=None)
+@given(changes=rotations, position=st.sampled_from(["rope", "rope", "alibi", "learned"]))
+def test_route_coupling_agrees_with_autograd(changes: dict[str, Any], position: str) -> None:
+    model = double(position=position, **changes)
+    coupling = route_coupling(model, PAIRS[:3])
+    for row, pair in enumerate(PAIRS[:3]):
+        caches = [model.run_with_cache(torch.tensor([q.tokens]))[1] for q in (pair.forward, pair.reverse)]
+        for layer in range(2):
+            inputs = [model.blocks[layer].ln1(cache["resid_pre", layer])[0].detach() for cache in caches]
+            for head in range(4):
+                forward, reverse = (
+                    gradients(model, query, layer, head, x)
+                    for query, x in zip((pair.forward, pair.reverse), inputs, strict=True)
+                )
+                scale = (forward.norm() * reverse.norm()).item()
+                assert abs(coupling[row, layer, head] - forward @ reverse) <= 1e-5 * scale
+
+
+def test_route_coupling_is_the_formula_for_equal_content() -> None:
+    model = double(position="rope", n_layers=1, rotary_dim=2)
+    pair, theta = PAIRS[0], require_rope(model).theta
+    _, cache = model.run_with_cache(torch.tensor([pair.forward.tokens]))
+    x = model.blocks[0].ln1(cache["resid_pre", 0])[0]
+    at, stands = pair.forward.answer_span[0], pair.forward.source_span[0]
+    kernel = torch.cat([(2 * pair.forward.offset * theta).cos().repeat(2), torch.ones(2)])  # per dimension
+    q, k = cache["q", 0][0, at], cache["k", 0][0, stands]
+    expected = (x[at] @ x[at] * (k**2 @ kernel) + x[stands] @ x[stands] * (q**2 @ kernel)) / 4
+    assert_close(route_coupling(model, PAIRS[:1])[0, 0], expected.detach())
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 99), scale=st.floats(0.1, 10))
+def test_selectivity_is_a_share_that_scale_and_side_leave_alone(seed: int, scale: float) -> None:
+    even, odd = torch.randn(2, 6, 2, 3, generator=seeded(seed), dtype=torch.float64)
+    selectivity = Parity(even, odd).selectivity()
+    assert (selectivity >= 0).all() and (selectivity <= 1).all()
+    assert_close(Parity(scale * even, -scale * odd).selectivity(), selectivity)
+    assert_close(Parity(odd, even).selectivity(), 1 - selectivity)
+
+
+@pytest.mark.parametrize("measure", [score_parity, rope_parity, route_coupling])
+def test_pairs_without_a_shared_answer_are_refused(measure: Any) -> None:
+    arm = WORLD.query_pairs("causal")
+    with pytest.raises(UserError, match=r"query_pairs: .* undefined for pairs that share neither"):
+        measure(random_model(position="rope"), arm)
+    with pytest.raises(UserError, match=r"query_pairs: .* needs at least one pair"):
+        measure(random_model(position="rope"), [])
+
+
+def test_what_a_measure_cannot_use_is_refused() -> None:
+    model = random_model(position="rope")
+    assert score_parity(model, [WIDE]).odd.shape == (1, 2, 4)
+    for measure in (rope_parity, route_coupling):
+        with pytest.raises(UserError, match="query_pairs: closed forms need one-token spans; use score_parity"):
+            measure(model, [WIDE])
+        with pytest.raises(UserError, match=r"query_pairs: sources at offsets -1 and -2 .* do not mirror"):
+            measure(model, [SAME_SIDE])
+    with pytest.raises(UserError, match="query_pairs: a source stands on one side in both"):
+        score_parity(model, [SAME_SIDE])
+    for measure in (rope_parity, plane_spectrum):
+        with pytest.raises(UserError, match="model: position scheme 'alibi' has no rotation"):
+            measure(random_model(position="alibi"), PAIRS)
+    with pytest.raises(UserError, match="query_pairs: a spectrum needs several pairs"):
+        plane_spectrum(model, [])
+
+
+def test_swapping_forward_and_reverse_changes_nothing() -> None:
+    """Right and left are read off the offsets, not off which query was trained."""
+    model = double(position="rope")
+    swapped = [replace(pair, forward=pair.reverse, reverse=pair.forward) for pair in PAIRS]
+    for name in ("even", "odd"):
+        assert_close(getattr(score_parity(model, swapped), name), getattr(score_parity(model, PAIRS), name))
+    assert_close(route_coupling(model, swapped), route_coupling(model, PAIRS))
