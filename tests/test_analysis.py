@@ -96,7 +96,7 @@ def test_the_analyses_are_found_in_the_order_of_their_figures() -> None:
 
 @pytest.mark.usefixtures("fresh_modules")
 def test_a_module_put_into_the_folder_is_found_without_an_edit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plant(tmp_path / "planted_analysis.py", order=11)
+    plant(tmp_path / "planted_analysis.py", order=7)
     (tmp_path / "planted_helper.py").write_text("ANALYSIS = 'a module that only happens to have such a name'\n")
     monkeypatch.setattr(analyses, "__path__", [*analyses.__path__, str(tmp_path)])
     importlib.invalidate_caches()
@@ -430,8 +430,10 @@ def test_the_takeaways_derived_figures_follow_the_summary(measured: dict[str, Re
 
 
 def has_marks(trace: Any) -> bool:
-    values = np.asarray(trace.z if trace.type == "heatmap" else trace.y, dtype=float)
-    return values.size > 0 and bool(np.isfinite(values).all())
+    drawn = [trace.z] if trace.type == "heatmap" else [trace.x, trace.y]
+    values = [np.asarray(axis) for axis in drawn]
+    numbers = [axis.astype(float) for axis in values if axis.dtype.kind not in "US"]
+    return all(axis.size for axis in values) and all(np.isfinite(axis).all() for axis in numbers) and bool(numbers)
 
 
 @every_installed
