@@ -115,12 +115,12 @@ def descent(model: HookedTransformer, pairs: Sequence[QueryPair]) -> dict[str, f
 
 
 SHOWN = {
-    "evidence": "evidence for the true answer<br>(z-score in its role)",
-    "position": "share of evidence's<br>variance made by place",
-    "transplant": "distance left after<br>route transplant",
-    "route": "route correlation",
-    "alignment": "gradient cosine, V and O",
-    "descent": "fall of the reverse loss<br>after a forward step",
+    "evidence": "evidence for the<br>answer (z-score)",
+    "position": "variance share<br>of place",
+    "transplant": "distance after<br>transplant",
+    "route": "route<br>correlation",
+    "alignment": "gradient cosine,<br>V and O",
+    "descent": "fall of<br>reverse loss",
 }
 
 

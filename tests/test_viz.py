@@ -19,6 +19,8 @@ from playwright.sync_api import Browser, Dialog, sync_playwright
 from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
+from mdm_interp.analysis import discover
+from mdm_interp.claims import CLAIMS, Verdict
 from mdm_interp.results import Result
 from mdm_interp.stats import Estimate
 from mdm_interp.viz.plots import TRAINING_STEPS, add_curve, add_level, add_matrix
@@ -27,7 +29,7 @@ from mdm_interp.viz.theme import CHANCE, FORWARD, REVERSE, VARIANTS, faded, lege
 
 FIGURES = Path(__file__).parents[1] / "figures"
 NAN = float("nan")
-NAMES = ["reversal_curse", "evidence_growth", "route_correlation", "gradient_alignment"]
+NAMES = [analysis.name for analysis in discover()]
 QUESTION = "Is <script>alert(1)</script> & \"more\" than 'less'?"
 CURVE = pd.DataFrame({"step": [1, 10, 100], "value": [0.1, 0.4, 0.9], "low": [0.0, 0.3, 0.8], "high": [0.2, 0.5, 1.0]})
 CURVE["n"] = 3
@@ -299,6 +301,43 @@ def test_a_browser_shows_what_was_written(tmp_path: Path, show: Callable[[Path],
     assert_shown(alone, n_plots=1)
     assert alone.title == QUESTION
     assert_shown(show(tmp_path / "index.html"), n_plots=2)
+
+
+def verdict(claim: str, scheme: str, outcome: Any) -> Verdict:
+    scope = {"world": "w", "scheme": scheme, "objective": "any_order", "n_layers": 1, "mlp": False, "stage": "end"}
+    of = {"id": claim, "sentence": CLAIMS[claim]}
+    number = Estimate(0.5, 0.4, 0.6, 5)
+    return Verdict(of, scope, "<b>measure</b>", number, number, "null", 0.01, outcome, "rule", "tiny")
+
+
+@pytest.mark.usefixtures("no_pngs")
+def test_the_ledger_filters(tmp_path: Path, browser: Browser) -> None:
+    verdicts = [verdict("1", "rope", "holds"), verdict("1", "alibi", "fails"), verdict("5", "rope", "fails")]
+    drawn = [(result(), drawing())]
+    write_figures(drawn, tmp_path)
+    write_index(drawn, verdicts, tmp_path)
+    context = browser.new_context(offline=True)
+    page = context.new_page()
+    problems: list[str] = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.goto((tmp_path / "index.html").as_uri())
+
+    def shown() -> list[str]:
+        return [row.inner_text().split("\t")[2] for row in page.locator("#ledger tbody tr:visible").all()]
+
+    assert shown() == ["rope", "alibi", "rope"]
+    page.get_by_label("verdict").select_option("fails")
+    assert shown() == ["alibi", "rope"]
+    page.get_by_label("scheme").select_option("rope")
+    assert shown() == ["rope"]
+    assert page.locator("#shown").inner_text() == "1 verdicts"
+    page.get_by_label("verdict").select_option("all")
+    assert shown() == ["rope", "rope"]
+    assert "<b>measure</b>" in page.locator("#ledger tbody tr").first.inner_text(), "text is escaped"
+    links = {link.get_attribute("href") for link in page.locator("#ledger a").all()}
+    assert links == {"tiny.html", "tiny.json"}
+    assert problems == []
+    context.close()
 
 
 @pytest.mark.usefixtures("no_pngs")
