@@ -186,12 +186,13 @@ def findings(verdicts: Sequence[Verdict]) -> str:
     """The ledger as a Markdown table: per claim and measure, in how many settings it holds, fails or stays open at each
     stage of training, and in which it fails at the last one."""
     stages = list(dict.fromkeys(str(verdict.scope["stage"]) for verdict in verdicts))
-    lines = ["| claim | measured by | " + " | ".join(stages) + f" | where it fails at stage {stages[-1]} |"]
+    lines = ["| claim | measured by | " + " | ".join(stages) + " | where it fails at the last of these |"]
     lines.append("|" + "---|" * (len(stages) + 3))
     for (claim, measure), group in itertools.groupby(
         verdicts, key=lambda verdict: (verdict.claim["id"], verdict.measure)
     ):
         rows = list(group)
+        last = max((str(verdict.scope["stage"]) for verdict in rows), key=stages.index)
         cells = []
         for stage in stages:
             at = [verdict.verdict for verdict in rows if verdict.scope["stage"] == stage]
@@ -199,7 +200,7 @@ def findings(verdicts: Sequence[Verdict]) -> str:
         failed = [
             scope_label({name: value for name, value in verdict.scope.items() if name != "stage"})
             for verdict in rows
-            if verdict.verdict == "fails" and verdict.scope["stage"] == stages[-1]
+            if verdict.verdict == "fails" and verdict.scope["stage"] == last
         ]
         lines.append(
             f"| {claim}. {CLAIMS[claim]} | {measure} | {' | '.join(cells)} | {'; '.join(failed) or 'nowhere'} |"

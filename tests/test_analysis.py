@@ -22,8 +22,8 @@ from helpers import train_here
 import analyses
 from analyses import evidence_growth, gradient_alignment, reversal_curse, route_correlation
 from mdm_interp import analysis as analysis_module
-from mdm_interp import presets
-from mdm_interp.analysis import ENTRY_POINTS, Analysis, Lab, discover
+from mdm_interp import claims, presets
+from mdm_interp.analysis import ENTRY_POINTS, Analysis, Lab, discover, ledger
 from mdm_interp.config import FactConfig, ModelConfig, TrainConfig
 from mdm_interp.files import UserError
 from mdm_interp.model import HookedTransformer
@@ -490,6 +490,13 @@ def test_a_figure_shows_the_numbers_of_its_rows(measured: dict[str, Result], nam
 
 
 # ---- what the committed rows show
+
+
+def test_the_readmes_findings_are_what_the_committed_rows_say() -> None:
+    judging = [analysis for analysis in discover() if analysis.claims]
+    verdicts = ledger(judging, {analysis.name: committed(analysis.name) for analysis in judging})
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert claims.MARKS[0] + "\n" + claims.findings(verdicts) + "\n" + claims.MARKS[1] in readme
 
 
 def at_the_end(variant: str) -> pd.DataFrame:
