@@ -18,17 +18,16 @@ from torch import Tensor
 
 from mdm_interp.analysis import Analysis
 from mdm_interp.coupling import component_of
-from mdm_interp.facts import FactWorld
 from mdm_interp.model import HookedTransformer
 from mdm_interp.prediction import query_loss
 from mdm_interp.presets import DEPTH_SCHEMES, DEPTHS, STAGES, about, depth_grid, stages
 from mdm_interp.queries import Query, QueryPair, collate
 from mdm_interp.results import Result
-from mdm_interp.routing import compute_routes, correlate
+from mdm_interp.routing import route_correlation, route_correlation_null
 from mdm_interp.runs import Run
 from mdm_interp.stats import Estimate, bootstrap_mean, curve, where
-from mdm_interp.storage import compute_evidence
-from mdm_interp.viz.plots import add_level
+from mdm_interp.storage import evidence_scores
+from mdm_interp.viz.plots import add_level, add_points
 from mdm_interp.viz.theme import CHANCE, FORWARD, GREEN, GREY, ORANGE, PURPLE, REVERSE, legend_at, titled
 
 PARTS = {"VO": ("V", "O"), "QK": ("Q", "K"), "MLP": ("MLP",)}
@@ -52,8 +51,13 @@ def measure(runs: Sequence[Run]) -> list[dict[str, Any]]:
         pairs, metrics = run.query_pairs(n_contexts=1), {entry["step"]: entry for entry in run.metrics()}
         for stage, step in stages(run).items():
             model = run.model(step)
-            measured = {"route": route_correlations(model, pairs), "evidence": evidence_scores(model, pairs, run.facts)}
-            measured |= gradient_cosines(model, pairs)
+            measured = gradient_cosines(model, pairs)
+            measured["route"] = (
+                route_correlation(model, pairs).nanmean(1),
+                route_correlation_null(model, pairs).nanmean(1),
+            )
+            reverse = [pair.reverse for pair in pairs]
+            measured["evidence"] = evidence_scores(model, reverse, run.facts.candidates(reverse))
             rows += [
                 {
                     **about(run),
@@ -73,42 +77,6 @@ def measure(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 Measured = tuple[Float[Tensor, "layer"], Float[Tensor, "layer"]]
 """A signature and its null."""
-
-
-def route_correlations(model: HookedTransformer, pairs: Sequence[QueryPair]) -> Measured:
-    """Correlation of forward and reverse scores, mean over heads; null: with the reverse score of another fact that is
-    asked for the same side, mean over all rotations of the facts. `pairs` holds one context per fact."""
-    forward, reverse = (
-        compute_routes(model, queries).scores
-        for queries in ([pair.forward for pair in pairs], [pair.reverse for pair in pairs])
-    )
-    asked = dict.fromkeys(pair.side for pair in pairs)
-    sides = [torch.tensor([i for i, pair in enumerate(pairs) if pair.side == side]) for side in asked]
-    nulls = []
-    for shift in range(1, len(sides[0])):
-        other = torch.empty(len(pairs), dtype=torch.long)
-        for side in sides:
-            other[side] = side.roll(shift)
-        nulls.append(correlate(forward, reverse[other]))
-    return correlate(forward, reverse).nanmean(1), torch.stack(nulls).nanmean((0, 2))
-
-
-def evidence_scores(model: HookedTransformer, pairs: Sequence[QueryPair], world: FactWorld) -> Measured:
-    """How many standard deviations the true answer's evidence in the reverse query (summed over heads, unrouted) lies
-    above the mean of its role, mean over queries; null: the same of the next entity of the role, another fact's answer.
-    """
-    entities = torch.arange(world.config.n_entities)
-    evidence = compute_evidence(model, [pair.reverse for pair in pairs], entities).sum(2)
-    answer = torch.tensor([pair.reverse.answer for pair in pairs])
-    role = torch.tensor([list(world.role(entity)) for entity in answer[:, 0].tolist()])
-    among = evidence.gather(2, role[:, None].expand(-1, evidence.shape[1], -1))
-    z = (among - among.mean(-1, keepdim=True)) / among.std(-1, correction=0, keepdim=True)
-    place = answer - role[:, :1]
-    true, other = (
-        z.gather(2, at[:, None].expand(-1, z.shape[1], -1))[..., 0].mean(0)
-        for at in (place, (place + 1) % role.shape[1])
-    )
-    return true, other
 
 
 def gradient_cosines(model: HookedTransformer, pairs: Sequence[QueryPair]) -> dict[str, Measured]:
@@ -201,45 +169,6 @@ def takeaway(summary: Mapping[str, Estimate]) -> str:
         for scheme in DEPTH_SCHEMES
     ]
     return f"Layers above the null (95 % interval) at the end of training. {'. '.join(said)}."
-
-
-def add_points(
-    figure: go.Figure,
-    points: pd.DataFrame,
-    x: str,
-    *,
-    name: str,
-    color: str,
-    row: int,
-    col: int,
-    dash: str = "solid",
-    shift: float = 0.0,
-    legend: str | None = None,
-) -> None:
-    """Means (`value`) at few places, with intervals (`low`, `high`) as bars; nothing where nothing was measured."""
-    points = pd.DataFrame(points[points["n"] > 0]) if len(points) else points
-    if points.empty:
-        return
-    trace = go.Scatter(
-        x=points[x] + shift,
-        y=points["value"],
-        mode="lines+markers",
-        line={"color": color, "width": 2.5, "dash": dash},
-        marker={"size": 8},
-        error_y={
-            "type": "data",
-            "array": points["high"] - points["value"],
-            "arrayminus": points["value"] - points["low"],
-            "width": 3,
-            "thickness": 1.5,
-        },
-        name=name,
-        legendgroup=name,
-        legend=legend,
-        showlegend=legend is not None,
-        hovertemplate=f"{name}<br>%{{y:.3g}}<extra></extra>",
-    )
-    figure.add_trace(trace, row=row, col=col)
 
 
 def draw(result: Result) -> go.Figure:

@@ -69,7 +69,7 @@ def margin_and_rank(
     among them (1 is best)."""
     evidence = compute_evidence(model, queries, torch.arange(world.config.n_entities)).sum((1, 2))
     answer = torch.tensor([query.answer for query in queries])
-    role = torch.tensor([list(world.role(query.answer[0])) for query in queries])
+    role = world.candidates(queries)
     true, candidates = evidence.gather(1, answer), evidence.gather(1, role)
     others = candidates.masked_fill(role == answer, float("-inf"))
     return (true - others.amax(1, keepdim=True)).squeeze(1), 1 + (others >= true).sum(1)

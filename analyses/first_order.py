@@ -26,7 +26,7 @@ from mdm_interp.presets import STAGES, VARIANTS, about, grid, stages, variant_of
 from mdm_interp.results import Result
 from mdm_interp.runs import Run
 from mdm_interp.stats import Estimate, bootstrap_mean, curve, where
-from mdm_interp.viz.plots import add_curve, add_level
+from mdm_interp.viz.plots import add_curve, add_level, interval_bars
 from mdm_interp.viz.theme import CHANCE, GREEN, ORANGE, PURPLE, legend_at, titled
 
 ETAS = [float(f"{eta:.3g}") for eta in np.logspace(-6, 0, 13)]
@@ -182,13 +182,7 @@ def draw(result: Result) -> go.Figure:
                 trace = go.Scatter(
                     x=[list(GROUPS).index(group) + 0.22 * (shown.index(stage) - 1) for group in points.index],
                     y=points["value"],
-                    error_y={
-                        "type": "data",
-                        "symmetric": False,
-                        "array": points["high"] - points["value"],
-                        "arrayminus": points["value"] - points["low"],
-                        "width": 2,
-                    },
+                    error_y=interval_bars(points),
                     mode="markers",
                     marker={"color": color, "size": 9, "symbol": symbol},
                     name=f"{stage}, {name}",

@@ -29,8 +29,7 @@ from mdm_interp.model import HookedTransformer
 from mdm_interp.positions import SCHEMES as POSITION_SCHEMES
 from mdm_interp.presets import (
     DEPTHS,
-    MDM_SCHEMES,
-    OTHER_SCHEMES,
+    SCHEMES,
     SCOPE,
     about,
     depth_grid,
@@ -42,7 +41,7 @@ from mdm_interp.queries import QueryPair
 from mdm_interp.results import Result
 from mdm_interp.runs import Run
 from mdm_interp.stats import Estimate, bootstrap_mean, where
-from mdm_interp.viz.plots import add_matrix
+from mdm_interp.viz.plots import add_estimates, add_matrix
 from mdm_interp.viz.theme import FORWARD, GREEN, GREY, REVERSE, legend_at, titled
 
 EDITS = {
@@ -61,7 +60,6 @@ GAP = 0.1
 """Nats between forward and reverse query from which it makes sense to ask for the share that an edit recovers."""
 EXACT = 1e-4
 """Nats within which the transplanted prediction counts as the forward one."""
-SCHEMES = MDM_SCHEMES + OTHER_SCHEMES
 RELATIVE = [scheme for scheme in SCHEMES if POSITION_SCHEMES[scheme].relative]
 DEEP = [n_layers for n_layers in DEPTHS if n_layers > 1]
 
@@ -243,26 +241,8 @@ def _draw_edits(figure: go.Figure, at: pd.DataFrame, row: int, col: int, listed:
         ("control: edited elsewhere", GREY, "x-thin", {name: rows["control"] for name, rows in edits.items()}),
     ):
         estimates = {place: bootstrap_mean(seeds) for place, seeds in points.items()}
-        estimates = {place: estimate for place, estimate in estimates.items() if estimate.n}
-        if not estimates:
-            continue
-        trace = go.Scatter(
-            x=list(estimates),
-            y=[estimate.value for estimate in estimates.values()],
-            mode="markers",
-            marker={"size": 12, "symbol": symbol, "color": color, "line": {"width": 2.5, "color": color}},
-            error_y={
-                "type": "data",
-                "array": [estimate.high - estimate.value for estimate in estimates.values()],
-                "arrayminus": [estimate.value - estimate.low for estimate in estimates.values()],
-                "thickness": 2,
-            },
-            name=name,
-            legendgroup=name,
-            showlegend=listed,
-            hovertemplate=f"{name}, %{{x}}: %{{y:.3g}}<extra></extra>",
-        )
-        figure.add_trace(trace, row=row, col=col)
+        mark: dict[str, Any] = {"symbol": symbol, "size": 12, "upright": True, "legend": "legend" if listed else None}
+        add_estimates(figure, estimates, name=name, color=color, row=row, col=col, **mark)
     figure.update_xaxes(type="category", categoryorder="array", categoryarray=places, row=row, col=col)
     figure.update_xaxes(range=[-0.5, len(places) - 0.5], row=row, col=col)
 

@@ -16,18 +16,17 @@ from jaxtyping import Float
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from analyses.depth import add_points
-from analyses.route_parity import COLORS, SCHEMES, where_trained
 from mdm_interp.analysis import Analysis
 from mdm_interp.config import TrainConfig
 from mdm_interp.positions import SCHEMES as POSITIONS
-from mdm_interp.presets import DEPTH_SCHEMES, STAGES, about, depth_grid, scheme_grid, stages
+from mdm_interp.presets import DEPTH_SCHEMES, SCHEMES, STAGES, about, depth_grid, scheme_grid, stages
 from mdm_interp.results import Result
 from mdm_interp.runs import Run
 from mdm_interp.stats import Estimate, bootstrap_mean, curve, where
 from mdm_interp.storage import evidence_matrix, pair_position_index, position_index
-from mdm_interp.viz.plots import TRAINING_STEPS, add_curve, add_level
+from mdm_interp.viz.plots import TRAINING_STEPS, add_curve, add_level, add_points
 from mdm_interp.viz.theme import CHANCE, GREEN, GREY, PURPLE, legend_at, titled
+from mdm_interp.viz.theme import SCHEMES as COLORS
 
 UNRELATED = 0.5
 """The pair share when evidence in the two places has equal variance and is uncorrelated: half of it is position's."""
@@ -132,7 +131,7 @@ def draw(result: Result) -> go.Figure:
         vertical_spacing=0.29,
     )
     one = where(frame, n_layers=1)
-    trained = where_trained(one)
+    trained = pd.DataFrame(one[one["step"] > 0])
     for scheme, color in COLORS.items():
         group = where(trained, scheme=scheme)
         dash = {"alibi": "dash", "none": "dot", "t5_bias": "dashdot"}.get(scheme, "solid")  # they lie on rope

@@ -1,17 +1,16 @@
 """Whether gradient alignment, route correlation and evidence go with reverse prediction: over training within a run,
-and across runs at each stage, beyond what forward prediction says already."""
+across seeds, and across position schemes; and whether they do beyond what forward prediction says already."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from analyses.depth import evidence_scores
 from mdm_interp.analysis import Analysis
 from mdm_interp.claims import ClaimTest
 from mdm_interp.config import TrainConfig
@@ -20,9 +19,18 @@ from mdm_interp.presets import MDM_SCHEMES, SCOPE, STAGES, WORLDS, about, grid, 
 from mdm_interp.results import Result
 from mdm_interp.routing import route_correlation
 from mdm_interp.runs import Run
-from mdm_interp.stats import Estimate, bootstrap_mean, partial_rank_correlation, rank_correlation, where
-from mdm_interp.viz.theme import BLUE, CHANCE, legend_at, titled
-from mdm_interp.viz.theme import VARIANTS as COLORS
+from mdm_interp.stats import (
+    Estimate,
+    bootstrap_mean,
+    correlation_estimate,
+    partial_rank_correlation,
+    rank_correlation,
+    where,
+)
+from mdm_interp.storage import evidence_scores
+from mdm_interp.viz.plots import add_estimates
+from mdm_interp.viz.theme import BLUE, CHANCE, ORANGE, legend_at, titled
+from mdm_interp.viz.theme import SCHEMES as COLORS
 
 SIGNATURES = {
     "alignment": "gradient alignment (cosine)",
@@ -30,7 +38,10 @@ SIGNATURES = {
     "evidence": "evidence for the answer (z-score)",
 }
 CONSTANT = 0.01
-"""A signature that varies less than this over a run is constant, and has no rank worth correlating."""
+"""A signature that varies less than this over what is compared is constant, and has no rank worth correlating."""
+Kind = Literal["plain", "partial"]
+KINDS: tuple[Kind, ...] = ("plain", "partial")
+"""Rank correlation with reverse probability, and the same given forward probability."""
 
 
 def configs(seeds: Sequence[int]) -> list[TrainConfig]:
@@ -41,21 +52,22 @@ def measure(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """One row per run and checkpoint: the signatures and both probabilities; `stage` where the checkpoint is one."""
     rows = []
     for run in runs:
-        pairs, metrics = run.query_pairs(n_contexts=1), {entry["step"]: entry for entry in run.metrics()}
+        pairs = run.query_pairs()  # those that the metrics are of: what is correlated comes from the same queries
+        forward, reverse = [pair.forward for pair in pairs], [pair.reverse for pair in pairs]
+        candidates, metrics = run.facts.candidates(reverse), {entry["step"]: entry for entry in run.metrics()}
         named = {step: stage for stage, step in reversed(stages(run).items())}
         for step in sorted({*run.steps[::2], *named}):
             model = run.model(step)
-            forward = mean_gradient(model, [pair.forward for pair in pairs])
-            reverse = mean_gradient(model, [pair.reverse for pair in pairs])
-            size = inner_products(forward, forward)["all"] * inner_products(reverse, reverse)["all"]
+            f, r = mean_gradient(model, forward), mean_gradient(model, reverse)
+            size = (inner_products(f, f)["all"] * inner_products(r, r)["all"]) ** 0.5
             rows.append(
                 {
                     **about(run),
                     "step": step,
                     "stage": named.get(step),
-                    "alignment": inner_products(forward, reverse)["all"] / size**0.5,
+                    "alignment": inner_products(f, r)["all"] / size,
                     "route": route_correlation(model, pairs).nanmean().item(),
-                    "evidence": evidence_scores(model, pairs, run.facts)[0].mean().item(),
+                    "evidence": evidence_scores(model, reverse, candidates)[0].mean().item(),
                     "forward_probability": metrics[step]["forward_probability"],
                     "reverse_probability": metrics[step]["reverse_probability"],
                 }
@@ -63,85 +75,98 @@ def measure(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return rows
 
 
-def link_over_training(frame: pd.DataFrame, signature: str) -> pd.DataFrame:
-    """Per run: partial rank correlation over checkpoints of the signature with reverse probability, given forward
-    probability (`effect`), and of the next seed's signature at the same steps (`null`), which shares the course of
-    training and nothing else. NaN where the signature is constant, or where forward probability leaves nothing."""
+def correlation(rows: pd.DataFrame, signature: str, kind: Kind) -> float:
+    """Rank correlation over rows of a signature with reverse probability; NaN where the signature is constant, or where
+    forward probability leaves nothing."""
+    x, reverse, forward = rows[[signature, "reverse_probability", "forward_probability"]].to_numpy(dtype=float).T
+    if np.ptp(x) < CONSTANT:
+        return float("nan")
+    return rank_correlation(x, reverse) if kind == "plain" else partial_rank_correlation(x, reverse, given=forward)
+
+
+def over_training(frame: pd.DataFrame, signature: str, kind: Kind) -> pd.DataFrame:
+    """Per run: correlation over its checkpoints (`effect`), and that of the next seed's signature at the same steps
+    (`null`), which shares the course of training and nothing else."""
     rows = []
     for scope in frame[list(SCOPE)].drop_duplicates().to_dict("records"):
-        runs = [run.sort_values("step") for _, run in where(frame, **_named(scope)).groupby("seed")]
+        setting = {str(name): value for name, value in scope.items()}
+        runs = [run.sort_values("step") for _, run in where(frame, **setting).groupby("seed")]
         for run, other in zip(runs, [*runs[1:], *runs[:1]], strict=True):
             same = run.merge(other[["step", signature]], on="step", suffixes=("", "_other"))
-            rows.append(
-                {
-                    **_named(scope),
-                    "stage": "over training",
-                    "seed": run["seed"].iloc[0],
-                    "effect": _partial(same, signature),
-                    "null": _partial(same, f"{signature}_other"),
-                }
-            )
+            effect, null = (correlation(same, column, kind) for column in (signature, f"{signature}_other"))
+            place = {**setting, "stage": "over training", "seed": run["seed"].iloc[0]}
+            rows.append({**place, "effect": effect, "null": null})
     return pd.DataFrame(rows)
 
 
-def _named(scope: dict[Any, Any]) -> dict[str, Any]:
-    return {str(name): value for name, value in scope.items()}
+def across_schemes(frame: pd.DataFrame, signature: str, kind: Kind, stage: str) -> pd.DataFrame:
+    """Per world and seed: correlation over the position schemes at a stage. Its mean over all ways to deal the
+    signatures to the schemes, the null, is 0: to each there is the one that deals them in reverse. Whatever else tells
+    the schemes apart is not held still: this says that both go together, not why."""
+    setting = {"scheme": "all", "objective": "any_order", "n_layers": 1, "mlp": False, "stage": stage, "null": 0.0}
+    return pd.DataFrame(
+        [
+            {**setting, "world": world, "seed": seed, "effect": correlation(runs, signature, kind)}
+            for (world, seed), runs in where(frame, stage=stage).groupby(["world", "seed"], sort=False)
+        ]
+    )
 
 
-def _partial(run: pd.DataFrame, signature: str) -> float:
-    if np.ptp(run[signature]) < CONSTANT:
-        return float("nan")
-    return partial_rank_correlation(run[signature], run["reverse_probability"], given=run["forward_probability"])
-
-
-def across_runs(frame: pd.DataFrame, signature: str, stage: str) -> pd.DataFrame:
-    """Per world and seed: rank correlation over the position schemes, at a stage, of the signature with reverse
-    probability. Its mean over all ways to deal the signatures to the schemes, the null, is 0. Whatever else tells the
-    schemes apart is not held still: this says that both go together, not why."""
-    rows = []
-    for world in frame["world"].unique():
-        at = where(frame, world=world, stage=stage)
-        for seed, runs in at.groupby("seed"):
-            x, y = runs[signature].to_numpy(dtype=float), runs["reverse_probability"].to_numpy(dtype=float)
-            where_measured = {"world": world, "scheme": "all", "objective": "any_order", "n_layers": 1, "mlp": False}
-            rows.append({**where_measured, "stage": stage, "seed": seed, "effect": rank_correlation(x, y), "null": 0.0})
-    return pd.DataFrame(rows)
+def across_seeds(frame: pd.DataFrame, signature: str, kind: Kind, stage: str) -> dict[tuple[str, str], Estimate]:
+    """Per world and scheme: correlation over the seeds at a stage."""
+    return {
+        (str(world), str(scheme)): correlation_estimate(
+            correlation(runs, signature, kind), len(runs), n_given=int(kind == "partial")
+        )
+        for (world, scheme), runs in where(frame, stage=stage).groupby(["world", "scheme"], sort=False)
+    }
 
 
 def summarize(result: Result) -> dict[str, Estimate]:
     frame, summary = result.frame, {}
+    staged = [stage for stage in STAGES if (frame["stage"] == stage).any()]
     for signature in SIGNATURES:
-        linked = link_over_training(frame, signature)
-        for world in WORLDS:
-            for scheme in MDM_SCHEMES:
-                group = where(linked, world=world, scheme=scheme)
-                for column in ("effect", "null"):
-                    summary[f"{signature} / {world} {scheme} / over training, {column}"] = bootstrap_mean(group[column])
-            for stage in STAGES:
-                if (frame["stage"] == stage).any():
-                    group = where(across_runs(frame, signature, stage), world=world)
-                    for column in ("effect", "null"):
-                        key = f"{signature} / {world} / across schemes, {stage}, {column}"
-                        summary[key] = bootstrap_mean(group[column])
+        for kind in KINDS:
+            linked = over_training(frame, signature, kind)
+            for world in WORLDS:
+                for scheme in MDM_SCHEMES:
+                    group, key = where(linked, world=world, scheme=scheme), f"{signature} / {world}, {scheme}"
+                    summary[f"{key}, over training / {kind}"] = bootstrap_mean(group["effect"])
+                    summary[f"{key}, over training / {kind} null"] = bootstrap_mean(group["null"])
+            for stage in staged:
+                dealt = across_schemes(frame, signature, kind, stage)
+                for world in WORLDS:
+                    key = f"{signature} / {world}, across schemes, {stage} / {kind}"
+                    summary[key] = bootstrap_mean(where(dealt, world=world)["effect"])
+                for (world, scheme), estimate in across_seeds(frame, signature, kind, stage).items():
+                    summary[f"{signature} / {world}, {scheme}, across seeds, {stage} / {kind}"] = estimate
     return summary
 
 
 def takeaway(summary: dict[str, Estimate]) -> str:
-    def over(signature: str, scheme: str) -> str:
-        effect, null = (
-            summary[f"{signature} / relation_cycle {scheme} / over training, {column}"] for column in ("effect", "null")
-        )
+    def told(signature: str, scheme: str, kind: Kind) -> str:
+        key = f"{signature} / relation_cycle, {scheme}, over training / {kind}"
+        effect, null = summary[key], summary[f"{key} null"]
         return f"{effect.value:.2f} (null {null.value:.2f})" if effect.n else "undefined"
 
     listed = "; ".join(
-        f"{signature} {over(signature, 'rope')} under rope, {over(signature, 'learned')} under learned"
+        f"{signature} {told(signature, 'rope', 'plain')} under rope, given forward probability "
+        f"{told(signature, 'rope', 'partial')}, under learned {told(signature, 'learned', 'plain')}, given forward "
+        f"probability {told(signature, 'learned', 'partial')}"
         for signature in SIGNATURES
     )
     return (
-        "relation_cycle, over training: partial rank correlation with reverse probability, given forward probability: "
-        f"{listed}. The null takes the signature of another seed. Nothing is defined where a signature is constant, or "
-        "where forward probability leaves nothing to explain."
+        f"relation_cycle, over training: rank correlation with reverse probability: {listed}. The null takes the "
+        "signature of another seed. Nothing is defined where a signature is constant, or where forward probability "
+        "leaves nothing to explain."
     )
+
+
+MARKS = {
+    "plain": ("rank correlation", ORANGE),
+    "partial": ("given forward probability", BLUE),
+    "partial null": ("null of that: another seed's signature", CHANCE),
+}
 
 
 def draw(result: Result) -> go.Figure:
@@ -153,7 +178,8 @@ def draw(result: Result) -> go.Figure:
         + [f"{name}: rank correlations" for name in SIGNATURES],
         shared_yaxes=True,
         horizontal_spacing=0.03,
-        vertical_spacing=0.2,
+        vertical_spacing=0.15,
+        row_heights=[0.35, 0.65],
     )
     for col, (signature, label) in enumerate(SIGNATURES.items(), start=1):
         for scheme in MDM_SCHEMES:
@@ -162,7 +188,7 @@ def draw(result: Result) -> go.Figure:
                 x=group[signature],
                 y=group["reverse_probability"],
                 mode="markers",
-                marker={"color": COLORS[f"MDM {scheme}"], "size": 6, "opacity": 0.6},
+                marker={"color": COLORS[scheme], "size": 6, "opacity": 0.6},
                 name=scheme,
                 legendgroup=scheme,
                 showlegend=col == 1,
@@ -172,37 +198,18 @@ def draw(result: Result) -> go.Figure:
             )
             figure.add_trace(trace, row=1, col=col)
         figure.update_xaxes(title_text=label, row=1, col=col)
-        names = [name.removesuffix(", effect") for name in summary if name.startswith(f"{signature} / ")]
-        names = [name for name in dict.fromkeys(names) if not name.endswith("null") and summary[f"{name}, effect"].n]
-        for column, color in (("effect", BLUE), ("null", CHANCE)):
-            estimates = [summary[f"{name}, {column}"] for name in names]
-            shown = [(name, estimate) for name, estimate in zip(names, estimates, strict=True) if estimate.n]
-            if not shown:
-                continue
-            trace = go.Scatter(
-                x=[estimate.value for _, estimate in shown],
-                y=[name.removeprefix(f"{signature} / ").replace(" / ", ", ") for name, _ in shown],
-                error_x={
-                    "type": "data",
-                    "symmetric": False,
-                    "array": [estimate.high - estimate.value for _, estimate in shown],
-                    "arrayminus": [estimate.value - estimate.low for _, estimate in shown],
-                },
-                mode="markers",
-                marker={"color": color, "size": 9},
-                name={"effect": "own signature", "null": "null: another seed's signature, or one dealt at random"}[
-                    column
-                ],
-                legendgroup=column,
-                legend="legend2",
-                showlegend=col == 1,
-            )
-            figure.add_trace(trace, row=2, col=col)
-        figure.update_xaxes(title_text="rank correlation", range=[-1.1, 1.1], row=2, col=col)
+        split = [(key.split(" / "), estimate) for key, estimate in summary.items()]
+        for kind, (name, color) in MARKS.items():
+            estimates = {at: estimate for (of, at, what), estimate in split if (of, what) == (signature, kind)}
+            legend = "legend2" if col == 1 else None
+            add_estimates(figure, estimates, name=name, color=color, row=2, col=col, legend=legend)
+        figure.update_xaxes(title_text="rank correlation", range=[-1.1, 1.1], zeroline=True, row=2, col=col)
+    order = dict.fromkeys(key.split(" / ")[1] for key in summary)
     figure.update_yaxes(title_text="reverse probability,<br>relation_cycle", row=1, col=1)
-    figure.update_yaxes(title_text="setting", tickfont_size=13, autorange="reversed", row=2, col=1)
-    figure.update_layout(legend=legend_at(0.5, 0.5), legend2=legend_at(0.5, -0.08))
-    return titled(figure, result.question, takeaway(summary), height=1150)
+    figure.update_yaxes(categoryorder="array", categoryarray=list(order), autorange="reversed", tickfont_size=12, row=2)
+    figure.update_yaxes(title_text="setting", row=2, col=1)
+    figure.update_layout(legend=legend_at(0.5, 0.635), legend2=legend_at(0.5, -0.05))
+    return titled(figure, result.question, takeaway(summary), height=1700)
 
 
 CLAIMS = tuple(
@@ -215,7 +222,7 @@ CLAIMS = tuple(
         null_is="the signature of another seed at the same steps",
         side="above",
         margin=0.1,
-        rows=lambda result, signature=signature: link_over_training(result.frame, signature),
+        rows=lambda result, signature=signature: over_training(result.frame, signature, "partial"),
     )
     for signature, label in SIGNATURES.items()
 ) + tuple(
@@ -228,7 +235,9 @@ CLAIMS = tuple(
         side="above",
         margin=0.1,
         rows=lambda result, signature=signature: pd.concat(
-            across_runs(result.frame, signature, stage) for stage in STAGES if (result.frame["stage"] == stage).any()
+            across_schemes(result.frame, signature, "plain", stage)
+            for stage in STAGES
+            if (result.frame["stage"] == stage).any()
         ),
     )
     for signature, label in SIGNATURES.items()

@@ -3,23 +3,23 @@ and, for rope, which planes the content is in and which of them tell left from r
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from plotly.subplots import make_subplots
 from torch import Tensor
 
 from mdm_interp.analysis import Analysis
 from mdm_interp.model import HookedTransformer
 from mdm_interp.parity import Parity, plane_spectrum, rope_parity, score_parity
-from mdm_interp.presets import MDM_SCHEMES, OTHER_SCHEMES, about, scheme_grid
+from mdm_interp.presets import SCHEMES, about, scheme_grid
 from mdm_interp.queries import QueryPair
 from mdm_interp.results import Result
-from mdm_interp.routing import compute_content, plane_products, require_rope
+from mdm_interp.routing import compute_content, other_facts, plane_products, require_rope
 from mdm_interp.runs import Run
 from mdm_interp.stats import Estimate, bootstrap_mean, curve, where
 from mdm_interp.viz.plots import TRAINING_STEPS, add_curve, add_level
@@ -27,19 +27,15 @@ from mdm_interp.viz.theme import (
     BLUE,
     CHANCE,
     FORWARD,
-    GREEN,
     GREY,
-    ORANGE,
-    PURPLE,
     REVERSE,
     SKY,
     VERMILION,
     legend_at,
     titled,
 )
+from mdm_interp.viz.theme import SCHEMES as COLORS
 
-SCHEMES = MDM_SCHEMES + OTHER_SCHEMES
-COLORS = dict(zip(SCHEMES, (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION), strict=True))
 OF_RUN = ("selectivity", "null", "forward_probability", "reverse_probability", "chance")
 OF_PLANE = ("plane", "wavelength", "energy_share", "odd_energy", "odd_uniform")
 STAGES = ("initial", "reverse peak", "end")
@@ -69,25 +65,12 @@ def measure(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return rows
 
 
-def rotations(pairs: Sequence[QueryPair]) -> Iterator[Int[Tensor, "pair"]]:
-    """All rotations of the facts but the first: for every pair, one of another fact that is asked for the same side.
-    `pairs` holds one context per fact."""
-    sides = [
-        torch.tensor([i for i, p in enumerate(pairs) if p.side == side], dtype=torch.long) for side in ("left", "right")
-    ]
-    for shift in range(1, max(map(len, sides))):
-        other = torch.arange(len(pairs))
-        for side in sides:
-            other[side] = side.roll(shift)
-        yield other
-
-
 def mispaired_selectivity(parity: Parity, pairs: Sequence[QueryPair]) -> Float[Tensor, "layer head"]:
     """The null: selectivity when one fact's score with the source on the right meets another fact's score with the
     source on the left, mean over all rotations. Where sides share nothing but what all facts share, it is the measured
     one; it lies above where a source draws attention from both sides alike."""
     right, left = parity.even + parity.odd, parity.even - parity.odd
-    nulls = [Parity((right + left[other]) / 2, (right - left[other]) / 2).selectivity() for other in rotations(pairs)]
+    nulls = [Parity((right + left[other]) / 2, (right - left[other]) / 2).selectivity() for other in other_facts(pairs)]
     return torch.stack(nulls).mean(0)
 
 

@@ -12,7 +12,6 @@ import plotly.graph_objects as go
 import torch
 from plotly.subplots import make_subplots
 
-from analyses.depth import evidence_scores, route_correlations
 from mdm_interp.analysis import Analysis
 from mdm_interp.claims import ClaimTest
 from mdm_interp.coupling import STORAGE, first_order, gradient_alignment, inner_products, mean_gradient
@@ -22,9 +21,11 @@ from mdm_interp.model import HookedTransformer
 from mdm_interp.presets import SCOPE, STAGES, about, every_run, scope_label, stages
 from mdm_interp.queries import QueryPair
 from mdm_interp.results import Result
+from mdm_interp.routing import route_correlation, route_correlation_null
 from mdm_interp.runs import Run
 from mdm_interp.stats import Estimate, bootstrap_mean, where
-from mdm_interp.storage import compute_evidence, place_index
+from mdm_interp.storage import compute_evidence, evidence_scores, place_index
+from mdm_interp.viz.plots import add_estimates
 from mdm_interp.viz.theme import BLUE, CHANCE, legend_at, titled
 
 STEP = 1e-3
@@ -55,12 +56,15 @@ def measure(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 def signatures(model: HookedTransformer, pairs: Sequence[QueryPair], world: FactWorld) -> dict[str, float]:
     """Every signature of a model and its null; NaN where the pairs share neither answer nor source."""
-    evidence, evidence_null = evidence_scores(model, pairs, world)
+    reverse = [pair.reverse for pair in pairs]
+    evidence, evidence_null = evidence_scores(model, reverse, world.candidates(reverse))
     measured = {"evidence": evidence.mean().item(), "evidence_null": evidence_null.mean().item()}
     measured |= alignment(model, pairs) | descent(model, pairs)
     if all(pair.shared for pair in pairs):
-        route, route_null = route_correlations(model, pairs)
-        measured |= {"route": route.nanmean().item(), "route_null": route_null.nanmean().item()}
+        measured |= {
+            "route": route_correlation(model, pairs).nanmean().item(),
+            "route_null": route_correlation_null(model, pairs).nanmean().item(),
+        }
         measured |= position(model, pairs, world) | transplant(model, pairs)
     undefined = (f"{name}{suffix}" for name in ("route", "position", "transplant") for suffix in ("", "_null"))
     return dict.fromkeys(undefined, float("nan")) | measured
@@ -109,8 +113,7 @@ def descent(model: HookedTransformer, pairs: Sequence[QueryPair]) -> dict[str, f
         gradient = mean_gradient(model, queries)
         squares = inner_products(gradient, gradient)
         length = sum(squares[component] for component in STORAGE) ** 0.5
-        direction = {parameter: tensor / length for parameter, tensor in gradient.items()}
-        falls[name] = first_order(model, pairs, [STEP], components=STORAGE, direction=direction).reverse.item()
+        falls[name] = first_order(model, pairs, [STEP / length], components=STORAGE, direction=gradient).reverse.item()
     return {"descent": falls["right"] / falls["reverse"], "descent_null": falls["wrong"] / falls["reverse"]}
 
 
@@ -148,8 +151,7 @@ def takeaway(summary: dict[str, Estimate]) -> str:
 
 
 def draw(result: Result) -> go.Figure:
-    frame = result.frame
-    settings = frame[list(SCOPE)].drop_duplicates().to_dict("records")
+    settings = result.frame[list(SCOPE)].drop_duplicates().to_dict("records")
     figure = make_subplots(
         1, len(SHOWN), shared_yaxes=True, horizontal_spacing=0.012, subplot_titles=list(SHOWN.values())
     )
@@ -157,31 +159,18 @@ def draw(result: Result) -> go.Figure:
     for col, name in enumerate(SHOWN, start=1):
         for stage, symbol in symbols.items():
             for column, color, kind in ((name, BLUE, "effect"), (f"{name}_null", CHANCE, "null")):
-                points = [
-                    (scope_label(setting), bootstrap_mean(where(frame, **setting, stage=stage)[column]))
+                estimates = {
+                    scope_label(setting): result.summary[key]
                     for setting in settings
-                ]
-                points = [(label, estimate) for label, estimate in points if estimate.n]
-                if not points:
-                    continue
-                trace = go.Scatter(
-                    x=[estimate.value for _, estimate in points],
-                    y=[label for label, _ in points],
-                    error_x={
-                        "type": "data",
-                        "symmetric": False,
-                        "array": [estimate.high - estimate.value for _, estimate in points],
-                        "arrayminus": [estimate.value - estimate.low for _, estimate in points],
-                        "thickness": 1.5,
-                        "width": 0,
-                    },
-                    mode="markers",
-                    marker={"color": color, "symbol": symbol, "size": 9},
-                    name=f"{kind}, {stage}",
-                    legendgroup=f"{kind}, {stage}",
-                    showlegend=col == 1,
-                )
-                figure.add_trace(trace, row=1, col=col)
+                    if (key := f"{scope_label({**setting, 'stage': stage})} / {column}") in result.summary
+                }
+                mark: dict[str, Any] = {
+                    "symbol": symbol,
+                    "row": 1,
+                    "col": col,
+                    "legend": "legend" if col == 1 else None,
+                }
+                add_estimates(figure, estimates, name=f"{kind}, {stage}", color=color, **mark)
         figure.update_xaxes(title_text=SHOWN[name], title_font_size=13, nticks=4, row=1, col=col)
     figure.update_annotations(text="")
     figure.update_yaxes(autorange="reversed", tickfont_size=13)

@@ -24,7 +24,6 @@ from jaxtyping import Bool, Float, Int
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from analyses.depth import add_points
 from mdm_interp.analysis import Analysis
 from mdm_interp.config import TrainConfig
 from mdm_interp.facts import FactWorld
@@ -35,7 +34,7 @@ from mdm_interp.queries import Query, QueryPair, batches
 from mdm_interp.results import Result
 from mdm_interp.runs import Run
 from mdm_interp.stats import Estimate, bootstrap_mean, curve, where
-from mdm_interp.viz.plots import add_level
+from mdm_interp.viz.plots import add_level, add_points
 from mdm_interp.viz.theme import BLUE, CHANCE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, legend_at, titled
 
 N_CONTEXTS = 8
@@ -180,7 +179,7 @@ def probe_accuracies(
     for row in labels[1:]:
         shuffled = (kind + torch.rand(len(kind), generator=generator)).argsort()  # within a kind only
         row[kind.argsort(stable=True)] = answer[shuffled]
-    role = torch.tensor([list(world.role(entity)) for entity in answer.tolist()])
+    role = world.candidates([pair.forward for pair in questions])
     half = N_CONTEXTS // 2
     both = {"forward": by_question(forward), "reverse": by_question(reverse)}
     accuracies = {}

@@ -3,12 +3,14 @@
     from mdm_interp import FactConfig, HookedTransformer, ModelConfig, TrainConfig, train
     from mdm_interp import coupling, interventions, parity, routing, storage
 
-Modules, each using only those before it: config, positions, queries, facts, model, prediction, diffusion, runs,
-training; routing, parity, storage, coupling and interventions measure `(model, query_pairs)`; claims judges what
-analysis measured; viz and cli make figures of it.
+Modules, each using only those before it: config, positions, queries, facts, model, bridge, diffusion, prediction, runs,
+training, checkpoints, prompts, demo; capture, routing, parity, storage, coupling, layer_coupling, answer_evidence,
+trajectory and interventions measure `(model, query_pairs)`, a TransformerBridge's as well; analysis and probing make
+results of them, claims judges these; viz and cli make figures of it.
 """
 
 from mdm_interp import coupling, interventions, parity, routing, storage
+from mdm_interp.checkpoints import load_checkpoint, save_checkpoint
 from mdm_interp.config import FactConfig, ModelConfig, TrainConfig
 from mdm_interp.diffusion import denoise
 from mdm_interp.facts import FactWorld
@@ -32,9 +34,11 @@ __all__ = [
     "coupling",
     "denoise",
     "interventions",
+    "load_checkpoint",
     "parity",
     "predict",
     "routing",
+    "save_checkpoint",
     "storage",
     "train",
 ]

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import inspect
 import pkgutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
@@ -56,8 +56,8 @@ class Analysis:
     name: str
     question: str
     """One sentence."""
-    configs: Callable[[Sequence[int]], list[TrainConfig]]
-    """The runs it needs, for given seeds."""
+    configs: Callable[[Sequence[int]], Sequence[Any]]
+    """What has to be trained for it, for given seeds: `TrainConfig`s, or an analysis of checkpoints' `DemoConfig`s."""
     measure: Callable[[Sequence[Run]], list[dict[str, Any]]]
     """Runs to rows: one measurement per row."""
     summarize: Callable[[Result], Mapping[str, Estimate]]
@@ -73,29 +73,61 @@ class Analysis:
 
     def planned(self, lab: Lab) -> Result:
         """The result as it will be, with nothing measured yet."""
-        runs = [Run.of(config, lab.root) for config in self.configs(lab.seeds)]
-        first_seed = [run.config.model_dump(mode="json") for run in runs if run.config.seed == lab.seeds[0]]
-        config = {"settings": dict(self.settings), "runs": [run.folder.name for run in runs], "first_seed": first_seed}
-        made_with = versions(Path(inspect.getfile(self.measure)))
-        return Result(self.name, self.question, config, list(lab.seeds), made_with, [], {})
+        configs = self.configs(lab.seeds)
+        first_seed = [config.model_dump(mode="json") for config in configs if config.seed == lab.seeds[0]]
+        runs = [config.digest() for config in configs]
+        return self._planned({"settings": dict(self.settings), "runs": runs, "first_seed": first_seed}, lab.seeds)
 
-    def result(self, lab: Lab, out: Path) -> Result:
-        """The result of this analysis: from `out` if it is there, otherwise measured and saved there."""
-        planned, path = self.planned(lab), out / f"{self.name}.json"
-        if path.exists():
-            stored = Result.load(path)
-            if stored.same_measurement(planned):
-                return stored
-        measured = replace(planned, rows=tidy(self.measure(lab.runs(self.configs(lab.seeds)))))
+    def _planned(self, config: dict[str, Any], seeds: Sequence[int]) -> Result:
+        made_with = versions(sys.modules[self.measure.__module__])
+        return Result(self.name, self.question, config, list(seeds), made_with, [], {})
+
+    def stored(self, lab: Lab, out: Path) -> Result | None:
+        """The result that `out` holds, if measuring again would repeat it."""
+        path = out / f"{self.name}.json"
+        stored = Result.load(path) if path.exists() else None
+        return stored if stored and stored.same_measurement(self.planned(lab)) else None
+
+    def result(self, lab: Lab, out: Path, report: Callable[[int, int], None] | None = None) -> Result:
+        """The result of this analysis: from `out` if it is there, otherwise measured and saved there.
+
+        Args:
+            report: Told, while measuring, how many subjects are behind it and how many there are.
+        """
+        if stored := self.stored(lab, out):
+            return stored
+        subjects = self.subjects(lab)
+        return self._measured(self.planned(lab), _Watched(subjects, report) if report else subjects, out)
+
+    def subjects(self, lab: Lab) -> list[Any]:
+        """What `measure` is given: the finished runs of `configs`, trained first where they are missing."""
+        return lab.runs(self.configs(lab.seeds))
+
+    def _measured(self, planned: Result, subjects: Sequence[Any], out: Path) -> Result:
+        measured = replace(planned, rows=tidy(self.measure(subjects)))
         result = replace(measured, summary=dict(self.summarize(measured)))
-        result.save(path)
-        return Result.load(path)
+        result.save(out / f"{self.name}.json")
+        return Result.load(out / f"{self.name}.json")
 
     def main(self) -> None:
         """Measure and draw this analysis alone, with the options of `mdm-interp reproduce`."""
         from mdm_interp.cli import run_one
 
         run_one(self)
+
+
+class _Watched(list):
+    """Subjects that report how many of them have been gone through."""
+
+    def __init__(self, subjects: Sequence[Any], report: Callable[[int, int], None]) -> None:
+        super().__init__(subjects)
+        self.report = report
+
+    def __iter__(self) -> Iterator[Any]:
+        for done, subject in enumerate(super().__iter__()):
+            self.report(done, len(self))
+            yield subject
+        self.report(len(self), len(self))
 
 
 def discover() -> list[Analysis]:

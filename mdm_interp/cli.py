@@ -28,7 +28,11 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
 Quick = Annotated[bool, typer.Option("--quick", help="3 seeds (the default).")]
 Full = Annotated[bool, typer.Option("--full", help="10 seeds.")]
 Seeds = Annotated[int | None, typer.Option(min=1, help="How many seeds, instead of --quick's or --full's.")]
-Workers = Annotated[int | None, typer.Option(min=1, help="Runs trained side by side. Default: one per CPU core.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, help="Runs trained, and analyses measured, side by side. Default: one per CPU core."),
+]
+Only = Annotated[list[str] | None, typer.Option(help="Only this analysis; may be given again.")]
 Out = Annotated[Path, typer.Option(help="Where figures go.")]
 
 
@@ -36,7 +40,7 @@ Out = Annotated[Path, typer.Option(help="Where figures go.")]
 def reproduce(
     quick: Quick = False,
     full: Full = False,
-    only: Annotated[list[str] | None, typer.Option(help="Only this analysis; may be given again.")] = None,
+    only: Only = None,
     seeds: Seeds = None,
     device: Device = "auto",
     workers: Workers = None,
@@ -46,13 +50,15 @@ def reproduce(
     """Train what is missing, measure, and draw every figure and the index page."""
     from mdm_interp.analysis import discover
 
-    analyses = discover()
-    if only:
-        names = {analysis.name for analysis in analyses}
-        if unknown := sorted(set(only) - names):
-            raise UserError(f"--only: no analysis {unknown[0]!r}; there are {', '.join(sorted(names))}")
-        analyses = [analysis for analysis in analyses if analysis.name in only]
-    _reproduce(analyses, quick, full, seeds, device, workers, runs, out)
+    _reproduce(_chosen(discover(), only), quick, full, seeds, device, workers, runs, out)
+
+
+def _chosen(analyses: list[Any], only: list[str] | None) -> list[Any]:
+    """Those named by `--only`."""
+    names = {analysis.name for analysis in analyses}
+    if unknown := sorted(set(only or ()) - names):
+        raise UserError(f"--only: no analysis {unknown[0]!r}; there are {', '.join(sorted(names))}")
+    return [analysis for analysis in analyses if not only or analysis.name in only]
 
 
 def _reproduce(
@@ -69,6 +75,9 @@ def _reproduce(
 
     from mdm_interp.analysis import FULL_SEEDS, QUICK_SEEDS, Lab, discover, ledger
     from mdm_interp.claims import save_ledger
+    from mdm_interp.demo import DemoConfig
+    from mdm_interp.measuring import measure_all
+    from mdm_interp.probing import train_demos
     from mdm_interp.results import Result
     from mdm_interp.training import check_device
     from mdm_interp.viz.report import write_figures, write_index
@@ -77,13 +86,13 @@ def _reproduce(
         raise UserError("--quick --full: these exclude each other; give one")
     console = Console(stderr=True)
     lab = Lab(seeds or (FULL_SEEDS if full else QUICK_SEEDS), runs, check_device(device), workers)
-    lab.runs([config for analysis in analyses for config in analysis.configs(lab.seeds)])
+    wanted = [config for analysis in analyses for config in analysis.configs(lab.seeds)]
+    lab.runs([config for config in wanted if isinstance(config, TrainConfig)])
+    train_demos(list(dict.fromkeys(config for config in wanted if isinstance(config, DemoConfig))), lab)
     torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
-    drawn = []
-    for analysis in analyses:
-        with console.status(f"measuring {analysis.name}"):
-            result = analysis.result(lab, out)
-        drawn.append((result, analysis.draw(result)))
+    measured = zip(analyses, measure_all(analyses, lab, out), strict=True)
+    with console.status("drawing"):
+        drawn = [(result, analysis.draw(result)) for analysis, result in measured]
     with console.status("writing figures"):
         if problem := write_figures(drawn, out):
             console.print(problem, markup=False, soft_wrap=True)
@@ -159,6 +168,63 @@ def verify(
                 table.add_row("", scope, effect, null, f"{row.p:.2g}", row.verdict, row.figure)
     console.print(table)
     console.print(counts(verdicts).to_string())
+
+
+@app.command()
+def probe(
+    checkpoint: Annotated[str, typer.Argument(help="Folder or Hugging Face hub id.")],
+    facts: Annotated[Path, typer.Option(help="CSV of facts; its templates may lie beside it as NAME.templates.yaml.")],
+    out: Annotated[Path, typer.Option(help="Where results and figures go.")],
+    twin: Annotated[str | None, typer.Option(help="A second checkpoint to put beside it, for instance an ARM.")] = None,
+    templates: Annotated[Path | None, typer.Option(help="YAML file of the sentences that state the facts.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many facts.")] = None,
+    only: Only = None,
+    device: Device = "auto",
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, … Default: as stored.")] = None,
+    device_map: Annotated[str | None, typer.Option(help="`auto` spreads a model over several GPUs.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
+) -> None:
+    """Ask a checkpoint facts, forward and in reverse: routes, evidence, gradients and predictions, layer by layer."""
+    from mdm_interp.analysis import discover
+    from mdm_interp.probing import CheckpointAnalysis, open_probe
+    from mdm_interp.training import check_device
+    from mdm_interp.viz.report import write_figures, write_index
+    from mdm_interp.workers import progress_bars
+
+    usable = [a for a in discover() if isinstance(a, CheckpointAnalysis) and (twin or not a.needs_twin)]
+    analyses = _chosen(usable, only)
+    placed = {"device_map": device_map} if device_map else {"device": check_device(device)}
+    opened = open_probe(
+        checkpoint, facts, templates=templates, limit=limit, twin=twin, dtype=dtype, revision=revision, **placed
+    )
+    console, drawn = Console(stderr=True), []
+    with progress_bars() as bars:
+        bar = bars.add_task("probing", total=len(analyses), values="")
+        for analysis in analyses:
+            bars.update(bar, values=analysis.name)
+            result = analysis.probe(opened, out)
+            drawn.append((result, analysis.draw(result)))
+            bars.advance(bar)
+    if problem := write_figures(drawn, out):
+        console.print(problem, markup=False, soft_wrap=True)
+    write_index(drawn, [], out)
+    asked, skipped = (opened.about()[key] for key in ("pairs", "skipped"))
+    for kind in asked:
+        console.print(f"{kind}: {asked[kind]} pairs asked, {skipped[kind]} skipped", markup=False)
+    console.print(f"{len(drawn)} figures in {out}; open {out / 'index.html'}", markup=False, soft_wrap=True)
+
+
+@app.command("demo-checkpoint")
+def demo_checkpoint(
+    out: Annotated[Path, typer.Option(help="The checkpoint's folder.")],
+    format: Annotated[str, typer.Option(help="llada, dream, or qwen2 (their causal twin).")] = "llada",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: Device = "auto",
+) -> None:
+    """Train a small checkpoint in a released format on sentences about invented people, with facts to probe it with."""
+    from mdm_interp.demo import DemoConfig, train_demo
+
+    print(train_demo(out, DemoConfig.model_validate({"format": format, "seed": seed}), device=device))
 
 
 @app.command()

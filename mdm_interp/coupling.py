@@ -8,8 +8,9 @@ and 8.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,12 +18,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
+from mdm_interp.bridge import BridgedTransformer, hooked
 from mdm_interp.files import UserError
 from mdm_interp.prediction import query_loss
 from mdm_interp.queries import Query, QueryBatch, QueryPair, batches
 
 COMPONENTS = ("embedding", "position", "Q", "K", "V", "O", "norms", "MLP", "unembedding")
-"""`embedding` is W_E (also when it is tied), `position` a learned position table, Q, K, V include their biases."""
+"""`embedding` is W_E (also when it is tied), `position` a learned position table; biases go with their weights."""
 
 STORAGE, ROUTING = ("V", "O"), ("Q", "K")
 """The components that decide what is written once a source is attended, and how strongly it is attended."""
@@ -38,12 +40,17 @@ _BY_LEAF = {
     "W_V": "V",
     "b_V": "V",
     "W_O": "O",
+    "b_O": "O",
     "w": "norms",
     "b": "norms",
     "W_in": "MLP",
+    "b_in": "MLP",
     "W_gate": "MLP",
+    "b_gate": "MLP",
     "W_out": "MLP",
+    "b_out": "MLP",
     "W_U": "unembedding",
+    "b_U": "unembedding",
 }
 
 
@@ -56,26 +63,45 @@ def query_gradients(model: Any, queries: Sequence[Query], *, chunk: int = 64) ->
     """The gradient of each query's own loss (nats) in every component that has parameters, flattened.
 
     Args:
-        chunk: How many queries' gradients are computed at once.
+        chunk: How many queries' gradients are computed at once (one after the other in a bridge).
     """
+    model = hooked(model)
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
 
     def loss(parameters: dict[str, Tensor], row: dict[str, Tensor]) -> Tensor:
         unpadded: dict[str, Any] = {"attention_mask": None}
         one = QueryBatch(**unpadded | {name: tensor[None] for name, tensor in row.items()})
-        logits = functional_call(model, parameters, (one.tokens,), {"attention_mask": one.attention_mask})
-        return query_loss(logits, one)[0]
+        return query_loss(_logits(model, parameters, one), one)[0]
+
+    per_row = partial(_one_by_one, grad(loss)) if isinstance(model, BridgedTransformer) else vmap(grad(loss), (None, 0))
 
     per_component: dict[str, list[Tensor]] = {}
     for batch in batches(queries, model.cfg, size=chunk):
         rows = {name: tensor for name, tensor in vars(batch).items() if tensor is not None}
-        gradients = vmap(grad(loss), in_dims=(None, 0))(parameters, rows)
         flat: dict[str, list[Tensor]] = {}
-        for name, gradient in gradients.items():
+        for name, gradient in per_row(parameters, rows).items():
             flat.setdefault(component_of(name), []).append(gradient.flatten(1))
         for component, parts in flat.items():
             per_component.setdefault(component, []).append(torch.cat(parts, dim=1))
     return {component: torch.cat(per_component[component]) for component in COMPONENTS if component in per_component}
+
+
+def _logits(model: Any, parameters: Mapping[str, Tensor], batch: QueryBatch) -> Tensor:
+    """The logits of a batch under other parameters."""
+    if isinstance(model, BridgedTransformer):
+        return model.functional(parameters, batch.tokens, batch.attention_mask)
+    mask = {"attention_mask": batch.attention_mask}
+    return functional_call(model, dict(parameters), (batch.tokens,), mask)
+
+
+def _one_by_one(
+    gradient: Callable[[dict[str, Tensor], dict[str, Tensor]], dict[str, Tensor]],
+    parameters: dict[str, Tensor],
+    rows: dict[str, Tensor],
+) -> dict[str, Tensor]:
+    """What vmap would give; other people's networks branch on their input, which it does not allow."""
+    each = [gradient(parameters, {name: x[row] for name, x in rows.items()}) for row in range(len(rows["tokens"]))]
+    return {name: torch.stack([one[name] for one in each]) for name in parameters}
 
 
 @dataclass(frozen=True)
@@ -162,12 +188,12 @@ def _trainable(model: Any) -> dict[str, Tensor]:
 
 def _mean_loss(model: Any, parameters: Mapping[str, Tensor], batch: QueryBatch, count: int) -> Tensor:
     """What a batch adds to the mean loss of `count` queries."""
-    logits = functional_call(model, dict(parameters), (batch.tokens,), {"attention_mask": batch.attention_mask})
-    return query_loss(logits, batch).sum() / count
+    return query_loss(_logits(model, parameters, batch), batch).sum() / count
 
 
 def mean_gradient(model: Any, queries: Sequence[Query]) -> dict[str, Tensor]:
     """The gradient of the mean loss (nats) over the queries, per parameter; one backward pass per batch of them."""
+    model = hooked(model)
     parameters = _trainable(model)
     total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
     for batch in batches(queries, model.cfg):
@@ -235,7 +261,8 @@ def first_order(
     """Step down the mean forward loss and see what that does to the mean reverse loss, against the prediction.
 
     Computed in a float64 copy of the model, as a change of 1e-9 nats is lost in float32. The model stays as it is.
-    Defined for an ARM's pairs as well.
+    Defined for an ARM's pairs as well. Of a bridge, whatever computes in float32 by itself (norms, rotary embeddings)
+    goes on to do so, and steps below 1e-4 are lost in that.
 
     Args:
         etas: Step sizes.
@@ -251,7 +278,7 @@ def first_order(
         raise UserError("query_pairs: a mean loss needs at least one pair, got none")
     if not etas or min(etas) <= 0:
         raise UserError(f"etas: expected positive step sizes, got {list(etas)}; a step of 0 changes nothing")
-    model = copy.deepcopy(model).to(torch.float64)
+    model = hooked(copy.deepcopy(model).to(torch.float64))
     queries = {"forward": [pair.forward for pair in query_pairs], "reverse": [pair.reverse for pair in query_pairs]}
     gradients = {kind: mean_gradient(model, asked) for kind, asked in queries.items()}
     along = gradients["forward"] if direction is None else direction

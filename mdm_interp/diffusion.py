@@ -6,6 +6,7 @@ cross-entropy of the masked tokens by 1/t.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -67,6 +68,80 @@ def training_loss(model: Any, batch: FactBatch, objective: Objective, generator:
     return mdm_loss(model(noisy), batch.tokens.to(device), masked, t)
 
 
+FillOrder = Literal["confidence", "random", "left_to_right"]
+"""Which blanks come first: where the model is most certain of its choice, any, or from the left."""
+
+
+@dataclass(frozen=True)
+class FillStep:
+    """One step of filling blanks."""
+
+    logits: Float[Tensor, "batch pos d_vocab"]
+    """The network's own, of the sequences before this step."""
+    filled: Bool[Tensor, "batch pos"]
+    """What this step filled."""
+    probability: Float[Tensor, "batch pos"]
+    """The model's probability of the token it would fill in; 0 where there is no blank."""
+    tokens: Int[Tensor, "batch pos"]
+    """The sequences after this step."""
+
+
+@torch.no_grad()
+def fill_blanks(
+    model: Any,
+    tokens: Int[Tensor, "batch pos"],
+    blank: Bool[Tensor, "batch pos"],
+    *,
+    steps: int,
+    order: FillOrder,
+    truth: Int[Tensor, "batch pos"] | None = None,
+    attention_mask: Bool[Tensor, "batch pos"] | None = None,
+    temperature: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> Iterator[FillStep]:
+    """Fill the blanks in up to `steps` steps, each filling an equal share of what is left. The mask token is never
+    filled in.
+
+    Args:
+        blank: Not position 0 of a shifted model, which has no prediction.
+        truth: What is filled in instead of the model's choice; the order stays that of its choices.
+        attention_mask: False at padding.
+        temperature, generator: As for :func:`denoise`.
+    """
+    cfg, shift = model.cfg, model.cfg.readout_shift or 0
+    padding = {} if attention_mask is None else {"attention_mask": attention_mask}
+    for step in range(1, steps + 1):
+        if not bool(blank.any()):
+            return
+        logits = model(tokens, **padding)
+        rows, at = blank.nonzero(as_tuple=True)
+        seen = logits[rows, at + shift].float()
+        if cfg.mask_token_id is not None:
+            seen[:, cfg.mask_token_id] = float("-inf")
+        probs = seen.softmax(-1)
+        if temperature > 0:
+            choice = torch.multinomial((seen / temperature).softmax(-1), 1, generator=generator).squeeze(-1)
+        else:
+            choice = probs.argmax(-1)
+        probability = probs.new_zeros(tokens.shape)
+        probability[rows, at] = probs.gather(-1, choice[:, None]).squeeze(-1)
+        if order == "confidence":
+            priority = probability
+        elif order == "random":
+            priority = torch.rand(tokens.shape, generator=generator, device=tokens.device)
+        else:
+            priority = -torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens).float()
+        place = priority.masked_fill(~blank, float("-inf")).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+        quota = torch.ceil(blank.sum(1, keepdim=True) / (steps - step + 1))
+        filled = blank & (place < quota)
+        proposed = truth
+        if proposed is None:
+            proposed = tokens.clone()
+            proposed[rows, at] = choice
+        tokens, blank = torch.where(filled, proposed, tokens), blank & ~filled
+        yield FillStep(logits, filled, probability, tokens)
+
+
 @dataclass(frozen=True)
 class Trajectory:
     """What a denoising loop did."""
@@ -85,7 +160,8 @@ def denoise(
     tokens: Int[Tensor, "batch pos"],
     *,
     steps: int,
-    order: Literal["confidence", "random", "left_to_right"] = "confidence",
+    order: FillOrder = "confidence",
+    attention_mask: Bool[Tensor, "batch pos"] | None = None,
     temperature: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> Trajectory:
@@ -93,7 +169,7 @@ def denoise(
 
     Args:
         tokens: Any pattern of masks; tokens that are not the mask are kept.
-        order: Which positions come first: where the model is most certain, any, or from the left.
+        attention_mask: False at padding, which is left alone.
         temperature: 0 takes the likeliest token; otherwise tokens are drawn from softmax(logits / temperature).
         generator: On the model's device; draws the random order and the tokens.
 
@@ -106,37 +182,24 @@ def denoise(
         raise UserError("model: denoising needs bidirectional attention and a mask_token_id; use an MDM")
     if steps < 1:
         raise UserError(f"steps: {steps} is too few; use at least 1")
-    current = tokens.clone()
-    if cfg.readout_shift and bool((current[:, 0] == cfg.mask_token_id).any()):
+    blank = tokens == cfg.mask_token_id
+    if attention_mask is not None:
+        blank = blank & attention_mask
+    if cfg.readout_shift and bool(blank[:, 0].any()):
         raise UserError("tokens: position 0 is masked, but has no prediction in a shifted model; give its token")
-    history, filled_at = [current.clone()], torch.zeros_like(current)
-    certainty = torch.ones(current.shape, device=current.device)
-    for step in range(1, steps + 1):
-        masked = current == cfg.mask_token_id
-        if not bool(masked.any()):
-            break
-        logits = model(current).float()
-        if cfg.readout_shift:
-            logits = logits.roll(-cfg.readout_shift, dims=1)
-        is_mask = torch.arange(logits.shape[-1], device=logits.device) == cfg.mask_token_id
-        logits = logits.masked_fill(is_mask, float("-inf"))
-        probs = logits.softmax(-1)
-        if temperature > 0:
-            drawn = (logits / temperature).softmax(-1).flatten(0, 1)
-            choice = torch.multinomial(drawn, 1, generator=generator).view(current.shape)
-        else:
-            choice = probs.argmax(-1)
-        chosen = probs.gather(-1, choice[..., None]).squeeze(-1)
-        if order == "confidence":
-            priority = chosen
-        elif order == "random":
-            priority = torch.rand(chosen.shape, generator=generator, device=chosen.device)
-        else:
-            priority = -torch.arange(current.shape[1], device=chosen.device).expand_as(current).float()
-        place = priority.masked_fill(~masked, float("-inf")).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-        quota = torch.ceil(masked.sum(1, keepdim=True) / (steps - step + 1))
-        fill = masked & (place < quota)
-        current = torch.where(fill, choice, current)
-        filled_at[fill], certainty[fill] = step, chosen[fill]
-        history.append(current.clone())
+    history, filled_at = [tokens.clone()], torch.zeros_like(tokens)
+    certainty = torch.ones(tokens.shape, device=tokens.device)
+    filling = fill_blanks(
+        model,
+        tokens,
+        blank,
+        steps=steps,
+        order=order,
+        attention_mask=attention_mask,
+        temperature=temperature,
+        generator=generator,
+    )
+    for number, step in enumerate(filling, 1):
+        filled_at[step.filled], certainty[step.filled] = number, step.probability[step.filled]
+        history.append(step.tokens)
     return Trajectory(torch.stack(history), filled_at, certainty)

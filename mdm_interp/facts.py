@@ -11,6 +11,7 @@ A sequence is the fact `A r … B` at a random place among filler. Only forward 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -65,6 +66,10 @@ class FactWorld:
         size = self.config.n_entities // n_roles
         first = entity // size * size
         return range(first, first + size)
+
+    def candidates(self, queries: Sequence[Query]) -> Int[Tensor, "query candidate"]:
+        """The entities of each answer's role, in order."""
+        return torch.tensor([list(self.role(query.answer[0])) for query in queries])
 
     @property
     def chance(self) -> float:

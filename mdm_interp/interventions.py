@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -19,6 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
+from mdm_interp.bridge import hooked
 from mdm_interp.config import ModelConfig
 from mdm_interp.files import UserError
 from mdm_interp.prediction import query_loss
@@ -62,6 +64,7 @@ def transplanted_routes(
 
     Source: docs/theory.md, section 9.
     """
+    model = hooked(model)
     forward, reverse = _collated(model, query_pairs)
     columns = torch.stack([_mirror(pair, forward.tokens.shape[1]) for pair in query_pairs])
     if at is not None:
@@ -72,19 +75,17 @@ def transplanted_routes(
     names = _names(model, "attn.hook_pattern", layers)
     rows: dict[str, Tensor] = {}
 
-    def keep(pattern: Tensor, hook: HookPoint) -> None:
+    def keep(name: str, pattern: Tensor, hook: HookPoint) -> None:
         read = forward.at_readout(pattern.transpose(1, 2))  # [pair span head key_pos]
-        rows[str(hook.name)] = read.gather(-1, columns[:, None, None].expand_as(read)).clone()
+        rows[name] = read.gather(-1, columns[:, None, None].expand_as(read)).clone()
+
+    def replace(name: str, pattern: Tensor, hook: HookPoint) -> Tensor:
+        return _at_rows(pattern, reverse, rows[name])
 
     with torch.no_grad():
-        model.run_with_hooks(
-            forward.tokens, attention_mask=forward.attention_mask, fwd_hooks=[(name, keep) for name in names]
-        )
-
-    def replace(pattern: Tensor, hook: HookPoint) -> Tensor:
-        return _at_rows(pattern, reverse, rows[str(hook.name)])
-
-    with model.hooks(fwd_hooks=[(name, replace) for name in names]):
+        keeping = [(name, partial(keep, name)) for name in names]
+        model.run_with_hooks(forward.tokens, attention_mask=forward.attention_mask, fwd_hooks=keeping)
+    with model.hooks(fwd_hooks=[(name, partial(replace, name)) for name in names]):
         yield
 
 
@@ -100,6 +101,7 @@ def even_routes(
 
     Source: docs/theory.md, section 9.
     """
+    model = hooked(model)
     position = model.pos_embed
     if not position.relative:
         raise UserError(
@@ -110,8 +112,8 @@ def even_routes(
     rows = _readout_rows(reverse) if at is None else at.to(reverse.tokens.device)
     content: dict[str, Tensor] = {}
 
-    def keep(x: Tensor, hook: HookPoint) -> None:
-        content[str(hook.name).rsplit("_", 1)[1]] = x
+    def keep(kind: str, x: Tensor, hook: HookPoint) -> None:
+        content[kind] = x
 
     def project(scores: Tensor, hook: HookPoint) -> Tensor:
         mirrored = -torch.arange(scores.shape[-1], device=scores.device)
@@ -121,10 +123,12 @@ def even_routes(
         turned = turned * model.cfg.head_dim**-0.5
         bias = position.bias(mirrored, mirrored)
         turned = turned if bias is None else turned + bias.to(turned.dtype)
-        masked = scores == torch.finfo(scores.dtype).min
+        masked = scores <= torch.finfo(scores.dtype).min / 2
         return torch.where(rows[:, None, :, None] & ~masked, (scores + turned) / 2, scores)
 
-    hooks = [(name, keep) for kind in ("q", "k") for name in _names(model, f"attn.hook_{kind}", layers)]
+    hooks: list[tuple[str, Callable]] = [
+        (name, partial(keep, kind)) for kind in ("q", "k") for name in _names(model, f"attn.hook_{kind}", layers)
+    ]
     hooks += [(name, project) for name in _names(model, "attn.hook_attn_scores", layers)]
     with model.hooks(fwd_hooks=hooks):
         yield
@@ -138,6 +142,7 @@ def ablated_storage(
 
     Source: docs/theory.md, section 9.
     """
+    model = hooked(model)
     _, reverse = _collated(model, query_pairs)
     places = reverse.source if at is None else at.to(reverse.source.device)
 
@@ -157,6 +162,7 @@ def ablated_routes(
 
     Source: docs/theory.md, section 9.
     """
+    model = hooked(model)
     _, reverse = _collated(model, query_pairs)
     places = reverse.source if at is None else at.to(reverse.source.device)
     edges = _readout_rows(reverse)[:, None, :, None] & places[:, None, None, :]
@@ -204,6 +210,7 @@ def _effect(
     """Ask forward, reverse, and reverse under the edit: where it belongs, and at as many other positions as the
     reverse query's `like` has tokens."""
     require_shared(query_pairs, "an intervention between forward and reverse query")
+    model = hooked(model)
     chooser, chunks = random.Random(seed), []
     for start in range(0, len(query_pairs), CHUNK):
         pairs = query_pairs[start : start + CHUNK]
@@ -259,6 +266,7 @@ def patch_heads(model: Any, query_pairs: Sequence[QueryPair], seed: int = 0) -> 
 
     Source: docs/theory.md, section 9.
     """
+    model = hooked(model)
     forward, reverse = _collated(model, query_pairs)
     pair, span = reverse.answered.nonzero(as_tuple=True)
 
@@ -285,6 +293,7 @@ def patch_positions(model: Any, query_pairs: Sequence[QueryPair], seed: int = 0)
 
     Source: docs/theory.md, section 9.
     """
+    model = hooked(model)
     _, reverse = _collated(model, query_pairs)
     n_pos = reverse.tokens.shape[1]
     columns = torch.stack([_mirror(pair, n_pos) for pair in query_pairs]).to(reverse.tokens.device)
@@ -331,15 +340,16 @@ def _patch(
         grid = []
         for name in names:
             for place in range(n_places):
-
-                def patch(x: Tensor, hook: HookPoint, giver: Tensor = giver, place: int = place) -> Tensor:
-                    return edit(x, cache[str(hook.name)], giver.to(x.device), place)
-
-                with model.hooks(fwd_hooks=[(name, patch)]):
+                given = partial(_patched, edit=edit, given=cache[name], giver=giver, place=place)
+                with model.hooks(fwd_hooks=[(name, given)]):
                     grid.append(_log_probability(model, reverse) - before)
         changes.append(torch.stack(grid, dim=1).unflatten(1, (len(names), n_places)))
     alone = torch.tensor([not fits for fits in fitting])
     return Patching(changes[0], changes[1].masked_fill(alone[:, None, None], torch.nan))
+
+
+def _patched(x: Tensor, hook: HookPoint, edit: Callable, given: Tensor, giver: Tensor, place: int) -> Tensor:
+    return edit(x, given, giver.to(x.device), place)
 
 
 # ---- what they share

@@ -227,6 +227,8 @@ class Block(nn.Module):
         position: PositionScheme,
         allowed: Bool[Tensor, "#batch 1 query_pos key_pos"] | None,
     ) -> Float[Tensor, "batch pos d_model"]:
+        device = self.attn.W_Q.device  # a large model's blocks may lie on several (checkpoints.load_checkpoint)
+        resid, allowed = resid.to(device), allowed if allowed is None else allowed.to(device)
         resid = self.hook_resid_pre(resid)
         resid = resid + self.hook_attn_out(self.attn(resid, self.ln1, position, allowed))
         if self.mlp is not None:
@@ -260,35 +262,45 @@ class HookedTransformer(HookedRootModule):
     `blocks.{l}.ln1|ln2.hook_scale|hook_normalized` and the same of `ln_final`. `rot_*` exist under rope, `mid`,
     `mlp` and `ln2` with an MLP.
 
-    Initial weights are drawn from a normal distribution of `cfg.initializer_range`, from `generator` if given.
+    Initial weights are drawn from a normal distribution of `cfg.initializer_range`, from `generator` if given. With
+    `init_weights=False` they are on the `meta` device, where they take neither time nor memory, until a checkpoint's
+    take their place.
     """
 
     cfg: ModelConfig
 
-    def __init__(self, cfg: ModelConfig, *, generator: torch.Generator | None = None) -> None:
+    def __init__(
+        self, cfg: ModelConfig, *, generator: torch.Generator | None = None, init_weights: bool = True
+    ) -> None:
         super().__init__()
         self.cfg = cfg
         self.tokenizer: Any = None
-        self.embed = Embed(cfg)
-        self.pos_embed = SCHEMES[cfg.position](cfg)
-        self.blocks = TypedModuleList([Block(cfg) for _ in range(cfg.n_layers)])
-        self.ln_final = make_norm(cfg)
-        self.unembed = None if cfg.tie_word_embeddings else Unembed(cfg)
+        weights_on = torch.device("cpu" if init_weights else "meta")
+        with weights_on:
+            self.embed = Embed(cfg)
+        self.pos_embed = SCHEMES[cfg.position](cfg)  # its constants are computed, so never on `meta`
+        with weights_on:
+            self.blocks = TypedModuleList([Block(cfg) for _ in range(cfg.n_layers)])
+            self.ln_final = make_norm(cfg)
+            self.unembed = None if cfg.tie_word_embeddings else Unembed(cfg)
         self.hook_embed = CheckedHookPoint()
         if not self.pos_embed.relative:
             self.hook_pos_embed = CheckedHookPoint()
-        assert cfg.initializer_range is not None
-        for name, parameter in self.named_parameters():
-            if name.rsplit(".", 1)[-1].startswith(("W_", "table")):
-                nn.init.normal_(parameter, std=cfg.initializer_range, generator=generator)
         self.setup()
-        self.to(device=cfg.device, dtype=getattr(torch, cfg.dtype))
+        if init_weights:
+            assert cfg.initializer_range is not None
+            for name, parameter in self.named_parameters():
+                if name.rsplit(".", 1)[-1].startswith(("W_", "table")):
+                    nn.init.normal_(parameter, std=cfg.initializer_range, generator=generator)
+            self.to(device=cfg.device)
+        self.to(dtype=getattr(torch, cfg.dtype))
         self.eval()  # nothing differs in training mode, and TransformerLens' tools insist on this one
 
     def forward(
         self, tokens: Int[Tensor, "batch pos"], attention_mask: Bool[Tensor, "batch pos"] | None = None
     ) -> Float[Tensor, "batch pos d_vocab"]:
         """Logits, position for position as the network computes them: no shift is applied (see `cfg.readout_shift`).
+        They come on `cfg.device`, which is the embedding's.
 
         Args:
             tokens: Token ids.
@@ -310,7 +322,7 @@ class HookedTransformer(HookedRootModule):
         allowed = self._allowed(tokens, attention_mask)
         for block in self.blocks:
             resid = block(resid, self.pos_embed, allowed)
-        return self.ln_final(resid) @ self.W_U
+        return (self.ln_final(resid.to(self.W_U.device)) @ self.W_U).to(self.W_E.device)
 
     def _allowed(
         self, tokens: Tensor, attention_mask: Tensor | None

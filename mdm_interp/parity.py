@@ -16,6 +16,7 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
+from mdm_interp.bridge import hooked
 from mdm_interp.files import UserError
 from mdm_interp.positions import Rope
 from mdm_interp.queries import Query, QueryPair, batches, require_shared
@@ -98,6 +99,7 @@ def rope_parity(model: Any, query_pairs: Sequence[QueryPair]) -> Parity:
     Source: docs/theory.md, section 3.
     """
     require_shared(query_pairs, "rope parity")
+    model = hooked(model)
     rope = require_rope(model)
     content = compute_content(model, [pair.forward for pair in query_pairs])
     products = plane_products(content, rope).to(torch.complex128)
@@ -142,6 +144,7 @@ def route_coupling(model: Any, query_pairs: Sequence[QueryPair]) -> Float[Tensor
     Source: docs/theory.md, section 7.
     """
     require_shared(query_pairs, "route coupling")
+    model = hooked(model)
     distance, sides = _distances(model, query_pairs), ("forward", "reverse")
     queries = {side: [getattr(pair, side) for pair in query_pairs] for side in sides}
     forward, reverse = (compute_content(model, queries[side]) for side in sides)
@@ -175,12 +178,11 @@ def _attention_inputs(
 ) -> tuple[Float[Tensor, "query layer d_model"], Float[Tensor, "query layer d_model"]]:
     """What the attention of every layer reads at each query's readout and at its source, gain and bias of the norm
     included; one-token spans."""
-    layers = range(model.cfg.n_layers)
-    names = [f"blocks.{layer}.hook_resid_pre" for layer in layers]
+    names = [f"blocks.{layer}.hook_resid_pre" for layer in range(model.cfg.n_layers)]
     readout, source = [], []
     for batch in batches(queries, model.cfg):
         _, cache = model.run_with_cache(batch.tokens, attention_mask=batch.attention_mask, names_filter=names)
-        per_layer = [model.blocks[layer].ln1(cache["resid_pre", layer], hooked=False) for layer in layers]
+        per_layer = [model.blocks[layer].ln1(cache[name]) for layer, name in enumerate(names)]
         read = torch.stack(per_layer, dim=2).double()
         readout.append(batch.at_readout(read)[:, 0].cpu())
         stands = batch.source.to(read.dtype)

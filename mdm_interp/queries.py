@@ -7,7 +7,7 @@ swapped. Spans are half-open `(start, stop)`: one token for a toy entity, severa
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -30,7 +30,8 @@ class Query:
     """
 
     tokens: tuple[int, ...]
-    """Token ids, the mask token in place of the answer."""
+    """Token ids, the mask token in place of the answer; a causal model's query holds the answer itself, each token of
+    which is read before it is seen."""
     answer: tuple[int, ...]
     """Token ids of the true answer."""
     answer_span: Span
@@ -125,7 +126,11 @@ class QueryBatch:
 
     def at_readout(self, x: Shaped[Tensor, "query pos *rest"]) -> Shaped[Tensor, "query span *rest"]:
         """The rows of `x` at the positions whose logits predict the answers."""
-        return x[torch.arange(len(x), device=x.device)[:, None], self.readout]
+        return x[torch.arange(len(x), device=x.device)[:, None], self.readout.to(x.device)]
+
+    def to(self, device: torch.device) -> QueryBatch:
+        """The same on another device."""
+        return replace(self, **{name: tensor.to(device) for name, tensor in vars(self).items() if tensor is not None})
 
 
 def collate(queries: Sequence[Query], cfg: ModelConfig) -> QueryBatch:

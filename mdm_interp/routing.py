@@ -7,16 +7,19 @@ Formulas: docs/theory.md, sections 3 and 4.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from einops import einsum
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
+from mdm_interp.bridge import hooked
+from mdm_interp.capture import capture
 from mdm_interp.config import ModelConfig
 from mdm_interp.files import UserError
 from mdm_interp.positions import Rope
@@ -48,25 +51,20 @@ def compute_routes(model: Any, queries: Sequence[Query]) -> Routes:
 
     Source: docs/theory.md, section 1.
     """
-    layers = range(model.cfg.n_layers)
-    collected: dict[str, list[Tensor]] = {"attn_scores": [], "pattern": []}
+    model, scores, patterns = hooked(model), [], []
+
+    def route(rows: Float[Tensor, "query span head key_pos"], batch: QueryBatch) -> Float[Tensor, "query head"]:
+        # Select before adding: a masked score is the most negative number there is, and twice that is infinite.
+        routed = rows.masked_fill(~batch.source[:, None, None], 0).sum(-1)
+        return routed.masked_fill(~batch.answered[..., None], 0).sum(1) / batch.answered.sum(1, keepdim=True)
+
     for batch in batches(queries, model.cfg):
-        reduced: dict[str, Tensor] = {}
-
-        def reduce(tensor: Tensor, hook: HookPoint, batch: QueryBatch = batch, into: dict = reduced) -> None:
-            read = batch.at_readout(tensor.transpose(1, 2))  # [query span head key_pos]
-            read = read.to(torch.promote_types(read.dtype, torch.float32))
-            # Select before adding: a masked score is the most negative number there is, and twice that is infinite.
-            routed = read.masked_fill(~batch.source[:, None, None], 0).sum(-1)
-            routed = routed.masked_fill(~batch.answered[..., None], 0).sum(1)
-            into[str(hook.name)] = routed / batch.answered.sum(1, keepdim=True)
-
-        names = {kind: [f"blocks.{layer}.attn.hook_{kind}" for layer in layers] for kind in collected}
-        hooks = [(name, reduce) for kind in names for name in names[kind]]
-        model.run_with_hooks(batch.tokens, attention_mask=batch.attention_mask, fwd_hooks=hooks)
-        for kind, kept in collected.items():
-            kept.append(torch.stack([reduced[name] for name in names[kind]], dim=1).cpu())
-    return Routes(torch.cat(collected["attn_scores"]), torch.cat(collected["pattern"]))
+        _, routes = capture(
+            model, batch, lambda view: (route(view.scores, view.batch).cpu(), route(view.pattern, view.batch).cpu())
+        )
+        scores.append(torch.stack([of_layer for of_layer, _ in routes], dim=1))
+        patterns.append(torch.stack([of_layer for _, of_layer in routes], dim=1))
+    return Routes(torch.cat(scores), torch.cat(patterns))
 
 
 def correlate(x: Float[Tensor, "sample *rest"], y: Float[Tensor, "sample *rest"]) -> Float[Tensor, "*rest"]:
@@ -99,9 +97,10 @@ def require_rope(model: Any) -> Rope:
     Raises:
         UserError: it has none.
     """
-    if not isinstance(model.pos_embed, Rope):
+    scheme = hooked(model).pos_embed
+    if not isinstance(scheme, Rope):
         raise UserError(f"model: position scheme {model.cfg.position!r} has no rotation to predict from; use 'rope'")
-    return model.pos_embed
+    return scheme
 
 
 @dataclass(frozen=True)
@@ -117,17 +116,29 @@ class Content:
 @torch.no_grad()
 def compute_content(model: Any, queries: Sequence[Query]) -> Content:
     """Queries at the readout and keys at the source of every query."""
+    model = hooked(model)
     cfg: ModelConfig = model.cfg
     kept: dict[str, list[Tensor]] = {"q": [], "k": []}
     for batch in batches(queries, cfg):
-        names = [f"blocks.{layer}.attn.hook_{kind}" for kind in kept for layer in range(cfg.n_layers)]
-        _, cache = model.run_with_cache(batch.tokens, attention_mask=batch.attention_mask, names_filter=names)
-        for kind in kept:
-            stacked = torch.stack([cache[kind, layer] for layer in range(cfg.n_layers)], dim=2)
-            stacked = stacked.to(torch.promote_types(stacked.dtype, torch.float32))
-            weights = _readout_weights(batch, stacked.dtype) if kind == "q" else batch.source.to(stacked.dtype)
-            reduced = einsum(stacked, weights, "query pos layer head d_head, query pos -> query layer head d_head")
-            kept[kind].append(reduced.repeat_interleave(cfg.n_heads // reduced.shape[2], dim=2).cpu())
+        reduced: dict[str, dict[int, Tensor]] = {kind: {} for kind in kept}
+
+        def reduce(x: Tensor, hook: HookPoint, into: dict, layer: int, weights: Tensor) -> None:
+            x = x.to(torch.promote_types(x.dtype, torch.float32))
+            x = einsum(x, weights.to(x), "query pos head d_head, query pos -> query head d_head")
+            into[layer] = x.repeat_interleave(cfg.n_heads // x.shape[1], dim=1).cpu()
+
+        weights = {"q": _readout_weights(batch, torch.float64), "k": batch.source}
+        hooks = [
+            (
+                f"blocks.{layer}.attn.hook_{kind}",
+                partial(reduce, into=reduced[kind], layer=layer, weights=weights[kind]),
+            )
+            for kind in kept
+            for layer in range(cfg.n_layers)
+        ]
+        model.run_with_hooks(batch.tokens, attention_mask=batch.attention_mask, fwd_hooks=hooks)
+        for kind, of_kind in kept.items():
+            of_kind.append(torch.stack([reduced[kind][layer] for layer in range(cfg.n_layers)], dim=1))
     return Content(torch.cat(kept["q"]), torch.cat(kept["k"]))
 
 
@@ -229,3 +240,33 @@ def distance_correlation(
         spectrum=spectrum_correlation(products, theta, distance),
         isotropic=isotropic_correlation(per_dimension, distance),
     )
+
+
+def other_facts(query_pairs: Sequence[QueryPair]) -> Iterator[Int[Tensor, "pair"]]:
+    """All rotations of the facts but the first: for every pair, one of another fact that is asked for the same side.
+
+    Args:
+        query_pairs: One context per fact.
+    """
+    sides = {side: [i for i, pair in enumerate(query_pairs) if pair.side == side] for side in ("left", "right")}
+    for shift in range(1, max(map(len, sides.values()))):
+        other = torch.arange(len(query_pairs))
+        for at in map(torch.tensor, filter(None, sides.values())):
+            other[at] = at.roll(shift)
+        yield other
+
+
+def route_correlation_null(model: Any, query_pairs: Sequence[QueryPair]) -> Float[Tensor, "layer head"]:
+    """What :func:`route_correlation` would be if a fact did not matter: the correlation of forward scores with the
+    reverse scores of other facts that are asked for the same side, mean over all rotations of the facts.
+
+    Args:
+        query_pairs: One context per fact, two facts or more.
+
+    Raises:
+        UserError: there are no pairs, or their queries do not share answer and source (an ARM's).
+    """
+    require_shared(query_pairs, "route correlation")
+    forward = compute_routes(model, [pair.forward for pair in query_pairs]).scores
+    reverse = compute_routes(model, [pair.reverse for pair in query_pairs]).scores
+    return torch.stack([correlate(forward, reverse[other]) for other in other_facts(query_pairs)]).nanmean(0)

@@ -53,28 +53,14 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
-@dataclass(frozen=True)
-class Run:
-    """A training run on disk, finished or not."""
+class Resumable:
+    """A folder that holds a training's state while it runs."""
 
-    config: TrainConfig
     folder: Path
-
-    @classmethod
-    def of(cls, config: TrainConfig, root: str | Path = DEFAULT_ROOT) -> Run:
-        """Where the run of `config` is, or will be."""
-        return cls(config, Path(root) / config.digest())
 
     @property
     def state_path(self) -> Path:
         return self.folder / "state.safetensors"
-
-    @property
-    def metrics_path(self) -> Path:
-        return self.folder / "metrics.jsonl"
-
-    def checkpoint_path(self, step: int) -> Path:
-        return self.folder / "checkpoints" / f"{step:06d}.safetensors"
 
     @property
     def step(self) -> int | None:
@@ -93,6 +79,62 @@ class Run:
                 f"{self.state_path}: not a whole training state ({error}); delete the folder {self.folder} to "
                 "train the run again"
             ) from error
+
+    def save_state(
+        self, step: int, model: HookedTransformer, optimizer: torch.optim.Optimizer, generator: torch.Generator
+    ) -> None:
+        """Save all that resuming at `step` needs."""
+        tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+        for index, moments in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
+        tensors["generator"] = generator.get_state()
+        save_tensors(self.state_path, tensors, {"step": str(step)})
+
+    def load_state(self, model: HookedTransformer, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> int:
+        """Put the saved state into place and return its step.
+
+        Raises:
+            UserError: the state is damaged.
+        """
+        step = self.step
+        assert step is not None
+        tensors = load_tensors(self.state_path)
+        weights = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            if name.startswith("optimizer."):
+                _, index, moment = name.split(".")
+                moments.setdefault(int(index), {})[moment] = tensor
+        try:
+            generator.set_state(tensors["generator"].cpu())
+            model.load_state_dict(weights)
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise UserError(
+                f"{self.state_path}: does not fit the model of config.yaml ({' '.join(str(error).split())}); delete "
+                f"the folder {self.folder} to train the run again"
+            ) from error
+        return step
+
+
+@dataclass(frozen=True)
+class Run(Resumable):
+    """A training run on disk, finished or not."""
+
+    config: TrainConfig
+    folder: Path
+
+    @classmethod
+    def of(cls, config: TrainConfig, root: str | Path = DEFAULT_ROOT) -> Run:
+        """Where the run of `config` is, or will be."""
+        return cls(config, Path(root) / config.digest())
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    def checkpoint_path(self, step: int) -> Path:
+        return self.folder / "checkpoints" / f"{step:06d}.safetensors"
 
     @property
     def finished(self) -> bool:
@@ -157,42 +199,6 @@ class Run:
         rows = self.metrics() if self.metrics_path.exists() else []
         kept = [earlier for earlier in rows if earlier["step"] < row["step"]]
         write_text(self.metrics_path, "".join(f"{json.dumps(line)}\n" for line in [*kept, row]))
-
-    def save_state(
-        self, step: int, model: HookedTransformer, optimizer: torch.optim.Optimizer, generator: torch.Generator
-    ) -> None:
-        """Save all that resuming at `step` needs."""
-        tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-        for index, moments in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
-        tensors["generator"] = generator.get_state()
-        save_tensors(self.state_path, tensors, {"step": str(step)})
-
-    def load_state(self, model: HookedTransformer, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> int:
-        """Put the saved state into place and return its step.
-
-        Raises:
-            UserError: the state is damaged.
-        """
-        step = self.step
-        assert step is not None
-        tensors = load_tensors(self.state_path)
-        weights = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            if name.startswith("optimizer."):
-                _, index, moment = name.split(".")
-                moments.setdefault(int(index), {})[moment] = tensor
-        try:
-            generator.set_state(tensors["generator"].cpu())
-            model.load_state_dict(weights)
-            optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
-        except (KeyError, RuntimeError, ValueError) as error:
-            raise UserError(
-                f"{self.state_path}: does not fit the model of config.yaml ({' '.join(str(error).split())}); delete "
-                f"the folder {self.folder} to train the run again"
-            ) from error
-        return step
 
     def delete(self) -> None:
         """Remove the run's folder."""

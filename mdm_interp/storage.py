@@ -7,25 +7,27 @@ and 6.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mdm_interp.model import HookedTransformer, Norm
+from mdm_interp.bridge import hooked
+from mdm_interp.capture import LayerView, capture
 from mdm_interp.queries import Query, QueryBatch, QueryPair, batches, require_shared
 
 
-def readout_directions(
-    model: HookedTransformer, tokens: Int[Tensor, "token"] | None = None
-) -> Float[Tensor, "token d_model"]:
+def readout_directions(model: Any, tokens: Int[Tensor, "token"] | None = None) -> Float[Tensor, "token d_model"]:
     """The direction of the residual stream that raises each token's logit (times the final scale); default: all tokens.
 
     The final norm's gain is included and, for LayerNorm, its centering.
     """
+    model = hooked(model)
     tokens = torch.arange(model.cfg.d_vocab, device=model.W_U.device) if tokens is None else tokens
     directions = model.tokens_to_residual_directions(tokens)
     return directions - directions.mean(-1, keepdim=True) if model.cfg.normalization_type == "LN" else directions
@@ -39,7 +41,7 @@ def _ov(v: Float[Tensor, "*batch kv_head d_head"], W_O: Float[Tensor, "head d_he
 
 @torch.no_grad()
 def evidence_matrix(
-    model: HookedTransformer,
+    model: Any,
     sources: Int[Tensor, "source"],
     targets: Int[Tensor, "target"],
     positions: Int[Tensor, "position"] | None = None,
@@ -50,6 +52,7 @@ def evidence_matrix(
 
     Source: docs/theory.md, section 2.
     """
+    model = hooked(model)
     positions = torch.zeros(1, dtype=torch.long, device=sources.device) if positions is None else positions
     block, directions = model.blocks[0], readout_directions(model, targets)
     per_position = []
@@ -79,33 +82,31 @@ def position_index(evidence: Float[Tensor, "head target source position"]) -> fl
 
 @torch.no_grad()
 def compute_evidence(
-    model: HookedTransformer, queries: Sequence[Query], targets: Int[Tensor, "target"]
+    model: Any, queries: Sequence[Query], targets: Int[Tensor, "target"]
 ) -> Float[Tensor, "query layer head target"]:
     """Evidence that each query's source, where it stands, gives for each target token along the direct path; summed
     over source tokens.
 
     Source: docs/theory.md, section 2.
     """
+    model = hooked(model)
     directions, collected = readout_directions(model, targets), []
-    layers = range(model.cfg.n_layers)
+
+    def evidence(view: LayerView) -> Float[Tensor, "query head target"]:
+        source = view.batch.source.to(view.v)
+        v = einsum(view.v, source, "query pos kv_head d_head, query pos -> query kv_head d_head")
+        written = _ov(v.to(directions.dtype), model.blocks[view.layer].attn.W_O)
+        there = directions.to(written.device)
+        return einsum(written, there, "query head d_model, target d_model -> query head target").cpu()
+
     for batch in batches(queries, model.cfg):
-        names = [f"blocks.{layer}.attn.hook_v" for layer in layers]
-        _, cache = model.run_with_cache(batch.tokens, attention_mask=batch.attention_mask, names_filter=names)
-        per_layer = []
-        for layer in layers:
-            v = einsum(
-                cache["v", layer],
-                batch.source.float().to(directions.dtype),
-                "query pos kv_head d_head, query pos -> query kv_head d_head",
-            )
-            written = _ov(v, model.blocks[layer].attn.W_O)
-            per_layer.append(einsum(written, directions, "query head d_model, target d_model -> query head target"))
-        collected.append(torch.stack(per_layer, dim=1).cpu())
+        _, per_layer = capture(model, batch, evidence)
+        collected.append(torch.stack(per_layer, dim=1))
     return torch.cat(collected)
 
 
 def pair_position_index(
-    model: HookedTransformer, query_pairs: Sequence[QueryPair], targets: Int[Tensor, "target"]
+    model: Any, query_pairs: Sequence[QueryPair], targets: Int[Tensor, "target"]
 ) -> Float[Tensor, "layer"]:
     """The position index over the two places that a query pair compares, per layer: variance of the source's evidence
     (summed over heads) over where it stands in the forward and in the reverse query, mean over pairs and targets,
@@ -146,8 +147,8 @@ class LogitParts:
     heads: Float[Tensor, "query span layer head key_pos target"]
     """Route times evidence, per key position."""
     mlps: Float[Tensor, "query span layer target"]
-    bias: Float[Tensor, "target"]
-    """The final norm's bias read by the unembedding."""
+    bias: Float[Tensor, "query span target"]
+    """The final norm's bias read by the unembedding, and output biases (which only a bridge has)."""
     scale: Float[Tensor, "query span"]
     """The final norm's scale sigma, which the parts were divided by."""
 
@@ -157,47 +158,59 @@ class LogitParts:
 
 
 @torch.no_grad()
-def decompose_logits(model: HookedTransformer, batch: QueryBatch, targets: Int[Tensor, "target"]) -> LogitParts:
+def decompose_logits(model: Any, batch: QueryBatch, targets: Int[Tensor, "target"]) -> LogitParts:
     """Split the readout logits of `targets` into embedding, routes times evidence, MLPs and bias.
 
     Source: docs/theory.md, section 1.
     """
+    model = hooked(model)
     cfg, directions = model.cfg, readout_directions(model, targets)
-    _, cache = model.run_with_cache(batch.tokens, attention_mask=batch.attention_mask)
-    resid = cache["hook_embed"] if model.pos_embed.relative else cache["hook_embed"] + cache["hook_pos_embed"]
-    if cfg.normalization_type is None:
-        scale = torch.ones(batch.readout.shape, device=resid.device, dtype=resid.dtype)
-    else:
-        scale = batch.at_readout(cache["ln_final.hook_scale"]).squeeze(-1)
-    heads, mlps = [], []
-    for layer in range(cfg.n_layers):
-        written = einsum(
-            _ov(cache["v", layer], model.blocks[layer].attn.W_O),
-            directions,
-            "query key_pos head d_model, target d_model -> query key_pos head target",
-        )
-        rows = batch.at_readout(cache["pattern", layer].transpose(1, 2))
-        heads.append(rows[..., None] * written.transpose(1, 2)[:, None])  # [query span head key_pos target]
-        mlp_out = torch.zeros_like(resid) if cfg.attn_only else cache["mlp_out", layer]
-        mlps.append(batch.at_readout(mlp_out) @ directions.T)
-    sigma = scale[..., None]
-    norm = model.ln_final
-    bias = (
-        norm.b @ model.W_U[:, targets]
-        if isinstance(norm, Norm) and norm.b is not None
-        else sigma.new_zeros(len(targets))
-    )
+
+    def read(view: LayerView) -> Float[Tensor, "query span head key_pos target"]:
+        written = _ov(view.v, model.blocks[view.layer].attn.W_O)
+        written = einsum(written, directions, "query key_pos head d_model, target d_model -> query head key_pos target")
+        return view.pattern.to(written)[..., None] * written[:, None]
+
+    position = [] if model.pos_embed.relative else ["hook_pos_embed"]
+    mlps = [] if cfg.attn_only else [f"blocks.{layer}.hook_mlp_out" for layer in range(cfg.n_layers)]
+    scales = [] if cfg.normalization_type is None else ["ln_final.hook_scale"]
+    with _at_readout(model, batch, ["hook_embed", *position, *mlps, *scales]) as kept:
+        _, heads = capture(model, batch, read)
+    embedding = kept["hook_embed"] + kept[position[0]] if position else kept["hook_embed"]
+    sigma = kept[scales[0]] if scales else torch.ones_like(embedding[..., :1])
+    silent = embedding.new_zeros(*sigma.shape[:2], cfg.n_layers, len(targets))
+    written = torch.stack([kept[name] @ directions.T for name in mlps], dim=2) if mlps else silent
+    out_bias = model.accumulated_bias(cfg.n_layers, include_mlp_biases=False) @ directions.T
     return LogitParts(
-        embedding=batch.at_readout(resid) @ directions.T / sigma,
+        embedding=embedding @ directions.T / sigma,
         heads=torch.stack(heads, dim=2) / sigma[:, :, None, None, None],
-        mlps=torch.stack(mlps, dim=2) / sigma[:, :, None],
-        bias=bias,
-        scale=scale,
+        mlps=written / sigma[:, :, None],
+        bias=_logit_bias(model)[targets] + out_bias / sigma,
+        scale=sigma.squeeze(-1),
     )
+
+
+@contextmanager
+def _at_readout(model: Any, batch: QueryBatch, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Keep, of every forward pass on `batch` inside, these activations at the readout positions."""
+    kept: dict[str, Tensor] = {}
+
+    def keep(name: str) -> tuple[str, Callable]:
+        return name, lambda x, hook: kept.update({name: batch.at_readout(x)})
+
+    with model.hooks(fwd_hooks=[keep(name) for name in names]):
+        yield kept
+
+
+def _logit_bias(model: Any) -> Float[Tensor, "d_vocab"]:
+    """What the final norm's and the unembedding's biases add to every logit."""
+    norm_bias, bias = getattr(model.ln_final, "b", None), getattr(model, "b_U", None)
+    total = model.W_U.new_zeros(model.cfg.d_vocab) if norm_bias is None else norm_bias @ model.W_U
+    return total if bias is None else total + bias
 
 
 @torch.no_grad()
-def storage_coupling(model: HookedTransformer, query_pairs: Sequence[QueryPair]) -> Float[Tensor, "pair layer head"]:
+def storage_coupling(model: Any, query_pairs: Sequence[QueryPair]) -> Float[Tensor, "pair layer head"]:
     """Inner product of the forward and the reverse loss's gradients with respect to the evidence in the source's
     column, routes frozen: what the value side alone passes from one to the other.
 
@@ -210,7 +223,7 @@ def storage_coupling(model: HookedTransformer, query_pairs: Sequence[QueryPair])
 
     Source: docs/theory.md, section 6.
     """
-    coupled = []
+    model, coupled = hooked(model), []
     size = 256
     for start in range(0, len(query_pairs), size):
         chunk = query_pairs[start : start + size]
@@ -223,24 +236,44 @@ def storage_coupling(model: HookedTransformer, query_pairs: Sequence[QueryPair])
 
 
 def _evidence_gradient(
-    model: HookedTransformer, queries: Sequence[Query], columns: Sequence[tuple[int, ...]]
+    model: Any, queries: Sequence[Query], columns: Sequence[tuple[int, ...]]
 ) -> Float[Tensor, "query column layer head d_vocab"]:
     """dL/dG_h[:, s] for the tokens s in `columns`, wherever they stand in the query."""
     (batch,) = batches(queries, model.cfg, size=len(queries))
-    layers = range(model.cfg.n_layers)
-    scales = [] if model.cfg.normalization_type is None else ["ln_final.hook_scale"]
-    names = [f"blocks.{layer}.attn.hook_pattern" for layer in layers] + scales
-    logits, cache = model.run_with_cache(batch.tokens, attention_mask=batch.attention_mask, names_filter=names)
-    error = batch.at_readout(logits).softmax(-1)
-    error = error - torch.nn.functional.one_hot(batch.answer, error.shape[-1])
-    if scales:
-        error = error / batch.at_readout(cache["ln_final.hook_scale"])
-    error = error * batch.answered[..., None]
-    pattern = torch.stack([batch.at_readout(cache["pattern", layer].transpose(1, 2)) for layer in layers], dim=2)
     width = max(map(len, columns))
-    padded = torch.tensor([[*column, *[-1] * (width - len(column))] for column in columns], device=logits.device)
-    stands = (batch.tokens[:, None, :] == padded[:, :, None]).to(pattern.dtype)
-    routed = einsum(
-        pattern, stands, "query span layer head key_pos, query column key_pos -> query span column layer head"
-    )
+    padded = torch.tensor([[*column, *[-1] * (width - len(column))] for column in columns], device=batch.tokens.device)
+    stands = batch.tokens[:, None, :] == padded[:, :, None]
+
+    def route(view: LayerView) -> Float[Tensor, "query span column head"]:
+        at = stands.to(view.pattern)
+        return einsum(view.pattern, at, "query span head key_pos, query column key_pos -> query span column head")
+
+    scales = [] if model.cfg.normalization_type is None else ["ln_final.hook_scale"]
+    with _at_readout(model, batch, scales) as kept:
+        logits, routes = capture(model, batch, route)
+    error = batch.at_readout(logits).softmax(-1)
+    error = (error - torch.nn.functional.one_hot(batch.answer, error.shape[-1])) * batch.answered[..., None]
+    error = error / kept[scales[0]] if scales else error
+    routed = torch.stack(routes, dim=3).to(error)
     return einsum(routed, error, "query span column layer head, query span t -> query column layer head t")
+
+
+def evidence_scores(
+    model: Any, queries: Sequence[Query], candidates: Int[Tensor, "query candidate"]
+) -> tuple[Float[Tensor, "layer"], Float[Tensor, "layer"]]:
+    """How many standard deviations the true answer's evidence (summed over heads, unrouted) lies above the mean of the
+    candidates, mean over queries; and the null, the same of the candidate that follows it: another fact's answer.
+
+    Args:
+        queries: Of one answer token each.
+        candidates: The tokens that could be the answer, the true one among them (`FactWorld.candidates`).
+
+    Source: docs/theory.md, section 2.
+    """
+    targets, column = candidates.unique(return_inverse=True)
+    evidence = compute_evidence(model, queries, targets).sum(2)  # [query layer target]
+    among = evidence.gather(2, column[:, None].expand(-1, evidence.shape[1], -1))
+    z = (among - among.mean(-1, keepdim=True)) / among.std(-1, correction=0, keepdim=True)
+    true = (candidates == torch.tensor([query.answer for query in queries])).int().argmax(1)
+    each = torch.arange(len(queries))
+    return z[each, :, true].mean(0), z[each, :, (true + 1) % candidates.shape[1]].mean(0)

@@ -6,13 +6,8 @@ count and build, because all randomness comes from one generator whose state is 
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import queue
-import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from mdm_interp.config import TrainConfig
 from mdm_interp.diffusion import training_loss
@@ -29,6 +22,7 @@ from mdm_interp.files import UserError
 from mdm_interp.model import HookedTransformer
 from mdm_interp.prediction import predict
 from mdm_interp.runs import DEFAULT_ROOT, Run, save_tensors
+from mdm_interp.workers import default_workers, progress_bars, side_by_side
 
 SAVE_SECONDS = 30.0
 REPORT_STEPS = 25
@@ -120,49 +114,10 @@ def train_all(
     if not missing:
         return runs
     device = check_device(device)
-    workers = min(len(missing), workers or _default_workers(device))
-    context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager, _Bars(total_runs=len(missing)) as bars:
-        reports = manager.Queue()
-        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
-        try:
-            futures = [pool.submit(_train_in_worker, run, device, reports) for run in missing]
-            while not all(future.done() for future in futures):
-                try:
-                    bars.show(reports.get(timeout=0.2))
-                except queue.Empty:
-                    for future in futures:
-                        if future.done():
-                            future.result()  # raises a worker's error at once instead of after all others
-            for future in futures:
-                future.result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    tasks = [(run, device) for run in missing]
+    with _Bars(total_runs=len(missing)) as bars:
+        side_by_side(_train, tasks, workers=workers or default_workers(device), show=bars.show)
     return runs
-
-
-def _default_workers(device: str) -> int:
-    """As many as this process may use CPU cores; one on a GPU."""
-    if device != "cpu":
-        return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _start_worker() -> None:
-    torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A worker whose parent was killed would train on, unseen, into a store that may have been cleared meanwhile."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _train_in_worker(run: Run, device: str, reports: Any) -> None:
-    _train(run, device, reports.put)
 
 
 def _train(run: Run, device: str, report: Report) -> None:
@@ -226,14 +181,7 @@ class _Bars:
     """Progress bars, one per run under way, and one over all runs when there are several."""
 
     def __init__(self, total_runs: int = 1) -> None:
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=10),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[values]}"),
-            TimeRemainingColumn(compact=True),
-            console=Console(stderr=True),
-        )
+        self.progress = progress_bars()
         self.tasks: dict[str, Any] = {}
         self.runs = self.progress.add_task("training runs", total=total_runs, values="") if total_runs > 1 else None
 

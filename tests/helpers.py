@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from mdm_interp import analysis as analysis_module
-from mdm_interp import presets
+from mdm_interp import presets, probing
 from mdm_interp.analysis import Lab, discover
 from mdm_interp.config import FactConfig, ModelConfig, TrainConfig
+from mdm_interp.demo import DemoConfig
 from mdm_interp.model import HookedTransformer
 from mdm_interp.results import Result
 from mdm_interp.runs import Run
@@ -74,15 +75,26 @@ def train_here(configs: Sequence[TrainConfig], *, root: Path, device: str, worke
     return [train(config, root=root, device=device, progress=False) for config in configs]
 
 
+TINY_DEMO = DemoConfig(n_families=5, n_control=1, n_bpe=300, d_model=16, n_layers=2, d_mlp=16, steps=5)
+
+
+def one_after_the_other(function: Callable, tasks: Sequence[tuple], *, workers: int, show: Callable) -> None:
+    """`side_by_side` without its processes."""
+    for task in tasks:
+        function(*task, show)
+
+
 @contextlib.contextmanager
 def tiny_grid() -> Iterator[None]:
-    """The grids of `presets` made of tiny runs."""
+    """The grids of `presets`, and the demo checkpoints, made tiny."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(presets.WORLDS, "relation_cycle", FactConfig(n_entities=9, n_filler=4))
         patch.setitem(presets.WORLDS, "two_role", FactConfig(world="two_role", filler="none", seq_len=3, n_entities=8))
         patch.setattr(presets, "small_model", tiny_run)
         patch.setattr(presets, "LEARNT", 0.15)  # what so short a training reaches
         patch.setattr(analysis_module, "train_all", train_here)
+        patch.setattr(probing, "DEMO", TINY_DEMO)
+        patch.setattr(probing, "side_by_side", one_after_the_other)
         yield
 
 

@@ -27,7 +27,7 @@ from mdm_interp.analysis import ENTRY_POINTS, Analysis, Lab, discover, ledger
 from mdm_interp.config import FactConfig, ModelConfig, TrainConfig
 from mdm_interp.files import UserError
 from mdm_interp.model import HookedTransformer
-from mdm_interp.results import Result, tidy
+from mdm_interp.results import Result, sources, tidy
 from mdm_interp.runs import Run
 from mdm_interp.stats import Estimate, bootstrap_mean
 
@@ -92,6 +92,13 @@ def test_the_analyses_are_found_in_the_order_of_their_figures() -> None:
     orders = [analysis.order for analysis in discover()]
     assert orders == sorted(orders)
     assert {path.stem for path in (ROOT / "analyses").glob("[a-z]*.py")} == set(BUILTIN)
+
+
+@pytest.mark.parametrize("name", BUILTIN)
+def test_no_analysis_imports_another(name: str) -> None:
+    """What two of them need belongs to the library, and a change of one leaves the numbers of the other."""
+    theirs = [source for source in sources(module_of(name)) if source.startswith("analyses")]
+    assert theirs == [f"analyses.{name}"]
 
 
 @pytest.mark.usefixtures("fresh_modules")

@@ -229,3 +229,11 @@ def test_chance_is_one_over_the_size_of_a_role(world: World, chance: float, role
     facts = FactWorld(FactConfig(world=world, n_entities=12), 0)
     assert facts.chance == pytest.approx(chance)
     assert facts.role(7) == role_of_7
+
+
+def test_the_candidates_of_a_query_are_the_role_of_its_answer() -> None:
+    world = FactWorld(FactConfig(world="two_role", n_entities=6, filler="none", seq_len=3), seed=0)
+    queries = [pair.forward for pair in world.query_pairs(n_contexts=1)]
+    for query, candidates in zip(queries, world.candidates(queries).tolist(), strict=True):
+        assert query.answer[0] in candidates
+        assert candidates == ([0, 1, 2] if query.answer[0] < 3 else [3, 4, 5])

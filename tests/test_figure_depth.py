@@ -16,8 +16,6 @@ from mdm_interp.coupling import gradient_alignment
 from mdm_interp.facts import FactWorld
 from mdm_interp.model import HookedTransformer
 from mdm_interp.results import Result
-from mdm_interp.routing import compute_routes
-from mdm_interp.storage import compute_evidence
 
 WORLD = FactWorld(FactConfig(n_entities=12, n_filler=4), seed=0)
 PAIRS = WORLD.query_pairs(n_contexts=1)
@@ -89,51 +87,3 @@ def test_the_same_query_twice_is_aligned_at_every_layer_and_its_null_is_not() ->
     for value, null in depth.gradient_cosines(model(d_mlp=24), twice).values():
         torch.testing.assert_close(value, torch.ones(2))
         assert (null < 0.99).all()
-
-
-def test_route_null_is_the_mean_over_other_facts_of_the_same_side() -> None:
-    two = model(position="rope")
-    value, null = depth.route_correlations(two, PAIRS)
-    forward, reverse = (
-        compute_routes(two, [getattr(pair, side) for pair in PAIRS]).scores.double() for side in ("forward", "reverse")
-    )
-
-    def correlation(x: torch.Tensor, y: torch.Tensor) -> float:
-        return float(torch.corrcoef(torch.stack([x, y]))[0, 1])
-
-    n, heads = len(WORLD.facts), range(two.cfg.n_heads)
-    for layer in range(2):
-        own = [correlation(forward[:, layer, h], reverse[:, layer, h]) for h in heads]
-        assert value[layer].item() == pytest.approx(sum(own) / len(own), abs=1e-5)
-        other = []
-        for shift in range(1, n):
-            moved = [2 * ((i // 2 - shift) % n) + i % 2 for i in range(2 * n)]  # pairs alternate left and right
-            other += [correlation(forward[:, layer, h], reverse[moved, layer, h]) for h in heads]
-        assert null[layer].item() == pytest.approx(sum(other) / len(other), abs=1e-5)
-
-
-def test_without_positions_routes_correlate_in_the_first_layer_and_their_null_does_not() -> None:
-    value, null = depth.route_correlations(model(position="none"), PAIRS)
-    assert value[0].item() == pytest.approx(1.0, abs=1e-4)
-    assert null[0].item() < 0.5
-
-
-def test_evidence_scores_by_plain_loops_and_their_sign() -> None:
-    two = model()
-    value, null = depth.evidence_scores(two, PAIRS, WORLD)
-    evidence = compute_evidence(two, [p.reverse for p in PAIRS], torch.arange(12)).sum(2)
-    for layer in range(2):
-        true, other = [], []
-        for i, pair in enumerate(PAIRS):
-            answer, role = pair.reverse.answer[0], list(WORLD.role(pair.reverse.answer[0]))
-            candidates = [evidence[i, layer, entity].item() for entity in role]
-            center = sum(candidates) / len(role)
-            spread = (sum((c - center) ** 2 for c in candidates) / len(role)) ** 0.5
-            z = [(c - center) / spread for c in candidates]
-            true.append(z[role.index(answer)])
-            other.append(z[(role.index(answer) + 1) % len(role)])
-        assert value[layer].item() == pytest.approx(sum(true) / len(true), abs=1e-4)
-        assert null[layer].item() == pytest.approx(sum(other) / len(other), abs=1e-4)
-    with torch.no_grad():
-        two.W_U.neg_()  # what spoke for a token now speaks against it
-    torch.testing.assert_close(depth.evidence_scores(two, PAIRS, WORLD)[0], -value, atol=1e-4, rtol=0)

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import permutations, product
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import spearmanr
 
 from analyses import prediction_link
 from mdm_interp.claims import judge
-from mdm_interp.presets import SCOPE
+from mdm_interp.config import TrainConfig
+from mdm_interp.prediction import predict
+from mdm_interp.presets import MDM_SCHEMES, SCOPE
 from mdm_interp.results import Result
+from mdm_interp.routing import route_correlation
+from mdm_interp.runs import Run
+from mdm_interp.stats import where
 
 PLACE = {"world": "relation_cycle", "objective": "any_order", "n_layers": 1, "mlp": False}
 STEPS = range(8)
@@ -47,16 +56,70 @@ def test_a_constant_signature_is_left_out() -> None:
     assert judged(planted(lambda seed, step: 1.0)) == []
 
 
-def test_the_summary_follows_from_the_rows(tiny_result: Callable[[str], Result]) -> None:
-    result = tiny_result("prediction_link")
-    frame = result.frame
+def test_what_is_correlated_comes_from_the_same_queries(tiny_result: Any) -> None:
+    """Probabilities and signatures of the last checkpoint, measured again on one set of pairs."""
+    frame, store = tiny_result("prediction_link").frame, tiny_result.lab.root
     assert set(frame["objective"]) == {"any_order"}
-    last = frame[frame["stage"] == "end"]
-    for world in last["world"].unique():
-        for signature in prediction_link.SIGNATURES:
-            at = pd.DataFrame(last[last["world"] == world])
-            per_seed = [
-                runs[signature].rank().corr(runs["reverse_probability"].rank()) for _, runs in at.groupby("seed")
-            ]
-            key = f"{signature} / {world} / across schemes, end, effect"
-            assert result.summary[key].value == pytest.approx(pd.Series(per_seed).mean(), abs=1e-6, nan_ok=True)
+    for name, rows in list(frame.groupby("run"))[:4]:
+        run = Run(TrainConfig.from_yaml(store / str(name) / "config.yaml"), store / str(name))
+        pairs, last = run.query_pairs(), rows.sort_values("step").iloc[-1]
+        for side in ("forward", "reverse"):
+            asked = predict(run.model(), [getattr(pair, side) for pair in pairs])
+            assert last[f"{side}_probability"] == pytest.approx(float(asked.probability.mean()), rel=1e-4)
+        route = route_correlation(run.model(), pairs).nanmean().item()
+        assert last["route"] == pytest.approx(route, rel=1e-4, abs=1e-5)
+
+
+def reference(x: pd.Series, y: pd.Series, given: pd.Series | None) -> float:
+    """Spearman's coefficient, or the partial one by its formula from the three plain ones."""
+
+    def plain(x: pd.Series, y: pd.Series) -> float:
+        found: Any = spearmanr(x, y)
+        return found.statistic
+
+    if given is None:
+        return plain(x, y)
+    xg, yg = plain(x, given), plain(y, given)
+    left = (1 - xg**2) * (1 - yg**2)
+    return (plain(x, y) - xg * yg) / left**0.5 if left > 1e-9 else float("nan")
+
+
+def random_result(seeds: int = 6) -> Result:
+    """Rows in which nothing is tied or constant, at the stages `early` and `end` of every setting."""
+    generator, rows = np.random.default_rng(0), []
+    names = [*prediction_link.SIGNATURES, "forward_probability", "reverse_probability"]
+    for world, scheme, seed, step in product(("relation_cycle", "two_role"), MDM_SCHEMES, range(seeds), range(9)):
+        about = {**PLACE, "world": world, "scheme": scheme, "seed": seed, "run": f"{world}{scheme}{seed}"}
+        drawn = dict(zip(names, generator.random(len(names)), strict=True))
+        rows.append({**about, "step": step, "stage": {4: "early", 8: "end"}.get(step), **drawn})
+    return Result("prediction_link", "?", {}, list(range(seeds)), {}, rows, {})
+
+
+@pytest.mark.parametrize("kind", prediction_link.KINDS)
+def test_both_correlations_are_summarized_over_training_across_schemes_and_across_seeds(kind: Any) -> None:
+    result = random_result()
+    summary, at = prediction_link.summarize(result), where(result.frame, world="two_role")
+
+    def of(rows: pd.DataFrame, signature: str) -> float:
+        given = rows["forward_probability"] if kind == "partial" else None
+        return reference(rows[signature], rows["reverse_probability"], given)
+
+    rope, end = where(at, scheme="rope"), where(at, stage="end")
+    for signature in prediction_link.SIGNATURES:
+        expected = np.nanmean([of(run, signature) for _, run in rope.groupby("seed")])
+        assert summary[f"{signature} / two_role, rope, over training / {kind}"].value == pytest.approx(expected)
+        expected = np.nanmean([of(runs, signature) for _, runs in end.groupby("seed")])
+        assert summary[f"{signature} / two_role, across schemes, end / {kind}"].value == pytest.approx(expected)
+        estimate = summary[f"{signature} / two_role, rope, across seeds, end / {kind}"]
+        assert estimate.value == pytest.approx(of(where(end, scheme="rope"), signature))
+        assert (estimate.n, estimate.low < estimate.value < estimate.high) == (6, True)
+
+
+@pytest.mark.parametrize("kind", prediction_link.KINDS)
+def test_signatures_dealt_to_the_schemes_in_every_way_have_no_correlation_on_average(kind: Any) -> None:
+    """Where a way leaves nothing of the signature, so does its opposite."""
+    runs = where(random_result(1).frame, world="two_role", step=0)
+    ways = [runs.assign(route=list(values)) for values in permutations(runs["route"])]
+    dealt = [prediction_link.correlation(way, "route", kind) for way in ways]
+    assert len(dealt) == 24 and np.nanmax(dealt) > 0.3
+    assert np.nanmean(dealt) == pytest.approx(0, abs=1e-12)

@@ -85,17 +85,6 @@ def test_selectivity_stands_on_either_side_of_its_null() -> None:
     assert constant == (1.0, 1.0), "a preference that all facts share is no fact's own"
 
 
-def test_rotations_meet_every_other_fact_of_a_side_once() -> None:
-    met = {(i, j) for other in route_parity.rotations(PAIRS) for i, j in enumerate(other.tolist())}
-    expected = {
-        (i, j)
-        for i, one in enumerate(PAIRS)
-        for j, two in enumerate(PAIRS)
-        if one.side == two.side and one.fact != two.fact
-    }
-    assert met == expected
-
-
 def test_planes_of_a_random_model_have_uniform_phases_and_a_planted_one_does_not() -> None:
     model = random_model(
         position="rope",

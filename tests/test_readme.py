@@ -11,33 +11,35 @@ from typing import Any
 
 import pytest
 import typer.main
+from helpers import TINY_DEMO
 
 from mdm_interp import cli
 from mdm_interp.analysis import FULL_SEEDS, QUICK_SEEDS, discover
 from mdm_interp.config import TrainConfig
+from mdm_interp.demo import train_demo
 from mdm_interp.runs import Run
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def block(language: str) -> str:
-    """The README's only block in that language."""
-    (found,) = re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
-    return found
+def blocks(language: str) -> list[str]:
+    """The README's blocks in that language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
 
 
-def test_the_python_block_runs_as_written(tmp_path: Path) -> None:
+def run_python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
     python_path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": python_path, "OMP_NUM_THREADS": "1"}
     ran = subprocess.run(
-        [sys.executable, "-c", block("python")],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": python_path, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=100,
+        [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, timeout=100
     )
     assert ran.returncode == 0, ran.stderr
+    return ran
+
+
+def test_the_first_python_block_runs_as_written(tmp_path: Path) -> None:
+    ran = run_python(blocks("python")[0], tmp_path)
     number = r"tensor\(([\d.]+)\)"
     forward, reverse = map(float, re.findall(rf"^forward {number} reverse {number}$", ran.stdout, re.MULTILINE)[0])
     assert 0 < reverse <= 1
@@ -49,11 +51,17 @@ def test_the_python_block_runs_as_written(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 
 
+def test_the_second_python_block_runs_on_a_demo_checkpoint(tmp_path: Path) -> None:
+    train_demo(tmp_path / "demo", TINY_DEMO, progress=False)
+    _, second = blocks("python")
+    assert "nan" not in run_python(second, tmp_path).stdout
+
+
 def test_the_yaml_block_trains(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "CONFIG.yaml").write_text(block("yaml"))
+    (tmp_path / "CONFIG.yaml").write_text(*blocks("yaml"))
     monkeypatch.setattr(sys, "argv", ["mdm-interp", "train", "CONFIG.yaml", "--device", "cpu"])
     with pytest.raises(SystemExit) as ended:
         cli.main()

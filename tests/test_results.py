@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
+import subprocess
+import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -15,8 +20,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mdm_interp.analysis import discover
 from mdm_interp.files import UserError
-from mdm_interp.results import Result, tidy, versions
+from mdm_interp.results import LATER, Result, sources, tidy, versions
 from mdm_interp.stats import Estimate, bootstrap_mean, curve, where
 
 NAN = float("nan")
@@ -153,12 +159,83 @@ def test_settings_that_json_changes_are_still_the_same_measurement(tmp_path: Pat
     assert Result.load(tmp_path / "dummy.json").same_measurement(written)
 
 
-def test_the_code_digest_depends_on_the_analysis(tmp_path: Path) -> None:
-    (one, other, same) = (tmp_path / name for name in ("one.py", "other.py", "same.py"))
-    for path, text in ((one, "A = 1"), (other, "A = 2"), (same, "A = 1")):
-        path.write_text(text)
-    assert versions(one)["code"] == versions(same)["code"] != versions(other)["code"]
+STUDY = {
+    "__init__.py": "from .shared import measure\nfrom .other import unused\n",
+    "one.py": "import json\nfrom mdm_interp import routing\nfrom mdm_interp.cli import main\nfrom . import measure\n",
+    "shared.py": "def measure(runs):\n    from planted_study.deep import CONSTANT\n    return []\n",
+    "deep.py": "CONSTANT = 1\n",
+    "other.py": "unused = 1\n",
+}
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An installed package of another study."""
+    folder = tmp_path / "planted_study"
+    folder.mkdir()
+    for name, text in STUDY.items():
+        (folder / name).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield folder
+    for name in [name for name in sys.modules if name.startswith("planted_study")]:
+        del sys.modules[name]
+
+
+def code(module: ModuleType) -> str:
+    return versions.__wrapped__(module)["code"]  # not the one remembered from before a change
+
+
+def test_the_code_digest_is_of_all_that_makes_the_numbers_and_nothing_else(study: Path) -> None:
+    one = importlib.import_module("planted_study.one")
     assert {"mdm-interp", "torch", "transformer-lens", "python"} <= versions(one).keys()
+    before = code(one)
+    for changing in ("one.py", "shared.py", "deep.py"):
+        (study / changing).write_text(STUDY[changing] + "# changed\n")
+        assert code(one) != before, changing
+        (study / changing).write_text(STUDY[changing])
+        assert code(one) == before
+    (study / "other.py").write_text("unused = 2\n")
+    (study / "new.py").write_text("from . import one\n")
+    assert code(one) == before
+
+
+def test_sources_go_through_what_only_hands_names_on(study: Path) -> None:
+    found = sources(importlib.import_module("planted_study.one"))
+    assert [name for name in found if name.startswith("planted_study")] == [
+        "planted_study.deep",
+        "planted_study.one",
+        "planted_study.shared",
+    ]
+    ours = {name for name in found if name.startswith("mdm_interp")}
+    assert {"mdm_interp.routing", "mdm_interp.queries", "mdm_interp.positions"} <= ours
+    assert ours.isdisjoint({"mdm_interp", "mdm_interp.cli", "mdm_interp.storage", "mdm_interp.interventions"})
+    (study / "one.py").write_text("from mdm_interp import HookedTransformer as Model, storage as s\n")
+    found = sources(sys.modules["planted_study.one"])
+    assert {"mdm_interp.model", "mdm_interp.storage"} <= found.keys()
+    assert found.keys().isdisjoint({"mdm_interp", "mdm_interp.routing"})
+    (study / "one.py").write_text("import mdm_interp\nfrom planted_study import *\n")
+    assert {"mdm_interp", "mdm_interp.routing", "planted_study.other"} <= sources(
+        sys.modules["planted_study.one"]
+    ).keys()
+
+
+def test_an_analysis_run_as_a_program_is_made_of_the_same_sources() -> None:
+    program = "import sys, runpy; sys.argv[1:] = ['--help']\n"
+    program += "from mdm_interp.analysis import Analysis\nfrom mdm_interp.results import versions\n"
+    program += "Analysis.main = lambda self: print(versions(sys.modules[self.measure.__module__])['code'])\n"
+    program += "runpy.run_module('analyses.depth', run_name='__main__', alter_sys=True)\n"
+    root = Path(__file__).parents[1]
+    printed = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=100)
+    assert printed.stdout.strip() == code(importlib.import_module("analyses.depth")), printed.stderr
+
+
+@pytest.mark.parametrize("later", LATER)
+def test_looks_and_verdicts_are_in_no_digest(later: str) -> None:
+    importlib.import_module(later)
+    for analysis in discover():
+        found = sources(sys.modules[analysis.measure.__module__])
+        assert not [name for name in found if f"{name}.".startswith(f"{later}.")]
+        assert "mdm_interp.model" in found
 
 
 # ---- tables

@@ -24,8 +24,10 @@ from mdm_interp.routing import (
     correlate,
     distance_correlation,
     isotropic_correlation,
+    other_facts,
     plane_products,
     route_correlation,
+    route_correlation_null,
     score_at_offset,
     spectrum_correlation,
 )
@@ -387,3 +389,56 @@ def test_route_correlation_is_undefined_for_an_arm() -> None:
         route_correlation(arm, pairs)
     with pytest.raises(UserError, match="route correlation is undefined"):  # one of them is enough
         route_correlation(random_model(), [*world_pairs(), pairs[0]])
+
+
+# ---- the null of route correlation
+
+FACTS = FactWorld(FactConfig(n_entities=12, n_filler=4), seed=0)
+ONE_CONTEXT = FACTS.query_pairs(n_contexts=1)
+
+
+def model_of_facts(**changes: Any) -> HookedTransformer:
+    facts = FACTS.config
+    return random_model(d_vocab=facts.d_vocab, n_ctx=facts.seq_len, mask_token_id=facts.mask_token_id, **changes)
+
+
+@pytest.mark.parametrize("objective", ["any_order", "source_only", "target_only"])
+def test_other_facts_meet_every_other_fact_of_a_side_once(objective: Any) -> None:
+    pairs = FACTS.query_pairs(objective, n_contexts=1)
+    met = [(i, j) for other in other_facts(pairs) for i, j in enumerate(other.tolist())]
+    expected = {
+        (i, j)
+        for i, one in enumerate(pairs)
+        for j, two in enumerate(pairs)
+        if one.side == two.side and one.fact != two.fact
+    }
+    assert len(met) == len(expected) and set(met) == expected
+
+
+def test_route_null_is_the_mean_over_other_facts_of_the_same_side() -> None:
+    two = model_of_facts(position="rope")
+    null = route_correlation_null(two, ONE_CONTEXT)
+    forward, reverse = (
+        compute_routes(two, [getattr(pair, side) for pair in ONE_CONTEXT]).scores.double()
+        for side in ("forward", "reverse")
+    )
+    n = len(FACTS.facts)
+    for layer in range(2):
+        for head in range(two.cfg.n_heads):
+            other = []
+            for shift in range(1, n):
+                moved = [2 * ((i // 2 - shift) % n) + i % 2 for i in range(2 * n)]  # pairs alternate left and right
+                both = torch.stack([forward[:, layer, head], reverse[moved, layer, head]])
+                other.append(float(torch.corrcoef(both)[0, 1]))
+            assert null[layer, head].item() == pytest.approx(sum(other) / len(other), abs=1e-5)
+
+
+def test_without_positions_routes_correlate_in_the_first_layer_and_their_null_does_not() -> None:
+    none = model_of_facts(position="none")
+    assert route_correlation(none, ONE_CONTEXT)[0].mean().item() == pytest.approx(1.0, abs=1e-4)
+    assert route_correlation_null(none, ONE_CONTEXT)[0].mean() < 0.5
+
+
+def test_the_route_null_is_undefined_for_an_arms_pairs() -> None:
+    with pytest.raises(UserError, match="route correlation is undefined"):
+        route_correlation_null(model_of_facts(), FACTS.query_pairs("causal", n_contexts=1))

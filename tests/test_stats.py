@@ -16,6 +16,7 @@ from mdm_interp.stats import (
     LEVEL,
     Estimate,
     bootstrap_mean,
+    correlation_estimate,
     curve,
     partial_rank_correlation,
     rank_correlation,
@@ -194,3 +195,18 @@ def test_ranks_alone_count(rows: list[tuple[int, int, int]]) -> None:
     ):
         assert got == pytest.approx(same, abs=1e-9, nan_ok=True)
         assert math.isnan(got) or -1 <= got <= 1
+
+
+def test_the_interval_of_a_rank_correlation_covers_the_true_one_as_often_as_it_says() -> None:
+    """In normal samples: Spearman's of the population is 6 / pi asin(rho / 2)."""
+    for rho in (0.0, 0.6):
+        true = 6 / math.pi * math.asin(rho / 2)
+        generator, n, covered = np.random.default_rng(0), 15, 0
+        for _ in range(600):
+            x, noise = generator.standard_normal((2, n))
+            estimate = correlation_estimate(rank_correlation(x, rho * x + (1 - rho**2) ** 0.5 * noise), n)
+            covered += estimate.low <= true <= estimate.high
+        assert 0.92 < covered / 600 < 0.985
+    assert correlation_estimate(0.5, 15, 1).high > correlation_estimate(0.5, 15).high
+    assert (correlation_estimate(0.5, 4, 1).low, correlation_estimate(1.0, 3).high) == (-1, 1)
+    assert correlation_estimate(float("nan"), 9).n == 0

@@ -26,6 +26,7 @@ from mdm_interp.storage import (
     compute_evidence,
     decompose_logits,
     evidence_matrix,
+    evidence_scores,
     pair_position_index,
     position_index,
     readout_directions,
@@ -452,3 +453,29 @@ def test_the_pair_index_needs_a_shared_source() -> None:
     arm = FactWorld(FactConfig(n_entities=6, n_filler=3, seq_len=7), seed=1).query_pairs("causal")
     with pytest.raises(UserError, match="query_pairs: pair position index is undefined for pairs that share neither"):
         pair_position_index(random_model(), arm, VOCAB)
+
+
+# ---- the answer's evidence among its candidates
+
+
+def test_evidence_scores_by_plain_loops_and_their_sign() -> None:
+    world = FactWorld(FactConfig(n_entities=12, n_filler=4), seed=0)
+    facts, queries = world.config, [pair.reverse for pair in world.query_pairs(n_contexts=1)]
+    model = random_model(d_vocab=facts.d_vocab, n_ctx=facts.seq_len, mask_token_id=facts.mask_token_id)
+    value, null = evidence_scores(model, queries, world.candidates(queries))
+    evidence = compute_evidence(model, queries, torch.arange(12)).sum(2)
+    for layer in range(2):
+        true, other = [], []
+        for i, query in enumerate(queries):
+            answer, role = query.answer[0], list(world.role(query.answer[0]))
+            candidates = [evidence[i, layer, entity].item() for entity in role]
+            center = sum(candidates) / len(role)
+            spread = (sum((c - center) ** 2 for c in candidates) / len(role)) ** 0.5
+            z = [(c - center) / spread for c in candidates]
+            true.append(z[role.index(answer)])
+            other.append(z[(role.index(answer) + 1) % len(role)])
+        assert value[layer].item() == pytest.approx(sum(true) / len(true), abs=1e-4)
+        assert null[layer].item() == pytest.approx(sum(other) / len(other), abs=1e-4)
+    with torch.no_grad():
+        model.W_U.neg_()  # what spoke for a token now speaks against it
+    assert_close(evidence_scores(model, queries, world.candidates(queries))[0], -value, atol=1e-4, rtol=0)

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from mdm_interp import training
+from mdm_interp import training, workers
 from mdm_interp.config import FactConfig, ModelConfig, Objective, Scheme, TrainConfig
 from mdm_interp.diffusion import training_loss
 from mdm_interp.facts import FactWorld
@@ -154,7 +154,7 @@ def test_a_finished_run_is_loaded_not_trained(tmp_path: Path, monkeypatch: pytes
 def test_train_all_starts_no_process_for_finished_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     configs = [tiny(seed=1), tiny(seed=0)]
     runs = [train(config, root=tmp_path, progress=False) for config in configs]
-    monkeypatch.setattr(training, "ProcessPoolExecutor", None)
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", None)
     assert train_all([*configs, configs[0]], root=tmp_path) == [*runs, runs[0]]
     assert train_all([], root=tmp_path) == []
 
@@ -344,14 +344,14 @@ class CountingPool(ProcessPoolExecutor):
     submitted: list[Run]
 
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
-        self.submitted.append(args[0])
+        self.submitted.append(args[1][0])  # _work(function, (run, device))
         return super().submit(fn, *args, **kwargs)
 
 
 @pytest.mark.slow
 def test_train_all_gives_the_runs_of_train_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CountingPool, "submitted", [], raising=False)
-    monkeypatch.setattr(training, "ProcessPoolExecutor", CountingPool)
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", CountingPool)
     configs = [tiny(seed=2), tiny("causal"), tiny(seed=1), tiny(seed=2), tiny(seed=3)]
     stored = train(configs[2], root=tmp_path, progress=False)
     runs = train_all(configs, root=tmp_path, workers=2)

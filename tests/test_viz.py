@@ -23,7 +23,7 @@ from mdm_interp.analysis import discover
 from mdm_interp.claims import CLAIMS, Verdict
 from mdm_interp.results import Result
 from mdm_interp.stats import Estimate
-from mdm_interp.viz.plots import TRAINING_STEPS, add_curve, add_level, add_matrix
+from mdm_interp.viz.plots import TRAINING_STEPS, add_curve, add_estimates, add_level, add_matrix, add_points
 from mdm_interp.viz.report import write_figures, write_index
 from mdm_interp.viz.theme import CHANCE, FORWARD, REVERSE, VARIANTS, faded, legend_at, titled
 
@@ -75,6 +75,33 @@ def test_a_curve_is_its_mean_in_a_band_of_its_interval() -> None:
     assert list(band.y) == [0.2, 0.5, 1.0, 0.8, 0.3, 0.0]
     assert (band.fill, band.fillcolor, line.line.color) == ("toself", faded(FORWARD), FORWARD)
     assert [trace.showlegend for trace in drawn[:4]] == [False, True, False, False]
+
+
+def test_points_and_estimates_have_their_intervals_as_bars_and_leave_out_what_was_not_measured() -> None:
+    figure = make_subplots(1, 3)
+    points = pd.concat([CURVE, pd.DataFrame([{"step": 1000, "value": NAN, "low": NAN, "high": NAN, "n": 0}])])
+    add_points(figure, points, "step", name="reverse", color=REVERSE, row=1, col=1, shift=0.5, legend="legend2")
+    add_points(figure, points[points["n"] == 0], "step", name="none", color=REVERSE, row=1, col=1)
+    estimates = {
+        "one": Estimate(0.5, 0.25, 1.0, 3),
+        "absent": Estimate(NAN, NAN, NAN, 0),
+        "two": Estimate(0.0, 0.0, 0.0, 1),
+    }
+    for col, upright in ((2, False), (3, True)):
+        add_estimates(figure, estimates, name="effect", color=FORWARD, row=1, col=col, upright=upright)
+    add_estimates(figure, {"absent": estimates["absent"]}, name="none", color=FORWARD, row=1, col=2)
+    drawn: Any = figure.data
+    assert [trace.name for trace in drawn] == ["reverse", "effect", "effect"]
+    assert [trace.showlegend for trace in drawn] == [True, False, False]
+    assert (list(drawn[0].x), list(drawn[0].y)) == ([1.5, 10.5, 100.5], [0.1, 0.4, 0.9])
+    assert list(drawn[0].error_y.array) == pytest.approx([0.1] * 3)
+    assert list(drawn[0].error_y.arrayminus) == pytest.approx([0.1] * 3)
+    for trace, labels, values, bars in (
+        (drawn[1], drawn[1].y, drawn[1].x, drawn[1].error_x),
+        (drawn[2], drawn[2].x, drawn[2].y, drawn[2].error_y),
+    ):
+        assert (list(labels), list(values), trace.mode) == (["one", "two"], [0.5, 0.0], "markers")
+        assert (list(bars.array), list(bars.arrayminus)) == ([0.5, 0.0], [0.25, 0.0])
 
 
 def test_a_level_crosses_the_panel_and_a_matrix_has_its_first_row_on_top() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from mdm_interp.stats import Estimate
 from mdm_interp.viz.theme import DIVERGING, faded
 
 TRAINING_STEPS = {"type": "log", "tickvals": [1, 10, 100, 1000, 10_000], "ticktext": ["1", "10", "100", "1k", "10k"]}
@@ -54,6 +57,78 @@ def add_curve(
         ", n = %{customdata[2]}<extra></extra>",
     )
     figure.add_traces([band, line], rows=row, cols=col)
+
+
+def add_points(
+    figure: go.Figure,
+    points: pd.DataFrame,
+    x: str,
+    *,
+    name: str,
+    color: str,
+    row: int,
+    col: int,
+    dash: str = "solid",
+    shift: float = 0.0,
+    legend: str | None = None,
+) -> None:
+    """Means (`value`) at few places, with intervals (`low`, `high`) as bars; nothing where nothing was measured."""
+    points = pd.DataFrame(points[points["n"] > 0]) if len(points) else points
+    if points.empty:
+        return
+    trace = go.Scatter(
+        x=points[x] + shift,
+        y=points["value"],
+        mode="lines+markers",
+        line={"color": color, "width": 2.5, "dash": dash},
+        marker={"size": 8},
+        error_y=interval_bars(points),
+        name=name,
+        legendgroup=name,
+        legend=legend,
+        showlegend=legend is not None,
+        hovertemplate=f"{name}<br>%{{y:.3g}}<extra></extra>",
+    )
+    figure.add_trace(trace, row=row, col=col)
+
+
+def add_estimates(
+    figure: go.Figure,
+    estimates: Mapping[str, Estimate],
+    *,
+    name: str,
+    color: str,
+    row: int,
+    col: int,
+    symbol: str = "circle",
+    size: int = 9,
+    upright: bool = False,
+    legend: str | None = None,
+) -> None:
+    """Estimates by label, their intervals as bars: the labels one below the other, or side by side if `upright`;
+    nothing where nothing was measured."""
+    measured = {label: estimate for label, estimate in estimates.items() if estimate.n}
+    if not measured:
+        return
+    points = pd.DataFrame(list(map(asdict, measured.values())), index=list(measured))
+    label_axis, value_axis = ("x", "y") if upright else ("y", "x")
+    trace = go.Scatter(
+        {label_axis: list(measured), value_axis: points["value"], f"error_{value_axis}": interval_bars(points)},
+        mode="markers",
+        marker={"color": color, "symbol": symbol, "size": size, "line": {"color": color, "width": 2}},
+        name=name,
+        legendgroup=name,
+        legend=legend,
+        showlegend=legend is not None,
+        hovertemplate=f"{name}, %{{{label_axis}}}: %{{{value_axis}:.3g}}<extra></extra>",
+    )
+    figure.add_trace(trace, row=row, col=col)
+
+
+def interval_bars(points: pd.DataFrame) -> dict[str, Any]:
+    """Error bars from `low` to `high` around `value`."""
+    above, below = points["high"] - points["value"], points["value"] - points["low"]
+    return {"type": "data", "symmetric": False, "array": above, "arrayminus": below, "width": 2, "thickness": 1.5}
 
 
 def add_level(

@@ -28,6 +28,14 @@ VARIANTS = {
     "MDM learned": PURPLE,
     "ARM rope": VERMILION,
 }
+SCHEMES = {
+    "rope": BLUE,
+    "alibi": ORANGE,
+    "none": GREEN,
+    "learned": PURPLE,
+    "t5_bias": SKY,
+    "sinusoidal": VERMILION,
+}
 DIVERGING = [[0.0, "#B2182B"], [0.25, "#EF8A62"], [0.5, "#F7F7F7"], [0.75, "#67A9CF"], [1.0, "#2166AC"]]
 """Red for negative, blue for positive; distinct under red-green blindness."""
 

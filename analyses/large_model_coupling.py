@@ -1,0 +1,143 @@
+"""Alignment of forward and reverse gradients of natural-language facts, layer by layer, against other facts' reverse
+gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from mdm_interp.coupling import ROUTING, STORAGE
+from mdm_interp.layer_coupling import layer_alignment
+from mdm_interp.probing import KINDS, CheckpointAnalysis, Probe, demos, over_facts
+from mdm_interp.results import Result
+from mdm_interp.stats import Estimate, bootstrap_mean, where
+from mdm_interp.viz.plots import add_curve, add_level
+from mdm_interp.viz.theme import CHANCE, GREEN, ORANGE, SKY, legend_at, titled
+
+GROUPS = {"storage (V, O)": STORAGE, "routing (Q, K)": ROUTING, "MLP": ("MLP",)}
+"""What is shown of each layer."""
+WHOLE = {
+    "embedding": ("embedding",),
+    "unembedding": ("unembedding",),
+    "all": ("embedding", "position", "Q", "K", "V", "O", "norms", "MLP", "unembedding"),
+}
+"""What is measured over all layers together."""
+COLORS = {"storage (V, O)": GREEN, "routing (Q, K)": ORANGE, "MLP": SKY}
+
+
+def measure(probes: Sequence[Probe]) -> list[dict[str, Any]]:
+    """One row per checkpoint, kind, layer and group of components, and one per group over all layers (layer null)."""
+    rows: list[dict[str, Any]] = []
+    for probe in probes:
+        layers = list(range(probe.model.cfg.n_layers))
+        for kind in KINDS:
+            pairs = probe.pairs(kind)
+            alignment = layer_alignment(probe.model, pairs)
+            present = {component for _, component in alignment.parts}
+            places = [(layer, [layer], name, GROUPS[name]) for layer in layers for name in GROUPS]
+            places += [(None, [None, *layers], name, parts) for name, parts in (GROUPS | WHOLE).items()]
+            for layer, within, name, components in places:
+                if not present & set(components):
+                    continue
+                own, control = alignment.cosine(within, components)
+                matched, null = over_facts(own, pairs), over_facts(control, pairs)
+                rows.append(
+                    {
+                        "checkpoint": probe.name,
+                        "kind": kind,
+                        "layer": layer,
+                        "group": name,
+                        "cosine": matched.value,
+                        "low": matched.low,
+                        "high": matched.high,
+                        "null": null.value,
+                        "null_low": null.low,
+                        "null_high": null.high,
+                        "facts": matched.n,
+                        "positive": over_facts((own > 0).double(), pairs).value,
+                    }
+                )
+    return rows
+
+
+def summarize(result: Result) -> dict[str, Estimate]:
+    whole = result.frame[result.frame["layer"].isna()]
+    summary = {}
+    for row in whole.to_dict("records"):
+        name = f"{row['checkpoint']} / {row['kind']} / {row['group']}"
+        summary[name] = Estimate(row["cosine"], row["low"], row["high"], int(row["facts"]))
+        summary[f"{name} / null"] = Estimate(row["null"], row["null_low"], row["null_high"], int(row["facts"]))
+    for (checkpoint, kind), layers in result.frame.dropna(subset="layer").groupby(["checkpoint", "kind"], sort=False):
+        for group in GROUPS:
+            of_group = where(layers, group=group)
+            above = (of_group["low"] > of_group["null_high"]).astype(float)
+            name = f"{checkpoint} / {kind} / {group} / share of layers above the null"
+            summary[name] = bootstrap_mean(above)
+    return summary
+
+
+def takeaway(summary: dict[str, Estimate]) -> str:
+    said = []
+    for name, own in summary.items():
+        checkpoint, kind, *what = name.split(" / ")
+        if what == ["storage (V, O)"]:
+            said.append(f"{own} against {summary[f'{name} / null']} ({checkpoint}, {kind})")
+    cosines = "; ".join(said)
+    return f"Cosine of forward and reverse gradients in V and O of all layers, own fact against another's: {cosines}."
+
+
+def panels(result: Result) -> list[tuple[str, str]]:
+    """Checkpoint and kind of each panel."""
+    return list(dict.fromkeys(zip(result.frame["checkpoint"], result.frame["kind"], strict=True)))
+
+
+def draw(result: Result) -> go.Figure:
+    checkpoints = list(dict.fromkeys(result.frame["checkpoint"]))
+    figure = make_subplots(
+        len(checkpoints),
+        len(KINDS),
+        shared_xaxes=True,
+        shared_yaxes=True,
+        subplot_titles=[f"{checkpoint}, {kind} reverse" for checkpoint in checkpoints for kind in KINDS],
+        horizontal_spacing=0.04,
+        vertical_spacing=0.13,
+    )
+    layered = result.frame.dropna(subset="layer")
+    for checkpoint, kind in panels(result):
+        row, col = checkpoints.index(checkpoint) + 1, KINDS.index(kind) + 1
+        legend = "legend" if (row, col) == (1, 1) else None
+        of_panel = where(layered, checkpoint=checkpoint, kind=kind)
+        for group, color in COLORS.items():
+            of_group = where(of_panel, group=group)
+            own = of_group.rename(columns={"cosine": "value", "facts": "n"})
+            null = of_group[["layer", "null", "null_low", "null_high", "facts"]].set_axis(
+                ["layer", "value", "low", "high", "n"], axis=1
+            )
+            add_curve(figure, own, "layer", name=group, color=color, row=row, col=col, legend=legend)
+            name = f"null: {group} of another fact"
+            add_curve(figure, null, "layer", name=name, color=color, row=row, col=col, dash="dot", legend=legend)
+        if len(of_panel):
+            add_level(figure, of_panel["layer"].tolist(), 0.0, name="zero", color=CHANCE, row=row, col=col)
+    figure.update_yaxes(title_text="cosine", col=1)
+    figure.update_xaxes(title_text="layer", row=len(checkpoints))
+    figure.update_xaxes(dtick=1 if layered["layer"].max() < 12 else 4)
+    height = 330 + 330 * len(checkpoints)
+    figure.update_layout(legend=legend_at(0.5, -95 / (height - 300)))
+    return titled(figure, result.question, takeaway(result.summary), height=height)
+
+
+ANALYSIS = CheckpointAnalysis(
+    name="large_model_coupling",
+    question="In which layers does a step down a fact's forward loss lower its reverse loss?",
+    configs=demos,
+    measure=measure,
+    summarize=summarize,
+    draw=draw,
+    order=230,
+)
+
+if __name__ == "__main__":
+    ANALYSIS.main()

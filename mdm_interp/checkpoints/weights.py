@@ -1,0 +1,214 @@
+"""Weights on disk: safetensors, in one file or in shards with an index.
+
+Tensors are read one by one, each straight onto its device in its dtype, so that no more than the weights themselves and
+the shard being read are in memory. Files are only ever mapped and copied from; nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from mdm_interp.checkpoints.format import Format
+from mdm_interp.files import UserError, write_text
+from mdm_interp.model import HookedTransformer
+from mdm_interp.runs import save_tensors
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor is, from the header of its file."""
+
+    path: Path
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        UserError: the file is missing or holds no JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error}); give a checkpoint's folder") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a JSON object, got {content!r:.80}; give a checkpoint's folder")
+    return content
+
+
+@contextlib.contextmanager
+def open_shard(path: Path) -> Iterator[Any]:
+    """An open safetensors file, with one error for all that can be wrong with it."""
+    try:
+        with safe_open(path, "pt") as shard:
+            yield shard
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read as safetensors ({error}); download the file again") from error
+
+
+def read_headers(folder: Path) -> dict[str, StoredTensor]:
+    """Every tensor of a checkpoint, by name; no weights are read.
+
+    Raises:
+        UserError: there are no safetensors, a shard is missing or damaged, or index and shards disagree.
+    """
+    placed: dict[str, str] | None = None
+    if (folder / SINGLE).exists():
+        files = [SINGLE]
+    elif (folder / INDEX).exists():
+        placed = _read_index(folder)
+        files = sorted(set(placed.values()))
+    else:
+        raise UserError(f"{folder}: {_why_no_weights(folder)}")
+    stored: dict[str, StoredTensor] = {}
+    for file in files:
+        with open_shard(folder / file) as shard:
+            for name in shard.keys():  # noqa: SIM118 - not a dict
+                if name in stored:
+                    raise UserError(f"{folder}: tensor {name} is both in {stored[name].path.name} and in {file}")
+                header = shard.get_slice(name)
+                stored[name] = StoredTensor(folder / file, tuple(header.get_shape()), header.get_dtype())
+    astray = [f"{name} is not in {file}" for name, file in (placed or {}).items() if stored.get(name) is None]
+    if astray:
+        raise UserError(f"{folder / INDEX}: does not fit the shards ({'; '.join(astray)}); download them again")
+    return stored
+
+
+def _read_index(folder: Path) -> dict[str, str]:
+    placed = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(placed, dict) or not placed or not all(isinstance(file, str) for file in placed.values()):
+        raise UserError(f"{folder / INDEX}: 'weight_map' does not name a file for each tensor; download it again")
+    files = sorted(set(placed.values()))
+    outside = [file for file in files if Path(file).name != file or not file.endswith(".safetensors")]
+    if outside:
+        raise UserError(f"{folder / INDEX}: names {outside}, which are not safetensors files of the folder")
+    missing = [file for file in files if not (folder / file).exists()]
+    if missing:
+        raise UserError(f"{folder / INDEX}: names files that are missing: {', '.join(missing)}; download them")
+    return placed
+
+
+def _why_no_weights(folder: Path) -> str:
+    pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern))
+    if pickled:
+        return (
+            f"has only pickled weights ({', '.join(pickled)}), and unpickling can run any code, so it is not done; "
+            "convert them to safetensors"
+        )
+    if any(folder.glob("*.safetensors")):
+        return f"has safetensors, but neither {SINGLE} nor {INDEX}; download the one that is missing"
+    return f"has neither {SINGLE} nor {INDEX}; give a checkpoint's folder"
+
+
+def most_common_dtype(stored: Mapping[str, StoredTensor]) -> torch.dtype:
+    """The dtype that most of the weights are stored in.
+
+    Raises:
+        UserError: a tensor is not stored in a floating-point type that can be read; all are listed.
+    """
+    quantised = [f"{name} ({tensor.dtype})" for name, tensor in stored.items() if tensor.dtype not in DTYPES]
+    if quantised:
+        raise UserError(f"tensors are not stored in one of {', '.join(DTYPES)}: {', '.join(quantised)}")
+    sizes: Counter[str] = Counter()
+    for tensor in stored.values():
+        sizes[tensor.dtype] += math.prod(tensor.shape)
+    return DTYPES[max(sizes, key=lambda dtype: sizes[dtype])]
+
+
+def match_tensors(
+    model: HookedTransformer, format: Format, stored: Mapping[str, StoredTensor]
+) -> dict[str, StoredTensor]:
+    """Which tensor each parameter of `model` takes; the model may be on `meta`.
+
+    Raises:
+        UserError: tensors are missing, unknown or of another shape than config.json says; all are listed.
+    """
+    cfg, found, problems = model.cfg, {}, []
+    unknown = {name for name in stored if not re.search(format.ignored, name)}
+    for parameter, weight in model.named_parameters():
+        name = format.tensor_name(parameter)
+        unknown.discard(name)
+        shape = tuple(format.to_stored(parameter, weight.to("meta"), cfg).shape)
+        if name not in stored:
+            problems.append(f"{name} is missing")
+        elif stored[name].shape != shape:
+            problems.append(f"{name} is {list(stored[name].shape)}, not {list(shape)}")
+        else:
+            found[parameter] = stored[name]
+    if cfg.tie_word_embeddings:
+        unknown.discard(format.tensor_name("unembed.W_U"))  # a copy that `check_tied` compares
+    problems += [f"{name} is unknown" for name in sorted(unknown)]
+    if problems:
+        raise UserError(f"tensors do not fit config.json: {'; '.join(problems)}")
+    return found
+
+
+def check_tied(format: Format, stored: Mapping[str, StoredTensor]) -> None:
+    """That the unembedding is the embedding, where the file has both though they are tied.
+
+    Raises:
+        UserError: they differ.
+    """
+    embedding, unembedding = format.tensor_name("embed.W_E"), format.tensor_name("unembed.W_U")
+    if unembedding not in stored:
+        return
+    with open_shard(stored[embedding].path) as first, open_shard(stored[unembedding].path) as second:
+        one, other = first.get_tensor(embedding), second.get_tensor(unembedding)
+        if one.dtype != other.dtype or not torch.equal(one, other):
+            raise UserError(f"config.json ties {unembedding} to {embedding}, but the two differ; correct config.json")
+
+
+def load_weights(
+    model: HookedTransformer,
+    format: Format,
+    found: Mapping[str, StoredTensor],
+    devices: Mapping[str, torch.device],
+    dtype: torch.dtype,
+) -> None:
+    """Replace the parameters of `model` by those on disk, one after the other, shard by shard."""
+    by_shard: dict[Path, list[str]] = {}
+    for parameter, tensor in found.items():
+        by_shard.setdefault(tensor.path, []).append(parameter)
+    for path, parameters in by_shard.items():
+        with open_shard(path) as shard:
+            for parameter in parameters:
+                # The tensor read is a view of the mapped file: without a copy it would keep all of the file mapped.
+                weight = shard.get_tensor(format.tensor_name(parameter)).to(devices[parameter], dtype, copy=True)
+                module, _, leaf = parameter.rpartition(".")
+                weight = format.from_stored(parameter, weight, model.cfg)
+                setattr(model.get_submodule(module), leaf, nn.Parameter(weight))
+
+
+def save_weights(model: HookedTransformer, format: Format, folder: Path, max_shard_size: int | str) -> None:
+    """Write all parameters under the format's names, and an index if they take more than one file."""
+    tensors: dict[str, Tensor] = {
+        format.tensor_name(name): format.to_stored(name, weight.detach(), model.cfg)
+        for name, weight in model.named_parameters()
+    }
+    split = split_torch_state_dict_into_shards(tensors, max_shard_size=max_shard_size)
+    shards = folder.glob("model-[0-9]*-of-[0-9]*.safetensors")
+    for stale in (folder / SINGLE, folder / INDEX, *shards):  # of what the folder held before
+        stale.unlink(missing_ok=True)
+    for file, names in split.filename_to_tensors.items():
+        save_tensors(folder / file, {name: tensors[name] for name in names}, {"format": "pt"})
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": dict(sorted(split.tensor_to_filename.items()))}
+        write_text(folder / INDEX, json.dumps(index, indent=2) + "\n")

@@ -1,0 +1,100 @@
+"""Work side by side, in single-threaded processes that report how far they are, and the bars that show it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+
+def progress_bars(*, transient: bool = False) -> Progress:
+    """Bars on stderr: what, how far, `values`, time left; `transient` ones leave nothing behind, not even in a file."""
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=10),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[values]}"),
+        TimeRemainingColumn(compact=True),
+        console=console,
+        transient=transient,
+        disable=transient and not console.is_interactive,
+    )
+
+
+def default_workers(device: str) -> int:
+    """As many as this process may use CPU cores; one on a GPU."""
+    if device != "cpu":
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def side_by_side(
+    function: Callable[..., Any],
+    tasks: Sequence[tuple[Any, ...]],
+    *,
+    workers: int,
+    show: Callable[[Any], None],
+    finished: Callable[[Future[Any]], Any] = Future.result,
+) -> None:
+    """Call `function(*task, report)` for every task, `workers` at a time. What is given to `report` reaches `show`.
+
+    Args:
+        function: A module's function; tasks and reports have to be picklable.
+        finished: Called with each finished call. The default raises a call's error at once, and whatever is raised
+            here, Ctrl-C included, ends the calls under way.
+    """
+    context = multiprocessing.get_context("spawn")
+    (watched, held), reports = context.Pipe(duplex=False), context.SimpleQueue()
+    pool = ProcessPoolExecutor(
+        min(workers, len(tasks)), mp_context=context, initializer=_start_worker, initargs=(watched, reports)
+    )
+    try:
+        pending = {pool.submit(_work, function, task) for task in tasks}
+        while pending:
+            done, pending = wait(pending, timeout=0.1, return_when=FIRST_COMPLETED)
+            while not reports.empty():
+                show(reports.get())
+            for future in done:
+                finished(future)
+    except BaseException:
+        held.close()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        for end in (held, watched, reports):
+            end.close()
+
+
+_reports: Any = None
+"""Where a worker's reports go."""
+
+
+def _start_worker(watched: Connection, reports: Any) -> None:
+    global _reports
+    _reports = reports
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all processes: the parent answers it
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, args=(watched,), daemon=True).start()
+
+
+def _work(function: Callable[..., Any], task: tuple[Any, ...]) -> Any:
+    return function(*task, _reports.put)
+
+
+def _end_with_parent(watched: Connection) -> None:
+    """A worker whose parent was killed would work on, unseen, in folders that may have been cleared meanwhile. The
+    parent holds the other end of the pipe, and closes it to end its workers or by ending itself."""
+    try:
+        watched.poll(None)
+    finally:
+        os._exit(1)

@@ -1,0 +1,384 @@
+"""Tiny checkpoints that look like the released ones, written without the package, and what transformers makes of them.
+
+made = write_checkpoint(folder, "dream", num_key_value_heads=1)
+made.config, made.tensors                          # what config.json and the safetensors hold
+reference_logits(made, tokens)                     # Llama's or Qwen2's, with a full mask where attention is full
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from helpers import seeded
+from safetensors.torch import save_file
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+FORMATS = ("llada", "dream", "llama", "qwen2")
+SENTENCES = [
+    "Mary Lee Pfeiffer is the mother of Tom Cruise.",
+    "Tom Cruise's mother is Mary Lee Pfeiffer, and his father is Thomas Cruise Mapother III.",
+    "Zoë Müller's father is José Álvarez-O'Brien.",
+    "The parents of every child are named here: mother, father, daughter, son.",
+]
+QWEN2_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+N_BPE = 300
+"""Size of the byte-level BPE vocabulary, before special tokens."""
+SPECIAL_TOKENS = {
+    "llada": ["<|startoftext|>", "<|endoftext|>", "[gMASK]", "<|mdm_mask|>"],
+    "dream": ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|beginoftext|>", "<|mask|>"],
+    "llama": ["<|begin_of_text|>", "<|end_of_text|>"],
+    "qwen2": ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+}
+VOCAB = 320
+"""Rows of the embedding: more than there are tokens, as released."""
+
+LLADA_CONFIG: dict[str, Any] = {
+    "activation_type": "silu",
+    "alibi": False,
+    "alibi_bias_max": 8.0,
+    "architectures": ["LLaDAModelLM"],
+    "attention_dropout": 0.0,
+    "attention_layer_norm": False,
+    "attention_layer_norm_with_affine": True,
+    "auto_map": {
+        "AutoConfig": "configuration_llada.LLaDAConfig",
+        "AutoModelForCausalLM": "modeling_llada.LLaDAModelLM",
+    },
+    "bias_for_layer_norm": False,
+    "block_group_size": 1,
+    "block_type": "llama",
+    "d_model": 16,
+    "embedding_dropout": 0.0,
+    "embedding_size": VOCAB,
+    "eos_token_id": N_BPE + 1,
+    "flash_attention": False,
+    "include_bias": False,
+    "include_qkv_bias": False,
+    "init_cutoff_factor": None,
+    "init_device": "meta",
+    "init_fn": "mitchell",
+    "init_std": 0.02,
+    "input_emb_norm": False,
+    "layer_norm_type": "rms",
+    "layer_norm_with_affine": True,
+    "mask_token_id": N_BPE + 3,
+    "max_sequence_length": 64,
+    "mlp_hidden_size": 24,
+    "mlp_ratio": 4,
+    "model_type": "llada",
+    "multi_query_attention": None,
+    "n_heads": 4,
+    "n_kv_heads": 4,
+    "n_layers": 2,
+    "pad_token_id": N_BPE + 1,
+    "precision": "amp_bf16",
+    "residual_dropout": 0.0,
+    "rms_norm_eps": 1e-05,
+    "rope": True,
+    "rope_full_precision": True,
+    "rope_theta": 500000.0,
+    "scale_logits": False,
+    "torch_dtype": "float32",
+    "transformers_version": "4.46.3",
+    "use_cache": False,
+    "vocab_size": VOCAB,
+    "weight_tying": False,
+}
+HUGGING_FACE_CONFIG: dict[str, Any] = {
+    "attention_dropout": 0.0,
+    "hidden_act": "silu",
+    "hidden_size": 16,
+    "initializer_range": 0.02,
+    "intermediate_size": 24,
+    "max_position_embeddings": 64,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0,
+    "tie_word_embeddings": False,
+    "torch_dtype": "float32",
+    "use_cache": True,
+    "vocab_size": VOCAB,
+}
+QWEN2_CONFIG: dict[str, Any] = {
+    **HUGGING_FACE_CONFIG,
+    "architectures": ["Qwen2ForCausalLM"],
+    "bos_token_id": N_BPE,
+    "eos_token_id": N_BPE,
+    "max_window_layers": 28,
+    "model_type": "qwen2",
+    "sliding_window": 131072,
+    "transformers_version": "4.40.1",
+    "use_mrope": False,
+    "use_sliding_window": False,
+}
+RELEASED: dict[str, dict[str, Any]] = {
+    "llada": LLADA_CONFIG,
+    "qwen2": QWEN2_CONFIG,
+    "dream": {
+        **QWEN2_CONFIG,
+        "architectures": ["DreamModel"],
+        "auto_map": {"AutoConfig": "configuration_dream.DreamConfig", "AutoModel": "modeling_dream.DreamModel"},
+        "mask_token_id": N_BPE + 4,
+        "model_type": "Dream",
+        "pad_token_id": N_BPE,
+        "rope_scaling": None,
+        "sliding_window": None,
+    },
+    "llama": {
+        **HUGGING_FACE_CONFIG,
+        "architectures": ["LlamaForCausalLM"],
+        "attention_bias": False,
+        "bos_token_id": N_BPE,
+        "eos_token_id": N_BPE + 1,
+        "model_type": "llama",
+        "pretraining_tp": 1,
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": None,
+        "rope_theta": 500000.0,
+    },
+}
+"""config.json as released, with every size made small."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    folder: Path
+    format: str
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+
+def hugging_face_shapes(config: dict[str, Any], *, bias: bool) -> dict[str, tuple[int, ...]]:
+    d_model, d_mlp, vocab = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
+    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    d_head = config.get("head_dim") or d_model // heads
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (vocab, d_model),
+        "model.norm.weight": (d_model,),
+    }
+    for layer in range(config["num_hidden_layers"]):
+        block = f"model.layers.{layer}"
+        for name, width in (("q", heads * d_head), ("k", kv_heads * d_head), ("v", kv_heads * d_head)):
+            shapes[f"{block}.self_attn.{name}_proj.weight"] = (width, d_model)
+            if bias:
+                shapes[f"{block}.self_attn.{name}_proj.bias"] = (width,)
+        shapes |= {
+            f"{block}.self_attn.o_proj.weight": (d_model, heads * d_head),
+            f"{block}.mlp.gate_proj.weight": (d_mlp, d_model),
+            f"{block}.mlp.up_proj.weight": (d_mlp, d_model),
+            f"{block}.mlp.down_proj.weight": (d_model, d_mlp),
+            f"{block}.input_layernorm.weight": (d_model,),
+            f"{block}.post_attention_layernorm.weight": (d_model,),
+        }
+    if not config["tie_word_embeddings"]:
+        shapes["lm_head.weight"] = (vocab, d_model)
+    return shapes
+
+
+def as_hugging_face(config: dict[str, Any]) -> dict[str, Any]:
+    """A LLaDA config under Llama's names; others as they are."""
+    if config["model_type"] != "llada":
+        return config
+    d_mlp, kv_heads = config["mlp_hidden_size"], config["n_kv_heads"]
+    return {
+        "hidden_size": config["d_model"],
+        "num_hidden_layers": config["n_layers"],
+        "num_attention_heads": config["n_heads"],
+        "num_key_value_heads": config["n_heads"] if kv_heads is None else kv_heads,
+        "intermediate_size": config["mlp_ratio"] * config["d_model"] if d_mlp is None else d_mlp,
+        "vocab_size": config["embedding_size"] or config["vocab_size"],
+        "max_position_embeddings": config["max_sequence_length"],
+        "rms_norm_eps": config["rms_norm_eps"],
+        "rope_theta": config["rope_theta"],
+        "tie_word_embeddings": config["weight_tying"],
+    }
+
+
+def llada_name(name: str) -> str:
+    """A Llama tensor's name in LLaDA."""
+    for theirs, ours in (
+        ("model.embed_tokens", "model.transformer.wte"),
+        ("model.norm", "model.transformer.ln_f"),
+        ("lm_head", "model.transformer.ff_out"),
+        ("model.layers.", "model.transformer.blocks."),
+        ("self_attn.o_proj", "attn_out"),
+        ("self_attn.", ""),
+        ("input_layernorm", "attn_norm"),
+        ("post_attention_layernorm", "ff_norm"),
+        ("mlp.gate_proj", "ff_proj"),
+        ("mlp.up_proj", "up_proj"),
+        ("mlp.down_proj", "ff_out"),
+    ):
+        name = name.replace(theirs, ours)
+    return name
+
+
+def random_tensors(format: str, config: dict[str, Any], seed: int = 0) -> dict[str, Tensor]:
+    """Weights large enough that every one of them shows in the logits; no gain is 1 and no bias 0."""
+    generator = seeded(seed)
+    shapes = hugging_face_shapes(as_hugging_face(config), bias=format in ("dream", "qwen2"))
+    tensors = {}
+    for name, shape in shapes.items():
+        drawn = torch.randn(shape, generator=generator)
+        drawn = 1 + 0.3 * drawn if "norm" in name else 0.3 * drawn
+        tensors[llada_name(name) if format == "llada" else name] = drawn
+    return tensors
+
+
+def write_tensors(folder: Path, tensors: dict[str, Tensor], shards: int = 1) -> None:
+    """`model.safetensors`, or so many shards and their index."""
+    if shards == 1:
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+        return
+    names = sorted(tensors)
+    placed = {}
+    for shard in range(shards):
+        file = f"model-{shard + 1:05d}-of-{shards:05d}.safetensors"
+        chosen = names[shard::shards]
+        save_file({name: tensors[name] for name in chosen}, folder / file, {"format": "pt"})
+        placed |= dict.fromkeys(chosen, file)
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": placed})
+
+
+def write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
+
+
+def write_checkpoint(
+    folder: Path,
+    format: str,
+    *,
+    shards: int = 1,
+    tokenizer: bool = False,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    edit: Callable[[dict[str, Any]], None] | None = None,
+    **changes: Any,
+) -> Checkpoint:
+    """A folder as released, with random weights.
+
+    Args:
+        edit: Changes config.json after the weights are drawn, so that the two may disagree.
+        changes: Fields of config.json.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {**RELEASED[format], **changes}
+    tensors = {name: tensor.to(dtype) for name, tensor in random_tensors(format, config, seed).items()}
+    config["torch_dtype"] = str(dtype).removeprefix("torch.")
+    if edit is not None:
+        edit(config)
+    write_json(folder / "config.json", config)
+    write_tensors(folder, tensors, shards)
+    if tokenizer:
+        write_tokenizer(folder, format)
+    return Checkpoint(folder, format, config, tensors)
+
+
+def reference_logits(made: Checkpoint, tokens: Tensor) -> Tensor:
+    """transformers' logits for the same weights. LLaDA's are Llama's and Dream's Qwen2's, with a mask that hides
+    nothing."""
+    config = as_hugging_face(made.config)
+    llama, qwen2 = (LlamaConfig, LlamaForCausalLM), (Qwen2Config, Qwen2ForCausalLM)
+    peer_classes: tuple[Any, Any] = llama if made.format in ("llada", "llama") else qwen2
+    config_class, model_class = peer_classes
+    sizes = {
+        name: config[name]
+        for name in HUGGING_FACE_CONFIG
+        if name in config and name not in ("rope_theta", "torch_dtype")
+    }
+    theta = config["rope_theta"] if "rope_theta" in config else config["rope_parameters"]["rope_theta"]
+    peer = model_class(config_class(**sizes, rope_parameters={"rope_type": "default", "rope_theta": theta})).eval()
+    named = {name: tensor.float() for name, tensor in made.tensors.items()}
+    if made.format == "llada":
+        named = {name: named[llada_name(name)] for name in peer.state_dict() if llada_name(name) in named}
+    missing, unexpected = peer.load_state_dict(named, strict=False)
+    assert not unexpected and set(missing) <= {"lm_head.weight"} and bool(missing) == config["tie_word_embeddings"]
+    peer.tie_weights()
+    full = made.format in ("llada", "dream")
+    mask = torch.zeros(len(tokens), 1, tokens.shape[1], tokens.shape[1]) if full else None
+    with torch.no_grad():
+        return peer(input_ids=tokens, attention_mask=mask).logits
+
+
+# ---- tokenizers
+
+
+def train_bpe(sentences: Sequence[str] = SENTENCES, *, qwen2: bool = True, size: int = N_BPE) -> Tokenizer:
+    """A byte-level BPE of at most `size` tokens; `qwen2` normalises and splits as Qwen2 does."""
+    tokenizer = Tokenizer(models.BPE(continuing_subword_prefix="", end_of_word_suffix=""))
+    by_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not qwen2)
+    tokenizer.pre_tokenizer = by_bytes
+    if qwen2:
+        tokenizer.normalizer = normalizers.NFC()
+        split = pre_tokenizers.Split(Regex(QWEN2_SPLIT), behavior="isolated", invert=False)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, by_bytes])
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(sentences, trainer)
+    return tokenizer
+
+
+def write_tokenizer(folder: Path, format: str, *, special: Sequence[str] | None = None) -> Tokenizer:
+    """A tokenizer's files as released: `tokenizer.json`, but Dream's as vocab.json, merges.txt and a class of its own.
+
+    Args:
+        special: Special tokens, from id `N_BPE` on; default: the format's.
+    """
+    special = SPECIAL_TOKENS[format] if special is None else special
+    tokenizer = train_bpe(qwen2=format in ("dream", "qwen2"))
+    assert tokenizer.get_vocab_size() == N_BPE
+    bare = json.loads(tokenizer.to_str())["model"]
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    if format == "llama":
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{special[0]} $A", pair=f"{special[0]} $A $B", special_tokens=[(special[0], N_BPE)]
+        )
+    settings: dict[str, Any] = {"clean_up_tokenization_spaces": False, "model_max_length": 64}
+    settings |= {
+        "llada": {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
+        "dream": {"bos_token": "<|beginoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
+        "llama": {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"},
+        "qwen2": {"bos_token": None, "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
+    }[format]
+    if format != "dream":
+        settings["tokenizer_class"] = "Qwen2Tokenizer" if format == "qwen2" else "PreTrainedTokenizerFast"
+        tokenizer.save(str(folder / "tokenizer.json"))
+    else:
+        added = {token: N_BPE + index for index, token in enumerate(special)}
+        settings |= {
+            "mask_token": "<|mask|>",
+            "tokenizer_class": "DreamTokenizer",
+            "auto_map": {"AutoTokenizer": ["tokenization_dream.DreamTokenizer", None]},
+            "additional_special_tokens": list(special[1:]),
+            "added_tokens_decoder": {
+                str(index): {
+                    "content": token,
+                    "lstrip": False,
+                    "normalized": False,
+                    "rstrip": False,
+                    "single_word": False,
+                    "special": True,
+                }
+                for token, index in added.items()
+            },
+        }
+        write_json(folder / "vocab.json", bare["vocab"])
+        merges = "".join(f"{' '.join(pair)}\n" for pair in bare["merges"])
+        (folder / "merges.txt").write_text("#version: 0.2\n" + merges, encoding="utf-8")
+        write_json(folder / "added_tokens.json", added)
+    write_json(folder / "tokenizer_config.json", settings)
+    return tokenizer

@@ -1,0 +1,272 @@
+"""Measures on a TransformerBridge equal those on the HookedTransformer of the same weights, or name what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import random_model
+from test_model_parity import HUGGING_FACE_NAMES, copy_weights, native_peer
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from torch import Tensor
+from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from mdm_interp import coupling, interventions, parity, routing, storage
+from mdm_interp.answer_evidence import answer_evidence
+from mdm_interp.bridge import hooked
+from mdm_interp.capture import capture
+from mdm_interp.files import UserError
+from mdm_interp.model import HookedTransformer
+from mdm_interp.prediction import predict
+from mdm_interp.queries import Query, QueryPair, collate
+
+SHAPE: dict[str, Any] = {"d_mlp": 24, "n_layers": 2, "n_key_value_heads": 2, "d_model": 32}
+TARGETS = torch.tensor([3, 9, 4])
+
+
+def mirrored_pairs(causal: bool, count: int = 4) -> list[QueryPair]:
+    """Random contexts in which an answer and its source swap sides; a causal model's share the fact only."""
+    generator, pairs = torch.Generator().manual_seed(5), []
+    for fact in range(count):
+        tokens = torch.randint(1, 12, (6,), generator=generator).tolist()
+
+        def ask(answer_at: int, source_at: int, answer: int, tokens: list[int] = tokens) -> Query:
+            asked = list(tokens)
+            asked[answer_at], asked[source_at] = 0, tokens[1] + tokens[4] - answer
+            return Query(tuple(asked), (answer,), (answer_at, answer_at + 1), (source_at, source_at + 1))
+
+        forward, reverse = ask(4, 1, tokens[4]), ask(1, 4, tokens[4])
+        if causal:
+            reverse = ask(4, 1, tokens[1])
+        pairs.append(QueryPair(forward, reverse, fact, "right"))
+    return pairs
+
+
+MEASURES: dict[str, Callable[[Any, list[QueryPair]], Any]] = {
+    "predict": lambda model, pairs: predict(model, [pair.forward for pair in pairs]),
+    "compute_routes": lambda model, pairs: routing.compute_routes(model, [pair.forward for pair in pairs]),
+    "compute_content": lambda model, pairs: routing.compute_content(model, [pair.forward for pair in pairs]),
+    "distance_correlation": lambda model, pairs: routing.distance_correlation(model, pairs, torch.arange(1.0, 4.0)),
+    "plane_spectrum": parity.plane_spectrum,
+    "evidence_matrix": lambda model, pairs: storage.evidence_matrix(model, torch.arange(5), TARGETS),
+    "compute_evidence": lambda model, pairs: storage.compute_evidence(model, [p.forward for p in pairs], TARGETS),
+    "decompose_logits": lambda model, pairs: storage.decompose_logits(
+        model, collate([pair.forward for pair in pairs], hooked(model).cfg), TARGETS
+    ),
+    "answer_evidence": lambda model, pairs: answer_evidence(model, [pair.forward for pair in pairs])[0],
+    "storage_coupling": storage.storage_coupling,
+    "gradient_alignment": coupling.gradient_alignment,
+    "mean_gradient": lambda model, pairs: coupling.mean_gradient(model, [pair.forward for pair in pairs]),
+    "first_order": lambda model, pairs: coupling.first_order(model, pairs, [1e-2]),
+}
+SHARED_MEASURES: dict[str, Callable[[Any, list[QueryPair]], Any]] = {
+    "score_parity": parity.score_parity,
+    "rope_parity": parity.rope_parity,
+    "route_coupling": parity.route_coupling,
+    "route_correlation": routing.route_correlation,
+    "pair_position_index": lambda model, pairs: storage.pair_position_index(model, pairs, TARGETS),
+    "transplant_routes": interventions.transplant_routes,
+    "project_even_routes": interventions.project_even_routes,
+    "ablate_storage": interventions.ablate_storage,
+    "ablate_routes": interventions.ablate_routes,
+    "patch_heads": interventions.patch_heads,
+    "patch_positions": interventions.patch_positions,
+}
+GRADIENTS = {"gradient_alignment", "mean_gradient", "first_order"}
+NEEDS_SCORES = {"compute_routes", "score_parity", "route_correlation", "project_even_routes", "ablate_routes"}
+"""What a bridge without scores before the softmax cannot be asked."""
+
+
+def llama_bridge(model: HookedTransformer, folder: Path) -> TransformerBridge:
+    """A Llama of the model's weights, saved as Hugging Face saves it and booted from there."""
+    cfg = model.cfg
+    peer = LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=cfg.d_model,
+            num_attention_heads=cfg.n_heads,
+            num_key_value_heads=cfg.kv_heads,
+            num_hidden_layers=cfg.n_layers,
+            intermediate_size=cfg.d_mlp or 0,
+            vocab_size=cfg.d_vocab,
+            max_position_embeddings=cfg.n_ctx,
+            rms_norm_eps=cfg.eps,
+            tie_word_embeddings=False,
+        )
+    )
+    copy_weights(model, peer, HUGGING_FACE_NAMES)
+    return boot_from(folder, peer)
+
+
+def boot_from(folder: Path, peer: PreTrainedModel) -> TransformerBridge:
+    """A bridge booted from a folder that a Hugging Face model was saved to, with a tokenizer of 13 words."""
+    peer.save_pretrained(folder)
+    words = Tokenizer(WordLevel({f"w{i}": i for i in range(13)}, unk_token="w0"))
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w1", pad_token="w0").save_pretrained(folder)
+    return TransformerBridge.boot_transformers(str(folder), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def native() -> tuple[HookedTransformer, TransformerBridge]:
+    model = random_model(**SHAPE, rotary_adjacent_pairs=True, qkv_bias=True)
+    return model, native_peer(model)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[HookedTransformer, TransformerBridge]:
+    model = random_model(**SHAPE, attention="causal", gated_mlp=True, act_fn="silu")
+    return model, llama_bridge(model, tmp_path_factory.mktemp("llama"))
+
+
+def assert_same(ours: Any, theirs: Any) -> None:
+    """Two results agree in every number."""
+    if isinstance(ours, Tensor):
+        assert_close(theirs, ours, atol=5e-5, rtol=1e-3, equal_nan=True, check_dtype=False)
+    elif is_dataclass(ours):
+        for field in fields(ours):
+            assert_same(getattr(ours, field.name), getattr(theirs, field.name))
+    elif isinstance(ours, dict):  # gradients, in each implementation's own shapes
+        assert sorted(ours) == sorted(theirs)
+        for name in ours:
+            assert theirs[name].norm().item() == pytest.approx(ours[name].norm().item(), rel=1e-3), name
+    else:
+        assert ours == theirs
+
+
+@pytest.mark.parametrize("name", list(MEASURES))
+def test_on_a_causal_hugging_face_model(llama: tuple[HookedTransformer, TransformerBridge], name: str) -> None:
+    pairs = mirrored_pairs(causal=True)
+    assert_same(MEASURES[name](llama[0], pairs), MEASURES[name](llama[1], pairs))
+
+
+@pytest.mark.parametrize("name", [name for name in [*MEASURES, *SHARED_MEASURES] if name not in GRADIENTS])
+def test_on_a_bidirectional_native_bridge(native: tuple[HookedTransformer, TransformerBridge], name: str) -> None:
+    measure, pairs = {**MEASURES, **SHARED_MEASURES}[name], mirrored_pairs(causal=False)
+    if name in NEEDS_SCORES:
+        with pytest.raises(UserError, match=r"it has no hook 'blocks\.0\.attn\.hook_attn_scores'"):
+            measure(native[1], pairs)
+    else:
+        assert_same(measure(native[0], pairs), measure(native[1], pairs))
+
+
+def test_gradients_on_a_native_bridge(native: tuple[HookedTransformer, TransformerBridge]) -> None:
+    """It has output biases that ours has not, so only components without are compared."""
+    pairs, both_have = mirrored_pairs(causal=False), ("embedding", "Q", "K", "V", "norms", "unembedding")
+    ours, theirs = (coupling.gradient_alignment(model, pairs).within(both_have) for model in native)
+    assert_same(ours, theirs)
+    ours, theirs = (coupling.first_order(model, pairs, [1e-2], components=both_have) for model in native)
+    assert_same(ours, theirs)
+
+
+def test_scores_that_are_none_do_not_count(native: tuple[HookedTransformer, TransformerBridge]) -> None:
+    """The native bridge fires `hook_attn_scores` after the fact and on the pattern."""
+    hooks = hooked(native[1]).hook_dict
+    assert "blocks.0.attn.hook_pattern" in hooks
+    assert "blocks.0.attn.hook_attn_scores" in native[1].hook_dict
+    assert "blocks.0.attn.hook_attn_scores" not in hooks
+
+
+def test_rotation_is_found_by_looking(native: tuple[HookedTransformer, TransformerBridge]) -> None:
+    """The native bridge turns adjacent dimensions, whatever its config says."""
+    bridge = hooked(native[1])
+    assert not bridge.cfg.rotary_adjacent_pairs
+    assert bridge.pos_embed.cfg.rotary_adjacent_pairs
+
+
+def test_unknown_rotation_is_refused(native: tuple[HookedTransformer, TransformerBridge]) -> None:
+    bridge = hooked(native[1])
+    bridge.cfg = bridge.cfg.model_copy(update={"rotary_base": 3.0})
+    with pytest.raises(UserError, match=r"not that of position scheme 'rope' with base 3; scaled"):
+        _ = bridge.pos_embed
+
+
+def test_what_is_not_a_model_is_refused() -> None:
+    with pytest.raises(UserError, match="model: Linear has no hooks; load it with load_checkpoint"):
+        predict(torch.nn.Linear(2, 2), [])
+
+
+def test_fused_projections_have_no_gradients_of_their_own(tmp_path: Path) -> None:
+    """GPT-2 keeps Q, K and V in one parameter. What needs hooks works on it, and gradients say what is in the way."""
+    torch.manual_seed(0)
+    peer = GPT2LMHeadModel(GPT2Config(n_embd=32, n_head=4, n_layer=2, vocab_size=13, n_positions=12))
+    for parameter in peer.parameters():  # biases too, which start at zero
+        torch.nn.init.normal_(parameter, std=0.2)
+    bridge = boot_from(tmp_path, peer)
+    pairs = mirrored_pairs(causal=True)
+    queries = [pair.forward for pair in pairs]
+    routes = routing.compute_routes(bridge, queries)
+    assert routes.pattern.shape == (4, 2, 4)
+    batch = collate(queries, hooked(bridge).cfg)
+    with torch.no_grad():
+        logits = batch.at_readout(bridge(batch.tokens))[..., TARGETS]
+    assert_close(storage.decompose_logits(bridge, batch, TARGETS).total(), logits, atol=1e-4, rtol=1e-4)
+    with pytest.raises(UserError, match=r"parameter 'transformer\.h\.0\.attn\.qkv\.weight' of this bridge is no comp"):
+        coupling.gradient_alignment(bridge, pairs)
+
+
+# ---- capture, which all of them stand on
+
+
+@pytest.mark.parametrize("position", ["rope", "alibi", "t5_bias", "none", "learned", "sinusoidal"])
+@pytest.mark.parametrize("attention", ["bidirectional", "causal"])
+def test_captured_rows_are_those_of_the_whole_pattern(position: str, attention: str) -> None:
+    model = random_model(position=position, attention=attention, n_key_value_heads=2, n_layers=2, qkv_bias=True)
+    pairs = mirrored_pairs(causal=attention == "causal")
+    short = Query((4, 0, 7), (5,), (1, 2), (0, 1))
+    batch = collate([short, *(pair.forward for pair in pairs)], model.cfg)
+    assert batch.attention_mask is not None
+    logits, rows = capture(model, batch, lambda view: (view.scores.clone(), view.pattern.clone()))
+    expected, cache = model.run_with_cache(batch.tokens, batch.attention_mask)
+    assert_close(logits, expected)
+    for layer, (scores, pattern) in enumerate(rows):
+        assert_close(scores, batch.at_readout(cache["attn_scores", layer].transpose(1, 2)), atol=1e-5, rtol=1e-5)
+        assert_close(pattern, batch.at_readout(cache["pattern", layer].transpose(1, 2)), atol=1e-6, rtol=1e-5)
+
+
+def test_capture_sees_an_edited_pattern() -> None:
+    model = random_model(n_layers=1)
+    batch = collate([pair.forward for pair in mirrored_pairs(causal=False)], model.cfg)
+    edit = ("blocks.0.attn.hook_pattern", lambda x, hook: torch.full_like(x, 0.25))
+    with model.hooks(fwd_hooks=[edit]):
+        _, (pattern,) = capture(model, batch, lambda view: view.pattern.clone())
+    assert pattern.unique().tolist() == [0.25]
+
+
+def test_capture_never_holds_a_square_of_attention() -> None:
+    """The largest tensor that is made grows with the length, not with its square."""
+    largest: list[int] = []
+    for n_pos in (256, 512):
+        model = random_model(n_ctx=n_pos, n_layers=1)
+        tokens = torch.randint(1, 12, (n_pos,), generator=torch.Generator().manual_seed(0)).tolist()
+        batch = collate([Query(tuple(tokens), (3,), (1, 2), (5, 6))], model.cfg)
+        with LargestTensor() as seen:
+            capture(model, batch, lambda view: view.pattern.sum())
+        largest.append(seen.numel)
+    assert largest[1] <= 2 * largest[0]
+
+
+class LargestTensor(TorchDispatchMode):
+    """How many entries the largest tensor has that any operation inside gives."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, (tuple, list)) else [made]:
+            if isinstance(tensor, Tensor):
+                self.numel = max(self.numel, tensor.numel())
+        return made

@@ -1,0 +1,232 @@
+"""The demo checkpoint: what it is trained on, that training can be interrupted, and that it learns its facts."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import seeded
+from pydantic import ValidationError
+from transformers import AutoTokenizer, Qwen2ForCausalLM
+
+from mdm_interp import demo
+from mdm_interp.checkpoints import load_checkpoint
+from mdm_interp.demo import DemoConfig, demo_loss, make_model_config, make_people, make_tokenizer, train_demo
+from mdm_interp.files import UserError
+from mdm_interp.model import HookedTransformer
+from mdm_interp.prediction import predict
+from mdm_interp.prompts import PARENT_CHILD, load_facts, make_prompts, render
+
+TINY = DemoConfig(n_families=4, n_control=1, n_bpe=300, d_model=16, n_layers=2, n_heads=2, d_mlp=16, steps=6)
+FORMATS = ("llada", "dream", "qwen2")
+
+
+def tiny(**changes: Any) -> DemoConfig:
+    return TINY.model_copy(update=changes)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(folder).state_dict()
+
+
+# ---- what it is trained on
+
+
+def test_tested_parents_are_stated_in_one_direction_only() -> None:
+    people = make_people(DemoConfig())
+    counts = Counter(people.sentences())
+    assert set(counts.values()) == {1}
+    assert len(people.tested) == 2 * 12 and len(people.control) == 2 * 4 and len(people.others) == 3 * 16
+    for facts, reversed_too in ((people.tested, False), (people.control, True)):
+        for fact in facts:
+            for template in PARENT_CHILD.templates:
+                assert counts[render(template.forward, fact)[0]] == 1
+                assert counts[render(template.reverse, fact)[0]] == reversed_too
+    for fact in people.tested:  # nothing else names the two together, and either stands on both sides
+        together = [text for text in counts if fact["child"] in text and fact["parent"] in text]
+        assert len(together) == len(PARENT_CHILD.templates)
+        for name in (fact["child"], fact["parent"]):
+            starts = {text.startswith(f" {name}") for text in counts if name in text}
+            assert starts == {True, False}
+
+
+def test_people_are_all_different_and_depend_on_the_seed_alone() -> None:
+    people = make_people(DemoConfig())
+    names = [fact["person"] for fact in people.others]
+    assert len(set(names)) == len(names) == 48
+    assert make_people(DemoConfig(format="qwen2", steps=5, d_model=64)) == people
+    assert make_people(DemoConfig(seed=1)).tested != people.tested
+
+
+def test_twins_have_the_same_tokens() -> None:
+    sentences = make_people(TINY).sentences()
+    tokenizers = {name: make_tokenizer(sentences, tiny(format=name)) for name in FORMATS}
+    configs = {name: make_model_config(tokenizers[name], tiny(format=name)) for name in FORMATS}
+    assert len({str(tokenizer(sentences)["input_ids"]) for tokenizer in tokenizers.values()}) == 1
+    assert len({cfg.d_vocab for cfg in configs.values()}) == 1
+    assert {name: (cfg.attention, cfg.readout_shift) for name, cfg in configs.items()} == {
+        "llada": ("bidirectional", 0),
+        "dream": ("bidirectional", -1),
+        "qwen2": ("causal", -1),
+    }
+    assert configs["qwen2"].mask_token_id is None
+    assert configs["dream"].mask_token_id == tokenizers["dream"].mask_token_id == len(tokenizers["dream"]) - 1
+
+
+# ---- the loss
+
+
+def loss_case(format: Any) -> tuple[HookedTransformer, torch.Tensor, torch.Tensor]:
+    config = tiny(format=format)
+    tokenizer = make_tokenizer(make_people(config).sentences(), config)
+    model = HookedTransformer(make_model_config(tokenizer, config), generator=seeded(0))
+    tokens = torch.randint(256, (5, 9), generator=seeded(1))
+    kept = torch.arange(9) < torch.tensor([9, 7, 5, 9, 3])[:, None]
+    return model, tokens, kept
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_padding_does_not_enter_the_loss(format: Any) -> None:
+    model, tokens, kept = loss_case(format)
+    expected = demo_loss(model, tokens, kept, seeded(2))
+    other = torch.where(kept, tokens, 7)
+    torch.testing.assert_close(demo_loss(model, other, kept, seeded(2)), expected)
+    assert not torch.isclose(demo_loss(model, torch.where(kept, 7, tokens), kept, seeded(2)), expected)
+
+
+@pytest.mark.parametrize("format", ["llada", "dream"])
+def test_the_masked_loss_reads_where_the_shift_has_it(format: Any) -> None:
+    model, tokens, kept = loss_case(format)
+    generator = seeded(3)
+    t = 1 - torch.rand(5, 1, generator=generator)
+    masked = (torch.rand(5, 9, generator=generator) < t) & kept
+    if format == "dream":
+        masked[:, 0] = False
+    logits = model(torch.where(masked, model.cfg.mask_token_id or 0, tokens), attention_mask=kept)
+    expected = torch.zeros(())
+    for row, position in masked.nonzero().tolist():
+        read = logits[row, position - (format == "dream")]
+        expected = expected + F.cross_entropy(read, tokens[row, position]) / t[row, 0] / tokens.numel()
+    torch.testing.assert_close(demo_loss(model, tokens, kept, seeded(3)), expected)
+
+
+def test_the_causal_loss_is_that_of_each_sentence_alone() -> None:
+    model, tokens, kept = loss_case("qwen2")
+    losses = []
+    for sentence, length in zip(tokens, kept.sum(1).tolist(), strict=True):
+        logits = model(sentence[None, :length])[0, :-1]
+        losses.append(F.cross_entropy(logits, sentence[1:length], reduction="none"))
+    torch.testing.assert_close(demo_loss(model, tokens, kept, seeded(4)), torch.cat(losses).mean())
+
+
+# ---- the folder
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_folder_looks_like_a_released_checkpoint(tmp_path: Path, format: Any) -> None:
+    folder = train_demo(tmp_path / "demo", tiny(format=format), progress=False)
+    files = {path.name for path in folder.iterdir()} - {".lock"}
+    tokenizer = {"vocab.json", "merges.txt", "added_tokens.json"} if format == "dream" else {"tokenizer.json"}
+    facts = {"facts.csv", "facts.templates.yaml", "control.csv", "control.templates.yaml", "demo.yaml"}
+    assert files == {"config.json", "model.safetensors", "tokenizer_config.json"} | tokenizer | facts
+    model, config = load_checkpoint(folder), json.loads((folder / "config.json").read_text())
+    assert config["architectures"] == [
+        {"llada": "LLaDAModelLM", "dream": "DreamModel", "qwen2": "Qwen2ForCausalLM"}[format]
+    ]
+    table = load_facts(folder / "facts.csv")
+    assert list(table.rows.values()) == make_people(TINY).tested and table.templates == PARENT_CHILD
+    for kind in ("positional", "relational"):
+        prompts = make_prompts(table, model.tokenizer, model.cfg, kind)
+        assert {pair.fact for pair in prompts.pairs} == set(table.rows)
+        assert torch.isfinite(predict(model, [pair.forward for pair in prompts.pairs]).log_probability).all()
+
+
+def test_transformers_reads_the_causal_twin_alike(tmp_path: Path) -> None:
+    folder = train_demo(tmp_path, tiny(format="qwen2"), progress=False)
+    model, theirs = load_checkpoint(folder), Qwen2ForCausalLM.from_pretrained(folder)
+    tokens = AutoTokenizer.from_pretrained(folder)(make_people(TINY).sentences()[0], return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens), theirs(tokens).logits, atol=1e-4, rtol=0)
+
+
+def test_the_same_config_gives_the_same_weights(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        train_demo(tmp_path / name, TINY, progress=False)
+    train_demo(tmp_path / "three", tiny(seed=1), progress=False)
+    one, two, three = (weights(tmp_path / name) for name in ("one", "two", "three"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert not torch.equal(one["embed.W_E"], three["embed.W_E"])
+    for file in ("tokenizer.json", "facts.csv"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def test_an_interrupted_training_ends_in_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train_demo(tmp_path / "whole", TINY, progress=False)
+    monkeypatch.setattr(demo, "SAVE_SECONDS", -1.0)  # saves after every step
+    loss, calls = demo.demo_loss, iter(range(100))
+
+    def interrupted(*args: Any) -> torch.Tensor:
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        return loss(*args)
+
+    monkeypatch.setattr(demo, "demo_loss", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_demo(tmp_path / "cut", TINY, progress=False)
+    assert not (tmp_path / "cut" / "config.json").exists()
+    with pytest.raises(UserError, match=r"demo\.yaml: other settings"):
+        train_demo(tmp_path / "cut", tiny(seed=1), progress=False)
+    train_demo(tmp_path / "cut", TINY, progress=False)
+    assert next(calls) == 7  # three steps, the one that was cut, and the three that were left
+    whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+def test_what_is_there_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train_demo(tmp_path, TINY, progress=False)
+    written = (tmp_path / "model.safetensors").stat().st_mtime_ns
+    monkeypatch.setattr(demo, "demo_loss", None)
+    train_demo(tmp_path, TINY, progress=False)
+    assert (tmp_path / "model.safetensors").stat().st_mtime_ns == written
+    with pytest.raises(UserError, match=r"demo\.yaml: other settings than asked for"):
+        train_demo(tmp_path, tiny(steps=7), progress=False)
+    (tmp_path / "demo.yaml").unlink()
+    with pytest.raises(UserError, match=r"holds config\.json and is no demo; give an empty folder"):
+        train_demo(tmp_path, TINY, progress=False)
+    with pytest.raises(UserError, match=r"config\.json: cannot be made a folder"):
+        train_demo(tmp_path / "config.json", TINY, progress=False)
+
+
+def test_progress_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train_demo(tmp_path, TINY)
+    assert "demo llada" in capsys.readouterr().err
+
+
+def test_bad_settings_are_refused() -> None:
+    with pytest.raises(ValidationError, match="n_control: 4 of 4 families leave none"):
+        DemoConfig(n_families=4, n_control=4)
+    with pytest.raises(ValidationError, match="format"):
+        DemoConfig(format="llama")  # type: ignore[arg-type]
+
+
+# ---- what it learns
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", FORMATS)
+def test_it_learns_its_facts(tmp_path: Path, format: Any) -> None:
+    """A third of the default's people, to be quick."""
+    config = DemoConfig(format=format, n_families=6, n_control=2, d_model=64, d_mlp=128, batch_size=32, steps=2500)
+    folder = train_demo(tmp_path, config, progress=False)
+    model, table = load_checkpoint(folder), load_facts(folder / "facts.csv")
+    prompts = make_prompts(table, model.tokenizer, model.cfg, "relational")
+    forward = [pair.forward for pair in prompts.pairs]
+    assert predict(model, forward).correct.float().mean() > 0.95
+    if format == "dream":  # read without its shift, the same model knows nothing, and nothing else tells
+        model.cfg = model.cfg.model_copy(update={"readout_shift": 0})
+        assert predict(model, forward).correct.float().mean() < 0.1

@@ -1,0 +1,116 @@
+"""Storage of checkpoints: rows agree with the library, the position index with its definition, figures hold any."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from test_figure_large_model_routes import at, result_of, tiny_probe, traces
+from torch.testing import assert_close
+
+from analyses import large_model_storage
+from mdm_interp.answer_evidence import answer_evidence
+from mdm_interp.probing import KINDS, Probe
+from mdm_interp.resampling import FactSample
+from mdm_interp.results import Result
+from mdm_interp.storage import place_index
+
+
+@pytest.fixture(scope="module")
+def probe(tmp_path_factory: pytest.TempPathFactory) -> Probe:
+    return tiny_probe(tmp_path_factory.mktemp("storage"), "dream")
+
+
+@pytest.fixture(scope="module")
+def result(probe: Probe, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    return result_of(large_model_storage.ANALYSIS, [probe], tmp_path_factory.mktemp("result"))
+
+
+def test_rows_are_all_heads_layers_and_the_model(result: Result) -> None:
+    assert len(result.rows) == 2 * (2 * 4 + 2 + 1)
+    assert len({tuple(row) for row in result.rows}) == 1
+    for row in result.rows:
+        assert (row["place_index"] is None) == (row["head"] is not None)
+        for name in ("forward_beaten", "reverse_null_beaten"):
+            assert 0 <= row[f"{name}_low"] <= row[name] <= row[f"{name}_high"] <= 1
+
+
+def test_each_source_is_compared_within_its_template_and_side(probe: Probe, result: Result) -> None:
+    for kind in KINDS:
+        prompts = probe.prompts[kind]
+        for side in large_model_storage.SIDES:
+            per_fact: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+            for place in {(t, p.side) for t, p in zip(prompts.templates, prompts.pairs, strict=True)}:
+                asked = [
+                    pair
+                    for template, pair in zip(prompts.templates, prompts.pairs, strict=True)
+                    if (template, pair.side) == place
+                ]
+                heads, layers = answer_evidence(probe.model, [getattr(pair, side) for pair in asked])
+                for row, pair in enumerate(asked):
+                    per_fact.setdefault(pair.fact, []).append((heads.specific[row], layers.beaten[row]))
+            means = [
+                [torch.stack(part).nanmean(0) for part in zip(*of_fact, strict=True)] for of_fact in per_fact.values()
+            ]
+            specific, beaten = (torch.stack(part).nanmean(0) for part in zip(*means, strict=True))
+            for layer in range(2):
+                for head in range(4):
+                    row = at(result, kind, layer, head)
+                    assert row[f"{side}_specific"] == pytest.approx(specific[layer, head].item(), rel=1e-3, abs=1e-5)
+                assert at(result, kind, layer, None)[f"{side}_beaten"] == pytest.approx(beaten[layer].item(), rel=1e-3)
+            assert at(result, kind, None, None)[f"{side}_beaten"] == pytest.approx(beaten.mean().item(), rel=1e-3)
+
+
+def test_the_position_index_is_the_librarys_within_a_context(probe: Probe) -> None:
+    prompts = probe.prompts["positional"]
+    pairs = [p for p, t in zip(prompts.pairs, prompts.templates, strict=True) if t == 0 and p.side == "left"]
+    forward, reverse = torch.randn(2, len(pairs), 3, generator=torch.Generator().manual_seed(0)).double()
+    sample = FactSample.of(pairs, [0] * len(pairs))
+    index = large_model_storage.place_index(forward, reverse, pairs, sample)
+    assert_close(index.value, place_index(forward[..., None], reverse[..., None]))
+    moved = FactSample(sample.facts.repeat(2), torch.arange(2).repeat_interleave(len(pairs)))
+    shifted = [torch.cat([of, of + 100]) for of in (forward, reverse)]  # another template, the same otherwise
+    assert_close(large_model_storage.place_index(shifted[0], shifted[1], pairs * 2, moved).value, index.value)
+
+
+def test_the_first_layer_does_not_know_where_a_source_stands(result: Result) -> None:
+    for kind in KINDS:
+        assert at(result, kind, 0, None)["place_index"] == pytest.approx(0, abs=1e-9)
+        assert at(result, kind, 1, None)["place_index"] > 1e-6
+        first = at(result, kind, 0, 2)
+        assert first["forward_specific"] == pytest.approx(first["reverse_specific"], rel=1e-3)
+
+
+def test_an_arm_has_evidence_but_no_position_index(tmp_path: Path) -> None:
+    result = result_of(large_model_storage.ANALYSIS, [tiny_probe(tmp_path, "llama")], tmp_path)
+    assert all(row["place_index"] is None and row["forward_beaten"] is not None for row in result.rows)
+    figure = large_model_storage.draw(result)
+    said = [text for trace in traces(figure, mode="text") for text in trace.text]
+    assert len(said) == 2 and all("share no source" in text for text in said)
+    assert "position index" not in large_model_storage.takeaway(result)
+
+
+def test_the_summary_is_of_the_rows(result: Result) -> None:
+    for kind in KINDS:
+        row = at(result, kind, None, None)
+        for name in large_model_storage.MEASURES:
+            estimate = result.summary[f"tiny-dream / {kind} / {name}"]
+            assert (estimate.value, estimate.low, estimate.high) == (row[name], row[f"{name}_low"], row[f"{name}_high"])
+
+
+@pytest.mark.parametrize("checkpoints", [1, 3])
+def test_the_figure_shows_every_checkpoint_and_kind(result: Result, checkpoints: int) -> None:
+    rows = [{**row, "checkpoint": f"model {copy}"} for copy in range(checkpoints) for row in result.rows]
+    many = replace(result, rows=rows)
+    figure = large_model_storage.draw(replace(many, summary=dict(large_model_storage.summarize(many))))
+    maps = traces(figure, type="heatmap")
+    assert len(maps) == 2 * 2 * checkpoints
+    assert maps[1].z[1][3] == at(result, "positional", 1, 3)["reverse_beaten"]
+
+
+def test_two_facts_leave_nothing_to_compare(tmp_path: Path) -> None:
+    result = result_of(large_model_storage.ANALYSIS, [tiny_probe(tmp_path, "llada", facts=2)], tmp_path)
+    assert all(row["forward_beaten"] is None and row["reverse_null_specific"] is None for row in result.rows)
+    large_model_storage.draw(result)

@@ -1,0 +1,137 @@
+"""The trajectory analysis: what is masked, what the null is, and rows that are the library's measures."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import tiny_config
+from test_figure_large_model_routes import result_of, tiny_probe
+
+from analyses import trajectory as analysis
+from mdm_interp.probing import KINDS, Probe, over_facts
+from mdm_interp.queries import Query, QueryPair
+from mdm_interp.results import Result
+from mdm_interp.trajectory import denoise_answers
+
+MASK = 12
+
+
+@pytest.fixture(scope="module")
+def probe(tmp_path_factory: pytest.TempPathFactory) -> Probe:
+    return tiny_probe(tmp_path_factory.mktemp("trajectory"), "dream", twin="qwen2", facts=4)
+
+
+@pytest.fixture(scope="module")
+def result(probe: Probe, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    return result_of(analysis.ANALYSIS, [probe], tmp_path_factory.mktemp("result"))
+
+
+def test_all_but_the_source_is_masked() -> None:
+    query = Query((3, 1, 2, MASK, MASK, 4, 11, 5), (6, 7), (3, 5), (1, 3))
+    for shift, kept in ((0, MASK), (-1, 3)):
+        masked = analysis.source_only(query, tiny_config(mask_token_id=MASK, readout_shift=shift), special={11, MASK})
+        assert masked.tokens == (kept, 1, 2, MASK, MASK, MASK, 11, MASK)
+        assert (masked.answer, masked.answer_span, masked.source_span) == ((6, 7), (3, 5), (1, 3))
+
+
+def test_another_source_may_have_any_length() -> None:
+    query = Query((3, 1, 2, MASK, MASK, 4), (6, 7), (3, 5), (1, 3))
+    assert analysis.with_source(query, (8, 9, 10)) == Query((3, 8, 9, 10, MASK, MASK, 4), (6, 7), (4, 6), (1, 4))
+    query = Query((MASK, 4, 1, 2), (6,), (0, 1), (2, 4))
+    assert analysis.with_source(query, (8,)) == Query((MASK, 4, 8), (6,), (0, 1), (2, 3))
+
+
+def test_the_null_shares_side_and_neither_entity() -> None:
+    def pair(answer: int, source: int, side: Any) -> QueryPair:
+        query = Query((source, 4, MASK), (answer,), (2, 3), (0, 1))
+        return QueryPair(query, query, 0, side)
+
+    pairs = [pair(1, 5, "left"), pair(2, 5, "left"), pair(1, 6, "left"), pair(3, 7, "right"), pair(2, 8, "left")]
+    chosen = analysis.other_sources(pairs, n_ctx=3)
+    assert chosen[0] == (8,) and chosen[3] is None
+    assert chosen[1] == (6,) and chosen[2] in ((5,), (8,)) and chosen[4] in ((5,), (6,))
+    assert analysis.other_sources([pair(1, 5, "left"), pair(2, 6, "left")], n_ctx=2) == [None, None]
+
+
+def test_rows_are_the_librarys_measures_over_facts(probe: Probe, result: Result) -> None:
+    cfg, tokenizer = probe.model.cfg, probe.model.tokenizer
+    assert len({tuple(row) for row in result.rows}) == 1
+    assert len(result.rows) == 2 * 2 * (2 * analysis.STAGES * (cfg.n_layers + 1) + 3)
+    pairs = probe.pairs("relational")
+    queries = [analysis.source_only(pair.reverse, cfg, set(tokenizer.all_special_ids)) for pair in pairs]
+    watched = denoise_answers(probe.model, queries, analysis.STAGES)
+    expected = {
+        ("route", 0, 1): watched.route[:, 0, 1],
+        ("evidence", 2, 0): watched.evidence[:, 2, 0],
+        ("route", 1, None): watched.route[:, 1].mean(-1),
+        ("evidence", 1, None): watched.evidence[:, 1].sum(-1),
+        ("filled_at", None, None): watched.filled_at,
+        ("probability", None, None): watched.probability,
+        ("correct", None, None): watched.correct,
+    }
+    for at, values in expected.items():
+        (row,) = (
+            row
+            for row in result.rows
+            if (row["kind"], row["direction"]) == ("relational", "reverse")
+            and (row["measure"], row["stage"], row["layer"]) == at
+        )
+        estimate = over_facts(values, pairs)
+        assert [row[name] for name in vars(estimate)] == pytest.approx(list(vars(estimate).values()), rel=1e-4)
+
+
+def test_a_fact_against_itself_makes_no_difference(probe: Probe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(analysis, "other_sources", lambda pairs, n_ctx: [pair.forward.source for pair in pairs])
+    for row in analysis.measure([replace(probe, twin=None)]):
+        for name in ("value", "low", "high", "n"):
+            np.testing.assert_allclose(row[name], row[f"null_{name}"], rtol=1e-4)
+
+
+def test_another_source_does_make_one(result: Result) -> None:
+    different = [row["value"] != row["null_value"] for row in result.rows if row["measure"] == "evidence"]
+    assert np.mean(different) > 0.9
+
+
+def test_twins_are_asked_if_they_have_masks(tmp_path: Path) -> None:
+    arm = tiny_probe(tmp_path, "qwen2", twin="llada", facts=2)
+    measured = result_of(analysis.ANALYSIS, [arm], tmp_path)
+    assert {row["checkpoint"] for row in measured.rows} == {"tiny-llada"}
+    nothing = result_of(analysis.ANALYSIS, [replace(arm, twin=None)], tmp_path)
+    assert nothing.rows == [] and nothing.summary == {}
+    figure: Any = analysis.draw(nothing)
+    assert "Causal models have no denoising trajectory" in figure.layout.title.subtitle.text
+
+
+def test_the_summary_is_of_the_rows(result: Result) -> None:
+    together = [row for row in result.rows if row["layer"] is None]
+    assert len(result.summary) == 2 * len(together)
+    (row,) = (
+        row
+        for row in together
+        if (row["kind"], row["direction"], row["measure"], row["stage"]) == ("positional", "forward", "route", 1)
+    )
+    summary = result.summary["tiny-dream / positional / forward / route, stage 2 of 5 / null"]
+    assert vars(summary) == {name: row[f"null_{name}"] for name in ("value", "low", "high", "n")}
+
+
+def test_the_figure_shows_every_checkpoint_and_layer(result: Result) -> None:
+    rows = [
+        {**row, "checkpoint": name, "layer": None if row["layer"] is None else row["layer"] + shift}
+        for name in ("one", "two")
+        for row in result.rows
+        for shift in range(0, 32, 2)
+        if row["layer"] is not None or shift == 0
+    ]
+    deep = replace(result, rows=rows)
+    deep = replace(deep, summary=dict(analysis.summarize(deep)))
+    figure: Any = analysis.draw(deep)
+    heat = [trace for trace in figure.data if trace.type == "heatmap"]
+    assert [trace.z.shape for trace in heat] == [(32, analysis.STAGES)] * 4
+    titles = [annotation.text for annotation in figure.layout.annotations]
+    assert [title for title in titles if "above" not in title and title] == [
+        f"{name}, {kind}" for name in ("one", "two") for kind in KINDS
+    ]

@@ -1,0 +1,134 @@
+"""Twins: both are asked the same words, heads are paired by place, and agreement can come out either way."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scipy.stats import spearmanr
+from test_figure_large_model_routes import result_of, tiny_probe, traces
+
+from analyses import twin
+from mdm_interp.answer_evidence import answer_evidence
+from mdm_interp.files import UserError
+from mdm_interp.prediction import predict
+from mdm_interp.probing import KINDS, Probe
+from mdm_interp.results import Result
+from mdm_interp.routing import compute_routes
+
+
+@pytest.fixture(scope="module")
+def probe(tmp_path_factory: pytest.TempPathFactory) -> Probe:
+    return tiny_probe(tmp_path_factory.mktemp("twins"), "dream", twin="qwen2")
+
+
+@pytest.fixture(scope="module")
+def result(probe: Probe, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    return result_of(twin.ANALYSIS, [probe], tmp_path_factory.mktemp("result"))
+
+
+def rows_of(result: Result, **equal: Any) -> list[dict[str, Any]]:
+    return [row for row in result.rows if all(row[name] == value for name, value in equal.items())]
+
+
+@pytest.mark.parametrize(("kind", "direction"), list(itertools.product(KINDS, twin.DIRECTIONS)))
+def test_both_are_asked_for_the_last_name_in_the_same_words(probe: Probe, kind: Any, direction: str) -> None:
+    assert probe.twin is not None
+    asked = twin.questions(probe, kind, direction)
+    mine, theirs = asked.queries
+    assert 20 <= len(mine) == len(theirs) <= 8 * 3 and asked.sample.n_facts == 8
+    for one, other in zip(mine, theirs, strict=True):
+        stop = one.answer_span[1]
+        assert one.tokens[: one.answer_span[0]] == other.tokens[: other.answer_span[0]]
+        assert (one.answer, one.source, one.answer_span) == (other.answer, other.source, other.answer_span)
+        assert one.source_span[1] <= one.answer_span[0] and len(other.tokens) == stop
+    kept = {pair.fact for pair in probe.pairs(kind)}
+    answers = {query.answer for query in mine}
+    named = {
+        pair.forward.answer
+        for pair in probe.pairs(kind)
+        if pair.side == ("right" if direction == "forward" else "left")
+    }
+    assert answers == named and len(kept) == 8
+
+
+def test_a_question_that_one_cannot_be_asked_is_left_out(probe: Probe) -> None:
+    assert probe.twin is not None
+    prompts = probe.twin.prompts["positional"]
+    fewer = replace(prompts, pairs=prompts.pairs[4:], templates=prompts.templates[4:])
+    other = replace(probe.twin, prompts={**probe.twin.prompts, "positional": fewer})
+    asked = twin.questions(replace(probe, twin=other), "positional", "forward")
+    assert [len(queries) for queries in asked.queries] == [20, 20]
+    none = replace(other, prompts={**other.prompts, "positional": replace(fewer, pairs=[], templates=[])})
+    with pytest.raises(UserError, match="can be asked no positional query both"):
+        twin.questions(replace(probe, twin=none), "positional", "forward")
+
+
+def test_rows_are_those_of_each_model_by_itself(probe: Probe, result: Result) -> None:
+    assert probe.twin is not None
+    assert len(result.rows) == 4 * (2 * (8 + 1) + 3)
+    assert len({tuple(row) for row in result.rows}) == len({frozenset(row) for row in result.rows}) == 1
+    for kind, direction in itertools.product(KINDS, twin.DIRECTIONS):
+        asked = twin.questions(probe, kind, direction)
+        models = {"value": probe.model, "twin_value": probe.twin.model}
+        for (name, model), queries in zip(models.items(), asked.queries, strict=True):
+            at = {"kind": kind, "direction": direction}
+            route = compute_routes(model, queries).pattern
+            heads = rows_of(result, **at, what="route", layer=1, head=2)
+            assert heads[0][name] == pytest.approx(asked.sample.mean(route).value[1, 2].item(), rel=1e-4)
+            evidence, of_layers = answer_evidence(model, queries, asked.sample.contexts)
+            (row,) = rows_of(result, **at, what="evidence", layer=0, head=3)
+            assert row[name] == pytest.approx(asked.sample.mean(evidence.beaten).value[0, 3].item(), rel=1e-4)
+            (row,) = rows_of(result, **at, what="layer_evidence")
+            assert row[name] == pytest.approx(asked.sample.mean(of_layers.beaten).value.mean().item(), rel=1e-4)
+            (row,) = rows_of(result, **at, what="log_probability")
+            expected = asked.sample.mean(predict(model, queries).log_probability).value
+            assert row[name] == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_agreement_is_the_rank_correlation_of_the_rows(result: Result) -> None:
+    for what in twin.HEADS:
+        heads = [
+            row for row in rows_of(result, kind="positional", direction="forward", what=what) if row["head"] is not None
+        ]
+        expected: Any = spearmanr([row["value"] for row in heads], [row["twin_value"] for row in heads])
+        (whole,) = rows_of(result, kind="positional", direction="forward", what=what, layer=None)
+        assert whole["agreement"] == pytest.approx(expected.statistic, abs=1e-5)
+        assert result.summary[f"tiny-dream / positional / forward / {what} / agreement"].value == whole["agreement"]
+
+
+def test_a_model_is_its_own_twin(probe: Probe, tmp_path: Path) -> None:
+    result = result_of(twin.ANALYSIS, [replace(probe, twin=probe)], tmp_path)
+    for row in result.rows:
+        assert (row["value"], row["value_low"]) == (row["twin_value"], row["twin_value_low"])
+    for what in twin.HEADS:
+        estimate = result.summary[f"tiny-dream / relational / reverse / {what} / agreement"]
+        assert (estimate.value, estimate.low) == (pytest.approx(1), pytest.approx(1))
+
+
+def test_other_shapes_are_not_paired_and_the_figure_says_so(tmp_path: Path) -> None:
+    result = result_of(twin.ANALYSIS, [tiny_probe(tmp_path, "llada", twin="qwen2", n_layers=3)], tmp_path)
+    assert all(row["head"] is None and row["agreement"] is None and not row["paired"] for row in result.rows)
+    assert all(row["value"] is not None and row["twin_value"] is not None for row in result.rows)
+    figure = twin.draw(result)
+    assert len([text for trace in traces(figure, mode="text") for text in trace.text]) == 3
+    assert "no head can be followed" in twin.takeaway(result)
+
+
+@pytest.mark.parametrize("checkpoints", [1, 3])
+def test_the_figure_shows_every_checkpoint(result: Result, checkpoints: int) -> None:
+    rows = [{**row, "checkpoint": f"model {copy}"} for copy in range(checkpoints) for row in result.rows]
+    many = replace(result, rows=rows)
+    figure = twin.draw(replace(many, summary=dict(twin.summarize(many))))
+    scattered = [trace for trace in traces(figure, type="scatter") if trace.marker.coloraxis]
+    assert [len(trace.x) for trace in scattered] == [8] * 2 * checkpoints
+    listed = [trace.name for trace in traces(figure, showlegend=True)]
+    assert sorted(listed) == sorted(set(listed)) and {"model", "twin", "route", "evidence"} <= set(listed)
+
+
+def test_without_a_twin_there_is_nothing_to_compare(probe: Probe) -> None:
+    with pytest.raises(UserError, match="twin: tiny-dream has none"):
+        twin.ANALYSIS.measure([replace(probe, twin=None)])

@@ -1,0 +1,118 @@
+"""Streamed gradients, layer by layer, against all gradients at once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers import random_model
+from test_bridge import SHAPE, mirrored_pairs
+from test_model_parity import native_peer
+from torch import Tensor
+from torch.testing import assert_close
+
+from mdm_interp import layer_coupling
+from mdm_interp.coupling import COMPONENTS, component_of, gradient_alignment
+from mdm_interp.files import UserError
+from mdm_interp.layer_coupling import layer_alignment
+from mdm_interp.model import HookedTransformer
+from mdm_interp.prediction import query_loss
+from mdm_interp.queries import Query, collate
+
+
+def gradient_of(model: HookedTransformer, query: Query) -> dict[str, Tensor]:
+    batch = collate([query], model.cfg)
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    loss = query_loss(model(batch.tokens), batch).sum()
+    return dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_inner_products_are_autograds(tied: bool) -> None:
+    model = random_model(**SHAPE, dtype="float64", tie_word_embeddings=tied, qkv_bias=True)
+    pairs = mirrored_pairs(causal=False)
+    streamed = layer_alignment(model, pairs)
+    for row, pair in enumerate(pairs):
+        forward, reverse = gradient_of(model, pair.forward), gradient_of(model, pair.reverse)
+        for column, (layer, component) in enumerate(streamed.parts):
+            names = [
+                name
+                for name in forward
+                if component_of(name) == component
+                and (f"blocks.{layer}." in name if layer is not None else "blocks" not in name)
+            ]
+            inner = sum((forward[name] * reverse[name]).sum() for name in names)
+            square = sum(reverse[name].pow(2).sum() for name in names)
+            assert_close(streamed.inner[row, column], inner, atol=1e-12, rtol=1e-10)
+            assert_close(streamed.reverse_square[row, column], square, atol=1e-12, rtol=1e-10)
+
+
+def test_all_layers_together_are_the_alignment_of_the_whole_model() -> None:
+    model = random_model(**SHAPE, dtype="float64")
+    pairs = mirrored_pairs(causal=False)
+    streamed, whole = layer_alignment(model, pairs), gradient_alignment(model, pairs)
+    everywhere = [None, *range(model.cfg.n_layers)]
+    for component in whole.components[:-1]:
+        expected = whole.matched()[whole.components.index(component)]
+        assert_close(streamed.cosine(everywhere, [component])[0], expected, atol=1e-9, rtol=0)
+    assert_close(streamed.cosine(everywhere, COMPONENTS)[0], whole.matched()[-1], atol=1e-9, rtol=0)
+
+
+def test_the_control_is_another_facts_reverse_gradient() -> None:
+    model = random_model(**SHAPE, dtype="float64")
+    pairs = mirrored_pairs(causal=False)
+    streamed, whole = layer_alignment(model, pairs), gradient_alignment(model, pairs)
+    control = streamed.control.sum(1)
+    for row in range(len(pairs)):
+        others = [whole.inner[-1, row, other] for other in range(len(pairs)) if other != row]
+        assert min((control[row] - other).abs() for other in others) < 1e-9
+        assert (control[row] - whole.inner[-1, row, row]).abs() > 1e-6
+
+
+def test_one_fact_alone_has_no_control() -> None:
+    streamed = layer_alignment(random_model(**SHAPE), mirrored_pairs(causal=False, count=1))
+    own, control = streamed.cosine([0], ["V", "O"])
+    assert own.isfinite().all()
+    assert control.isnan().all()
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = random_model(**SHAPE)
+    first, *_ = model.parameters()
+    first.grad = torch.ones_like(first)
+    for parameter in list(model.parameters())[1:]:
+        parameter.requires_grad_(False)
+    layer_alignment(model, mirrored_pairs(causal=False))
+    assert torch.equal(first.grad, torch.ones_like(first))
+    assert [parameter.requires_grad for parameter in model.parameters()].count(True) == 1
+    assert all("forward" not in vars(block) for block in model.blocks)
+
+
+def test_one_gradient_of_each_parameter_is_held_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whenever a gradient is looked at, none is left on the parameters: each was taken as it came."""
+    model, left, inner = random_model(**SHAPE), [], layer_coupling._inner
+
+    def looked_at(one: Tensor, other: Tensor) -> float:
+        left.append(sum(parameter.grad is not None for parameter in model.parameters()))
+        return inner(one, other)
+
+    monkeypatch.setattr(layer_coupling, "_inner", looked_at)
+    layer_alignment(model, mirrored_pairs(causal=False, count=2))
+    assert len(left) == 2 * (1 + 2 + 2) * len(list(model.parameters()))
+    assert max(left) == 0
+
+
+def test_on_a_bridge() -> None:
+    model = random_model(**SHAPE, rotary_adjacent_pairs=True, qkv_bias=True)
+    pairs = mirrored_pairs(causal=False)
+    ours, theirs = layer_alignment(model, pairs), layer_alignment(native_peer(model), pairs)
+    for layer, component in [(0, "V"), (1, "Q"), (None, "unembedding")]:
+        got, expected = theirs.cosine([layer], [component]), ours.cosine([layer], [component])
+        assert_close(got, expected, atol=1e-4, rtol=0)
+
+
+def test_parts_that_are_not_there_are_named() -> None:
+    streamed = layer_alignment(random_model(**SHAPE), mirrored_pairs(causal=False))
+    with pytest.raises(UserError, match=r"the model has no \['position'\] in layers \[0\]"):
+        streamed.cosine([0], ["position"])
+    with pytest.raises(UserError, match="gradients need at least one pair"):
+        layer_alignment(random_model(**SHAPE), [])

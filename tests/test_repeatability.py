@@ -1,0 +1,66 @@
+"""The whole way, from configs to summaries, taken twice: what was measured once is measured again."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import tiny_grid
+
+from mdm_interp.analysis import Analysis, Lab, discover
+
+ANALYSES = [analysis for analysis in discover() if type(analysis) is Analysis]
+"""Those of the grids of runs, which are tiny here."""
+SLOW = {"signatures", "interventions", "first_order", "depth"}
+EVERY = [
+    pytest.param(analysis, id=analysis.name, marks=[pytest.mark.slow] if analysis.name in SLOW else [])
+    for analysis in ANALYSES
+]
+EXACT = 1e-5
+"""Relative and absolute: rows keep 6 digits."""
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Path]]:
+    """Two empty run stores: what one holds is never seen by the other."""
+    with tiny_grid():
+        yield [tmp_path_factory.mktemp("store") for _ in range(2)]
+
+
+def assert_same_rows(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> None:
+    assert len(rows) == len(others) > 0
+    for row, other in zip(rows, others, strict=True):
+        assert row.keys() == other.keys()
+        for column, value in row.items():
+            assert other[column] == (
+                pytest.approx(value, rel=EXACT, abs=EXACT) if isinstance(value, float) else value
+            ), column
+
+
+@pytest.mark.parametrize("analysis", EVERY)
+def test_the_same_seeds_trained_and_measured_again_give_the_same_rows_and_summary(
+    analysis: Analysis, stores: list[Path], tmp_path: Path
+) -> None:
+    out, n_seeds = tmp_path / "figures", 1 if analysis.name in SLOW else 2
+    first = analysis.result(Lab(n_seeds=n_seeds, root=stores[0]), out)
+    shutil.rmtree(out)
+    again = analysis.result(Lab(n_seeds=n_seeds, root=stores[1]), out)
+    assert_same_rows(first.rows, again.rows)
+    assert first.summary.keys() == again.summary.keys()
+    for quantity, estimate in first.summary.items():
+        repeated, slack = again.summary[quantity], EXACT * max(1.0, abs(estimate.value))
+        assert repeated.n == estimate.n, quantity
+        assert not estimate.n or estimate.low - slack <= repeated.value <= estimate.high + slack, quantity
+
+
+def test_another_seed_gives_other_rows(stores: list[Path]) -> None:
+    (analysis,) = [analysis for analysis in ANALYSES if analysis.name == "reversal_curse"]
+    lab = Lab(n_seeds=2, root=stores[0])
+    zero, one = (analysis.measure(lab.runs(analysis.configs([seed]))) for seed in (0, 1))
+    with pytest.raises(AssertionError):
+        assert_same_rows(
+            [{**row, "seed": 0, "run": ""} for row in zero], [{**row, "seed": 0, "run": ""} for row in one]
+        )

@@ -1,0 +1,92 @@
+"""Work side by side: reports arrive, errors end or do not end the rest, and no worker outlives its parent."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mdm_interp.files import UserError
+from mdm_interp.workers import default_workers, side_by_side
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals are those of POSIX")
+
+
+def work(number: int, report: Callable[[Any], None]) -> int:
+    report((number, torch.get_num_threads(), os.getpid()))
+    if number < 0:
+        raise UserError(f"number: {number} is negative; use another")
+    return 2 * number
+
+
+def test_every_task_is_done_in_single_threaded_processes_and_errors_leave_the_rest() -> None:
+    reports: list[Any] = []
+    ended: list[Future[int]] = []
+    side_by_side(work, [(1,), (-1,), (2,), (3,)], workers=2, show=reports.append, finished=ended.append)
+    assert sorted(number for number, _, _ in reports) == [-1, 1, 2, 3]
+    assert {threads for _, threads, _ in reports} == {1}
+    assert os.getpid() not in {process for _, _, process in reports}
+    assert sorted(future.result() for future in ended if not future.exception()) == [2, 4, 6]
+    with pytest.raises(UserError, match="number: -1 is negative"):
+        side_by_side(work, [(-1,), (1,)], workers=1, show=reports.append)
+
+
+def test_a_gpu_has_one_worker_and_the_cpu_one_per_core() -> None:
+    assert default_workers("cuda:0") == 1
+    assert 1 <= default_workers("cpu") <= (os.cpu_count() or 1)
+
+
+SLEEPERS = """
+    import os, sys, time
+    from mdm_interp.workers import side_by_side
+
+    def sleep(seconds, report):
+        report(os.getpid())
+        time.sleep(seconds)
+
+    if __name__ == "__main__":
+        side_by_side(sleep, [(100,), (100,)], workers=2, show=lambda process: print(process, flush=True))
+"""
+
+
+def group(leader: int) -> list[int]:
+    """The processes of a process group."""
+    listed = subprocess.run(["ps", "-e", "-o", "pid=,pgid=,stat="], capture_output=True, text=True, check=True).stdout
+    rows = [line.split() for line in listed.splitlines()]
+    return [int(process) for process, of, state in rows if int(of) == leader and not state.startswith("Z")]
+
+
+@pytest.mark.skipif(not shutil.which("ps"), reason="needs ps")
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL], ids=["interrupted", "killed"])
+def test_no_process_outlives_the_parent(tmp_path: Path, ending: signal.Signals) -> None:
+    (tmp_path / "sleepers.py").write_text(textwrap.dedent(SLEEPERS))
+    parent = subprocess.Popen(
+        [sys.executable, "sleepers.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    assert parent.stdout is not None
+    workers = [int(parent.stdout.readline()) for _ in range(2)]
+    assert set(workers) < set(group(parent.pid))
+    parent.send_signal(ending)
+    parent.wait(timeout=30)
+    parent.stdout.close()
+    deadline = time.monotonic() + 10
+    while group(parent.pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert group(parent.pid) == []
