@@ -65,7 +65,7 @@ def answer_evidence(
     Raises:
         UserError: there are no queries.
 
-    Source: docs/theory.md, section 2.
+    Source: docs/theory.md, section 11.
     """
     if not queries:
         raise UserError("queries: evidence for answers needs several queries, got none")

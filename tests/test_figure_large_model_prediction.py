@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from probe_helpers import result_of, tiny_probe
 from test_bridge import llama_bridge
-from test_figure_large_model_routes import result_of, tiny_probe
 
 from analyses import large_model_prediction as analysis
 from mdm_interp.bridge import hooked

@@ -6,19 +6,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import plotly.graph_objects as go
 import pytest
 import torch
-from checkpoint_helpers import write_checkpoint
 from helpers import random_model
+from probe_helpers import result_of, tiny_probe, traces
 from test_bridge import SHAPE, mirrored_pairs
 from torch.testing import assert_close
 
 from analyses import large_model_routes
 from mdm_interp.parity import score_parity
-from mdm_interp.probing import KINDS, Probe, open_probe
+from mdm_interp.probing import KINDS, Probe
 from mdm_interp.resampling import FactSample
-from mdm_interp.results import Result, tidy
+from mdm_interp.results import Result
 from mdm_interp.routing import (
     compute_content,
     compute_routes,
@@ -27,38 +26,6 @@ from mdm_interp.routing import (
     require_rope,
     route_correlation,
 )
-
-FACTS = """child,parent,parent_type
-Tom Cruise,Mary Lee Pfeiffer,mother
-Zoë Müller,José Álvarez,father
-Anna,Bea Lind,mother
-Carl Olsen,Dora,mother
-Emil,Finn Berg,father
-Greta Holm,Hans,father
-Ida,Jon Dahl,father
-Kari Moe,Lise Vik,mother
-"""
-
-
-def tiny_probe(folder: Path, format: str, *, twin: str | None = None, facts: int = 8, **changes: Any) -> Probe:
-    """A checkpoint with random weights, asked about invented facts."""
-    csv = folder / "facts.csv"
-    csv.write_text("".join(FACTS.splitlines(keepends=True)[: facts + 1]), encoding="utf-8")
-    for name in filter(None, (format, twin)):
-        of_format = changes if name == format else {}
-        write_checkpoint(folder / f"tiny-{name}", name, tokenizer=True, seed=len(name), **of_format)
-    return open_probe(folder / f"tiny-{format}", csv, twin=folder / f"tiny-{twin}" if twin else None)
-
-
-def result_of(analysis: Any, probes: list[Probe], folder: Path) -> Result:
-    """Measured, saved and loaded as a probe's result is."""
-    measured = Result(analysis.name, analysis.question, {}, [0], {}, tidy(analysis.measure(probes)), {})
-    replace(measured, summary=dict(analysis.summarize(measured))).save(folder / "result.json")
-    return Result.load(folder / "result.json")
-
-
-def traces(figure: go.Figure, **properties: Any) -> list[Any]:
-    return list(figure.select_traces(properties))
 
 
 @pytest.fixture(scope="module")

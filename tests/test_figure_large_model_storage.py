@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_figure_large_model_routes import at, result_of, tiny_probe, traces
+from probe_helpers import at, result_of, tiny_probe, traces
 from torch.testing import assert_close
 
 from analyses import large_model_storage

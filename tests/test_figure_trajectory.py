@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import tiny_config
-from test_figure_large_model_routes import result_of, tiny_probe
+from probe_helpers import result_of, tiny_probe
 
 from analyses import trajectory as analysis
 from mdm_interp.probing import KINDS, Probe, over_facts

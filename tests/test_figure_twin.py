@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from probe_helpers import result_of, tiny_probe, traces
 from scipy.stats import spearmanr
-from test_figure_large_model_routes import result_of, tiny_probe, traces
 
 from analyses import twin
 from mdm_interp.answer_evidence import answer_evidence

@@ -1,0 +1,45 @@
+"""Probes of checkpoints with random weights, and what is read off their results and figures."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+from checkpoint_helpers import write_checkpoint
+
+from mdm_interp.probing import Probe, open_probe
+from mdm_interp.results import Result, tidy
+
+FACTS = """child,parent,parent_type
+Tom Cruise,Mary Lee Pfeiffer,mother
+Zoë Müller,José Álvarez,father
+Anna,Bea Lind,mother
+Carl Olsen,Dora,mother
+Emil,Finn Berg,father
+Greta Holm,Hans,father
+Ida,Jon Dahl,father
+Kari Moe,Lise Vik,mother
+"""
+
+
+def tiny_probe(folder: Path, format: str, *, twin: str | None = None, facts: int = 8, **changes: Any) -> Probe:
+    """A checkpoint with random weights, asked about invented facts."""
+    csv = folder / "facts.csv"
+    csv.write_text("".join(FACTS.splitlines(keepends=True)[: facts + 1]), encoding="utf-8")
+    for name in filter(None, (format, twin)):
+        of_format = changes if name == format else {}
+        write_checkpoint(folder / f"tiny-{name}", name, tokenizer=True, seed=len(name), **of_format)
+    return open_probe(folder / f"tiny-{format}", csv, twin=folder / f"tiny-{twin}" if twin else None)
+
+
+def result_of(analysis: Any, probes: list[Probe], folder: Path) -> Result:
+    """Measured, saved and loaded as a probe's result is."""
+    measured = Result(analysis.name, analysis.question, {}, [0], {}, tidy(analysis.measure(probes)), {})
+    replace(measured, summary=dict(analysis.summarize(measured))).save(folder / "result.json")
+    return Result.load(folder / "result.json")
+
+
+def traces(figure: go.Figure, **properties: Any) -> list[Any]:
+    return list(figure.select_traces(properties))

@@ -1,0 +1,173 @@
+"""Probes: what is asked of which model, what a result says of it, and the commands that make and probe checkpoints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import TINY_DEMO, tiny_run, train_here
+from probe_helpers import FACTS, tiny_probe
+from test_cli import Ended, assert_refused, mdm_interp  # noqa: F401
+from transformer_lens.model_bridge import TransformerBridge
+
+from analyses import large_model_coupling
+from mdm_interp.analysis import discover
+from mdm_interp.checkpoints import load_checkpoint, save_checkpoint
+from mdm_interp.config import FactConfig
+from mdm_interp.coupling import gradient_alignment
+from mdm_interp.demo import train_demo
+from mdm_interp.files import UserError
+from mdm_interp.layer_coupling import layer_alignment
+from mdm_interp.parity import score_parity
+from mdm_interp.probing import KINDS, CheckpointAnalysis, Probe, demos, open_probe, over_facts
+from mdm_interp.prompts import load_facts
+from mdm_interp.results import Result
+from mdm_interp.routing import route_correlation
+from mdm_interp.storage import compute_evidence
+
+ALONE = [a for a in discover() if isinstance(a, CheckpointAnalysis) and not a.needs_twin]
+
+
+def test_a_result_says_what_was_asked_and_what_was_not(tmp_path: Path) -> None:
+    csv = tmp_path / "facts.csv"
+    tiny_probe(tmp_path, "llada")
+    csv.write_text(FACTS + "Nemo,Nemo,father\n", encoding="utf-8")
+    about = open_probe(tmp_path / "tiny-llada", csv).about()
+    assert about["checkpoint"] == "tiny-llada"
+    assert about["facts"] == 8
+    assert about["pairs"] == dict.fromkeys(KINDS, 8 * 3 * 2)
+    assert about["skipped"] == dict.fromkeys(KINDS, 1)
+    assert about["reasons"]["positional"] == ["row 8: answer and source are the same, 'Nemo'"]
+    assert about["model"]["mask_token_id"] is not None
+    limited = open_probe(tmp_path / "tiny-llada", csv, limit=2)
+    assert {pair.fact for pair in limited.pairs("relational")} == {0, 1}
+
+
+def test_a_checkpoint_without_tokenizer_is_refused(tmp_path: Path) -> None:
+    tiny_probe(tmp_path, "llada")
+    (tmp_path / "tiny-llada" / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match="tiny-llada: has no tokenizer, which the facts are phrased in"):
+        open_probe(tmp_path / "tiny-llada", tmp_path / "facts.csv")
+
+
+def test_a_probe_is_measured_once_for_the_same_weights_and_facts(tmp_path: Path) -> None:
+    probe, measured = tiny_probe(tmp_path, "llada"), []
+
+    def measure(probes: Any) -> list[dict[str, Any]]:
+        measured.append(probes)
+        return [{"value": 1.0}]
+
+    analysis = replace(large_model_coupling.ANALYSIS, measure=measure, summarize=lambda result: {}, name="once")
+    # The version of an analysis is that of its module.
+    measure.__module__ = large_model_coupling.__name__
+    for _ in range(2):
+        analysis.probe(probe, tmp_path / "out")
+    assert len(measured) == 1
+    probe.model.W_E.data[0] += 1
+    analysis.probe(probe, tmp_path / "out")
+    fewer = replace(probe, prompts={kind: replace(p, pairs=p.pairs[:2]) for kind, p in probe.prompts.items()})
+    analysis.probe(fewer, tmp_path / "out")
+    assert len(measured) == 3
+
+
+@pytest.mark.parametrize("analysis", ALONE, ids=lambda analysis: analysis.name)
+def test_a_bridge_booted_from_the_folder_measures_the_same(analysis: CheckpointAnalysis, tmp_path: Path) -> None:
+    probe = tiny_probe(tmp_path, "qwen2")
+    folder = tmp_path / "tiny-qwen2"
+    bridge = TransformerBridge.boot_transformers(str(folder), device="cpu")
+    other = Probe.of(probe.name, bridge, load_facts(tmp_path / "facts.csv"), load_checkpoint(folder).tokenizer)
+    assert other.prompts == probe.prompts
+    ours, theirs = analysis.measure([probe]), analysis.measure([other])
+    assert len(ours) == len(theirs)
+    for row, same in zip(ours, theirs, strict=True):
+        for name, value in row.items():
+            if isinstance(value, float):
+                assert same[name] == pytest.approx(value, abs=2e-3, nan_ok=True), name
+            else:
+                assert same[name] == value
+
+
+def test_a_model_of_the_small_grid_is_measured_alike_as_a_checkpoint(tmp_path: Path) -> None:
+    """Saved, loaded again and asked its world's own pairs, a one-layer model gives the routes, evidence and alignments
+    that it gave as a run."""
+    config = tiny_run(FactConfig(n_entities=9, n_filler=4), "rope", "any_order", 0)
+    (run,) = train_here([config], root=tmp_path / "runs", device="cpu", workers=None)
+    model, pairs = run.model(), run.query_pairs()
+    save_checkpoint(model, tmp_path / "saved", format="mdm_interp")
+    loaded = load_checkpoint(tmp_path / "saved")
+    assert route_correlation(loaded, pairs).equal(route_correlation(model, pairs))
+    assert score_parity(loaded, pairs).odd.equal(score_parity(model, pairs).odd)
+    targets, queries = run.facts.candidates([pairs[0].forward])[0], [pair.forward for pair in pairs]
+    assert compute_evidence(loaded, queries, targets).equal(compute_evidence(model, queries, targets))
+    streamed, whole = layer_alignment(loaded, pairs), gradient_alignment(model, pairs)
+    for group in (("V", "O"), ("Q", "K")):
+        expected = whole.within(group).matched()[-1]
+        assert streamed.cosine([0], group)[0] == pytest.approx(expected, abs=1e-4)
+
+
+def test_templates_of_a_fact_count_once() -> None:
+    import torch
+    from test_bridge import mirrored_pairs
+
+    one, two = mirrored_pairs(causal=False, count=2)
+    estimate = over_facts(torch.tensor([0.0, 0.0, 0.0, 1.0]), [one, one, one, two])
+    assert (estimate.value, estimate.n) == (0.5, 2)
+    assert over_facts(torch.tensor([0.25, float("nan")]), [one, two]).n == 1
+
+
+def test_a_quick_run_has_one_demo_and_its_twin_and_a_full_one_several_of_each() -> None:
+    assert [(demo.format, demo.seed) for demo in demos(range(3))] == [("llada", 0), ("qwen2", 0)]
+    full = [(demo.format, demo.seed) for demo in demos(range(10))]
+    assert full == [(format, seed) for seed in range(3) for format in ("llada", "dream", "qwen2")]
+
+
+# ---- the commands
+
+
+def test_probing_from_the_command_line(mdm_interp: Callable[..., Ended], tmp_path: Path) -> None:  # noqa: F811
+    for format in ("llada", "qwen2"):
+        train_demo(tmp_path / format, TINY_DEMO.model_copy(update={"format": format}), progress=False)
+    asked = ("probe", tmp_path / "llada", "--facts", tmp_path / "llada" / "facts.csv", "--out", "probed")
+    ended = mdm_interp(*asked, "--only", "large_model_routes", "--limit", 3, "--device", "cpu")
+    assert ended.code == 0, ended.err
+    assert "positional: 18 pairs asked, 0 skipped" in ended.err
+    result = Result.load(tmp_path / "probed" / "large_model_routes.json")
+    assert result.config["checkpoint"] == "llada"
+    assert {path.name for path in (tmp_path / "probed").iterdir()} >= {"index.html", "large_model_routes.html"}
+    assert_refused(mdm_interp(*asked, "--only", "twin"), "--only: no analysis 'twin'")
+    ended = mdm_interp(*asked, "--only", "twin", "--limit", 3, "--twin", tmp_path / "qwen2", "--device", "cpu")
+    assert ended.code == 0, ended.err
+    assert json.loads((tmp_path / "probed" / "twin.json").read_text())["config"]["twin"]["checkpoint"] == "qwen2"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), ("config.json",)),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"broken"), ("model.safetensors",)),
+        (lambda folder: (folder / "facts.csv").write_text("a,b\n1,2\n"), ("facts.csv", "columns")),
+        (lambda folder: (folder / "facts.csv").unlink(), ("facts.csv", "cannot be read")),
+    ],
+    ids=["no config", "damaged weights", "other columns", "no facts"],
+)
+def test_what_cannot_be_probed_is_said_in_one_line(
+    mdm_interp: Callable[..., Ended],  # noqa: F811
+    tmp_path: Path,
+    change: Callable[[Path], Any],
+    says: tuple[str, ...],
+) -> None:
+    tiny_probe(tmp_path, "llada")
+    folder = tmp_path / "tiny-llada"
+    (tmp_path / "facts.csv").rename(folder / "facts.csv")
+    change(folder)
+    assert_refused(mdm_interp("probe", folder, "--facts", folder / "facts.csv", "--out", "probed"), *says)
+    assert not (tmp_path / "probed").exists()
+
+
+def test_a_demo_of_an_unknown_format_is_refused(mdm_interp: Callable[..., Ended], tmp_path: Path) -> None:  # noqa: F811
+    assert_refused(mdm_interp("demo-checkpoint", "--format", "gpt2", "--out", tmp_path / "demo"), "format", "gpt2")
+    assert not (tmp_path / "demo").exists()
