@@ -16,7 +16,7 @@ reproduce: setup
 	$(BIN)/mdm-interp reproduce $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

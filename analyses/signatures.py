@@ -150,6 +150,10 @@ def takeaway(summary: dict[str, Estimate]) -> str:
     )
 
 
+FARTHEST = 1.25
+"""Shares of descent farther from 0 than this are counted instead of drawn."""
+
+
 def draw(result: Result) -> go.Figure:
     settings = result.frame[list(SCOPE)].drop_duplicates().to_dict("records")
     figure = make_subplots(
@@ -157,6 +161,7 @@ def draw(result: Result) -> go.Figure:
     )
     symbols = dict(zip(STAGES, ("circle-open", "diamond-open", "circle"), strict=True))
     for col, name in enumerate(SHOWN, start=1):
+        shown: list[Estimate] = []
         for stage, symbol in symbols.items():
             for column, color, kind in ((name, BLUE, "effect"), (f"{name}_null", CHANCE, "null")):
                 estimates = {
@@ -171,7 +176,13 @@ def draw(result: Result) -> go.Figure:
                     "legend": "legend" if col == 1 else None,
                 }
                 add_estimates(figure, estimates, name=f"{kind}, {stage}", color=color, **mark)
-        figure.update_xaxes(title_text=SHOWN[name], title_font_size=13, nticks=4, row=1, col=col)
+                shown += estimates.values()
+        title = SHOWN[name]
+        if name == "descent":  # a share of almost nothing can be any number
+            beyond = sum(abs(estimate.value) > FARTHEST for estimate in shown)
+            title += f"<br>({beyond} not shown)" if beyond else ""
+            figure.update_xaxes(range=[-FARTHEST, FARTHEST], row=1, col=col)
+        figure.update_xaxes(title_text=title, title_font_size=13, nticks=4, row=1, col=col)
     figure.update_annotations(text="")
     figure.update_yaxes(autorange="reversed", tickfont_size=13)
     figure.update_yaxes(title_text="setting", row=1, col=1)

@@ -113,7 +113,7 @@ def test_the_make_targets_exist(targets: dict[str, str]) -> None:
     named = set(re.findall(r"^    make (\w+)", README, re.MULTILINE)) | set(re.findall(r"`make (\w+)", README))
     assert {"reproduce", "test"} <= named <= targets.keys()
     assert "mdm-interp reproduce $(ARGS)" in targets["reproduce"]
-    assert "pytest $(ARGS)" in targets["test"]
+    assert re.search(r"pytest .*\$\(ARGS\)", targets["test"])
 
 
 def test_ci_runs_the_linters_and_the_readmes_test_command(targets: dict[str, str]) -> None:
