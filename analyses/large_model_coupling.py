@@ -84,7 +84,8 @@ def takeaway(summary: dict[str, Estimate]) -> str:
     for name, own in summary.items():
         checkpoint, kind, *what = name.split(" / ")
         if what == ["storage (V, O)"]:
-            said.append(f"{own} against {summary[f'{name} / null']} ({checkpoint}, {kind})")
+            null = summary[f"{name} / null"]
+            said.append(f"{own.value:.2g} against {null.value:.2g} ({checkpoint}, {kind})")
     cosines = "; ".join(said)
     return f"Cosine of forward and reverse gradients in V and O of all layers, own fact against another's: {cosines}."
 
@@ -103,7 +104,7 @@ def draw(result: Result) -> go.Figure:
         shared_yaxes=True,
         subplot_titles=[f"{checkpoint}, {kind} reverse" for checkpoint in checkpoints for kind in KINDS],
         horizontal_spacing=0.04,
-        vertical_spacing=0.13,
+        vertical_spacing=0.25 / len(checkpoints),
     )
     layered = result.frame.dropna(subset="layer")
     for checkpoint, kind in panels(result):

@@ -16,7 +16,7 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
-from mdm_interp.analysis import Analysis, Lab
+from mdm_interp.analysis import QUICK_SEEDS, Analysis, Lab
 from mdm_interp.bridge import hooked
 from mdm_interp.checkpoints import load_checkpoint
 from mdm_interp.demo import DemoConfig, train_demo
@@ -128,10 +128,10 @@ def over_facts(values: Float[Tensor, "pair"], pairs: Sequence[QueryPair]) -> Est
 
 
 def demos(seeds: Sequence[int]) -> list[DemoConfig]:
-    """The demo checkpoints of `reproduce`: one seed for every three of the small models; a single one without Dream."""
-    chosen = seeds[: max(1, len(seeds) // 3)]
-    formats = ("llada", TWIN) if len(chosen) == 1 else ("llada", "dream", TWIN)
-    return [DEMO.model_copy(update={"format": format, "seed": seed}) for seed in chosen for format in formats]
+    """The demo checkpoints of `reproduce`, of the first seed, their intervals being over facts: LLaDA's and the twin's,
+    and in a full run Dream's."""
+    formats = ("llada", TWIN) if len(seeds) <= QUICK_SEEDS else ("llada", "dream", TWIN)
+    return [DEMO.model_copy(update={"format": format, "seed": seeds[0]}) for format in formats]
 
 
 def demo_folder(config: DemoConfig, root: Path) -> Path:
@@ -175,11 +175,11 @@ class CheckpointAnalysis(Analysis):
         folders = dict(zip(configs, train_demos(configs, lab), strict=True))
 
         def opened(config: DemoConfig) -> Probe:
-            folder, name = folders[config], f"demo {config.format}" + (f", seed {config.seed}" if config.seed else "")
-            return replace(open_probe(folder, folder / "facts.csv", device=lab.device), name=name)
+            folder = folders[config]
+            return replace(open_probe(folder, folder / "facts.csv", device=lab.device), name=f"demo {config.format}")
 
-        twins = {config.seed: opened(config) for config in configs if config.format == TWIN}
-        return [replace(opened(config), twin=twins[config.seed]) for config in configs if config.format != TWIN]
+        (twin,) = [opened(config) for config in configs if config.format == TWIN]
+        return [replace(opened(config), twin=twin) for config in configs if config.format != TWIN]
 
     def probe(self, probe: Probe, out: Path) -> Result:
         """The result for one probe: from `out` if it is there, otherwise measured and saved there."""

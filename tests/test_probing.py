@@ -119,10 +119,9 @@ def test_templates_of_a_fact_count_once() -> None:
     assert over_facts(torch.tensor([0.25, float("nan")]), [one, two]).n == 1
 
 
-def test_a_quick_run_has_one_demo_and_its_twin_and_a_full_one_several_of_each() -> None:
+def test_a_quick_run_has_one_demo_and_its_twin_and_a_full_one_two() -> None:
     assert [(demo.format, demo.seed) for demo in demos(range(3))] == [("llada", 0), ("qwen2", 0)]
-    full = [(demo.format, demo.seed) for demo in demos(range(10))]
-    assert full == [(format, seed) for seed in range(3) for format in ("llada", "dream", "qwen2")]
+    assert [(demo.format, demo.seed) for demo in demos(range(10))] == [("llada", 0), ("dream", 0), ("qwen2", 0)]
 
 
 # ---- the commands
