@@ -174,7 +174,7 @@ def draw(result: Result) -> go.Figure:
         5,
         column_titles=[*SCATTERED.values(), "agreement over heads", *COMPARED.values()],
         horizontal_spacing=0.07,
-        vertical_spacing=0.0 if len(checkpoints) == 1 else 75 / height,
+        vertical_spacing=0.0 if len(checkpoints) == 1 else 105 / height,
     )
     for row, checkpoint in enumerate(checkpoints, start=1):
         of_checkpoint = where(frame, checkpoint=checkpoint, kind="positional", direction="forward")
