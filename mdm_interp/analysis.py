@@ -21,14 +21,13 @@ import plotly.graph_objects as go
 from mdm_interp.claims import ClaimTest, Verdict, judge
 from mdm_interp.config import TrainConfig
 from mdm_interp.files import UserError
-from mdm_interp.presets import SCOPE
+from mdm_interp.presets import QUICK_SEEDS, SCOPE
 from mdm_interp.results import Result, tidy, versions
 from mdm_interp.runs import DEFAULT_ROOT, Run
 from mdm_interp.stats import Estimate
 from mdm_interp.training import train_all
 
 ENTRY_POINTS = "mdm_interp.analyses"
-QUICK_SEEDS, FULL_SEEDS = 3, 10
 
 
 @dataclass(frozen=True)

@@ -73,10 +73,11 @@ def _reproduce(
 ) -> None:
     import torch
 
-    from mdm_interp.analysis import FULL_SEEDS, QUICK_SEEDS, Lab, discover, ledger
+    from mdm_interp.analysis import Lab, discover, ledger
     from mdm_interp.claims import save_ledger
     from mdm_interp.demo import DemoConfig
     from mdm_interp.measuring import measure_all
+    from mdm_interp.presets import FULL_SEEDS, QUICK_SEEDS
     from mdm_interp.probing import train_demos
     from mdm_interp.results import Result
     from mdm_interp.training import check_device

@@ -16,11 +16,12 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
-from mdm_interp.analysis import QUICK_SEEDS, Analysis, Lab
+from mdm_interp.analysis import Analysis, Lab
 from mdm_interp.bridge import hooked
 from mdm_interp.checkpoints import load_checkpoint
 from mdm_interp.demo import DemoConfig, train_demo
 from mdm_interp.files import UserError
+from mdm_interp.presets import QUICK_SEEDS
 from mdm_interp.prompts import FactTable, FactTemplates, Kind, Prompts, load_facts, make_prompts
 from mdm_interp.queries import QueryPair
 from mdm_interp.results import Result

@@ -14,9 +14,10 @@ import typer.main
 from helpers import TINY_DEMO
 
 from mdm_interp import cli
-from mdm_interp.analysis import FULL_SEEDS, QUICK_SEEDS, discover
+from mdm_interp.analysis import discover
 from mdm_interp.config import TrainConfig
 from mdm_interp.demo import train_demo
+from mdm_interp.presets import FULL_SEEDS, QUICK_SEEDS
 from mdm_interp.runs import Run
 
 ROOT = Path(__file__).parents[1]
