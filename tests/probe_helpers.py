@@ -43,3 +43,8 @@ def result_of(analysis: Any, probes: list[Probe], folder: Path) -> Result:
 
 def traces(figure: go.Figure, **properties: Any) -> list[Any]:
     return list(figure.select_traces(properties))
+
+
+def at(result: Result, kind: str, layer: int | None, head: int | None) -> dict[str, Any]:
+    (row,) = (row for row in result.rows if (row["kind"], row["layer"], row["head"]) == (kind, layer, head))
+    return row

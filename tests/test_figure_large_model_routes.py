@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import random_model
-from probe_helpers import result_of, tiny_probe, traces
+from probe_helpers import at, result_of, tiny_probe, traces
 from test_bridge import SHAPE, mirrored_pairs
 from torch.testing import assert_close
 
@@ -36,11 +36,6 @@ def probe(tmp_path_factory: pytest.TempPathFactory) -> Probe:
 @pytest.fixture(scope="module")
 def result(probe: Probe, tmp_path_factory: pytest.TempPathFactory) -> Result:
     return result_of(large_model_routes.ANALYSIS, [probe], tmp_path_factory.mktemp("result"))
-
-
-def at(result: Result, kind: str, layer: int | None, head: int | None) -> dict[str, Any]:
-    (row,) = (row for row in result.rows if (row["kind"], row["layer"], row["head"]) == (kind, layer, head))
-    return row
 
 
 def test_rows_are_all_heads_layers_and_the_model(result: Result) -> None:
