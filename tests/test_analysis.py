@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import inspect
 import json
 import subprocess
 import sys
@@ -450,10 +451,14 @@ def test_the_figure_is_labelled_and_nothing_in_it_is_empty(result_of: Callable[[
     assert isinstance(figure, go.Figure)
     layout = figure.to_dict()["layout"]
     assert figure.layout.title.text == f"<b>{result.question}</b>"
-    assert figure.layout.title.subtitle.text.replace("<br>", " ") == module.takeaway(result.summary)
+    (given,) = inspect.signature(module.takeaway).parameters
+    said = module.takeaway({"result": result, "summary": result.summary}[given])
+    assert figure.layout.title.subtitle.text.replace("<br>", " ") == said
     assert figure.layout.font.family is None, "the theme gives the font"
     assert figure.layout.template.layout.font.family.startswith("DejaVu Sans")
     assert (figure.layout.width, figure.layout.template.layout.paper_bgcolor) == (1400, "white")
+    if type(module.ANALYSIS) is not Analysis:
+        return  # a checkpoint's may have layers in which nothing is defined; their own tests look at their marks
     drawn: Any = figure.data
     assert [trace.name for trace in drawn if not has_marks(trace)] == []
     for axis, properties in layout.items():

@@ -21,6 +21,7 @@ from plotly.subplots import make_subplots
 
 from mdm_interp.analysis import discover
 from mdm_interp.claims import CLAIMS, Verdict
+from mdm_interp.probing import CheckpointAnalysis
 from mdm_interp.results import Result
 from mdm_interp.stats import Estimate
 from mdm_interp.viz.plots import TRAINING_STEPS, add_curve, add_estimates, add_level, add_matrix, add_points
@@ -30,6 +31,7 @@ from mdm_interp.viz.theme import CHANCE, FORWARD, REVERSE, VARIANTS, faded, lege
 FIGURES = Path(__file__).parents[1] / "figures"
 NAN = float("nan")
 NAMES = [analysis.name for analysis in discover()]
+CHECKPOINTS = {analysis.name for analysis in discover() if isinstance(analysis, CheckpointAnalysis)}
 QUESTION = "Is <script>alert(1)</script> & \"more\" than 'less'?"
 CURVE = pd.DataFrame({"step": [1, 10, 100], "value": [0.1, 0.4, 0.9], "low": [0.0, 0.3, 0.8], "high": [0.2, 0.5, 1.0]})
 CURVE["n"] = 3
@@ -401,7 +403,10 @@ def test_the_committed_figure_is_readable(name: str, show: Callable[[Path], Show
     shown = show(committed(f"{name}.html"))
     assert_shown(shown, n_plots=1)
     (plot, *texts) = shown.plots[0]
-    assert {"title", "subtitle", "panel title", "legend", "x title", "y title"} <= {text.kind for text in texts}
+    kinds = {"title", "subtitle", "panel title", "x title"}
+    if name not in CHECKPOINTS:  # those name their quantities above the panels, and colours beside bars
+        kinds |= {"legend", "y title"}
+    assert kinds <= {text.kind for text in texts}
     assert collisions(texts) == []
     visible = [text for text in texts if text.right > text.left]
     assert [text for text in visible if not text.is_inside(plot)] == [], "cut off at the edge"

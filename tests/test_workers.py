@@ -48,7 +48,7 @@ def test_a_gpu_has_one_worker_and_the_cpu_one_per_core() -> None:
 
 
 SLEEPERS = """
-    import os, sys, time
+    import os, signal, sys, time
     from mdm_interp.workers import side_by_side
 
     def sleep(seconds, report):
@@ -56,6 +56,7 @@ SLEEPERS = """
         time.sleep(seconds)
 
     if __name__ == "__main__":
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may ignore Ctrl-C
         side_by_side(sleep, [(100,), (100,)], workers=2, show=lambda process: print(process, flush=True))
 """
 
