@@ -4,7 +4,7 @@ whole names, in every order of filling them in, whether or not the number of tok
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from mdm_interp.probing import KINDS, CheckpointAnalysis, Probe, demos
 from mdm_interp.prompts import Kind, render, right_answers
 from mdm_interp.queries import Query, QueryPair
 from mdm_interp.results import Result
-from mdm_interp.stats import LEVEL, Estimate, bootstrap_mean, where
+from mdm_interp.stats import LEVEL, Estimate, bootstrap_mean, estimate_in, where
 from mdm_interp.viz.plots import add_estimates
 from mdm_interp.viz.theme import CHANCE, FORWARD, REVERSE, legend_at, titled
 
@@ -223,20 +223,12 @@ def flat(prefix: str, estimate: Estimate) -> dict[str, Any]:
     return {f"{prefix}{name}": value for name, value in vars(estimate).items()}
 
 
-def estimate_of(row: Mapping[Any, Any], prefix: str = "") -> Estimate:
-    """What was measured, or its null; a result holds what is missing as null."""
-    value, low, high = (
-        np.nan if row[f"{prefix}{x}"] is None else row[f"{prefix}{x}"] for x in ("value", "low", "high")
-    )
-    return Estimate(value, low, high, int(row[f"{prefix}n"]))
-
-
 def summarize(result: Result) -> dict[str, Estimate]:
     summary = {}
     for row in result.frame.to_dict("records"):
         name = summary_name(*(row[column] for column in ("checkpoint", "kind", "direction", "asked")))
         name += f" / {LABELS[row['order'], row['length']]} / {row['measure']}"
-        summary[name], summary[f"{name} / null"] = estimate_of(row), estimate_of(row, "null_")
+        summary[name], summary[f"{name} / null"] = estimate_in(row), estimate_in(row, "null_")
     return summary
 
 
@@ -288,8 +280,8 @@ def draw(result: Result) -> go.Figure:
             for direction, color in DIRECTIONS.items():
                 for side, symbol in SIDES.items():
                     of_series = where(of_panel, direction=direction, asked=side).to_dict("records")
-                    own = {LABELS[r["order"], r["length"]]: estimate_of(r) for r in of_series}
-                    null = {LABELS[r["order"], r["length"]]: estimate_of(r, "null_") for r in of_series}
+                    own = {LABELS[r["order"], r["length"]]: estimate_in(r) for r in of_series}
+                    null = {LABELS[r["order"], r["length"]]: estimate_in(r, "null_") for r in of_series}
                     name = f"{direction}, asks for the {side} entity"
                     for estimates, text, shade, mark in (
                         (null, "null: another fact's answer", CHANCE, "line-ns"),

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import pandas as pd
 import plotly.graph_objects as go
 import torch
 from jaxtyping import Float, Int
@@ -14,7 +15,7 @@ from torch import Tensor
 from mdm_interp.bridge import hooked
 from mdm_interp.probing import KINDS, CheckpointAnalysis, Probe, demos
 from mdm_interp.queries import Query, QueryPair
-from mdm_interp.resampling import Draws, FactSample, estimates_in, mean_over, rows_at
+from mdm_interp.resampling import Draws, FactSample, mean_over, rows_at, summary_of
 from mdm_interp.results import Result
 from mdm_interp.routing import (
     compute_content,
@@ -162,16 +163,12 @@ def distance_between(query: Query, model: Any) -> float:
 
 def summarize(result: Result) -> dict[str, Estimate]:
     """Every measure of every model and kind: the mean over its layers and heads."""
-    summary = {}
-    whole = result.frame[result.frame["layer"].isna()]
-    for place, row in whole.groupby(["checkpoint", "kind"], sort=False):
-        about = " / ".join(map(str, place))
-        for name in MEASURES:
-            for estimate in estimates_in(row, name)[["value", "low", "high", "n"]].to_dict("records"):
-                summary[f"{about} / {name}"] = Estimate(**estimate)
+    summary = summary_of(result.frame, ("checkpoint", "kind"), MEASURES)
+    for row in result.frame[result.frame["layer"].isna()].to_dict("records"):
         for name in PLAIN:
-            for value in row[name].dropna():
-                summary[f"{about} / {name}"] = Estimate(value, value, value, int(row["facts"].item()))
+            if pd.notna(value := row[name]):
+                key = f"{row['checkpoint']} / {row['kind']} / {name}"
+                summary[key] = Estimate(value, value, value, int(row["facts"]))
     return summary
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from mdm_interp.answer_evidence import answer_evidence
 from mdm_interp.probing import KINDS, CheckpointAnalysis, Probe, demos
 from mdm_interp.queries import QueryPair
-from mdm_interp.resampling import Draws, FactSample, estimates_in, rows_at
+from mdm_interp.resampling import Draws, FactSample, rows_at, summary_of
 from mdm_interp.results import Result
 from mdm_interp.stats import Estimate
 from mdm_interp.viz.layers import HeadMap, LayerCurves, draw_layers, layers_height, span_of
@@ -72,13 +72,7 @@ def place_index(forward: Tensor, reverse: Tensor, pairs: Sequence[QueryPair], sa
 
 def summarize(result: Result) -> dict[str, Estimate]:
     """Every measure of every model and kind: the mean over its layers, heads summed."""
-    summary = {}
-    frame = result.frame
-    for place, row in frame[frame["layer"].isna()].groupby(["checkpoint", "kind"], sort=False):
-        for name in MEASURES:
-            for estimate in estimates_in(row, name)[["value", "low", "high", "n"]].to_dict("records"):
-                summary[" / ".join([*map(str, place), name])] = Estimate(**estimate)
-    return summary
+    return summary_of(result.frame, ("checkpoint", "kind"), MEASURES)
 
 
 def takeaway(result: Result) -> str:

@@ -4,11 +4,10 @@ with another fact's source."""
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import torch
@@ -22,7 +21,7 @@ from mdm_interp.probing import KINDS, CheckpointAnalysis, Probe, demos, over_fac
 from mdm_interp.prompts import Kind
 from mdm_interp.queries import Query, QueryPair
 from mdm_interp.results import Result
-from mdm_interp.stats import Estimate, where
+from mdm_interp.stats import Estimate, estimate_in, where
 from mdm_interp.trajectory import Denoised, denoise_answers
 from mdm_interp.viz.plots import add_curve, add_estimates, add_matrix
 from mdm_interp.viz.theme import FORWARD, REVERSE, legend_at, titled
@@ -128,21 +127,13 @@ def columns(denoised: Denoised) -> dict[tuple[str, int | None, int | None], Floa
     return found | {(name, None, None): getattr(denoised, name) for name in ENDINGS}
 
 
-def estimate_of(row: Mapping[Any, Any], prefix: str = "") -> Estimate:
-    """What was measured, or its null; a result holds what is missing as null."""
-    value, low, high = (
-        np.nan if row[f"{prefix}{x}"] is None else row[f"{prefix}{x}"] for x in ("value", "low", "high")
-    )
-    return Estimate(value, low, high, int(row[f"{prefix}n"]))
-
-
 def summarize(result: Result) -> dict[str, Estimate]:
     summary = {}
     for row in result.rows:
         if row["layer"] is None:
             stage = "" if row["stage"] is None else f", stage {row['stage'] + 1} of {STAGES}"
             name = f"{row['checkpoint']} / {row['kind']} / {row['direction']} / {row['measure']}{stage}"
-            summary[name], summary[f"{name} / null"] = estimate_of(row), estimate_of(row, "null_")
+            summary[name], summary[f"{name} / null"] = estimate_in(row), estimate_in(row, "null_")
     return summary
 
 
@@ -219,12 +210,12 @@ def _draw_means(figure: go.Figure, of_panel: pd.DataFrame, row: int) -> None:
         for prefix, dash, name in (("null_", "dot", f"{direction}, another fact's source"), ("", "solid", direction)):
             for col, measure in enumerate(LAYERED, 1):
                 of_measure = where(of_panel, measure=measure, direction=direction).to_dict("records")
-                points = [{"way": at["way"], **vars(estimate_of(at, prefix))} for at in of_measure]
+                points = [{"way": at["way"], **vars(estimate_in(at, prefix))} for at in of_measure]
                 curve = pd.DataFrame([point for point in points if point["n"]], columns=list(points[0]))
                 legend = "legend" if (row, col) == (1, 1) else None
                 add_curve(figure, curve, "way", name=name, color=color, row=row, col=col, dash=dash, legend=legend)
             ends = {
-                label: estimate_of(where(of_panel, measure=measure, direction=direction).to_dict("records")[0], prefix)
+                label: estimate_in(where(of_panel, measure=measure, direction=direction).to_dict("records")[0], prefix)
                 for measure, label in ENDINGS.items()
             }
             symbol = "line-ew" if prefix else "circle"

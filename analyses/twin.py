@@ -19,7 +19,7 @@ from mdm_interp.prediction import predict
 from mdm_interp.probing import KINDS, CheckpointAnalysis, Probe, demos
 from mdm_interp.prompts import Kind
 from mdm_interp.queries import Query
-from mdm_interp.resampling import Draws, FactSample, estimates_in, head_agreement, rows_at
+from mdm_interp.resampling import Draws, FactSample, head_agreement, rows_at, summary_of
 from mdm_interp.results import Result
 from mdm_interp.routing import compute_routes
 from mdm_interp.stats import Estimate, where
@@ -123,13 +123,8 @@ def compare(models: tuple[Any, Any], asked: Asked) -> dict[str, tuple[Draws, Dra
 
 def summarize(result: Result) -> dict[str, Estimate]:
     """Agreement and its null, and both models' means and predictions, by kind and direction."""
-    summary = {}
-    whole = result.frame[result.frame["layer"].isna()]
-    for place, row in whole.groupby(["checkpoint", "kind", "direction", "what"], sort=False):
-        for name in ("value", "twin_value", "agreement", "null"):
-            for estimate in estimates_in(row, name)[["value", "low", "high", "n"]].to_dict("records"):
-                summary[" / ".join([*map(str, place), name])] = Estimate(**estimate)
-    return summary
+    places, names = ("checkpoint", "kind", "direction", "what"), ("value", "twin_value", "agreement", "null")
+    return summary_of(result.frame, places, names)
 
 
 def takeaway(result: Result) -> str:

@@ -83,9 +83,12 @@ class Analysis:
 
     def stored(self, lab: Lab, out: Path) -> Result | None:
         """The result that `out` holds, if measuring again would repeat it."""
+        return self._stored(self.planned(lab), out)
+
+    def _stored(self, planned: Result, out: Path) -> Result | None:
         path = out / f"{self.name}.json"
         stored = Result.load(path) if path.exists() else None
-        return stored if stored and stored.same_measurement(self.planned(lab)) else None
+        return stored if stored and stored.same_measurement(planned) else None
 
     def result(self, lab: Lab, out: Path, report: Callable[[int, int], None] | None = None) -> Result:
         """The result of this analysis: from `out` if it is there, otherwise measured and saved there.

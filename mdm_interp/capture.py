@@ -7,7 +7,7 @@ read from: memory grows with batch x heads x length, not with the square of the 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -24,14 +24,14 @@ from mdm_interp.queries import QueryBatch
 T = TypeVar("T")
 
 
-@dataclass
+@dataclass(frozen=True)
 class LayerView:
     """One layer's attention, as the readout positions of a batch of queries see it."""
 
     layer: int
     model: Any
     batch: QueryBatch
-    seen: dict[str, Tensor] = field(default_factory=dict)
+    seen: dict[str, Tensor]
     """Activations by the end of their hook's name: whole for keys and values, else readout rows."""
 
     def __getitem__(self, kind: str) -> Tensor:
@@ -93,9 +93,7 @@ def capture(
         UserError: the model lacks a hook that `reduce` needs.
     """
     kept: list[T] = []
-    hooks = [
-        hook for layer in range(model.cfg.n_layers) for hook in _hooks(LayerView(layer, model, batch), reduce, kept)
-    ]
+    hooks = [hook for layer in range(model.cfg.n_layers) for hook in _hooks(model, layer, batch, reduce, kept)]
     logits = model.run_with_hooks(batch.tokens, attention_mask=batch.attention_mask, fwd_hooks=hooks)
     return logits, kept
 
@@ -104,27 +102,28 @@ def _rotated(model: Any) -> tuple[str, str]:
     return ("rot_q", "rot_k") if model.cfg.position == "rope" else ("q", "k")
 
 
-def _hooks(view: LayerView, reduce: Callable[[LayerView], T], kept: list[T]) -> list[tuple[str, Callable]]:
-    """The hooks that fill the view of one layer, reduce it and let it go."""
-    prefix, model, batch = f"blocks.{view.layer}.attn.hook_", view.model, view.batch
+def _hooks(
+    model: Any, layer: int, batch: QueryBatch, reduce: Callable[[LayerView], T], kept: list[T]
+) -> list[tuple[str, Callable]]:
+    """The hooks that see one layer, reduce it and let it go."""
+    prefix, seen = f"blocks.{layer}.attn.hook_", {}
 
     def see(kind: str) -> tuple[str, Callable]:
         def hook(x: Tensor, hook: HookPoint) -> None:
-            view.batch = batch.to(x.device)  # of a model spread over devices, this layer's
             if kind in ("attn_scores", "pattern"):
                 x = x.transpose(1, 2)
             x = x if kind in ("v", "k", "rot_k") else batch.at_readout(x)
-            view.seen[kind] = x if kind == "v" else x.to(torch.promote_types(x.dtype, torch.float32))
+            seen[kind] = x if kind == "v" else x.to(torch.promote_types(x.dtype, torch.float32))
 
         return prefix + kind, hook
 
     def finish(z: Tensor, hook: HookPoint) -> None:
-        kept.append(reduce(view))
-        vars(view).update(LayerView(view.layer, model, batch).__dict__)
+        here = batch.to(z.device)  # of a model spread over devices, this layer's
+        kept.append(reduce(LayerView(layer, model, here, seen)))
+        seen.clear()
 
     edited = isinstance(model, BridgedTransformer) or any(
         model.hook_dict[prefix + kind].has_hooks() for kind in ("attn_scores", "pattern")
     )
     kinds = ("v", "attn_scores", "pattern") if edited else ("v", *_rotated(model))
-    seen = [see(kind) for kind in kinds if prefix + kind in model.hook_dict]
-    return [*seen, (prefix + "z", finish)]
+    return [*(see(kind) for kind in kinds if prefix + kind in model.hook_dict), (prefix + "z", finish)]

@@ -160,6 +160,7 @@ def gradient_alignment(model: Any, query_pairs: Sequence[QueryPair]) -> Alignmen
 
     Source: docs/theory.md, section 5.
     """
+    model = hooked(model)
     forward = query_gradients(model, [pair.forward for pair in query_pairs])
     reverse = query_gradients(model, [pair.reverse for pair in query_pairs])
 

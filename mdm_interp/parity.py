@@ -55,6 +55,7 @@ def score_parity(model: Any, query_pairs: Sequence[QueryPair]) -> Parity:
     require_shared(query_pairs, "score parity")
     if any(pair.forward.offset * pair.reverse.offset > 0 for pair in query_pairs):
         raise UserError("query_pairs: a source stands on one side in both queries of a pair; swap the sides in one")
+    model = hooked(model)
     forward = compute_routes(model, [pair.forward for pair in query_pairs]).scores
     reverse = compute_routes(model, [pair.reverse for pair in query_pairs]).scores
     forward_is_right = torch.tensor([pair.forward.offset > 0 for pair in query_pairs])[:, None, None]

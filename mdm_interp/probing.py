@@ -184,7 +184,5 @@ class CheckpointAnalysis(Analysis):
 
     def probe(self, probe: Probe, out: Path) -> Result:
         """The result for one probe: from `out` if it is there, otherwise measured and saved there."""
-        planned, path = self._planned({"settings": dict(self.settings), **probe.about()}, []), out / f"{self.name}.json"
-        if path.exists() and (stored := Result.load(path)).same_measurement(planned):
-            return stored
-        return self._measured(planned, [probe], out)
+        planned = self._planned({"settings": dict(self.settings), **probe.about()}, [])
+        return self._stored(planned, out) or self._measured(planned, [probe], out)

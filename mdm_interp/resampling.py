@@ -26,7 +26,7 @@ from torch import Tensor
 
 from mdm_interp.queries import QueryPair
 from mdm_interp.routing import correlate
-from mdm_interp.stats import LEVEL
+from mdm_interp.stats import LEVEL, Estimate
 
 N_RESAMPLES = 1000
 N_SHUFFLES = 200
@@ -218,6 +218,16 @@ def estimates_in(rows: pd.DataFrame, name: str) -> pd.DataFrame:
     of_name = {name: "value", f"{name}_low": "low", f"{name}_high": "high", "facts": "n"}
     kept = rows[[column for column in ("layer", "head") if column in rows] + list(of_name)].rename(columns=of_name)
     return kept.astype(dict.fromkeys(("value", "low", "high"), float)).dropna(subset="value")
+
+
+def summary_of(frame: pd.DataFrame, places: Sequence[str], names: Sequence[str]) -> dict[str, Estimate]:
+    """What :func:`rows_at` wrote of these columns of draws for all layers together (null), by place and column."""
+    summary = {}
+    for place, rows in frame[frame["layer"].isna()].groupby(list(places), sort=False):
+        for name in names:
+            for estimate in estimates_in(rows, name)[["value", "low", "high", "n"]].to_dict("records"):
+                summary[" / ".join([*map(str, place), name])] = Estimate(**estimate)
+    return summary
 
 
 def _split(drawn: Float[Tensor, "draw *rest"]) -> Draws:

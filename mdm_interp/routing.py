@@ -86,6 +86,7 @@ def route_correlation(model: Any, query_pairs: Sequence[QueryPair]) -> Float[Ten
     Source: docs/theory.md, section 3.
     """
     require_shared(query_pairs, "route correlation")
+    model = hooked(model)
     forward = compute_routes(model, [pair.forward for pair in query_pairs]).scores
     reverse = compute_routes(model, [pair.reverse for pair in query_pairs]).scores
     return correlate(forward, reverse)
@@ -267,6 +268,7 @@ def route_correlation_null(model: Any, query_pairs: Sequence[QueryPair]) -> Floa
         UserError: there are no pairs, or their queries do not share answer and source (an ARM's).
     """
     require_shared(query_pairs, "route correlation")
+    model = hooked(model)
     forward = compute_routes(model, [pair.forward for pair in query_pairs]).scores
     reverse = compute_routes(model, [pair.reverse for pair in query_pairs]).scores
     return torch.stack([correlate(forward, reverse[other]) for other in other_facts(query_pairs)]).nanmean(0)

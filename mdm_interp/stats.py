@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +50,15 @@ def bootstrap_mean(values: Sequence[float] | np.ndarray | pd.Series, seed: int =
     )
     low, high = resampled.confidence_interval
     return Estimate(mean, float(low), float(high), len(observed))
+
+
+def estimate_in(row: Mapping[Any, Any], prefix: str = "") -> Estimate:
+    """The estimate in a row's columns `value`, `low`, `high` and `n`, each after `prefix`; a result holds what is
+    missing as null."""
+    value, low, high = (
+        np.nan if row[f"{prefix}{x}"] is None else row[f"{prefix}{x}"] for x in ("value", "low", "high")
+    )
+    return Estimate(value, low, high, int(row[f"{prefix}n"]))
 
 
 def where(frame: pd.DataFrame, **equal: Any) -> pd.DataFrame:

@@ -121,6 +121,7 @@ def pair_position_index(
     Source: docs/theory.md, section 7.
     """
     require_shared(query_pairs, "pair position index")
+    model = hooked(model)
     forward, reverse = (
         compute_evidence(model, queries, targets).sum(2)  # [pair layer target]
         for queries in ([pair.forward for pair in query_pairs], [pair.reverse for pair in query_pairs])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from transformers import (
 from mdm_interp import coupling, interventions, parity, routing, storage
 from mdm_interp.answer_evidence import answer_evidence
 from mdm_interp.bridge import hooked
-from mdm_interp.capture import capture
+from mdm_interp.capture import LayerView, capture
 from mdm_interp.files import UserError
 from mdm_interp.model import HookedTransformer
 from mdm_interp.prediction import predict
@@ -235,6 +236,18 @@ def test_captured_rows_are_those_of_the_whole_pattern(position: str, attention: 
     for layer, (scores, pattern) in enumerate(rows):
         assert_close(scores, batch.at_readout(cache["attn_scores", layer].transpose(1, 2)), atol=1e-5, rtol=1e-5)
         assert_close(pattern, batch.at_readout(cache["pattern", layer].transpose(1, 2)), atol=1e-6, rtol=1e-5)
+
+
+def test_nothing_of_a_layer_outlives_its_reduction() -> None:
+    model, patterns = random_model(n_layers=3), []
+    batch = collate([pair.forward for pair in mirrored_pairs(causal=False)], model.cfg)
+
+    def reduce(view: LayerView) -> None:
+        assert [pattern for pattern in patterns if pattern() is not None] == []
+        patterns.append(weakref.ref(view.pattern))
+
+    capture(model, batch, reduce)
+    assert len(patterns) == 3
 
 
 def test_capture_sees_an_edited_pattern() -> None:

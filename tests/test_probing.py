@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from helpers import TINY_DEMO, tiny_run, train_here
 from probe_helpers import FACTS, tiny_probe
+from test_bridge import mirrored_pairs
 from test_cli import Ended, assert_refused, mdm_interp  # noqa: F401
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -110,9 +112,6 @@ def test_a_model_of_the_small_grid_is_measured_alike_as_a_checkpoint(tmp_path: P
 
 
 def test_templates_of_a_fact_count_once() -> None:
-    import torch
-    from test_bridge import mirrored_pairs
-
     one, two = mirrored_pairs(causal=False, count=2)
     estimate = over_facts(torch.tensor([0.0, 0.0, 0.0, 1.0]), [one, one, one, two])
     assert (estimate.value, estimate.n) == (0.5, 2)

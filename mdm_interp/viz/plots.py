@@ -48,10 +48,7 @@ def add_curve(
         y=curve["value"],
         mode="lines",
         line={"color": color, "width": 3, "dash": dash},
-        name=name,
-        legendgroup=name,
-        legend=legend,
-        showlegend=legend is not None,
+        **_listed(name, legend),
         customdata=curve[["low", "high", "n"]],
         hovertemplate=f"{name}<br>{x} %{{x}}: %{{y:.3g}} [%{{customdata[0]:.3g}}, %{{customdata[1]:.3g}}]"
         ", n = %{customdata[2]}<extra></extra>",
@@ -83,10 +80,7 @@ def add_points(
         line={"color": color, "width": 2.5, "dash": dash},
         marker={"size": 8},
         error_y=interval_bars(points),
-        name=name,
-        legendgroup=name,
-        legend=legend,
-        showlegend=legend is not None,
+        **_listed(name, legend),
         hovertemplate=f"{name}<br>%{{y:.3g}}<extra></extra>",
     )
     figure.add_trace(trace, row=row, col=col)
@@ -116,13 +110,15 @@ def add_estimates(
         {label_axis: list(measured), value_axis: points["value"], f"error_{value_axis}": interval_bars(points)},
         mode="markers",
         marker={"color": color, "symbol": symbol, "size": size, "line": {"color": color, "width": 2}},
-        name=name,
-        legendgroup=name,
-        legend=legend,
-        showlegend=legend is not None,
+        **_listed(name, legend),
         hovertemplate=f"{name}, %{{{label_axis}}}: %{{{value_axis}:.3g}}<extra></extra>",
     )
     figure.add_trace(trace, row=row, col=col)
+
+
+def _listed(name: str, legend: str | None) -> dict[str, Any]:
+    """A trace's name, and the legend that lists it, if any; all traces of a name are switched together."""
+    return {"name": name, "legendgroup": name, "legend": legend, "showlegend": legend is not None}
 
 
 def interval_bars(points: pd.DataFrame) -> dict[str, Any]:
@@ -148,10 +144,7 @@ def add_level(
         y=[level, level],
         mode="lines",
         line={"color": color, "width": 2, "dash": "dot"},
-        name=name,
-        legendgroup=name,
-        legend=legend,
-        showlegend=legend is not None,
+        **_listed(name, legend),
         hovertemplate=f"{name} %{{y:.3g}}<extra></extra>",
     )
     figure.add_trace(trace, row=row, col=col)
