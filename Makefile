@@ -2,12 +2,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup reproduce test lint bench
+.PHONY: setup dev reproduce test lint docs bench
 
 setup: $(VENV)/.installed
+dev: $(VENV)/.dev
 
+# Reproducing needs less than developing, and is sooner installed.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[static]"
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $@
 
@@ -15,13 +21,16 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 reproduce: setup
 	$(BIN)/mdm-interp reproduce $(ARGS)
 
-test: setup
+test: dev
 	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
-lint: setup
+lint: dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+docs: dev
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs docs/_build/html
 
 bench: setup
 	$(BIN)/python benchmarks/attention.py

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import itertools
 import json
 import sys
@@ -17,7 +18,7 @@ from rich.table import Table
 
 from mdm_interp.config import TrainConfig, one_line
 from mdm_interp.files import UserError
-from mdm_interp.runs import DEFAULT_ROOT
+from mdm_interp.runs import DEFAULT_ROOT, Run
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 runs_app = typer.Typer(help="Look into the run store, or clear it.")
@@ -215,6 +216,51 @@ def probe(
     console.print(f"{len(drawn)} figures in {out}; open {out / 'index.html'}", markup=False, soft_wrap=True)
 
 
+@app.command()
+def attention(
+    subject: Annotated[
+        str,
+        typer.Argument(metavar="RUN_OR_CHECKPOINT", help="A run's name or folder, or a checkpoint's folder or hub id."),
+    ],
+    text: Annotated[str, typer.Argument(help="[M] is a mask token; a run's tokens have spaces between: 'A3 r0 [M]'.")],
+    out: Annotated[Path, typer.Option(help="The page, one HTML file.")],
+    source: Annotated[str | None, typer.Option(help="Words of the text to mark as the source.")] = None,
+    layers: Annotated[str | None, typer.Option(help="Which layers, as in 0,1,5. Default: all.")] = None,
+    heads: Annotated[str | None, typer.Option(help="Which heads. Default: all.")] = None,
+    rows: Annotated[str | None, typer.Option(help="From which positions. Default: all that fit.")] = None,
+    device: Device = "auto",
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, … Default: as stored.")] = None,
+    runs: Root = DEFAULT_ROOT,
+) -> None:
+    """Write a page that shows the attention patterns of every layer and head over TEXT."""
+    from mdm_interp import viz
+
+    chosen: dict[str, Any] = {"layers": _numbers("--layers", layers), "heads": _numbers("--heads", heads)}
+    page = viz.attention(
+        _opened(subject, runs, device, dtype), text, **chosen, rows=_numbers("--rows", rows), source=source
+    )
+    print(page.save(out))
+
+
+def _numbers(option: str, text: str | None) -> list[int] | None:
+    """Numbers with commas between them."""
+    try:
+        return None if text is None else [int(number) for number in text.split(",")]
+    except ValueError:
+        raise UserError(f"{option}: {text!r} is no list of numbers; write it as 0,1,5") from None
+
+
+def _opened(subject: str, runs: Path, device: str, dtype: str | None) -> Any:
+    """A run, or a checkpoint's model."""
+    from mdm_interp.checkpoints import load_checkpoint
+
+    if (Path(subject) / "checkpoints").is_dir():
+        return Run(TrainConfig.from_yaml(Path(subject) / "config.yaml"), Path(subject))
+    if not Path(subject).exists() and any(runs.glob(f"{glob.escape(subject)}*/config.yaml")):
+        return _run_named(subject, runs)
+    return load_checkpoint(subject, device=device, dtype=dtype)
+
+
 @app.command("demo-checkpoint")
 def demo_checkpoint(
     out: Annotated[Path, typer.Option(help="The checkpoint's folder.")],
@@ -277,13 +323,17 @@ def show_run(
     """One run's config and metrics."""
     import pandas as pd
 
-    from mdm_interp.runs import stored_runs
+    stored = _run_named(run, runs)
+    print((stored.folder / "config.yaml").read_text())
+    print(pd.DataFrame(stored.metrics()).to_string(index=False))
 
-    matching = [stored for stored in stored_runs(runs) if stored.folder.name.startswith(run)]
+
+def _run_named(name: str, runs: Path) -> Run:
+    """The stored run whose name is, or begins with, `name`."""
+    matching = list(runs.glob(f"{glob.escape(name)}*/config.yaml"))
     if len(matching) != 1:
-        raise UserError(f"run: {run!r} names {len(matching)} runs of {runs}; `mdm-interp runs list` shows their names")
-    print((matching[0].folder / "config.yaml").read_text())
-    print(pd.DataFrame(matching[0].metrics()).to_string(index=False))
+        raise UserError(f"run: {name!r} names {len(matching)} runs of {runs}; `mdm-interp runs list` shows their names")
+    return Run(TrainConfig.from_yaml(matching[0]), matching[0].parent)
 
 
 @runs_app.command("prune")

@@ -87,11 +87,12 @@ OBJECTIVES: tuple[Objective, ...] = ("any_order", "source_only", "target_only", 
 def objective_grid(seeds: Sequence[int], worlds: Sequence[str] = tuple(WORLDS)) -> list[TrainConfig]:
     """Every objective under every position scheme of `MDM_SCHEMES` in every world; for every second seed in `two_role`,
     the control: in `relation_cycle` any-order masking gives a source two answers and single-sided masking one, there
-    every objective gives it one."""
+    every objective gives it one. A quick run leaves out its last seed, to end in time."""
+    most = seeds[:-1] if len(seeds) == QUICK_SEEDS else seeds
     return [
         small_model(WORLDS[world], scheme, objective, seed)
         for world in worlds
-        for seed in (every_second(seeds) if world == "two_role" else seeds)
+        for seed in (every_second(seeds) if world == "two_role" else most)
         for objective in OBJECTIVES
         for scheme in MDM_SCHEMES
     ]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from jaxtyping import install_import_hook
+from playwright.sync_api import Browser, sync_playwright
 
 install_import_hook("mdm_interp", "beartype.beartype")
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
@@ -20,3 +23,22 @@ def tiny_result(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[
 
     with helpers.tiny_grid():
         yield helpers.TinyResults(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The browser's path. CI has one; elsewhere its absence skips."""
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        assert not os.environ.get("CI"), "CI must have a chromium: the pages are tested in it"
+        pytest.skip("there is no chromium here to open the pages in")
+    return path
+
+
+@pytest.fixture(scope="session")
+def browser(chromium: str) -> Iterator[Browser]:
+    arguments = ["--no-sandbox", "--disable-background-networking", "--disable-component-update"]
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=chromium, args=arguments)
+        yield started
+        started.close()

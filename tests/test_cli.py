@@ -20,8 +20,9 @@ from filelock import FileLock
 
 from analyses import reversal_curse
 from mdm_interp import analysis as analysis_module
-from mdm_interp import claims, cli, presets, training
+from mdm_interp import claims, cli, presets, training, viz
 from mdm_interp.analysis import discover
+from mdm_interp.checkpoints import save_checkpoint
 from mdm_interp.config import FactConfig, ModelConfig, TrainConfig
 from mdm_interp.runs import Run, save_tensors, stored_runs
 from mdm_interp.training import train
@@ -35,7 +36,8 @@ CONFIG: dict[str, Any] = {
     "batch_size": 4,
     "n_checkpoints": 3,
 }
-COMMANDS = [[], ["reproduce"], ["verify"], ["train"], ["runs"], ["runs", "list"], ["runs", "show"], ["runs", "prune"]]
+COMMANDS = [[], ["reproduce"], ["verify"], ["attention"], ["train"], ["runs"]]
+COMMANDS += [["runs", "list"], ["runs", "show"], ["runs", "prune"]]
 
 
 class Ended(NamedTuple):
@@ -461,3 +463,43 @@ def test_verify_prints_and_writes_the_ledger(
 def test_verify_says_what_has_to_be_measured_first(mdm_interp: Callable[..., Ended], tmp_path: Path) -> None:
     assert_refused(mdm_interp("verify", "--out", "nowhere"), "nowhere", "mdm-interp reproduce --only")
     assert list(tmp_path.iterdir()) == []
+
+
+# ---- attention
+
+
+def test_attention_writes_a_page_of_a_run_or_a_checkpoint(mdm_interp: Callable[..., Ended], tmp_path: Path) -> None:
+    run = train(TrainConfig(**CONFIG), root=tmp_path / "runs", progress=False)
+    save_checkpoint(run.model(), tmp_path / "native", format="mdm_interp")
+    expected = viz.attention(run, "A0 r0 [M]", layers=[0], heads=[1], source="A0").html()
+    for name in (run.folder.name[:8], run.folder):
+        ended = mdm_interp(
+            "attention", name, "A0 r0 [M]", "--out", "page.html", "--layers", "0", "--heads", "1", "--source", "A0"
+        )
+        assert ended == Ended(0, "page.html\n", "")
+        assert (tmp_path / "page.html").read_text(encoding="utf-8") == expected
+    assert_refused(mdm_interp("attention", "native", "A0", "--out", "x.html"), "has no tokenizer")
+    assert not (tmp_path / "x.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["nothing", "A0"], ["nothing: not a folder, and not to be had"]),
+        (["RUN", "A0 x9 [M]"], ["text: 'x9' is no token of this run's world"]),
+        (["RUN", "A0", "--layers", "0;1"], ["--layers: '0;1' is no list of numbers; write it as 0,1,5"]),
+        (["RUN", "A0", "--heads", "7"], ["heads: [7] is no choice from 0 to 1"]),
+    ],
+)
+def test_a_mistake_in_what_to_look_at_is_one_line(
+    mdm_interp: Callable[..., Ended],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    says: list[str],
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    run = train(TrainConfig(**CONFIG), root=tmp_path / "runs", progress=False)
+    given = [run.folder.name if argument == "RUN" else argument for argument in arguments]
+    assert_refused(mdm_interp("attention", *given, "--out", "page.html"), *says)
+    assert not (tmp_path / "page.html").exists()

@@ -73,10 +73,9 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
         names = set(archive.namelist())
         (info,) = {name.split("/")[0] for name in names if ".dist-info/" in name}
         entry_points = archive.read(f"{info}/entry_points.txt").decode()
-    sources = {
-        str(path.relative_to(ROOT)) for package in ("mdm_interp", "analyses") for path in (ROOT / package).rglob("*.py")
-    }
-    assert {name for name in names if not name.startswith(info)} == sources | {"mdm_interp/py.typed"}
+    packaged = [ROOT / "mdm_interp" / "py.typed", *(ROOT / "mdm_interp" / "viz" / "assets").iterdir()]
+    packaged += [path for package in ("mdm_interp", "analyses") for path in (ROOT / package).rglob("*.py")]
+    assert {name for name in names if not name.startswith(info)} == {str(path.relative_to(ROOT)) for path in packaged}
     assert f"{info}/licenses/LICENSE" in names
     assert "[console_scripts]\nmdm-interp = mdm_interp.cli:main" in entry_points
     assert "[mdm_interp.analyses]\nbuiltin = analyses" in entry_points

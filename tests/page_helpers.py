@@ -1,0 +1,32 @@
+"""Opening interactive pages as a reader without a network does."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import Browser, Page
+
+HOSTILE = ["<script>alert(1)</script>", "</div>", "\"'&amp;", "שלום", "🦊", "<b>", " x", "\n", "`${1}`", "%{x}"]
+"""Texts of tokens that would break a page that took them for HTML, for a script or for a template."""
+
+
+@contextlib.contextmanager
+def opened(browser: Browser, path: Path, **context: Any) -> Iterator[tuple[Page, list[str]]]:
+    """A page with the network off, and what went wrong on it: errors, warnings, requests and dialogs."""
+    settings = {"offline": True, "viewport": {"width": 1280, "height": 1000}, **context}
+    window = browser.new_context(**settings)
+    window.route(re.compile(r"^https?:"), lambda route: route.abort())
+    page, problems = window.new_page(), []
+    page.set_default_timeout(10_000)
+    page.on("console", lambda said: problems.append(said.text) if said.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("requestfailed", lambda request: problems.append(request.url))
+    page.on("dialog", lambda dialog: problems.append(dialog.message))
+    page.on("dialog", lambda dialog: dialog.dismiss())
+    page.goto(path.as_uri(), wait_until="load")
+    yield page, problems
+    window.close()

@@ -1,0 +1,371 @@
+"""The attention page: what it holds is what the model computed, and a browser without a network shows all of it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import TINY, random_model, tiny_run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from page_helpers import HOSTILE, opened
+from playwright.sync_api import Browser
+
+from mdm_interp import viz
+from mdm_interp.config import FactConfig
+from mdm_interp.files import UserError
+from mdm_interp.runs import Run
+from mdm_interp.training import train
+from mdm_interp.viz import attention_page
+from mdm_interp.viz.page import Page, packed, places
+from mdm_interp.viz.subject import Subject
+
+MASK = TINY["d_vocab"] - 1
+TOKENS = [3, MASK, 5, 7, 1, 0, 2]
+WORLD = FactConfig(n_entities=9, n_filler=4)
+
+
+def unpacked(text: str, *shape: int) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(text), dtype="<u2").reshape(shape) / 0xFFFF
+
+
+def patterns(page: Page) -> np.ndarray:
+    """[layer head row token]"""
+    data = page.data
+    shape = len(data["heads"]), len(data["rows"]), len(data["tokens"])
+    return np.stack([unpacked(layer, *shape) for layer in data["patterns"]])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return train(tiny_run(WORLD, "rope", "any_order", 0), root=tmp_path_factory.mktemp("store"), progress=False)
+
+
+# ---- what a page holds
+
+
+@pytest.mark.parametrize("attention", ["bidirectional", "causal"])
+@pytest.mark.parametrize("position", ["rope", "alibi", "learned"])
+def test_the_patterns_are_those_of_a_cache(attention: str, position: str) -> None:
+    mask = None if attention == "causal" else MASK
+    model = random_model(attention=attention, position=position, mask_token_id=mask)
+    page = viz.attention(model, TOKENS)
+    _, cache = model.run_with_cache(torch.tensor([TOKENS]))
+    expected = np.stack([cache["pattern", layer][0].numpy() for layer in range(2)])
+    assert patterns(page) == pytest.approx(expected, abs=1e-5)
+    assert page.data["causal"] == (attention == "causal")
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    layers=st.sets(st.integers(0, 1), min_size=1),
+    heads=st.sets(st.integers(0, 3), min_size=1),
+    rows=st.sets(st.integers(0, 6), min_size=1),
+)
+def test_chosen_layers_heads_and_rows_are_a_part_of_the_whole(
+    layers: set[int], heads: set[int], rows: set[int]
+) -> None:
+    model = random_model(mask_token_id=MASK)
+    page = viz.attention(model, TOKENS, layers=layers, heads=heads, rows=rows)
+    whole = patterns(viz.attention(model, TOKENS))
+    assert (page.data["layers"], page.data["heads"], page.data["rows"]) == tuple(map(sorted, (layers, heads, rows)))
+    chosen = whole[np.ix_(sorted(layers), sorted(heads), sorted(rows))]
+    assert patterns(page) == pytest.approx(chosen, abs=1e-5)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=50))
+def test_packing_is_exact_to_16_bits(shares: list[float]) -> None:
+    assert unpacked(packed(torch.tensor(shares, dtype=torch.float64)), len(shares)) == pytest.approx(shares, abs=8e-6)
+
+
+@pytest.mark.parametrize("shift", [0, -1])
+def test_predictions_are_read_where_the_model_reads_them(shift: int) -> None:
+    model = random_model(mask_token_id=MASK, readout_shift=shift)
+    page = viz.attention(model, TOKENS)
+    logits = model(torch.tensor([TOKENS]))[0, 1 + shift].clone()
+    logits[MASK] = float("-inf")
+    top = logits.softmax(-1).topk(attention_page.TOP)
+    (filled,) = page.data["filled"]
+    assert (page.data["masks"], page.data["readout"], filled["readout"]) == ([1], [1 + shift], 1 + shift)
+    assert filled["tokens"] == [str(token) for token in top.indices.tolist()]
+    assert filled["probabilities"] == pytest.approx(top.values.tolist(), rel=1e-5)
+
+
+def test_a_causal_model_without_masks_is_read_at_the_end() -> None:
+    page = viz.attention(random_model(attention="causal"), [1, 2, 3])
+    assert (page.data["masks"], page.data["readout"]) == ([], [2])
+
+
+def test_a_query_marks_its_source_and_answer_and_a_run_names_its_tokens(run: Run) -> None:
+    query = run.query_pairs()[0].forward
+    page = viz.attention(run, query)
+    names = run.facts.token_names
+    assert page.data["tokens"] == [names[token] for token in query.tokens]
+    assert (page.data["source"], page.data["answer"]) == (query.source_span, query.answer_span)
+    as_text = viz.attention(run, " ".join(page.data["tokens"]), source=page.data["tokens"][query.source_span[0]])
+    assert as_text.data["patterns"] == page.data["patterns"]
+    assert as_text.data["source"] == query.source_span
+
+
+class Words:
+    """A tokenizer of single characters, as far as a page asks one."""
+
+    def __call__(self, text: str, **_: Any) -> dict[str, Any]:
+        return {"input_ids": [ord(c) % 12 for c in text], "offset_mapping": [(i, i + 1) for i in range(len(text))]}
+
+    def decode(self, tokens: list[int]) -> str:
+        return "".join(HOSTILE[token % len(HOSTILE)] for token in tokens)
+
+
+def test_a_text_has_its_masks_and_source_where_they_were_written() -> None:
+    model = random_model(mask_token_id=MASK)
+    model.tokenizer = Words()  # type: ignore[assignment]
+    prompt = Subject.of(model).prompt("ab [M][M] cd", source="cd")
+    assert prompt.tokens == (*(ord(c) % 12 for c in "ab"), MASK, MASK, *(ord(c) % 12 for c in " cd"))
+    assert (prompt.masks, prompt.source) == ((2, 3), (5, 7))
+
+
+def refused(says: str) -> Any:
+    return pytest.raises(UserError, match=says)
+
+
+def test_mistakes_are_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_model(mask_token_id=MASK)
+    with refused(r"^text: 'Anna' cannot be read, since the model has no tokenizer; give token ids$"):
+        viz.attention(model, "Anna")
+    with refused(r"^text: 'Anna' is no token of this run's world; there are A0, A1"):
+        viz.attention(run, "Anna r0 [M]")
+    with refused(r"^prompt: 0 tokens, and the model reads 1 to 12; change its length$"):
+        viz.attention(model, [])
+    with refused(r"^prompt: token 13 is outside the model's vocabulary of 13"):
+        viz.attention(model, [13])
+    with refused(r"^source: 'B9' is not in the text 'A0 r0 \[M\]'"):
+        viz.attention(run, "A0 r0 [M]", source="B9")
+    with refused(r"^source: 'x' names words of a text, and the prompt is none"):
+        viz.attention(model, [1], source="x")
+    with refused(r"^text: holds \[M\], and the model has no mask token"):
+        Subject(random_model(attention="causal"), lambda tokens: [""], lambda text: ([], [])).prompt("[M]")
+    with refused(r"^prompt: position 0 is masked, but has no prediction in a shifted model"):
+        viz.attention(random_model(mask_token_id=MASK, readout_shift=-1), [MASK, 1])
+    for chosen in ({"layers": [9]}, {"heads": [9]}, {"rows": [9]}):
+        with refused(rf"^{next(iter(chosen))}: \[9\] is no choice from 0 to"):
+            viz.attention(model, TOKENS, **chosen)  # pyright: ignore[reportArgumentType]
+    with refused(r"^heads: \[\] is no choice from 0 to 3"):
+        viz.attention(model, TOKENS, heads=[])
+    monkeypatch.setattr(attention_page, "MAX_ENTRIES", 50)
+    with refused(r"^prompt: 2 layers x 4 heads x 1 rows x 7 tokens are more than the 50 entries a page holds; choose"):
+        viz.attention(model, TOKENS)
+    assert viz.attention(model, TOKENS, layers=[0]).data["rows"] == [1], "only where predictions are read"
+
+
+def test_places_are_all_or_those_chosen() -> None:
+    assert places(3, None, "rows") == [0, 1, 2]
+    assert places(3, (2, 0, 2), "rows") == [0, 2]
+
+
+def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = viz.attention(random_model(mask_token_id=MASK), TOKENS)
+    path = page.save(tmp_path / "page.html", shared=True)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    assert before.keys() == {"page.html", "circuitsvis.js"}
+
+    def full(*_: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        viz.attention(random_model(seed=1, mask_token_id=MASK), TOKENS).save(path)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+# ---- in a browser
+
+SMALL = """canvas => {
+  const {width, height} = canvas;
+  return [width, height, [...canvas.getContext('2d').getImageData(0, 0, width, height).data]];
+}"""
+
+
+def test_every_entry_of_every_head_is_drawn(tmp_path: Path, browser: Browser) -> None:
+    """Read back from the canvases: the full square of a bidirectional model."""
+    model = random_model(mask_token_id=MASK)
+    page = viz.attention(model, TOKENS)
+    _, cache = model.run_with_cache(torch.tensor([TOKENS]))
+    with opened(browser, page.save(tmp_path / "page.html")) as (tab, problems):
+        for layer in range(2):
+            tab.locator("#layer").select_option(str(layer))
+            for head, canvas in enumerate(tab.locator("#heads canvas").all()):
+                width, height, pixels = canvas.evaluate(SMALL)
+                assert (width, height) == (len(TOKENS), len(TOKENS))
+                red = np.array(pixels).reshape(height, width, 4)[..., 0]
+                expected = cache["pattern", layer][0, head].numpy()
+                assert 1 - red / 255 == pytest.approx(expected, abs=1 / 255)
+    assert problems == []
+
+
+GREYS = """canvas => {
+  const image = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
+  const pixels = new Uint32Array(image.data.buffer);
+  return pixels.filter(pixel => pixel === 0xffc8c8c8).length / pixels.length;
+}"""
+
+
+@pytest.mark.parametrize(("attention", "lowest", "highest"), [("bidirectional", 0, 0.01), ("causal", 0.2, 0.5)])
+def test_circuitsvis_hides_half_a_pattern_only_of_a_causal_model(
+    attention: str, lowest: float, highest: float, tmp_path: Path, browser: Browser
+) -> None:
+    page = viz.attention(random_model(attention=attention), [1, 2, 3, 4, 5, 6])
+    with opened(browser, page.save(tmp_path / "page.html")) as (tab, problems):
+        canvas = tab.locator("#pattern canvas")
+        tab.wait_for_timeout(400)
+        assert lowest <= canvas.evaluate(GREYS) <= highest
+    assert problems == []
+
+
+def inked(tab: Any) -> str:
+    return tab.evaluate("() => document.querySelector('#pattern canvas').toDataURL()")
+
+
+@pytest.fixture
+def shown(tmp_path: Path, browser: Browser) -> Iterator[tuple[Any, list[str]]]:
+    """The page of a query with a source, in a browser."""
+    model = random_model(mask_token_id=MASK)
+    with opened(browser, viz.attention(model, TOKENS).save(tmp_path / "page.html")) as (tab, problems):
+        tab.wait_for_selector("#pattern canvas")
+        tab.wait_for_timeout(300)
+        yield tab, problems
+
+
+def test_hovering_and_clicking_a_head_changes_the_picture_and_names_tokens(shown: tuple[Any, list[str]]) -> None:
+    tab, problems = shown
+    first = inked(tab)
+    assert tab.locator("#caption").inner_text().startswith("layer 0, head 0:")
+    button = tab.locator("#heads button").nth(2)
+    box = button.locator("canvas").bounding_box()
+    button.hover()
+    tab.mouse.move(box["x"] + box["width"] * 2.5 / 7, box["y"] + box["height"] * 1.5 / 7)
+    said = tab.locator("#hovered").inner_text()
+    assert re.fullmatch(r"layer 0, head 2: ▶◆\[M\] \(1\) reads 0\.\d{4} of 5 \(2\)", said)
+    tab.wait_for_timeout(300)
+    assert inked(tab) != first
+    tab.mouse.move(5, 5)
+    tab.wait_for_timeout(300)
+    assert tab.locator("#caption").inner_text().startswith("layer 0, head 0:"), "hovering is not choosing"
+    button.click()
+    tab.mouse.move(5, 5)
+    assert tab.locator("#caption").inner_text().startswith("layer 0, head 2:")
+    assert button.get_attribute("aria-pressed") == "true"
+    assert problems == []
+
+
+def test_every_control_is_reached_by_keyboard(shown: tuple[Any, list[str]]) -> None:
+    tab, problems = shown
+    reached = []
+    for _ in range(20):
+        tab.keyboard.press("Tab")
+        reached.append(tab.evaluate("() => document.activeElement.id || document.activeElement.textContent"))
+    assert {"layer", "head", "row", "stretch", "head 0", "head 3"} <= set(reached)
+    tab.locator("#heads button").nth(1).focus()
+    tab.keyboard.press("Enter")
+    assert tab.locator("#head").input_value() == "1"
+    tab.locator("#layer").focus()
+    tab.keyboard.press("ArrowDown")
+    assert tab.locator("#caption").inner_text().startswith("layer 1, head 1:")
+    assert problems == []
+
+
+def test_a_row_says_what_it_reads(shown: tuple[Any, list[str]]) -> None:
+    tab, problems = shown
+    _, cache = random_model(mask_token_id=MASK).run_with_cache(torch.tensor([TOKENS]))
+    tab.locator("#tokens li").nth(4).click()
+    read = cache["pattern", 0][0, 0, 4]
+    first = tab.locator("#read li").first.inner_text()
+    assert (
+        first == f"{read.max():.4f}  {'▶◆[M]' if read.argmax() == 1 else TOKENS[int(read.argmax())]} ({read.argmax()})"
+    )
+    shares = tab.evaluate(
+        "() => [...document.querySelectorAll('#tokens li')].map(i => +i.style.getPropertyValue('--share'))"
+    )
+    assert shares == pytest.approx(read.tolist(), abs=1e-5)
+    tab.locator("#stretch").check()
+    stretched = tab.evaluate("() => +document.querySelectorAll('#tokens li')[0].style.getPropertyValue('--share')")
+    assert stretched == pytest.approx(float(read[0] / cache["pattern", 0][0].max()), abs=1e-4)
+    assert problems == []
+
+
+def test_tokens_are_text_whatever_they_hold(tmp_path: Path, browser: Browser) -> None:
+    model = random_model(mask_token_id=MASK)
+    model.tokenizer = Words()  # type: ignore[assignment]
+    page = viz.attention(model, list(range(10)))
+    assert page.data["tokens"] == HOSTILE
+    notebook = tmp_path / "notebook.html"
+    notebook.write_text(f"<!doctype html><meta charset='utf-8'><body>{page._repr_html_()}", encoding="utf-8")
+    with opened(browser, page.save(tmp_path / "page.html")) as (tab, problems):
+        listed = tab.locator("#tokens li").evaluate_all("items => items.map(item => item.textContent)")
+        assert listed == [text.replace("\n", "⏎") for text in HOSTILE]
+        assert tab.locator("main script, main b").count() == 0
+        assert tab.title().startswith("Attention: <script>")
+    with opened(browser, notebook) as (tab, more):
+        frame = tab.frame_locator("iframe")
+        assert frame.locator("#tokens li").count() == 10
+        frame.locator("#pattern canvas").wait_for()
+        tab.wait_for_timeout(300)
+        frame_height, page_height = tab.evaluate(
+            "() => { const f = document.querySelector('iframe');"
+            " return [f.clientHeight, f.contentDocument.documentElement.scrollHeight]; }"
+        )
+        assert frame_height >= page_height - 1, "the frame takes its page's height"
+    assert problems == more == []
+
+
+def test_5000_tokens_are_shown_row_by_row(tmp_path: Path, browser: Browser) -> None:
+    model = random_model(mask_token_id=MASK, n_ctx=5000)
+    tokens = [position % 12 for position in range(5000)]
+    tokens[17] = MASK
+    page = viz.attention(model, tokens)
+    assert page.data["rows"] == [17]
+    assert "from 1 of the 5000 positions" in page.about
+    path = page.save(tmp_path / "page.html")
+    with opened(browser, path) as (tab, problems):
+        assert tab.locator("#tokens li").count() == 5000
+        assert "Whole patterns are drawn of up to 128 tokens" in tab.locator("#pattern").inner_text()
+        assert tab.locator("#read li").count() == 8
+    assert problems == []
+
+
+def test_32_layers_of_32_heads_over_64_tokens_fit(tmp_path: Path, browser: Browser) -> None:
+    model = random_model(d_model=64, n_heads=32, n_layers=32, n_ctx=64, mask_token_id=MASK)
+    path = viz.attention(model, [position % 12 for position in range(64)]).save(tmp_path / "page.html")
+    assert path.stat().st_size < 25_000_000
+    with opened(browser, path) as (tab, problems):
+        tab.wait_for_selector("#pattern canvas", timeout=5000)
+        assert tab.locator("#heads canvas").count() == 32
+        tab.locator("#layer").select_option("31")
+        assert tab.locator("#caption").inner_text().startswith("layer 31, head 0:")
+    assert problems == []
+
+
+def test_a_causal_pattern_has_its_upper_triangle_grey(tmp_path: Path, browser: Browser) -> None:
+    page = viz.attention(random_model(attention="causal"), [1, 2, 3])
+    with opened(browser, page.save(tmp_path / "page.html")) as (tab, problems):
+        _, _, pixels = tab.locator("#heads canvas").first.evaluate(SMALL)
+        colours = np.array(pixels).reshape(3, 3, 4)[..., :3]
+        assert (colours[np.triu_indices(3, 1)] == 200).all()
+        assert not (colours[np.tril_indices(3)] == 200).all(-1).any()
+    assert problems == []
+
+
+def test_the_data_survives_its_page(tmp_path: Path) -> None:
+    page = viz.attention(random_model(mask_token_id=MASK), TOKENS)
+    text = page.html(shared=True)
+    assert text.count('<script src="circuitsvis.js"></script>') == 1
+    assert len(text) < 40_000
+    (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text)
+    assert json.loads(data)["patterns"] == page.data["patterns"]
