@@ -1,0 +1,274 @@
+"""The documentation: it builds, works offline, runs as written, and knows every error."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pytest
+import yaml
+from document_helpers import ROOT, blocks, check_command, raised, targets, texts
+from helpers import TINY_DEMO, train_here
+
+import mdm_interp
+from mdm_interp import analysis
+from mdm_interp.config import TrainConfig
+from mdm_interp.demo import train_demo
+from mdm_interp.prompts import FactTemplates
+
+DOCS = ROOT / "docs"
+PAGES = sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts)
+SOURCES = [*sorted((ROOT / "mdm_interp").rglob("*.py")), *sorted((ROOT / "analyses").glob("*.py"))]
+NOT_RUN = re.compile(r"^% not run: (.+)\n```python\n", re.MULTILINE)
+
+
+def read(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(DOCS))
+
+
+# ---- the built pages
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pages, built by what `make docs` runs."""
+    out = tmp_path_factory.mktemp("docs")
+    recipe = targets()["docs"].split()
+    assert {"--fail-on-warning", "--keep-going"} < set(recipe), "warnings must be errors"
+    assert recipe[-2:] == ["docs", "docs/_build/html"]
+    command = [sys.executable, *recipe[1:-2], "-d", str(out / "doctrees")]
+    ran = subprocess.run(
+        [*command, str(DOCS), str(out / "html")], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert ran.returncode == 0, ran.stderr
+    return out / "html"
+
+
+class Resources(HTMLParser):
+    """What a page loads, where it leads, and the places in it."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.loaded: list[str] = []
+        self.links: list[str] = []
+        self.anchors: set[str] = {""}
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.anchors |= {given.get("id") or ""}
+        if tag in ("script", "img", "iframe", "source", "video") and given.get("src"):
+            self.loaded.append(given["src"] or "")
+        if tag == "link" and given.get("rel") not in ("index", "search", "next", "prev", "canonical"):
+            self.loaded.append(given.get("href") or "")
+        if tag == "a" and given.get("href"):
+            self.links.append(given["href"] or "")
+
+
+def test_the_built_pages_load_nothing_from_elsewhere(built: Path) -> None:
+    pages = sorted(built.rglob("*.html"))
+    assert len(pages) >= len(PAGES)
+    for page in pages:
+        loaded = Resources(read(page)).loaded
+        assert loaded, page
+        assert [url for url in loaded if re.match(r"(https?:)?//", url)] == [], page.name
+        files = [page.parent / unquote(urlsplit(url).path) for url in loaded if not url.startswith("data:")]
+        assert [file for file in files if not file.exists()] == [], page.name
+    styles = "".join(map(read, built.rglob("*.css")))
+    assert not re.search(r"@import|url\(\s*[\"']?(https?:)?//", styles)
+
+
+def test_links_between_the_built_pages_lead_somewhere(built: Path) -> None:
+    parsed = {page.resolve(): Resources(read(page)) for page in built.rglob("*.html")}
+    broken = []
+    for page, resources in parsed.items():
+        for link in resources.links:
+            parts = urlsplit(link)
+            if parts.scheme or page.name in ("search.html", "genindex.html", "py-modindex.html"):
+                continue
+            target = (page.parent / unquote(parts.path)).resolve() if parts.path else page
+            if target not in parsed or unquote(parts.fragment) not in parsed[target].anchors:
+                broken.append(f"{page.name}: {link}")
+    assert broken == []
+
+
+def test_formulas_and_pictures_are_on_the_pages(built: Path) -> None:
+    assert "Σ_h Σ_j α_h(i, j) G_h[t, x_j]" in read(built / "theory.html")
+    assert read(built / "concepts.html").count('<svg class="drawing"') == len(list((DOCS / "pictures").glob("*.svg")))
+    assert "mathjax" not in "".join(map(read, built.rglob("*.html"))).lower()
+
+
+def test_signatures_have_their_shapes(built: Path) -> None:
+    text = re.sub(r"<[^>]+>", "", read(built / "api" / "measures.html"))
+    assert "Float[Tensor, 'query layer head']" in text
+
+
+# ---- what the pages say
+
+
+def test_the_reference_has_every_module() -> None:
+    listed = [name for page in (DOCS / "api").glob("*.md") for name in re.findall(r"automodule:: (\S+)", read(page))]
+    walked = pkgutil.walk_packages(mdm_interp.__path__, "mdm_interp.")
+    assert sorted(listed) == sorted(module.name for module in walked if not module.name.split(".")[-1].startswith("_"))
+
+
+def test_references_to_the_package_resolve() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\{py:\w+\}`~?([\w.]+)`", read(page)):
+            module, _, name = target.rpartition(".")
+            if target not in sys.modules:
+                assert hasattr(importlib.import_module(module), name), f"{page.name}: {target}"
+
+
+def test_every_file_it_names_is_there() -> None:
+    made_by_the_reader = {"figures/NAME.json"}
+    for page in PAGES:
+        folders = "examples|figures|analyses|benchmarks|mdm_interp|tests|docs"
+        named = set(re.findall(rf"`((?:{folders})/[^`\s]*)`", read(page)))
+        for name in named - made_by_the_reader:
+            assert list(ROOT.glob(name)) or (ROOT / name).exists(), f"{page.name}: {name}"
+
+
+def commands_of(text: str) -> list[str]:
+    """The commands that a page shows."""
+    shown = [line for block in blocks(text, "sh") for line in block.splitlines()]
+    return shown + re.findall(r"`((?:mdm-interp|make|python -m) [^`]+)`", text)
+
+
+def test_every_command_exists() -> None:
+    checked = 0
+    for page in PAGES:
+        for line in commands_of(read(page)):
+            program, *words = line.split()
+            checked += 1
+            if program == "mdm-interp":
+                check_command(line.removeprefix("mdm-interp "))
+            elif program == "make":
+                assert words[0] in targets(), f"{page.name}: {line}"
+            else:
+                assert (program, words[0]) == ("python", "-m"), f"{page.name}: {line}"
+                module, options = importlib.import_module(words[1]), re.findall(r"--[a-z-]+", line)
+                assert [option for option in options if option not in (module.__doc__ or "")] == [], line
+    assert checked > 20
+
+
+def test_the_configs_in_yaml_are_valid() -> None:
+    found = [(page, block) for page in PAGES for block in blocks(read(page), "yaml")]
+    assert len(found) >= 2
+    for page, block in found:
+        content = yaml.safe_load(block)
+        config = FactTemplates if "templates" in content else TrainConfig
+        assert config.model_validate(content), page
+
+
+def test_the_run_in_yaml_is_the_one_in_python() -> None:
+    page = read(DOCS / "howto" / "train_and_look_inside.md")
+    code, _, _ = blocks(page, "python")[0].partition("run = train(")
+    namespace: dict[str, Any] = {}
+    exec(code, namespace)
+    config = TrainConfig(model=namespace["model_config"], facts=namespace["facts"], steps=300)
+    assert "steps=300" in blocks(page, "python")[0]
+    assert TrainConfig.model_validate(yaml.safe_load(*blocks(page, "yaml"))).digest() == config.digest()
+
+
+# ---- its code
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where the pages' code runs: with the committed figures, a demo checkpoint, and one store for all runs."""
+    folder = tmp_path_factory.mktemp("workplace")
+    (folder / "figures").symlink_to(ROOT / "figures")
+    train_demo(folder / "demo", TINY_DEMO, progress=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(analysis, "train_all", train_here)
+        patch.chdir(folder)
+        patch.syspath_prepend(folder)
+        yield folder
+
+
+def code_of(text: str) -> tuple[str, dict[str, str]]:
+    """A page's Python as one script, and its files by name."""
+    for reason in NOT_RUN.findall(text):
+        assert len(reason) > 10
+    runs = NOT_RUN.sub("```python-not-run\n", text)
+    files = re.findall(r"^```\{code-block\} python\n:caption: (\S+)\n\n(.*?)^```$", runs, re.MULTILINE | re.DOTALL)
+    return "\n\n".join(blocks(runs, "python")), dict(files)
+
+
+WITH_CODE = [page for page in PAGES if code_of(read(page))[0]]
+
+
+def test_most_pages_have_code_that_runs() -> None:
+    assert len([page for page in WITH_CODE if page.parent.name == "howto"]) >= 10
+
+
+@pytest.mark.parametrize("page", WITH_CODE, ids=name_of)
+def test_the_code_of_a_page_runs(page: Path, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, files = code_of(read(page))
+    for name, content in files.items():
+        (workplace / name).parent.mkdir(parents=True, exist_ok=True)
+        (workplace / name).write_text(content, encoding="utf-8")
+        compile(content, name, "exec")
+    namespace: dict[str, Any] = {"__name__": "page"}
+    exec(compile(code, name_of(page), "exec"), namespace)
+    assert "nan" not in capsys.readouterr().out.replace("nanmean", "")
+
+
+def test_code_that_does_not_run_here_is_code() -> None:
+    for page in PAGES:
+        for _, block in re.findall(r"^% not run: (.+)\n```python\n(.*?)^```$", read(page), re.MULTILINE | re.DOTALL):
+            compile(block, name_of(page), "exec")
+
+
+# ---- errors
+
+TROUBLESHOOTING = read(DOCS / "troubleshooting.md")
+ENTRIES = [message for _, message in re.findall(r"^(`+)(.+)\1\n: ", TROUBLESHOOTING, re.MULTILINE)]
+RAISED = {"UserError", "ValueError", "_Unaskable"}
+"""What a user's mistake ends in: pydantic makes its own error of a ValueError in a config."""
+ELSEWHERE = {"it is empty"}
+"""ValueErrors that never reach the user as they are."""
+
+
+@cache
+def messages() -> dict[str, str]:
+    """Each message that is raised anywhere, and where. What only hands on another message has no fixed words."""
+    found = {}
+    for source in SOURCES:
+        for line, message in raised(source, RAISED):
+            if re.search(r"[a-z]{2}", message) and message not in ELSEWHERE:
+                found[" ".join(message.split())] = f"{source.relative_to(ROOT)}:{line}"
+    return found
+
+
+def test_every_error_has_an_entry() -> None:
+    assert len(messages()) > 100
+    missing = [f"{where} {message}" for message, where in messages().items() if message not in ENTRIES]
+    assert missing == [], "docs/troubleshooting.md lacks them"
+
+
+def test_every_entry_is_an_error() -> None:
+    assert len(ENTRIES) == len(set(ENTRIES))
+    known = messages().keys() | {" ".join(text.split()) for source in SOURCES for text in texts(source)}
+    assert [entry for entry in ENTRIES if entry not in known] == [], "no code says this any more"
+
+
+def test_a_message_is_read_off_the_source_with_its_gaps(tmp_path: Path) -> None:
+    source = tmp_path / "raising.py"
+    lines = ['raise UserError(f"{path}: a " "b" f" {c!r}; " + "d")', 'raise KeyError("e")', "raise UserError(message)"]
+    source.write_text("\n".join(lines))
+    assert list(raised(source, RAISED)) == [(1, "…: a b …; d"), (3, "…")]
