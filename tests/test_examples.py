@@ -1,0 +1,451 @@
+"""The examples: the notebooks are stored without outputs and run, and the package puts its figure into a report."""
+
+from __future__ import annotations
+
+import html
+import importlib
+import importlib.metadata
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import nbformat
+import pytest
+import torch
+from helpers import TINY_DEMO, random_model
+
+from mdm_interp.analysis import discover
+from mdm_interp.demo import train_demo
+from mdm_interp.files import UserError
+from mdm_interp.queries import Query
+from mdm_interp.results import Result
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+NOTEBOOKS = sorted(path.name for path in EXAMPLES.glob("*.ipynb"))
+NUMBER = r"-?\d+\.?\d*(?:e-?\d+)?"
+ESTIMATE = rf"({NUMBER}) \[({NUMBER}), ({NUMBER})\]"
+
+
+def read(name: str) -> Any:
+    return nbformat.read(EXAMPLES / name, as_version=nbformat.NO_CONVERT)
+
+
+def code_cells(notebook: Any) -> list[Any]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+# ---- as they are stored
+
+
+def test_there_are_three() -> None:
+    assert NOTEBOOKS == ["01_first_look.ipynb", "02_custom_study.ipynb", "03_llada_on_a_gpu.ipynb"]
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_notebook_is_stored_without_outputs(name: str) -> None:
+    notebook = read(name)
+    nbformat.validate(notebook)
+    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert len({cell.id for cell in notebook.cells}) == len(notebook.cells)
+    assert all(cell.outputs == [] and cell.execution_count is None for cell in code_cells(notebook))
+    assert not any(cell.get("attachments") for cell in notebook.cells)
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_what_a_notebook_says_of_files_is_so(name: str) -> None:
+    prose = " ".join(cell.source for cell in read(name).cells if cell.cell_type == "markdown")
+    for file in re.findall(r"`([\w/]+(?:\.ipynb|\.md|/))`", prose):
+        assert (EXAMPLES / file).exists() or (ROOT / file).exists() or file == "runs/", file
+
+
+def test_the_custom_study_has_as_many_lines_as_it_promises() -> None:
+    notebook = read("02_custom_study.ipynb")
+    (promised,) = re.findall(r"in the (\d+) lines below", notebook.cells[0].source)
+    lines = [line for cell in code_cells(notebook) for line in cell.source.splitlines() if line.strip()]
+    assert len(lines) <= int(promised) == 60
+
+
+# ---- as they run
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """A function from a notebook's name to the notebook with its outputs: run once, by this interpreter, offline,
+    all in one folder, as a user would."""
+    done: dict[str, Any] = {}
+    folder = tmp_path_factory.mktemp("notebooks")
+
+    def execute(name: str) -> Any:
+        if name not in done:
+            done[name] = run_notebook(EXAMPLES / name, folder)
+        return done[name]
+
+    return execute
+
+
+EXECUTE = """
+import sys
+import nbformat
+from nbclient import NotebookClient
+
+notebook = nbformat.read(sys.argv[1], as_version=4)
+NotebookClient(notebook, kernel_name="python3", timeout=300).execute()
+nbformat.write(notebook, sys.argv[2])
+"""
+"""In a process of its own: what zmq's sockets leave behind concerns no test."""
+
+
+def run_notebook(path: Path, folder: Path) -> Any:
+    """Execute a notebook in `folder`, with an error where one of its cells ends in one."""
+    work, out = folder / "work", folder / "executed.ipynb"
+    work.mkdir(exist_ok=True)
+    homes = ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR")
+    environment = {**os.environ, **{name: str(folder / ".jupyter") for name in homes}}
+    # tqdm misses ipywidgets, which the tests do not install.
+    environment |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore:IProgress not found"}
+    command = [sys.executable, "-c", EXECUTE, str(path), str(out)]
+    ran = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, timeout=400)
+    assert ran.returncode == 0, ran.stderr
+    assert [path.name for path in work.iterdir()] == ["runs"], "a notebook leaves nothing but its runs"
+    return nbformat.read(out, as_version=nbformat.NO_CONVERT)
+
+
+def printed(cell: Any) -> str:
+    return "".join(output.text for output in cell.outputs if output.output_type == "stream")
+
+
+def shown(of_code: Any, mime: str) -> Any:
+    """What a cell displays as that type."""
+    (found,) = [output.data[mime] for output in of_code.outputs if mime in output.get("data", {})]
+    return found
+
+
+def traces(of_code: Any) -> list[dict[str, Any]]:
+    """What the figure that a cell displays is made of."""
+    return shown(of_code, "application/vnd.plotly.v1+json")["data"]
+
+
+def cell(notebook: Any, name: str) -> Any:
+    (found,) = [cell for cell in notebook.cells if cell.id == name]
+    return found
+
+
+def assert_clean(notebook: Any) -> None:
+    """Every cell ran and says something; nothing warns; every number is one."""
+    for at, of_code in enumerate(code_cells(notebook), start=1):
+        assert of_code.execution_count == at
+        assert not [output for output in of_code.outputs if output.get("name") == "stderr"], of_code.outputs
+        assert not re.search(r"\b(nan|inf)\b", printed(of_code)), printed(of_code)
+
+
+def page(of_code: Any) -> tuple[str, dict[str, Any]]:
+    """Title and data of the interactive page that a cell shows, in a frame of its own."""
+    titled, frame = re.compile(r'<iframe title="([^"]*)" srcdoc="([^"]*)"'), shown(of_code, "text/html")
+    (found,) = titled.findall(frame)
+    title, document = map(html.unescape, found)
+    (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', document, re.DOTALL)
+    return title, json.loads(data)
+
+
+def estimates(text: str) -> list[tuple[float, ...]]:
+    """Every `value [low, high]` of a text."""
+    found = [tuple(map(float, estimate)) for estimate in re.findall(ESTIMATE, text)]
+    assert all(low <= value <= high for value, low, high in found)
+    return found
+
+
+@pytest.mark.slow
+def test_the_first_look_runs(executed: Callable[..., Any]) -> None:
+    notebook = executed("01_first_look.ipynb")
+    assert_clean(notebook)
+    asked = estimates(printed(cell(notebook, "ask")))
+    assert len(asked) == 6 and all(0 <= low <= high <= 1 for _, low, high in asked)
+    assert all(value > 0.5 for value, _, _ in asked[::2]), "a model did not learn its facts"
+    assert "logits [24, 6, 20] [batch pos d_vocab]\npattern [24, 2, 6, 6]" in printed(cell(notebook, "cache"))
+    assert len(estimates(printed(cell(notebook, "hooks")))) == 4
+    title, data = page(cell(notebook, "attention"))
+    assert title.startswith("Attention: ")
+    reverse = printed(cell(notebook, "train")).splitlines()[1]
+    assert reverse.startswith(f"reverse query: {' '.join(data['tokens'])}   answer: ")
+    title, data = page(cell(notebook, "routes"))
+    assert title.startswith("Routes: ")
+    assert len(data["checkpoints"]) == len(data["steps"]) > 2, "there is nothing for the slider to go through"
+    correlations = estimates(printed(cell(notebook, "correlation")))
+    assert len(correlations) == 12 and all(-1 <= low <= high <= 1 for _, low, high in correlations)
+    transplanted = printed(cell(notebook, "transplant"))
+    differences = [float(number) for number in re.findall(rf"\| = ({NUMBER}) nats", transplanted)]
+    assert len(differences) == 3 and max(differences) < 1e-4, "the transplant is exact in these models"
+    assert len(estimates(transplanted)) == 12
+
+
+@pytest.mark.slow
+def test_the_custom_study_runs(executed: Callable[..., Any]) -> None:
+    notebook = executed("02_custom_study.ipynb")
+    assert_clean(notebook)
+    before, moved = map(float, re.findall(rf"(?:before|moved) ({NUMBER})", printed(cell(notebook, "check"))))
+    assert moved < 1e-4 < before, "the moved key does not score as the forward query's does"
+    assert len(estimates(printed(cell(notebook, "effect")))) == 9
+    drawn = traces(cell(notebook, "effect"))
+    assert [trace["name"] for trace in drawn] == ["seed 0", "seed 1", "seed 2"]
+    assert all(len(trace["y"]) == 3 for trace in drawn)
+
+
+@pytest.mark.slow
+def test_llada_gives_way_to_a_demo_checkpoint_where_it_is_not(executed: Callable[..., Any]) -> None:
+    notebook = executed("03_llada_on_a_gpu.ipynb")
+    assert_clean(notebook)
+    said = printed(cell(notebook, "load")).splitlines()
+    assert said[0].startswith("GSAI-ML/LLaDA-8B-Base is not loaded: ") and len(said) == 2
+    assert re.match(r"demo: 2 layers, 4 heads, \d+ facts, on cpu", said[1])
+    prompts = printed(cell(notebook, "prompts"))
+    assert re.findall(r"^(\w+): [1-9]\d* pairs, \d+ skipped", prompts, re.MULTILINE) == ["positional", "relational"]
+    assert len(re.findall(r"^   (?:forward|reverse):.*\[M\].*answer:.+$", prompts, re.MULTILINE)) == 4
+    for name in ("prediction", "routes"):
+        assert len(traces(cell(notebook, name))) > 4
+    pages = {name: page(cell(notebook, name)) for name in ("attention", "pair", "trajectory")}
+    assert [title.split(":")[0] for title, _ in pages.values()] == ["Attention", "Routes", "Trajectory"]
+    assert all(data["layers"] == [0, 1] and data["heads"] == [0, 1, 2, 3] for _, data in pages.values())
+    watched = pages["trajectory"][1]
+    masked = set(range(len(watched["tokens"]))) - set(range(*watched["source"]))
+    assert set(watched["masks"]) == masked, "all but the source is denoised"
+
+
+# ---- the third notebook's choice of a checkpoint
+
+
+@pytest.fixture
+def choosing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Run the third notebook's first cell as if on a GPU with so much free memory, with a loader of one's own."""
+    source = cell(read("03_llada_on_a_gpu.ipynb"), "load").source
+    demo = train_demo(tmp_path / "demo", TINY_DEMO, progress=False)
+    monkeypatch.chdir(tmp_path)
+
+    def choose(free: int | None, load: Callable[..., Any]) -> dict[str, Any]:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: free is not None)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, free))
+        monkeypatch.setattr("mdm_interp.load_checkpoint", load)
+        monkeypatch.setattr("mdm_interp.demo.train_demo", lambda *_, **__: demo)
+        names: dict[str, Any] = {}
+        exec(source, names)
+        return names
+
+    return choose
+
+
+def model_of(asked: list[tuple[Any, dict]], fails: str = "") -> Callable[..., Any]:
+    """A loader that notes what it is asked for, and does not have what `fails` names."""
+
+    def load(checkpoint: Any, **options: Any) -> Any:
+        asked.append((checkpoint, options))
+        if checkpoint == fails:
+            raise UserError("not to be had")
+        return SimpleNamespace(cfg=SimpleNamespace(n_layers=1, n_heads=1, device=options.get("device", "cpu")))
+
+    return load
+
+
+def test_llada_is_loaded_where_a_gpu_holds_it(
+    choosing: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    asked: list[tuple[Any, dict]] = []
+    names = choosing(40 * 2**30, model_of(asked))
+    assert asked == [("GSAI-ML/LLaDA-8B-Base", {"device": "cuda", "dtype": "bfloat16"})]
+    assert names["name"] == "GSAI-ML/LLaDA-8B-Base"
+    assert len(names["facts"].rows) == 12 and not names["facts"].skipped
+    assert capsys.readouterr().out == "GSAI-ML/LLaDA-8B-Base: 1 layers, 1 heads, 12 facts, on cuda\n"
+    assert (tmp_path / "runs" / "people.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("free", "fails", "reason"),
+    [
+        (None, "", "there is no CUDA GPU here"),
+        (8 * 2**30, "", "the GPU has 8 GiB free, and it takes 20"),
+        (40 * 2**30, "GSAI-ML/LLaDA-8B-Base", "not to be had"),
+    ],
+    ids=["no GPU", "a small GPU", "no checkpoint"],
+)
+def test_the_notebook_says_in_one_line_why_it_takes_the_demo(
+    choosing: Callable[..., dict[str, Any]],
+    capsys: pytest.CaptureFixture[str],
+    free: int | None,
+    fails: str,
+    reason: str,
+) -> None:
+    asked: list[tuple[Any, dict]] = []
+    names = choosing(free, model_of(asked, fails))
+    why, what = capsys.readouterr().out.splitlines()
+    assert why.startswith(f"GSAI-ML/LLaDA-8B-Base is not loaded: {reason}. What follows is of a demo checkpoint")
+    assert what.startswith("demo: ") and names["name"] == "demo"
+    assert len(asked) == (2 if fails else 1)
+
+
+# ---- the package
+
+STUDY = """
+import sys
+from helpers import tiny_grid
+from mdm_interp import cli
+
+with tiny_grid():
+    cli.main()
+"""
+"""`mdm-interp` with the grid made tiny."""
+
+
+def project() -> dict[str, Any]:
+    """What the study's pyproject.toml says."""
+    toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")  # pytest needs the latter
+    return toml.loads((EXAMPLES / "custom_study" / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def entry_points(groups: dict[str, dict[str, str]]) -> str:
+    """As an installed package lists them."""
+    return "".join(
+        f"[{group}]\n" + "".join(f"{n} = {v}\n" for n, v in names.items()) for group, names in groups.items()
+    )
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in whose `site` the study is installed, as its pyproject.toml says."""
+    folder, told = tmp_path_factory.mktemp("study"), project()
+    for package in told["tool"]["setuptools"]["packages"]:
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(EXAMPLES / "custom_study" / package, folder / "site" / package, ignore=ignored)
+    info = folder / "site" / "custom_study-0.1.0.dist-info"
+    info.mkdir()
+    name, version = told["project"]["name"], told["project"]["version"]
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    (info / "entry_points.txt").write_text(entry_points(told["project"]["entry-points"]))
+    return folder
+
+
+@pytest.mark.slow
+def test_pip_installs_the_study(tmp_path: Path) -> None:
+    if int(importlib.metadata.version("setuptools").split(".")[0] if find_spec("setuptools") else 0) < 77:
+        pytest.skip("setuptools >= 77 is not installed, and the tests use no index")
+    ignored = shutil.ignore_patterns("__pycache__")
+    copy = shutil.copytree(EXAMPLES / "custom_study", tmp_path / "copy", ignore=ignored)
+    offline = ["--no-deps", "--no-index", "--no-build-isolation", "--disable-pip-version-check"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        *offline,
+        "--target",
+        str(tmp_path / "site"),
+        str(copy),
+    ]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert ran.returncode == 0, ran.stderr
+    (listed,) = (tmp_path / "site").glob("*.dist-info/entry_points.txt")
+    assert listed.read_text().strip() == entry_points(project()["project"]["entry-points"]).strip()
+    assert (tmp_path / "site" / "custom_study" / "shared_heads.py").exists()
+
+
+@pytest.fixture(scope="module")
+def reproduce(installed: Path) -> Callable[..., str]:
+    """Run `mdm-interp reproduce` on the tiny grid where the study is installed; returns what it said."""
+
+    def run(name: str) -> str:
+        paths = [str(installed / "site"), str(ROOT / "tests"), os.environ.get("PYTHONPATH")]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-c", STUDY, "reproduce", "--only", name, "--seeds", "1", "--device", "cpu"]
+        ran = subprocess.run(command, cwd=installed, env=environment, capture_output=True, text=True, timeout=120)
+        assert ran.returncode == 0, ran.stderr
+        return ran.stderr
+
+    return run
+
+
+def stamps(folder: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if "__pycache__" not in path.parts}
+
+
+@pytest.fixture(scope="module")
+def reported(installed: Path, reproduce: Callable[..., str]) -> Path:
+    """The folder of figures, to which the study's was added when another was there."""
+    before = [stamps(ROOT / name) for name in ("figures", "analyses", "examples")]
+    reproduce("route_correlation")
+    assert "shared_heads" not in (installed / "figures" / "index.html").read_text(encoding="utf-8")
+    trained = sorted((installed / "runs").iterdir())
+    reproduce("shared_heads")
+    assert sorted((installed / "runs").iterdir()) == trained, "the study trains runs that another analysis did not"
+    assert [stamps(ROOT / name) for name in ("figures", "analyses", "examples")] == before, "the project was touched"
+    return installed / "figures"
+
+
+@pytest.mark.slow
+def test_the_study_is_in_the_report_beside_the_rest(reported: Path) -> None:
+    index = (reported / "index.html").read_text(encoding="utf-8")
+    places = [index.index(f'id="{name}"') for name in ("route_correlation", "shared_heads")]
+    assert places == sorted(places)
+    assert "Does the head that answers forward answer in reverse too?" in index
+    assert {"shared_heads.html", "shared_heads.json"} <= {path.name for path in reported.iterdir()}
+    assert "Nats that the reverse answer loses" in (reported / "shared_heads.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_the_studys_rows_are_complete_and_its_summary_follows_from_them(reported: Path) -> None:
+    result = Result.load(reported / "shared_heads.json")
+    assert len(result.rows) == 4 * 2, "four position schemes, two directions"
+    assert all(math.isfinite(row[name]) for row in result.rows for name in ("chosen", "others"))
+    for row in result.rows:
+        for head in ("chosen", "others"):
+            estimate = result.summary[f"{row['scheme']} / {row['query']} / {head}"]
+            assert estimate.n == 1 and estimate.value == pytest.approx(row[head], rel=1e-4)
+        over = result.summary[f"{row['scheme']} / {row['query']} / chosen over others"]
+        assert over.value == pytest.approx(row["chosen"] - row["others"], rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_the_study_is_measured_again_when_its_code_changes(reported: Path, reproduce: Callable[..., str]) -> None:
+    path, module = reported / "shared_heads.json", reported.parent / "site" / "custom_study" / "shared_heads.py"
+    before = path.stat().st_mtime_ns
+    reproduce("shared_heads")
+    assert path.stat().st_mtime_ns == before, "measured again though nothing changed"
+    code = Result.load(path).versions["code"]
+    module.write_text(module.read_text(encoding="utf-8") + "\n# changed\n", encoding="utf-8")
+    reproduce("shared_heads")
+    assert Result.load(path).versions["code"] != code
+
+
+@pytest.fixture
+def shared_heads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.syspath_prepend(EXAMPLES / "custom_study")
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    yield importlib.import_module("custom_study.shared_heads")
+    for name in [name for name in sys.modules if name.startswith("custom_study")]:
+        del sys.modules[name]
+
+
+def test_a_head_that_alone_answers_is_found(shared_heads: Any) -> None:
+    """Planted: every head but one writes nothing; silencing it must cost what the model knows, the others nothing."""
+    model = random_model(n_layers=1, initializer_range=0.8, normalization_type=None)
+    with torch.no_grad():
+        model.blocks[0].attn.W_O[[0, 1, 3]] = 0
+    queries = [Query((12, 5, token, 3), (token,), (0, 1), (2, 3)) for token in range(4, 10)]
+    drops = shared_heads.drops(model, queries)
+    assert drops.shape == (6, 4)
+    assert torch.equal(drops[:, [0, 1, 3]], torch.zeros(6, 3))
+    assert drops[:, 2].abs().min() > 1e-3
+    assert not model.blocks[0].attn.hook_z.has_hooks(), "the hook outlives its use"
+
+
+def test_the_study_reads_runs_that_the_report_trains_anyway(shared_heads: Any) -> None:
+    trained = {config.digest() for analysis in discover() for config in analysis.configs(range(3))}
+    assert {config.digest() for config in shared_heads.ANALYSIS.configs(range(3))} <= trained
