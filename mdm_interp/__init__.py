@@ -1,15 +1,15 @@
 """Mechanistic interpretability of masked diffusion language models.
 
     from mdm_interp import FactConfig, HookedTransformer, ModelConfig, TrainConfig, train
-    from mdm_interp import coupling, interventions, parity, routing, storage
+    from mdm_interp import coupling, interventions, parity, routing, storage, viz
 
 Modules, each using only those before it: config, positions, queries, facts, model, bridge, diffusion, prediction, runs,
 training, checkpoints, prompts, demo; capture, routing, parity, storage, coupling, layer_coupling, answer_evidence,
 trajectory and interventions measure `(model, query_pairs)`, a TransformerBridge's as well; analysis and probing make
-results of them, claims judges these; viz and cli make figures of it.
+results of them, claims judges these; viz and cli make figures and pages of it.
 """
 
-from mdm_interp import coupling, interventions, parity, routing, storage
+from mdm_interp import coupling, interventions, parity, routing, storage, viz
 from mdm_interp.checkpoints import load_checkpoint, save_checkpoint
 from mdm_interp.config import FactConfig, ModelConfig, TrainConfig
 from mdm_interp.diffusion import denoise
@@ -41,4 +41,5 @@ __all__ = [
     "save_checkpoint",
     "storage",
     "train",
+    "viz",
 ]

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 def progress_bars(*, transient: bool = False) -> Progress:
     """Bars on stderr: what, how far, `values`, time left; `transient` ones leave nothing behind, not even in a file."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, force_jupyter=False)  # a live display there takes ipywidgets
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=10),

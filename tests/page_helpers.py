@@ -30,3 +30,15 @@ def opened(browser: Browser, path: Path, **context: Any) -> Iterator[tuple[Page,
     page.goto(path.as_uri(), wait_until="load")
     yield page, problems
     window.close()
+
+
+def middle_of(tab: Page, place: str, column: int, row: int) -> tuple[float, float]:
+    """Where a cell of a heat map that Plotly drew is in the window."""
+    x, y = tab.locator(place).evaluate(
+        """(place, [column, row]) => {
+          const {z} = place.data[0], box = place.querySelector('.heatmaplayer image').getBoundingClientRect();
+          return [box.left + box.width * (column + 0.5) / z[0].length, box.top + box.height * (row + 0.5) / z.length];
+        }""",
+        [column, row],
+    )
+    return x, y

@@ -6,5 +6,7 @@ page.save("page.html")
 
 from mdm_interp.viz.attention_page import attention
 from mdm_interp.viz.page import Page
+from mdm_interp.viz.routes_page import routes
+from mdm_interp.viz.trajectory_page import trajectory
 
-__all__ = ["Page", "attention"]
+__all__ = ["Page", "attention", "routes", "trajectory"]

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import base64
 import html
+import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ class Page:
     """What it shows, in words: its text alternative."""
     libraries: tuple[str, ...]
     """What it draws with, of :data:`LIBRARIES`."""
-    data: Mapping[str, Any]
+    data: Mapping[str, Any] = field(repr=False)
     """What its script reads."""
 
     def html(self, *, shared: bool = False) -> str:
@@ -108,6 +109,14 @@ def packed(shares: Float[Tensor, "*shape"]) -> str:
     """Numbers from 0 to 1 in 16 bits each, in base64; exact to 8e-6. `page.js` unpacks them."""
     rounded = (shares.double() * 0xFFFF).round().cpu().numpy().astype("<u2")
     return base64.b64encode(rounded.tobytes()).decode("ascii")
+
+
+def tidy(values: Tensor) -> Any:
+    """Numbers as nested lists, to 6 significant digits; None where one is not finite, which JSON cannot say."""
+    if values.ndim:
+        return [tidy(of_first) for of_first in values]
+    value = float(values)
+    return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 def places(count: int, chosen: Iterable[int] | None, name: str) -> list[int]:

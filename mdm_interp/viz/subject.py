@@ -34,11 +34,12 @@ class Prompt:
     source: Span | None
     answer: Span | None
 
-    def batch(self, rows: Sequence[int]) -> QueryBatch:
+    def batch(self, rows: Sequence[int], device: Any) -> QueryBatch:
         """The prompt as a batch of one, read at `rows`."""
         at, nothing = torch.tensor([list(rows)]), torch.zeros(1, len(rows), dtype=torch.long)
         tokens, all_of_them = torch.tensor([self.tokens]), torch.ones(1, len(rows), dtype=torch.bool)
-        return QueryBatch(tokens, None, at, nothing, all_of_them, torch.zeros_like(tokens, dtype=torch.bool))
+        batch = QueryBatch(tokens, None, at, nothing, all_of_them, torch.zeros_like(tokens, dtype=torch.bool))
+        return batch.to(torch.device(device))
 
     def marks(self) -> dict[str, Any]:
         """What a page's script needs to know of it."""

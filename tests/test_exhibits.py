@@ -1,0 +1,38 @@
+"""The pages beside the figures: of the models that are there, and only of those."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from helpers import tiny_grid
+from page_helpers import opened
+from playwright.sync_api import Browser
+
+from mdm_interp.analysis import Lab
+from mdm_interp.presets import scheme_grid
+from mdm_interp.probing import demos, train_demos
+from mdm_interp.training import train
+from mdm_interp.viz.exhibits import write_exhibits
+
+
+def test_what_is_not_trained_is_not_shown(tmp_path: Path) -> None:
+    assert write_exhibits(Lab(n_seeds=1, root=tmp_path / "store"), tmp_path / "out") == {}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_each_model_that_is_there_has_its_pages(tmp_path: Path, browser: Browser) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    with tiny_grid():
+        lab = Lab(n_seeds=1, root=tmp_path / "store")
+        train(scheme_grid([0])[0], root=lab.root, progress=False)
+        of_small_model = write_exhibits(lab, out)
+        assert list(of_small_model) == ["inside_routes.html"]
+        train_demos(demos(lab.seeds), lab)
+        shown = write_exhibits(lab, out)
+    assert len(shown) == 4
+    assert {path.name for path in out.iterdir()} == {*shown, "circuitsvis.js", "plotly.min.js"}
+    for file in shown:
+        with opened(browser, out / file) as (tab, problems):
+            assert tab.locator("#tokens li, ol.tokens li").count() > 3
+        assert problems == [], file
