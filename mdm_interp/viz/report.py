@@ -1,145 +1,34 @@
-"""Figures as files: HTML that works offline with one shared plotly.js, PNG where a browser is there, an index page."""
+"""Figures as files: HTML that works offline with one shared plotly.js, PNG where a browser is there, and the report.
+
+A figure's page and the report are filled from `assets/report*.html`; `assets/report.js` draws and filters in the
+reader's browser, in light or dark, on whatever width and on paper.
+"""
 
 from __future__ import annotations
 
+import html
+import json
+import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import plotly.graph_objects as go
 import plotly.io as pio
-from jinja2 import Environment
-from plotly.offline import get_plotlyjs
 
-from mdm_interp.claims import Verdict
+from mdm_interp.claims import OUTCOMES, Verdict, counts
 from mdm_interp.files import write_text
+from mdm_interp.presets import SCOPE, scope_label
 from mdm_interp.results import Result
+from mdm_interp.viz.page import TEMPLATES, asset, write_libraries
+from mdm_interp.viz.theme import DARK, NAME, WIDTH
 
-PLOTLY = "plotly.min.js"
+FILTERS = ("claim", "world", "scheme", "objective", "layers", "stage", "verdict")
+"""What the ledger is filtered by: its first columns."""
 
-_ENVIRONMENT = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-
-_FIGURE = _ENVIRONMENT.from_string("""\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<title>{{ result.question }}</title>
-<script src="{{ plotly }}"></script>
-</head>
-<body>
-{{ figure|safe }}
-<p><a href="index.html">All figures</a> · <a href="{{ result.name }}.json">The numbers</a></p>
-</body>
-</html>
-""")
-
-_INDEX = _ENVIRONMENT.from_string("""\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>mdm_interp: figures</title>
-<script src="{{ plotly }}"></script>
-<style>
-body { font: 17px/1.5 "DejaVu Sans", Verdana, sans-serif; color: #222; }
-body { max-width: 1440px; margin: 2rem auto; padding: 0 1rem; }
-section { margin: 3rem 0; border-top: 1px solid #ccc; }
-.figure { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.15rem 0.9rem 0.15rem 0; text-align: left; border-bottom: 1px solid #eee; }
-.ledger { max-height: 32rem; overflow: auto; font-size: 14px; }
-.ledger th { position: sticky; top: 0; background: white; }
-.filters label { margin-right: 1rem; white-space: nowrap; }
-td.holds { color: #0072B2; font-weight: bold; } td.fails { color: #D55E00; font-weight: bold; }
-code { background: #f3f3f3; padding: 0 0.25rem; }
-</style>
-</head>
-<body>
-<h1>mdm_interp: figures</h1>
-<p>Every number is a mean over seeds with its 95 % bootstrap interval, computed from the rows of its JSON file.</p>
-{% if verdicts %}
-<section id="claims">
-<h2>The paper's claims, setting by setting</h2>
-<p>Each verdict is computed from the rows of the figure it links to; p is adjusted for all verdicts
-(Benjamini-Hochberg). A claim may hold early and fail at the end.</p>
-<p class="filters">
-{% for name, values in filters.items() %}
-<label>{{ name }} <select data-column="{{ loop.index0 }}"><option value="">all</option>
-{% for value in values %}
-<option>{{ value }}</option>
-{% endfor %}
-</select></label>
-{% endfor %}
-<span id="shown" aria-live="polite"></span>
-</p>
-<div class="ledger">
-<table id="ledger">
-<thead><tr>{% for name in filters %}<th>{{ name }}</th>{% endfor %}
-<th>measure</th><th>effect</th><th>null</th><th>p</th><th>figure</th></tr></thead>
-<tbody>
-{% for verdict, cells in verdicts %}
-<tr>{% for cell in cells %}<td{% if loop.last %} class="{{ cell }}"{% endif %}>{{ cell }}</td>{% endfor %}
-<td title="{{ verdict.rule }}; null: {{ verdict.null_is }}">{{ verdict.measure }}</td>
-<td>{{ verdict.effect }}, n = {{ verdict.effect.n }}</td><td>{{ verdict.null }}</td>
-<td>{{ "%.2g"|format(verdict.p) }}</td>
-<td><a href="{{ verdict.figure }}.html">{{ verdict.figure }}</a>
-(<a href="{{ verdict.figure }}.json">rows</a>)</td></tr>
-{% endfor %}
-</tbody>
-</table>
-</div>
-<details><summary>The claims and their rules</summary><ul>
-{% for sentence in sentences %}
-<li>{{ sentence }}</li>
-{% endfor %}
-</ul></details>
-<script>
-const filters = [...document.querySelectorAll(".filters select")];
-function filterLedger() {
-  let shown = 0;
-  for (const row of document.querySelectorAll("#ledger tbody tr")) {
-    row.hidden = !filters.every(f => !f.value || row.cells[f.dataset.column].textContent === f.value);
-    shown += !row.hidden;
-  }
-  document.getElementById("shown").textContent = shown + " verdicts";
-}
-for (const filter of filters) filter.addEventListener("change", filterLedger);
-filterLedger();
-</script>
-</section>
-{% endif %}
-<nav><ol>
-{% for result, figure in entries %}
-<li><a href="#{{ result.name }}">{{ result.question }}</a></li>
-{% endfor %}
-</ol></nav>
-{% for result, figure in entries %}
-<section id="{{ result.name }}">
-<h2>{{ result.question }}</h2>
-<div class="figure">{{ figure|safe }}</div>
-<p><a href="{{ result.name }}.html">This figure alone</a> · <a href="{{ result.name }}.json">its rows</a> ·
-{{ result.seeds|length }} seeds ·
-<code>mdm-interp reproduce --only {{ result.name }} --seeds {{ result.seeds|length }}</code></p>
-<details><summary>Its numbers</summary>
-<table>
-<tr><th>quantity</th><th>mean</th><th>95 % interval</th><th>n</th></tr>
-{% for name, estimate in result.summary.items() %}
-<tr><td>{{ name }}</td><td>{{ "%.3g"|format(estimate.value) }}</td>
-<td>{{ "%.3g"|format(estimate.low) }} to {{ "%.3g"|format(estimate.high) }}</td><td>{{ estimate.n }}</td></tr>
-{% endfor %}
-</table>
-</details>
-</section>
-{% endfor %}
-</body>
-</html>
-""")
-
-
-def _div(figure: go.Figure, name: str) -> str:
-    return pio.to_html(figure, include_plotlyjs=False, full_html=False, div_id=name, config={"displaylogo": False})
+HEIGHT = 450
+"""Of a figure that does not say."""
 
 
 def write_figures(drawn: Sequence[tuple[Result, go.Figure]], out: Path) -> str | None:
@@ -148,15 +37,12 @@ def write_figures(drawn: Sequence[tuple[Result, go.Figure]], out: Path) -> str |
     Returns:
         Why there are no PNGs, on one line; None when there are.
     """
-    write_text(out / PLOTLY, get_plotlyjs())
+    write_libraries(out, "plotly")
     for result, figure in drawn:
-        page = _FIGURE.render(result=result, figure=_div(figure, result.name), plotly=PLOTLY)
-        write_text(out / f"{result.name}.html", page)
+        write_text(out / f"{result.name}.html", _render("report_figure.html", entry=_entry(result, figure)))
     figures = [figure for _, figure in drawn]
-    sizes = {
-        "width": [figure.layout.width for figure in figures],
-        "height": [figure.layout.height for figure in figures],
-    }
+    layouts: list[Any] = [figure.layout for figure in figures]
+    sizes = {"width": [layout.width for layout in layouts], "height": [layout.height for layout in layouts]}
     with tempfile.TemporaryDirectory(dir=out) as folder:
         images: list[str | Path] = [Path(folder) / f"{result.name}.png" for result, _ in drawn]
         try:
@@ -169,6 +55,58 @@ def write_figures(drawn: Sequence[tuple[Result, go.Figure]], out: Path) -> str |
     return None
 
 
+def write_index(
+    drawn: Sequence[tuple[Result, go.Figure]],
+    verdicts: Sequence[Verdict],
+    out: Path,
+    pages: Mapping[str, str] | None = None,
+) -> None:
+    """Write index.html, the report: the claims ledger, and every figure with its numbers and where they come from.
+
+    Args:
+        pages: Interactive pages to link to: file name in `out` to what it shows. Those that are not there are left out.
+    """
+    results = [result for result, _ in drawn]
+    entries = [_entry(result, figure) for result, figure in drawn]
+    groups: dict[str, list[dict[str, Any]]] = {"Of small models, trained on facts": [], "Of checkpoints": []}
+    for entry in entries:
+        groups["Of checkpoints" if entry["is_of_checkpoints"] else "Of small models, trained on facts"].append(entry)
+    ledger = [(verdict, _cells(verdict)) for verdict in verdicts]
+    sentences = {verdict.claim["id"]: verdict.claim["sentence"] for verdict in verdicts}
+    page = _render(
+        "report_index.html",
+        measured=_measured(results),
+        pages={file: title for file, title in (pages or {}).items() if (out / file).exists()},
+        ledger=ledger,
+        filters={name: list(dict.fromkeys(cells[i] for _, cells in ledger)) for i, name in enumerate(FILTERS)},
+        overview=[(claim, sentences[str(claim)], row) for claim, row in counts(verdicts).to_dict("index").items()],
+        rules=dict.fromkeys(
+            f"Claim {verdict.claim['id']}: {verdict.measure}. Null: {verdict.null_is}. Rule: {verdict.rule}."
+            for verdict in verdicts
+        ),
+        groups={name: of_group for name, of_group in groups.items() if of_group},
+    )
+    write_text(out / "index.html", page)
+
+
+def _render(template: str, **values: Any) -> str:
+    themes = {scheme: pio.templates[name].to_plotly_json() for scheme, name in (("light", NAME), ("dark", DARK))}
+    return TEMPLATES.get_template(template).render(asset=asset, themes=themes, outcomes=OUTCOMES, **values)
+
+
+def _measured(results: Sequence[Result]) -> str:
+    """What the figures were made of, in one sentence."""
+    runs = {run for result in results for run in result.config.get("runs", [])}
+    checkpoints = dict.fromkeys(result.config["checkpoint"] for result in results if "checkpoint" in result.config)
+    seeds = {seed for result in results for seed in result.seeds}
+    of = [
+        *([f"{len(runs):,} trained models with {len(seeds)} seeds"] if runs else []),
+        *([f"the checkpoint {' and '.join(checkpoints)}"] if checkpoints else []),
+    ]
+    n_rows = sum(len(result.rows) for result in results)
+    return f"{len(results)} analyses{' of ' if of else ''}{' and of '.join(of)}, {n_rows:,} rows of measurements."
+
+
 def _cells(verdict: Verdict) -> list[str]:
     """What a verdict is filtered by."""
     scope = verdict.scope
@@ -177,20 +115,77 @@ def _cells(verdict: Verdict) -> list[str]:
     return [*map(str, by), verdict.verdict]
 
 
-FILTERS = ("claim", "world", "scheme", "objective", "layers", "stage", "verdict")
+# ---- one figure
 
 
-def write_index(drawn: Sequence[tuple[Result, go.Figure]], verdicts: Sequence[Verdict], out: Path) -> None:
-    """Write index.html: the claims ledger, and every figure, its question and its numbers."""
-    rows = [(verdict, _cells(verdict)) for verdict in verdicts]
-    filters = {name: list(dict.fromkeys(cells[i] for _, cells in rows)) for i, name in enumerate(FILTERS)}
-    sentences = dict.fromkeys(
-        f"Claim {verdict.claim['id']}: {verdict.claim['sentence']} Measured: {verdict.measure}. Null: "
-        f"{verdict.null_is}. Rule: {verdict.rule}."
-        for verdict in verdicts
-    )
-    entries = [(result, _div(figure, f"figure-{result.name}")) for result, figure in drawn]
-    write_text(
-        out / "index.html",
-        _INDEX.render(entries=entries, plotly=PLOTLY, verdicts=rows, filters=filters, sentences=sentences),
-    )
+def _entry(result: Result, figure: go.Figure) -> dict[str, Any]:
+    """What the templates show of a figure: the drawing, its text alternative, and where it comes from."""
+    layout: Any = figure.layout
+    width, height = layout.width or WIDTH, layout.height or HEIGHT
+    drawn = json.loads(figure.to_json() or "")
+    drawn["layout"].pop("template", None)  # the page has the theme, in the reader's colours
+    drawn["layout"] |= {"width": width, "height": height}
+    runs = _runs(result)
+    return {
+        "result": result,
+        "drawing": {"data": drawn["data"], "layout": drawn["layout"]},
+        "width": width,
+        "height": height,
+        "title": _plain(layout.title.text) or result.question,
+        "takeaway": _plain(layout.title.subtitle.text),
+        "command": _command(result),
+        "runs": runs,
+        "n_runs": sum(map(len, runs.values())),
+        "checkpoints": _checkpoints(result),
+        "is_of_checkpoints": "checkpoint" in result.config or bool(_demos(result)),
+    }
+
+
+def _plain(text: str | None) -> str:
+    """A text of Plotly's without its markup."""
+    text = re.sub(r"<br\s*/?>", " ", text or "")
+    return html.unescape(re.sub(r"</?(?:b|i|em|s|u|a|sub|sup|span)\b[^>]*>", "", text))
+
+
+def _command(result: Result) -> str:
+    """What measures it again."""
+    if "checkpoint" in result.config:
+        twin = " --twin TWIN" if result.config.get("twin") else ""
+        return f"mdm-interp probe CHECKPOINT --facts FACTS.csv{twin} --only {result.name} --out DIR"
+    return f"mdm-interp reproduce --only {result.name} --seeds {len(result.seeds)}"
+
+
+def _checkpoints(result: Result) -> list[str]:
+    """The checkpoint that `mdm-interp probe` was given, and its twin, in a line each."""
+    lines = []
+    about = result.config if "checkpoint" in result.config else None
+    while about:
+        model = about["model"]
+        pairs = "; ".join(f"{kind}: {n} pairs, {about['skipped'][kind]} skipped" for kind, n in about["pairs"].items())
+        lines.append(
+            f"{'Its twin' if lines else 'Checkpoint'} {about['checkpoint']}: {model['n_layers']} layers of "
+            f"{model['n_heads']} heads, width {model['d_model']}, digest {about['digest']}; asked about "
+            f"{about['facts']} facts ({pairs})."
+        )
+        about = about.get("twin")
+    return lines
+
+
+def _demos(result: Result) -> dict[str, str]:
+    """The demo checkpoints it was measured on: digest to format."""
+    of_first_seed = zip(result.config.get("runs", []), result.config.get("first_seed", []), strict=False)
+    return {digest: config["format"] for digest, config in of_first_seed if "format" in config}
+
+
+def _runs(result: Result) -> dict[str, list[str]]:
+    """The digests of the runs it was measured in, by setting as far as its rows tell them apart."""
+    names = {digest: f"demo checkpoint, {format}" for digest, format in _demos(result).items()}
+    for row in result.rows:
+        if "run" in row and set(SCOPE) <= row.keys():
+            names[row["run"]] = scope_label({column: row[column] for column in SCOPE})
+        elif "run" in row:
+            names[row["run"]] = ", ".join(str(row[column]) for column in ("world", "variant") if column in row)
+    groups: dict[str, list[str]] = {}
+    for digest in result.config.get("runs", []):
+        groups.setdefault(names.get(digest, ""), []).append(digest)
+    return groups

@@ -40,30 +40,42 @@ DIVERGING = [[0.0, "#B2182B"], [0.25, "#EF8A62"], [0.5, "#F7F7F7"], [0.75, "#67A
 """Red for negative, blue for positive; distinct under red-green blindness."""
 
 WIDTH = 1400
-NAME = "mdm_interp"
+NAME, DARK = "mdm_interp", "mdm_interp_dark"
+"""Of the Plotly templates: the theme, and the same on dark ground."""
 
-_axis = {
-    "showline": True,
-    "linecolor": "#444444",
-    "gridcolor": "#E4E4E4",
-    "zeroline": False,
-    "ticks": "outside",
-    "automargin": True,
-    "title": {"font": {"size": 18}, "standoff": 8},
-    "tickfont": {"size": 16},
-}
 
-pio.templates[NAME] = go.layout.Template(
-    layout={
-        "font": {"family": "DejaVu Sans, Verdana, sans-serif", "size": 18, "color": "#222222"},
-        "colorway": list(COLORS),
-        "paper_bgcolor": "white",
-        "plot_bgcolor": "white",
-        "xaxis": _axis,
-        "yaxis": _axis,
-        "margin": {"l": 90, "r": 40, "b": 100},
-        "hoverlabel": {"font": {"size": 15}},
+def _template(paper: str, ink: str, faint: str, line: str, grid: str, rim: float = 0) -> go.layout.Template:
+    """Everything of a figure's look that is not its data's colours. A `rim` shows marks whose colour is the paper's."""
+    axis = {
+        "showline": True,
+        "linecolor": line,
+        "tickcolor": line,
+        "gridcolor": grid,
+        "zeroline": False,
+        "ticks": "outside",
+        "automargin": True,
+        "title": {"font": {"size": 18}, "standoff": 8},
+        "tickfont": {"size": 16},
     }
+    return go.layout.Template(
+        data={"scatter": [{"marker": {"line": {"color": ink, "width": rim}}}]},
+        layout={
+            "font": {"family": "DejaVu Sans, Verdana, sans-serif", "size": 18, "color": ink},
+            "colorway": list(COLORS),
+            "paper_bgcolor": paper,
+            "plot_bgcolor": paper,
+            "xaxis": axis,
+            "yaxis": axis,
+            "margin": {"l": 90, "r": 40, "b": 100},
+            "hoverlabel": {"font": {"size": 15}},
+            "title": {"subtitle": {"font": {"color": faint}}},
+        },
+    )
+
+
+pio.templates[NAME] = _template(paper="white", ink="#222222", faint="#444444", line="#444444", grid="#E4E4E4")
+pio.templates[DARK] = _template(
+    paper="#16181C", ink="#E8E8E8", faint="#BDBDBD", line="#9A9A9A", grid="#34373C", rim=0.5
 )
 
 
@@ -77,7 +89,7 @@ def titled(figure: go.Figure, title: str, takeaway: str, height: int) -> go.Figu
         margin={"t": 105 + 24 * len(lines)},
         title={
             "text": f"<b>{title}</b>",
-            "subtitle": {"text": "<br>".join(lines), "font": {"size": 17, "color": "#444444"}},
+            "subtitle": {"text": "<br>".join(lines), "font": {"size": 17}},
             "x": 0.01,
             "xanchor": "left",
             "yref": "container",

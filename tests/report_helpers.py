@@ -1,0 +1,46 @@
+"""A small figure, its result and verdicts, for whoever tests what is written of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from mdm_interp.claims import CLAIMS, Verdict
+from mdm_interp.results import Result
+from mdm_interp.stats import Estimate
+from mdm_interp.viz.plots import TRAINING_STEPS, add_curve, add_level, add_matrix
+from mdm_interp.viz.theme import CHANCE, FORWARD, REVERSE, legend_at, titled
+
+NAN = float("nan")
+QUESTION = "Is <script>alert(1)</script> & \"more\" than 'less'?"
+TAKEAWAY = "One is more than nothing."
+SUMMARY = {"a < b": Estimate(0.123456, 0.1, 0.25, 3), "absent": Estimate(NAN, NAN, NAN, 0)}
+CURVE = pd.DataFrame({"step": [1, 10, 100], "value": [0.1, 0.4, 0.9], "low": [0.0, 0.3, 0.8], "high": [0.2, 0.5, 1.0]})
+CURVE["n"] = 3
+
+
+def result(name: str = "tiny", question: str = QUESTION, **changed: Any) -> Result:
+    parts = {"config": {}, "versions": {"code": "c0de"}, "rows": [{"seed": 0, "value": 1.0}], "summary": SUMMARY}
+    return Result(name, question, seeds=[0, 1, 2], **parts | changed)
+
+
+def drawing(question: str = QUESTION) -> go.Figure:
+    figure = make_subplots(1, 2, subplot_titles=["curves", "matrix"])
+    add_curve(figure, CURVE, "step", name="forward", color=FORWARD, row=1, col=1, legend="legend")
+    add_curve(figure, CURVE, "step", name="reverse", color=REVERSE, row=1, col=1, dash="dash")
+    add_level(figure, [1.0, 100.0], 0.5, name="chance", color=CHANCE, row=1, col=1, legend="legend")
+    matrix = pd.DataFrame([[1.0, -1.0], [0.0, 0.5]]).to_numpy()
+    add_matrix(figure, matrix, x=["B0", "B1"], y=["A0", "A1"], limit=1.0, row=1, col=2, colorbar={"len": 0.5})
+    figure.update_xaxes(TRAINING_STEPS, title_text="training step", row=1, col=1)
+    figure.update_layout(legend=legend_at(0.2, -0.2))
+    return titled(figure, question, TAKEAWAY, height=600)
+
+
+def verdict(claim: str, scheme: str, outcome: Any, measure: str = "measure") -> Verdict:
+    scope = {"world": "w", "scheme": scheme, "objective": "any_order", "n_layers": 1, "mlp": False, "stage": "end"}
+    of = {"id": claim, "sentence": CLAIMS[claim]}
+    number = Estimate(0.5, 0.4, 0.6, 5)
+    return Verdict(of, scope, measure, number, number, "null", 0.01, outcome, "rule", "tiny")

@@ -1,0 +1,706 @@
+"""The report and the pages of single figures: what is written, and what a browser without a network makes of it."""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from collections.abc import Callable, Iterator
+from itertools import combinations
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import plotly.graph_objects as go
+import plotly.io as pio
+import pytest
+from page_helpers import HOSTILE, opened
+from playwright.sync_api import Browser, Page
+from plotly.offline import get_plotlyjs
+from report_helpers import QUESTION, SUMMARY, TAKEAWAY, drawing, result, verdict
+
+from mdm_interp.analysis import discover
+from mdm_interp.probing import CheckpointAnalysis
+from mdm_interp.results import Result
+from mdm_interp.stats import Estimate
+from mdm_interp.viz.report import write_figures, write_index
+from mdm_interp.viz.theme import legend_at
+
+FIGURES = Path(__file__).parents[1] / "figures"
+NAMES = [analysis.name for analysis in discover()]
+CHECKPOINTS = {analysis.name for analysis in discover() if isinstance(analysis, CheckpointAnalysis)}
+SETTING = {"world": "w", "scheme": "rope", "objective": "any_order", "n_layers": 1, "mlp": False}
+VERDICTS = [verdict("1", "rope", "holds"), verdict("1", "alibi", "fails"), verdict("5", "rope", "fails")]
+
+
+@pytest.fixture(autouse=True)
+def no_pngs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine without a browser, which only the test of PNGs needs here."""
+
+    def fail(figures: Any, files: list[Path], **_: Any) -> None:
+        files[0].write_bytes(b"half an image")
+        raise RuntimeError("Kaleido requires Google Chrome.\nInstall it, or run `plotly_get_chrome`.")
+
+    if "slow" not in request.keywords:
+        monkeypatch.setattr(pio, "write_images", fail)
+
+
+def write(folder: Path, *drawn: tuple[Result, go.Figure], **more: Any) -> Path:
+    """All pages of some figures, by default of one; returns the report's path."""
+    figures = drawn or ((result(), drawing()),)
+    write_figures(figures, folder)
+    write_index(figures, more.pop("verdicts", []), folder, **more)
+    return folder / "index.html"
+
+
+# ---- files
+
+
+def test_without_a_browser_the_pages_are_written_and_one_line_says_why_there_are_no_pngs(tmp_path: Path) -> None:
+    problem = write_figures([(result(), drawing()), (result("other"), drawing())], tmp_path)
+    assert problem == "no PNGs: Kaleido requires Google Chrome."
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other.html", "plotly.min.js", "tiny.html"]
+    assert (tmp_path / "plotly.min.js").read_text(encoding="utf-8") == get_plotlyjs()
+
+
+def test_text_is_escaped_and_plotly_is_shared(tmp_path: Path) -> None:
+    write(tmp_path)
+    for name in ("tiny.html", "index.html"):
+        page = (tmp_path / name).read_text(encoding="utf-8")
+        assert "<script>alert" not in page
+        assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+        assert page.count('<script src="plotly.min.js"></script>') == 1
+        assert len(page) < 100_000, "a copy of plotly.js"
+        assert "mdm-interp reproduce --only tiny --seeds 3" in page
+
+
+def test_pages_are_the_same_every_time(tmp_path: Path) -> None:
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        write(folder, verdicts=VERDICTS)
+    for name in ("tiny.html", "index.html"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_figures([(result(), drawing())], tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(*_: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_figures([(result(question="Changed?"), drawing("Changed?"))], tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def text_of(page: Path) -> str:
+    """What a page says, without its tags, scripts and styles."""
+    text = re.sub(r"(?s)<(script|style)\b.*?</\1>", "", page.read_text(encoding="utf-8"))
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", text))
+
+
+def test_a_figure_names_the_runs_behind_it_by_setting(tmp_path: Path) -> None:
+    rows = [
+        {**SETTING, "seed": 0, "run": "aa"},
+        {**SETTING, "seed": 1, "run": "bb"},
+        {"variant": "MDM none", "seed": 0, "run": "cc"},
+    ]
+    config = {"runs": ["aa", "cc", "bb", "dd"], "first_seed": [{"seed": 0}, {"seed": 0}]}
+    index = write(tmp_path, (result(config=config, rows=rows), drawing()))
+    for page in (index, tmp_path / "tiny.html"):
+        said = text_of(page)
+        assert "Its 4 runs mdm-interp runs show DIGEST" in said
+        assert "w, any_order rope, 1 layer: aa bb MDM none: cc dd" in said
+    assert "1 analyses of 4 trained models with 3 seeds, 3 rows of measurements." in text_of(index)
+
+
+def test_a_figure_of_demo_checkpoints_names_them(tmp_path: Path) -> None:
+    config = {"runs": ["aa", "bb"], "first_seed": [{"format": "llada"}, {"format": "qwen2"}]}
+    said = text_of(write(tmp_path, (result(config=config), drawing())))
+    assert "demo checkpoint, llada: aa demo checkpoint, qwen2: bb" in said
+    assert "runs show" not in said
+    assert "Of checkpoints" in said
+
+
+def test_a_figure_of_a_given_checkpoint_says_which_and_what_it_was_asked(tmp_path: Path) -> None:
+    about = {
+        "checkpoint": "LLaDA",
+        "model": {"n_layers": 32, "n_heads": 16, "d_model": 4096},
+        "digest": "d1",
+        "facts": 7,
+        "pairs": {"positional": 14, "relational": 12},
+        "skipped": {"positional": 0, "relational": 2},
+        "twin": None,
+    }
+    config = about | {"twin": about | {"checkpoint": "LLaMA", "digest": "d2"}}
+    said = text_of(write(tmp_path, (result(config=config), drawing())))
+    asked = "asked about 7 facts (positional: 14 pairs, 0 skipped; relational: 12 pairs, 2 skipped)."
+    assert f"Checkpoint LLaDA: 32 layers of 16 heads, width 4096, digest d1; {asked}" in said
+    assert f"Its twin LLaMA: 32 layers of 16 heads, width 4096, digest d2; {asked}" in said
+    assert "mdm-interp probe CHECKPOINT --facts FACTS.csv --twin TWIN --only tiny --out DIR" in said
+    assert "1 analyses of the checkpoint LLaDA, 1 rows" in said
+
+
+def test_the_report_links_the_interactive_pages_that_are_there(tmp_path: Path) -> None:
+    (tmp_path / "attention.html").write_text("")
+    pages = {"attention.html": "Attention <of> a model", "gone.html": "Not written"}
+    page = write(tmp_path, pages=pages).read_text(encoding="utf-8")
+    assert '<a href="attention.html">Attention &lt;of&gt; a model</a>' in page
+    assert "gone.html" not in page
+    assert "Look inside" not in write(tmp_path).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_committed_pages_share_one_plotly(name: str) -> None:
+    committed(f"{name}.html")
+    for page in (f"{name}.html", "index.html"):
+        text = committed(page).read_text(encoding="utf-8")
+        assert text.count('<script src="plotly.min.js"></script>') == 1
+        assert not re.search(r"""(?:src|href)=["'](?:https?:)?//""", text), "something comes from the network"
+        assert "Copyright 2012" not in text, "a copy of plotly.js"
+        for link in re.findall(r'href="([^"#]+)"', text):
+            assert (FIGURES / link).exists(), f"{page} links to {link}"
+    assert f'<section id="{name}">' in text
+
+
+def committed(name: str) -> Path:
+    path = FIGURES / name
+    if not path.exists():
+        pytest.skip(f"figures/{name} is not there; `make reproduce` writes it")
+    return path
+
+
+# ---- in a browser: the figures
+
+
+class Box(NamedTuple):
+    """Where a piece of text is on the page, in pixels."""
+
+    kind: str
+    text: str
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    def overlaps(self, other: Box) -> bool:
+        width = min(self.right, other.right) - max(self.left, other.left)
+        height = min(self.bottom, other.bottom) - max(self.top, other.top)
+        return width > 1 and height > 1
+
+    def is_inside(self, other: Box) -> bool:
+        horizontally = other.left - 1 <= self.left and self.right <= other.right + 1
+        return horizontally and other.top - 1 <= self.top and self.bottom <= other.bottom + 1
+
+
+class Shown(NamedTuple):
+    """What a browser made of a page."""
+
+    problems: list[str]
+    title: str
+    plots: list[list[Box]]
+    """Per plot: its own box first, then its texts and legends."""
+    traces: list[int]
+    """Per plot: how many curves and matrices are drawn."""
+    expected: list[int]
+    """Per plot: how many its data asks for."""
+
+
+TEXTS = {
+    "title": ".gtitle",
+    "subtitle": ".gtitle-subtitle",
+    "panel title": ".annotation-text",
+    "legend": ".legend",
+    "x title": "[class^='x'][class$='title']",
+    "y title": "[class^='y'][class$='title']",
+    "colour bar": ".colorbar",
+}
+
+READ = """texts => [...document.querySelectorAll('.plot')].map(plot => {
+  const box = (kind, element) => {
+    const {left, top, right, bottom} = element.getBoundingClientRect();
+    return [kind, element.textContent, left, top, right, bottom];
+  };
+  const found = Object.entries(texts).flatMap(
+    ([kind, selector]) => [...plot.querySelectorAll(selector)]
+      .filter(element => kind === 'colour bar' || !element.closest('.colorbar'))
+      .map(element => box(kind, element)));
+  return {
+    boxes: [box('plot', plot.querySelector('.main-svg') || plot), ...found],
+    traces: plot.querySelectorAll('.scatterlayer .trace, .heatmaplayer .hm').length,
+    expected: (plot.data || []).length,
+  };
+})"""
+
+
+@pytest.fixture
+def show(browser: Browser) -> Iterator[Callable[[Path], Shown]]:
+    """Opens a page with the network off, goes past all its plots and waits until they are drawn."""
+
+    def open_page(path: Path) -> Shown:
+        with opened(browser, path, viewport={"width": 1500, "height": 1200}) as (page, problems):
+            go_past_all(page)
+            page.wait_for_timeout(500)  # plotly places automatic margins after its first drawing
+            plots = page.evaluate(READ, TEXTS)
+            boxes = [[Box(*box) for box in plot["boxes"]] for plot in plots]
+            return Shown(problems, page.title(), boxes, *([p[key] for p in plots] for key in ("traces", "expected")))
+
+    yield open_page
+
+
+def go_past_all(page: Page) -> None:
+    for plot in page.locator(".plot").all():
+        plot.evaluate("plot => plot.scrollIntoView()")
+        page.wait_for_timeout(50)
+
+
+def assert_shown(shown: Shown, n_plots: int) -> None:
+    assert shown.problems == []
+    assert len(shown.plots) == n_plots
+    for (plot, *_), traces, expected in zip(shown.plots, shown.traces, shown.expected, strict=True):
+        assert plot.right - plot.left > 500
+        assert plot.bottom - plot.top > 300
+        assert traces == expected > 0
+
+
+def test_a_browser_shows_what_was_written(tmp_path: Path, show: Callable[[Path], Shown]) -> None:
+    index = write(tmp_path, (result(), drawing()), (result("other", "Other?"), drawing("Other?")))
+    alone = show(tmp_path / "tiny.html")
+    assert_shown(alone, n_plots=1)
+    assert alone.title == QUESTION
+    assert_shown(show(index), n_plots=2)
+
+
+def test_the_browser_check_sees_a_page_that_does_not_work(tmp_path: Path, show: Callable[[Path], Shown]) -> None:
+    write(tmp_path)
+    (tmp_path / "plotly.min.js").unlink()
+    assert any("plotly.min.js" in problem for problem in show(tmp_path / "tiny.html").problems)
+    with pytest.raises(AssertionError):
+        assert_shown(show(tmp_path / "tiny.html"), n_plots=1)
+
+
+def collisions(boxes: list[Box]) -> list[tuple[str, str]]:
+    """Pairs of texts that lie on each other."""
+    visible = [box for box in boxes if box.right - box.left > 0 and box.bottom - box.top > 0]
+    return [
+        (f"{one.kind}: {one.text}", f"{other.kind}: {other.text}")
+        for one, other in combinations(visible, 2)
+        if one.overlaps(other)
+    ]
+
+
+def test_the_overlap_check_sees_a_legend_on_an_axis_title(tmp_path: Path, show: Callable[[Path], Shown]) -> None:
+    write(tmp_path, (result(), drawing().update_layout(legend=legend_at(0.2, -0.08))))
+    (plot,) = show(tmp_path / "tiny.html").plots
+    assert [tuple(sorted(kind.partition(":")[0] for kind in pair)) for pair in collisions(plot[1:])] == [
+        ("legend", "x title")
+    ]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_committed_figure_is_readable(name: str, show: Callable[[Path], Shown]) -> None:
+    shown = show(committed(f"{name}.html"))
+    assert_shown(shown, n_plots=1)
+    (plot, *texts) = shown.plots[0]
+    kinds = {"title", "subtitle", "panel title", "x title"}
+    if name not in CHECKPOINTS:  # those name their quantities above the panels, and colours beside bars
+        kinds |= {"legend", "y title"}
+    assert kinds <= {text.kind for text in texts}
+    assert collisions(texts) == []
+    visible = [text for text in texts if text.right > text.left]
+    assert [text for text in visible if not text.is_inside(plot)] == [], "cut off at the edge"
+
+
+def test_the_committed_index_shows_every_figure(show: Callable[[Path], Shown]) -> None:
+    assert_shown(show(committed("index.html")), n_plots=len(NAMES))
+
+
+DRAWN = "[...document.querySelectorAll('.plot')].map(plot => Boolean(plot.querySelector('.main-svg')))"
+
+
+def test_a_figure_is_drawn_when_it_comes_near(tmp_path: Path, browser: Browser) -> None:
+    index = write(tmp_path, *((result(f"tiny{i}"), drawing()) for i in range(5)))
+    with opened(browser, index) as (page, problems):
+        page.wait_for_timeout(300)
+        first = page.evaluate(DRAWN)
+        assert first[0] and not first[-1]
+        place = page.locator("#tiny4 .drawing").bounding_box()
+        page.locator("#tiny4").scroll_into_view_if_needed()
+        page.wait_for_function("document.querySelector('#tiny4 .main-svg')")
+        after = page.locator("#tiny4 .drawing").bounding_box()
+        assert place and after and (place["width"], place["height"]) == (after["width"], after["height"])
+        assert problems == []
+
+
+HOVER = ".hoverlayer .hovertext"
+
+
+@pytest.mark.parametrize("width", [700, 1000, 1500])
+def test_hovering_finds_the_point_under_the_pointer_at_every_size(tmp_path: Path, browser: Browser, width: int) -> None:
+    write(tmp_path, (result(), go.Figure(go.Scatter(x=[0, 1, 2], y=[3, 1, 2], mode="markers"))))
+    with opened(browser, tmp_path / "tiny.html", viewport={"width": width, "height": 900}) as (page, _):
+        for i, point in enumerate(page.locator(".points path").all()[:2]):  # what is further right may need scrolling
+            box = point.bounding_box()
+            assert box
+            page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+            page.locator(HOVER).wait_for()
+            page.wait_for_timeout(150)
+            assert re.findall(r"\d", page.locator(HOVER).text_content() or "") == [str(i), str([3, 1, 2][i])]
+
+
+# ---- in a browser: the ledger
+
+
+def shown_schemes(page: Page) -> list[str]:
+    return [row.locator("td").nth(1).inner_text() for row in page.locator("#ledger tbody tr:visible").all()]
+
+
+def test_the_ledger_filters(tmp_path: Path, browser: Browser) -> None:
+    verdicts = [verdict("1", "rope", "holds", measure="<b>measure</b>"), *VERDICTS[1:]]
+    with opened(browser, write(tmp_path, verdicts=verdicts)) as (page, problems):
+        assert shown_schemes(page) == ["rope", "alibi", "rope"]
+        assert page.get_by_role("status").inner_text() == "3 of 3 verdicts"
+        page.get_by_label("verdict").select_option("fails")
+        assert shown_schemes(page) == ["alibi", "rope"]
+        page.get_by_label("scheme").select_option("rope")
+        assert shown_schemes(page) == ["rope"]
+        assert page.get_by_role("status").inner_text() == "1 of 3 verdicts: scheme rope, verdict fails"
+        page.get_by_label("verdict").select_option("all")
+        assert shown_schemes(page) == ["rope", "rope"]
+        page.get_by_role("button", name="Show all").click()
+        page.wait_for_timeout(50)
+        assert shown_schemes(page) == ["rope", "alibi", "rope"]
+        assert "<b>measure</b>" in page.locator("#ledger tbody tr").first.inner_text(), "text is escaped"
+        links = {link.get_attribute("href") for link in page.locator("#ledger a").all()}
+        assert links == {"tiny.html", "tiny.json"}
+        assert problems == []
+
+
+def test_the_address_names_what_the_ledger_is_filtered_by(tmp_path: Path, browser: Browser) -> None:
+    index = write(tmp_path, verdicts=VERDICTS)
+    with opened(browser, index) as (page, problems):
+        page.get_by_label("scheme").select_option("rope")
+        page.get_by_label("verdict").select_option("fails")
+        address = page.url
+        assert address.endswith("#scheme=rope&verdict=fails")
+        page.goto("about:blank")
+        page.goto(address)
+        assert shown_schemes(page) == ["rope"]
+        assert page.get_by_label("verdict").input_value() == "fails"
+        page.goto(f"{index.as_uri()}#verdict=perhaps")
+        page.wait_for_function("document.querySelector('[name=scheme]').value === ''")
+        assert len(shown_schemes(page)) == 3, "what no verdict has does not filter"
+        page.goto(f"{index.as_uri()}#tiny")
+        assert len(shown_schemes(page)) == 3
+        assert problems == []
+
+
+def test_the_overview_counts_verdicts_and_leads_to_them(tmp_path: Path, browser: Browser) -> None:
+    with opened(browser, write(tmp_path, verdicts=VERDICTS)) as (page, problems):
+        table = page.get_by_role("table", name="Verdicts per claim")
+        rows = [row.locator("td").all_inner_texts() for row in table.locator("tbody tr").all()]
+        assert rows == [["1", "1", "0"], ["0", "1", "0"]]
+        assert "Any-order masking alone" in table.locator("tbody tr").first.inner_text()
+        table.get_by_role("link", name="1: claim 1 fails").click()
+        page.wait_for_function("document.querySelector('[name=claim]').value === '1'")
+        assert shown_schemes(page) == ["alibi"]
+        assert page.locator("#ledger td.fails:visible").count() == 1
+        assert problems == []
+
+
+def test_a_verdict_is_told_by_word_and_sign_as_well_as_by_colour(tmp_path: Path, browser: Browser) -> None:
+    verdicts = [*VERDICTS, verdict("5", "none", "inconclusive")]
+    with opened(browser, write(tmp_path, verdicts=verdicts)) as (page, _):
+        for outcome, sign in (("holds", "✓"), ("fails", "✗"), ("inconclusive", "?")):
+            cell = page.locator(f"#ledger td.{outcome}").first
+            assert cell.inner_text() == outcome
+            assert sign in cell.evaluate("cell => getComputedStyle(cell, '::before').content")
+
+
+# ---- in a browser: whoever reads, on whatever
+
+
+FOCUSED = """() => {
+  const element = document.activeElement;
+  return [element.tagName.toLowerCase(), element.getAttribute('aria-label') || element.name
+    || (element.closest('label') || element).textContent.trim()];
+}"""
+
+
+def test_every_control_is_reached_and_worked_by_keyboard(tmp_path: Path, browser: Browser) -> None:
+    index = write(tmp_path, (result(config={"runs": ["aa"]}), drawing()), verdicts=VERDICTS)
+    with opened(browser, index) as (page, problems):
+        page.wait_for_function("document.querySelector('.curves:not([hidden])')")
+        page.keyboard.press("Tab")
+        assert page.evaluate(FOCUSED) == ["a", "To the content"]
+        assert page.locator(".skip").bounding_box()["y"] >= 0, "seen when focused"  # type: ignore[index]
+        page.locator(".curves summary").focus()
+        page.keyboard.press("Enter")
+        page.evaluate("document.activeElement.blur(); window.getSelection().removeAllRanges()")
+        page.locator(".skip").focus()
+        reached = []
+        while (focused := page.evaluate(FOCUSED))[0] != "body" and len(reached) < 100:
+            reached.append(tuple(focused))
+            page.keyboard.press("Tab")
+        assert {
+            ("select", name) for name in ("claim", "world", "scheme", "objective", "layers", "stage", "verdict")
+        } <= {*reached}
+        assert {("button", "Show all"), ("div", "Claims ledger"), ("div", f"Figure: {QUESTION}")} <= {*reached}
+        assert {("summary", "How each claim is judged"), ("summary", "Its 1 runs"), ("summary", "Its 2 numbers")} <= {
+            *reached
+        }
+        assert {("input", "forward"), ("input", "chance")} <= {*reached}
+        assert {("button", "Zoom in"), ("button", "Reset axes")} <= {*reached}
+        focusable = page.locator("a[href], button, select, input, summary, [tabindex='0']")
+        assert len(reached) == sum(element.is_visible() for element in focusable.all())
+
+        page.get_by_label("scheme").focus()
+        page.keyboard.press("ArrowDown")
+        assert shown_schemes(page) == ["rope", "rope"]
+        assert problems == []
+
+
+def test_a_focused_control_is_seen(tmp_path: Path, browser: Browser) -> None:
+    with opened(browser, write(tmp_path, verdicts=VERDICTS)) as (page, _):
+        page.get_by_label("world").focus()
+        page.keyboard.press("Tab")
+        style = page.evaluate("getComputedStyle(document.activeElement).outline")
+        assert "3px" in style and "solid" in style
+        page.locator(".modebar-btn").first.focus()
+        page.wait_for_function("getComputedStyle(document.activeElement.parentElement).opacity === '1'")
+
+
+def test_curves_are_switched_with_a_checkbox_as_in_the_legend(tmp_path: Path, browser: Browser) -> None:
+    write(tmp_path)
+    visible = "document.querySelector('.plot').data.map(trace => trace.visible ?? true)"
+    with opened(browser, tmp_path / "tiny.html") as (page, problems):
+        page.get_by_text("Curves shown").first.click()
+        page.get_by_role("checkbox", name="forward").focus()
+        page.keyboard.press("Space")
+        assert page.evaluate(visible) == ["legendonly", "legendonly", True, True, True, True], "the band goes too"
+        page.keyboard.press("Space")
+        assert page.evaluate(visible) == [True] * 6
+        page.evaluate("Plotly.restyle(document.querySelector('.plot'), {visible: 'legendonly'}, [0, 1])")
+        assert not page.get_by_role("checkbox", name="forward").is_checked()
+        assert page.get_by_role("checkbox", name="chance").is_checked()
+        assert problems == []
+
+
+def test_a_figure_has_a_text_alternative_made_from_its_summary(tmp_path: Path, browser: Browser) -> None:
+    index = write(tmp_path, (result(question="What is it?"), drawing("A <title>")))
+    for path in (index, tmp_path / "tiny.html"):
+        with opened(browser, path) as (page, problems):
+            image = page.get_by_role("img", name="A <title>")
+            image.wait_for()
+            assert page.locator("[role=img]").count() == 1
+            described, detailed = (image.get_attribute(f"aria-{name}") for name in ("describedby", "details"))
+            assert page.locator(f"#{described}").text_content() == (
+                f"{TAKEAWAY} {len(SUMMARY)} numbers are in the table that follows."
+            )
+            page.locator(f"#{detailed} summary").click()
+            table = page.locator(f"#{detailed}").get_by_role("table", name="What is it?")
+            assert [cell.inner_text() for cell in table.get_by_role("columnheader").all()] == [
+                "quantity",
+                "mean",
+                "95 % interval",
+                "n",
+            ]
+            rows = [row.locator("th, td").all_inner_texts() for row in table.locator("tbody tr").all()]
+            assert rows == [["a < b", "0.123", "0.1 to 0.25", "3"], ["absent", "not defined", "", "0"]]
+            assert [row.get_by_role("rowheader").count() for row in table.locator("tbody tr").all()] == [1, 1]
+            assert problems == []
+
+
+def write_named(folder: Path, names: list[str]) -> Path:
+    """A report in which whatever can have a name has one of these, or all."""
+    joined = " ".join(names)
+    about = {"checkpoint": names[0], "model": {"n_layers": 1, "n_heads": 1, "d_model": 1}, "digest": names[1]}
+    asked = {"facts": 1, "pairs": {names[0]: 1}, "skipped": {names[0]: 1}, "twin": None}
+    named = result(
+        question=joined,
+        config={"runs": names, **about, **asked},
+        rows=[{"run": name, "variant": name} for name in names],
+        summary={name: Estimate(0.5, 0.4, 0.6, 3) for name in names},
+    )
+    figure = drawing(joined).update_traces(name=joined, selector=1)
+    verdicts = [verdict("1", name, "fails", measure=name) for name in names]
+    return write(folder, (named, figure), verdicts=verdicts, pages={"tiny.html": joined})
+
+
+@pytest.mark.parametrize("page_name", ["index.html", "tiny.html"])
+def test_hostile_names_are_text_everywhere(tmp_path: Path, browser: Browser, page_name: str) -> None:
+    n_elements = []
+    for folder, names in ((tmp_path / "a", HOSTILE), (tmp_path / "b", [f"name{i}" for i, _ in enumerate(HOSTILE)])):
+        write_named(folder, names)
+        with opened(browser, folder / page_name) as (page, problems):
+            page.locator(".plot .main-svg").first.wait_for()
+            assert page.locator("#numbers-tiny tbody th").all_text_contents() == names
+            assert page.locator(".runs li code").all_text_contents() == names
+            assert page.evaluate("document.querySelector('.plot').data[1].name") == " ".join(names)
+            if page_name == "index.html":
+                assert page.locator("#ledger td:nth-child(8)").all_text_contents() == names
+                for name in names:
+                    page.get_by_label("scheme").select_option(value=name)
+                    assert page.locator("#ledger tbody tr:visible").count() == 1
+            n_elements.append(page.evaluate("document.querySelectorAll('body *:not(.plot *)').length"))
+            assert problems == []
+    assert n_elements[0] == n_elements[1], "no name makes an element"
+
+
+CONTRASTS = """() => {
+  const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
+  const rgb = (color) => {
+    canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = color; canvas.fillRect(0, 0, 1, 1);
+    return [...canvas.getImageData(0, 0, 1, 1).data];
+  };
+  const luminance = (color) => [0.2126, 0.7152, 0.0722].reduce((sum, weight, i) => {
+    const part = rgb(color)[i] / 255;
+    return sum + weight * (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4);
+  }, 0);
+  const behind = (element) => {
+    const plot = element.closest('.plot');
+    if (plot) return getComputedStyle(plot.querySelector('.main-svg')).backgroundColor;
+    for (let at = element; at; at = at.parentElement) {
+      const color = getComputedStyle(at).backgroundColor;
+      if (rgb(color)[3] === 255) return color;
+    }
+    throw Error('no background');
+  };
+  const said = (element) => [...element.childNodes].some(node => node.nodeType === 3 && node.data.trim());
+  return [...document.querySelectorAll('body *')]
+    .filter(element => said(element) && element.getClientRects().length && !element.matches('script, style'))
+    .map(element => {
+      const style = getComputedStyle(element);
+      const color = element.closest('svg') ? style.fill : style.color;
+      const [dark, light] = [luminance(color), luminance(behind(element))].sort((a, b) => a - b);
+      return [element.textContent.slice(0, 40), (light + 0.05) / (dark + 0.05)];
+    });
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_in_light_and_dark(tmp_path: Path, browser: Browser, scheme: Any) -> None:
+    verdicts = [*VERDICTS, verdict("5", "none", "inconclusive")]
+    index = write(tmp_path, (result(config={"runs": ["aa"]}), drawing()), verdicts=verdicts)
+    for path in (index, tmp_path / "tiny.html"):
+        with opened(browser, path, color_scheme=scheme) as (page, problems):
+            page.locator(".plot .main-svg").first.wait_for()
+            page.evaluate("document.querySelectorAll('details').forEach(details => details.open = true)")
+            found = page.evaluate(CONTRASTS)
+            texts = {text for text, _ in found}
+            assert {TAKEAWAY, "training step", "forward", "matrix", "To the content"} <= texts, "sees drawings too"
+            assert [(text, ratio) for text, ratio in found if ratio < 4.5] == []
+            assert problems == []
+
+
+GROUNDS = """() => [document.body, ...document.querySelectorAll('.plot .main-svg')].map(
+  element => getComputedStyle(element).backgroundColor).filter(color => color !== 'rgba(0, 0, 0, 0)')"""
+WHITE, BLACKISH = "rgb(255, 255, 255)", "rgb(22, 24, 28)"
+
+
+def test_figures_follow_the_readers_colours(tmp_path: Path, browser: Browser) -> None:
+    marks = "[...document.querySelectorAll('.scatterlayer .js-line')].map(line => getComputedStyle(line).stroke)"
+    with opened(browser, write(tmp_path)) as (page, problems):
+        page.locator(".plot .main-svg").first.wait_for()
+        assert {*page.evaluate(GROUNDS)} == {WHITE}
+        colors = page.evaluate(marks)
+        page.emulate_media(color_scheme="dark")
+        page.wait_for_function(
+            f"getComputedStyle(document.querySelector('.main-svg')).backgroundColor === '{BLACKISH}'"
+        )
+        assert {*page.evaluate(GROUNDS)} == {BLACKISH}
+        assert page.evaluate(marks) == colors, "a curve keeps its colour"
+        page.emulate_media(color_scheme="light")
+        page.wait_for_function(f"getComputedStyle(document.querySelector('.main-svg')).backgroundColor === '{WHITE}'")
+        assert problems == []
+
+
+@pytest.mark.parametrize("name", ["index.html", "tiny.html"])
+def test_a_phone_never_scrolls_sideways_except_within_a_figure(tmp_path: Path, browser: Browser, name: str) -> None:
+    write(
+        tmp_path, (result(summary={"a_very_long_name" * 8: Estimate(1.0, 0.0, 2.0, 3)}), drawing()), verdicts=VERDICTS
+    )
+    phone = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
+    with opened(browser, tmp_path / name, **phone) as (page, problems):
+        page.evaluate("document.querySelectorAll('details').forEach(details => details.open = true)")
+        go_past_all(page)
+        page.locator(".plot .main-svg").first.wait_for()
+        assert page.evaluate("[document.scrollingElement.scrollWidth, innerWidth]") == [390, 390]
+        frame = page.locator(".frame").first
+        assert frame.evaluate("frame => [frame.scrollWidth > frame.clientWidth, frame.tabIndex]") == [True, 0]
+        label = page.locator(".plot .xtitle").first
+        assert label.evaluate("label => label.getBoundingClientRect().height") > 9, "labels are readable"
+        assert page.locator("#about-tiny").is_visible(), "what the drawing's subtitle says, in whole"
+        assert page.evaluate("document.querySelector('.plot')._fullLayout.dragmode") is False, "a finger scrolls"
+        smallest = page.evaluate(
+            "Math.min(...[...document.querySelectorAll('main p, main td, main th, main label')].map("
+            "element => parseFloat(getComputedStyle(element).fontSize)))"
+        )
+        assert smallest >= 13
+        if name == "index.html":
+            cells = page.locator("#ledger tbody tr").first.locator("th, td").all()
+            assert all(box["x"] >= 0 and box["x"] + box["width"] <= 390 for c in cells if (box := c.bounding_box()))
+        assert problems == []
+
+
+FITS = """() => [...document.querySelectorAll('.plot')].map(plot => {
+  const svgs = [...plot.querySelectorAll('.main-svg')].map(svg => svg.getBoundingClientRect());
+  return svgs.length > 0 && svgs.every(({left, right, width, height}) =>
+    left >= -1 && right <= innerWidth + 1 && Math.abs(width / height - plot.layout.width / plot.layout.height) < 0.02)
+    && [...plot.querySelectorAll('text')].every(text => text.getBoundingClientRect().right <= innerWidth);
+})"""
+
+
+def test_paper_gets_everything_in_light_colours_and_within_its_width(tmp_path: Path, browser: Browser) -> None:
+    drawn = [(result(f"tiny{i}", config={"runs": ["aa"]}), drawing()) for i in range(4)]
+    index = write(tmp_path, *drawn, verdicts=[*VERDICTS, *([verdict("5", "none", "fails")] * 100)])
+    with opened(browser, index, color_scheme="dark", viewport={"width": 700, "height": 900}) as (page, problems):
+        page.locator("[name=claim]").select_option("5")
+        page.emulate_media(media="print", color_scheme="dark")
+        page.wait_for_timeout(300)
+        assert page.evaluate(DRAWN) == [True] * 4, "also those that nobody went to"
+        assert page.evaluate(FITS) == [True] * 4
+        assert {*page.evaluate(GROUNDS)} <= {WHITE, "rgba(0, 0, 0, 0)"}
+        assert not page.locator(".filters, .curves, .skip, .modebar").filter(visible=True).count()
+        assert page.locator("#ledger tbody tr:visible").count() == 101, "the ledger that was chosen"
+        assert page.get_by_role("status").inner_text() == "101 of 103 verdicts: claim 5"
+        ledger = page.get_by_role("region", name="Claims ledger")
+        assert ledger.evaluate("region => region.scrollHeight <= region.clientHeight + 1"), "unrolled"
+        head = page.locator("#ledger thead")
+        assert head.evaluate("head => getComputedStyle(head).display") == "table-header-group", "on every sheet"
+        assert page.locator("main details:not(.curves)").count() == page.locator("details[open]").count() > 4
+
+        page.emulate_media(media="screen", color_scheme="dark")
+        page.wait_for_timeout(300)
+        assert page.locator("details[open]").count() == 0, "as it was"
+        assert {*page.evaluate(GROUNDS)} == {BLACKISH}
+        assert problems == []
+
+
+def test_printing_draws_what_was_not_drawn(tmp_path: Path, browser: Browser) -> None:
+    index = write(tmp_path, *((result(f"tiny{i}"), drawing()) for i in range(5)))
+    with opened(browser, index, color_scheme="dark") as (page, problems):
+        page.wait_for_timeout(200)
+        assert not all(page.evaluate(DRAWN))
+        page.evaluate(f"addEventListener('beforeprint', () => {{ window.atPrint = [{DRAWN}, ({GROUNDS})()]; }})")
+        printed = page.pdf(format="A4")
+        assert printed.startswith(b"%PDF") and printed.count(b"/Type /Page\n") >= 5
+        drawn, grounds = page.evaluate("window.atPrint")
+        assert drawn == [True] * 5
+        assert set(grounds) - {WHITE} <= {BLACKISH} and grounds.count(WHITE) >= 5, "figures; the page follows by style"
+        assert problems == []
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("chromium")
+def test_pngs_are_drawn_in_the_size_of_their_figures(tmp_path: Path) -> None:
+    problem = write_figures([(result("one"), drawing()), (result("two"), drawing())], tmp_path)
+    assert problem is None
+    written = sorted(path.name for path in tmp_path.iterdir())
+    assert written == ["one.html", "one.png", "plotly.min.js", "two.html", "two.png"]
+    for name in ("one.png", "two.png"):
+        image = (tmp_path / name).read_bytes()
+        assert image.startswith(b"\x89PNG")
+        width, height = struct.unpack(">II", image[16:24])
+        assert width / height == pytest.approx(1400 / 600, rel=0.01)
+        assert width >= 1400
