@@ -111,7 +111,7 @@ def test_a_figure_names_the_runs_behind_it_by_setting(tmp_path: Path) -> None:
         said = text_of(page)
         assert "Its 4 runs mdm-interp runs show DIGEST" in said
         assert "w, any_order rope, 1 layer: aa bb MDM none: cc dd" in said
-    assert "1 analyses of 4 trained models with 3 seeds, 3 rows of measurements." in text_of(index)
+    assert "1 analysis of 4 trained models with 3 seeds, 3 rows of measurements." in text_of(index)
 
 
 def test_a_figure_of_demo_checkpoints_names_them(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_a_figure_of_a_given_checkpoint_says_which_and_what_it_was_asked(tmp_pat
     assert f"Checkpoint LLaDA: 32 layers of 16 heads, width 4096, digest d1; {asked}" in said
     assert f"Its twin LLaMA: 32 layers of 16 heads, width 4096, digest d2; {asked}" in said
     assert "mdm-interp probe CHECKPOINT --facts FACTS.csv --twin TWIN --only tiny --out DIR" in said
-    assert "1 analyses of the checkpoint LLaDA, 1 rows" in said
+    assert "1 analysis of the checkpoint LLaDA, 1 rows" in said
 
 
 def test_the_report_links_the_interactive_pages_that_are_there(tmp_path: Path) -> None:

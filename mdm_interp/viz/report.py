@@ -104,7 +104,8 @@ def _measured(results: Sequence[Result]) -> str:
         *([f"the checkpoint {' and '.join(checkpoints)}"] if checkpoints else []),
     ]
     n_rows = sum(len(result.rows) for result in results)
-    return f"{len(results)} analyses{' of ' if of else ''}{' and of '.join(of)}, {n_rows:,} rows of measurements."
+    analyses = f"{len(results)} {'analysis' if len(results) == 1 else 'analyses'}"
+    return f"{analyses}{' of ' if of else ''}{' and of '.join(of)}, {n_rows:,} rows of measurements."
 
 
 def _cells(verdict: Verdict) -> list[str]:
