@@ -349,7 +349,13 @@ def test_reproduce_writes_what_it_says_and_works_once(
     assert ended.err.splitlines() == ["no PNGs: there is no browser", "1 figures in figures; open figures/index.html"]
     assert (len(work.trained), work.measured) == (10, [10])
     written = sorted(path.name for path in (tmp_path / "figures").iterdir())
-    assert written == ["index.html", "plotly.min.js", "reversal_curse.html", "reversal_curse.json"]
+    assert written == [
+        "index.html",
+        "inside_routes.html",
+        "plotly.min.js",
+        "reversal_curse.html",
+        "reversal_curse.json",
+    ]
     before = contents(tmp_path)
 
     assert mdm_interp(*ONLY, 1) == ended
