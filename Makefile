@@ -21,8 +21,9 @@ $(VENV)/.dev: $(VENV)/.installed
 reproduce: setup
 	$(BIN)/mdm-interp reproduce $(ARGS)
 
+# In the order of their names, as otherwise the files with few tests, some of them long, would all come last.
 test: dev
-	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: dev
 	$(BIN)/ruff check .

@@ -3,20 +3,21 @@
     python -m benchmarks.probe [--width 16] [--layers 32] [--facts 100] [--device cpu] [--dtype float32] [--repeats 3]
 
 A checkpoint with random weights is written, 1/`width` as wide as LLaDA-8B (1 is full size: give it a GPU of 80 GB, and
-16 GB of disk), loaded, and asked invented facts, each stated once, by every analysis of `mdm-interp probe`. The same
-process times a bare forward pass over the same queries, and a forward and backward pass, one query at a time;
-`x forward` and `x backward` are the analysis' seconds over the medians of these. Memory is the peak of the GPU, or of
-the process.
+16 GB of disk), loaded, and asked invented facts, each stated once, by every analysis of `mdm-interp probe`. In the same process
+a bare forward pass over the same queries runs, and a forward and backward pass, one query at a time; each analysis'
+seconds and peak memory are printed with their ratios to these. Memory is the GPU's, or, on Linux, the process'.
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
+import gc
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -62,21 +63,38 @@ def write_random_checkpoint(folder: Path, width: int, layers: int, n_facts: int,
     return FactTable(dict(enumerate(facts)), stated, ())
 
 
-def seconds(call: Callable[[], object], device: str) -> float:
-    if device != "cpu":
-        torch.cuda.synchronize()
+@dataclass(frozen=True)
+class Cost:
+    seconds: float
+    memory: float
+    """Its peak, in GB."""
+
+
+def cost(call: Callable[[], object], device: str) -> Cost:
+    """What one call takes."""
+    reset_peak(device)
     start = time.perf_counter()
     call()
     if device != "cpu":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return Cost(time.perf_counter() - start, peak_memory(device))
+
+
+def reset_peak(device: str) -> None:
+    gc.collect()
+    if device == "cpu":
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): sets VmHWM to what is resident now
+    else:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
 
 
 def peak_memory(device: str) -> float:
-    """GB."""
+    """GB since :func:`reset_peak`."""
     if device != "cpu":
         return torch.cuda.max_memory_allocated() / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) * 1024 / 1e9
 
 
 def run_bare(model: HookedTransformer, queries: list[Query], size: int, backward: bool) -> None:
@@ -99,28 +117,35 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         table = write_random_checkpoint(Path(folder), given.width, given.layers, given.facts, given.device, given.dtype)
-        loading = time.perf_counter()
+        start = time.perf_counter()
         model = load_checkpoint(folder, device=given.device)
-        loading = time.perf_counter() - loading
+        loading = time.perf_counter() - start
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()) / 1e9
     probe = Probe.of("random", model, table)
     queries = [query for kind in KINDS for pair in probe.pairs(kind) for query in (pair.forward, pair.reverse)]
     print(f"weights {weights:.2f} GB, loaded in {loading:.1f} s; {given.facts} facts, {len(queries)} queries")
+
     bare = {}
-    for name, size, backward in (("forward", 64, False), ("backward", 1, True)):
-        times = [seconds(lambda: run_bare(model, queries, size, backward), given.device) for _ in range(given.repeats)]  # noqa: B023
-        bare[name] = statistics.median(times)
-        print(f"bare {name:<22} {bare[name] / given.facts:8.3f} s per fact, peak {peak_memory(given.device):.2f} GB")
-    total = 0.0
+    for name, size, backward in (("forward", 64, False), ("forward and backward", 1, True)):
+        costs = [cost(partial(run_bare, model, queries, size, backward), given.device) for _ in range(given.repeats)]
+        bare[name] = Cost(statistics.median(c.seconds for c in costs), statistics.median(c.memory for c in costs))
+        print(describe(f"bare {name}", bare[name], given.facts, {}), flush=True)
+    costs = []
     for analysis in discover():
         if isinstance(analysis, CheckpointAnalysis) and not analysis.needs_twin:
-            took = seconds(lambda: analysis.measure([probe]), given.device)  # noqa: B023  # pyright: ignore
-            total += took
-            print(
-                f"{analysis.name:<27} {took / given.facts:8.3f} s per fact, {took / bare['forward']:6.1f} x forward, "
-                f"{took / bare['backward']:5.1f} x backward, peak {peak_memory(given.device):.2f} GB"
-            )
-    print(f"all analyses {total / given.facts:22.3f} s per fact, {total / bare['forward']:6.1f} x forward")
+            costs.append(cost(partial(analysis.measure, [probe]), given.device))
+            print(describe(analysis.name, costs[-1], given.facts, bare), flush=True)
+    whole = Cost(sum(c.seconds for c in costs), max(c.memory for c in costs))
+    print(describe("all analyses", whole, given.facts, bare))
+
+
+def describe(name: str, cost: Cost, n_facts: int, bare: dict[str, Cost]) -> str:
+    parts = [f"{name:<26} {cost.seconds / n_facts:8.3f} s per fact, peak {cost.memory:6.2f} GB"]
+    parts += [
+        f"{cost.seconds / than.seconds:5.1f} and {cost.memory / than.memory:4.2f} x bare {what}"
+        for what, than in bare.items()
+    ]
+    return ", ".join(parts)
 
 
 if __name__ == "__main__":

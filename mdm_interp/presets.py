@@ -66,6 +66,11 @@ def every_second(seeds: Sequence[int]) -> Sequence[int]:
     return seeds[: max(1, len(seeds) // 2)]
 
 
+def is_quick(seeds: Sequence[int]) -> bool:
+    """Whether a run has so few seeds because it has to end soon."""
+    return len(seeds) <= QUICK_SEEDS
+
+
 def grid(seeds: Sequence[int], worlds: Sequence[str] = tuple(WORLDS)) -> list[TrainConfig]:
     """Every variant in every world under every seed."""
     return [
@@ -77,22 +82,27 @@ def grid(seeds: Sequence[int], worlds: Sequence[str] = tuple(WORLDS)) -> list[Tr
 
 
 def scheme_grid(seeds: Sequence[int]) -> list[TrainConfig]:
-    """MDMs under all six position schemes, in the world with filler."""
-    return [small_model(WORLDS["relation_cycle"], scheme, "any_order", seed) for seed in seeds for scheme in SCHEMES]
+    """MDMs under all six position schemes, in the world with filler; a quick run has `OTHER_SCHEMES` for every second
+    seed."""
+    others = every_second(seeds) if is_quick(seeds) else seeds
+    return [
+        small_model(WORLDS["relation_cycle"], scheme, "any_order", seed)
+        for seed in seeds
+        for scheme in (SCHEMES if seed in others else MDM_SCHEMES)
+    ]
 
 
 OBJECTIVES: tuple[Objective, ...] = ("any_order", "source_only", "target_only", "causal")
 
 
 def objective_grid(seeds: Sequence[int], worlds: Sequence[str] = tuple(WORLDS)) -> list[TrainConfig]:
-    """Every objective under every position scheme of `MDM_SCHEMES` in every world; for every second seed in `two_role`,
-    the control: in `relation_cycle` any-order masking gives a source two answers and single-sided masking one, there
-    every objective gives it one. A quick run leaves out its last seed, to end in time."""
-    most = seeds[:-1] if len(seeds) == QUICK_SEEDS else seeds
+    """Every objective under every position scheme of `MDM_SCHEMES` in every world. In `two_role`, the control, and in a
+    quick run for every second seed. Any-order masking gives a source of `relation_cycle` two answers, single-sided
+    masking one; in `two_role` every objective gives it one."""
     return [
         small_model(WORLDS[world], scheme, objective, seed)
         for world in worlds
-        for seed in (every_second(seeds) if world == "two_role" else most)
+        for seed in (every_second(seeds) if world == "two_role" or is_quick(seeds) else seeds)
         for objective in OBJECTIVES
         for scheme in MDM_SCHEMES
     ]
@@ -115,8 +125,8 @@ def depth_grid(seeds: Sequence[int]) -> list[TrainConfig]:
 
 
 def every_run(seeds: Sequence[int]) -> list[TrainConfig]:
-    """The union of all grids, each run once; quick ones leave out the objectives' control world."""
-    worlds = ("relation_cycle",) if len(seeds) <= QUICK_SEEDS else tuple(WORLDS)
+    """The union of all grids, each run once; a quick one leaves out the objectives' control world."""
+    worlds = ("relation_cycle",) if is_quick(seeds) else tuple(WORLDS)
     union = [*grid(seeds), *scheme_grid(seeds), *objective_grid(seeds, worlds), *depth_grid(seeds)]
     return list({config.digest(): config for config in union}.values())
 

@@ -21,7 +21,7 @@ from mdm_interp.bridge import hooked
 from mdm_interp.checkpoints import load_checkpoint
 from mdm_interp.demo import DemoConfig, train_demo
 from mdm_interp.files import UserError
-from mdm_interp.presets import QUICK_SEEDS
+from mdm_interp.presets import is_quick
 from mdm_interp.prompts import FactTable, FactTemplates, Kind, Prompts, load_facts, make_prompts
 from mdm_interp.queries import QueryPair
 from mdm_interp.results import Result
@@ -131,7 +131,7 @@ def over_facts(values: Float[Tensor, "pair"], pairs: Sequence[QueryPair]) -> Est
 def demos(seeds: Sequence[int]) -> list[DemoConfig]:
     """The demo checkpoints of `reproduce`, of the first seed, their intervals being over facts: LLaDA's and the twin's,
     and in a full run Dream's."""
-    formats = ("llada", TWIN) if len(seeds) <= QUICK_SEEDS else ("llada", "dream", TWIN)
+    formats = ("llada", TWIN) if is_quick(seeds) else ("llada", "dream", TWIN)
     return [DEMO.model_copy(update={"format": format, "seed": seeds[0]}) for format in formats]
 
 

@@ -113,6 +113,7 @@ def train_all(
     missing = list({run.folder: run for run in runs if not run.finished}.values())
     if not missing:
         return runs
+    missing.sort(key=lambda run: run.config.model.n_layers, reverse=True)  # the long ones first, so that none is last
     device = check_device(device)
     tasks = [(run, device) for run in missing]
     with _Bars(total_runs=len(missing)) as bars:

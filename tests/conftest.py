@@ -21,8 +21,9 @@ def tiny_result(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[
     """A function from an analysis' name to its result on the tiny grid, with 2 seeds; measured when first asked for."""
     import helpers
 
+    folder = tmp_path_factory.getbasetemp()
     with helpers.tiny_grid():
-        yield helpers.TinyResults(tmp_path_factory.mktemp("tiny"))
+        yield helpers.TinyResults((folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "tiny")
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from mdm_interp import analysis as analysis_module
@@ -99,14 +100,16 @@ def tiny_grid() -> Iterator[None]:
 
 
 class TinyResults:
-    """The installed analyses' results on the tiny grid, each measured when first asked for."""
+    """The installed analyses' results on the tiny grid, each measured when first asked for, by whichever process."""
 
     def __init__(self, folder: Path) -> None:
-        self.lab, self.out = Lab(n_seeds=2, root=folder / "store"), folder / "out"
+        self.folder, self.lab, self.out = folder, Lab(n_seeds=2, root=folder / "store"), folder / "out"
         self.results: dict[str, Result] = {}
 
     def __call__(self, name: str) -> Result:
         if name not in self.results:
             (analysis,) = [analysis for analysis in discover() if analysis.name == name]
-            self.results[name] = analysis.result(self.lab, self.out)
+            self.folder.mkdir(exist_ok=True)
+            with FileLock(self.folder / f"{name}.lock"):
+                self.results[name] = analysis.result(self.lab, self.out)
         return self.results[name]
