@@ -3,9 +3,10 @@
     python -m benchmarks.probe [--width 16] [--layers 32] [--facts 100] [--device cpu] [--dtype float32] [--repeats 3]
 
 A checkpoint with random weights is written, 1/`width` as wide as LLaDA-8B (1 is full size: give it a GPU of 80 GB, and
-16 GB of disk), loaded, and asked invented facts, each stated once, by every analysis of `mdm-interp probe`. In the same process
-a bare forward pass over the same queries runs, and a forward and backward pass, one query at a time; each analysis'
-seconds and peak memory are printed with their ratios to these. Memory is the GPU's, or, on Linux, the process'.
+16 GB of disk), loaded, and asked invented facts, each stated once, by every analysis of `mdm-interp probe`. In the same
+process a bare forward pass over the same queries runs, and a forward and backward pass, one query at a time; each
+analysis' seconds and peak memory are printed with their ratios to these. Memory is the GPU's, or, on Linux, the
+process'.
 """
 
 from __future__ import annotations
