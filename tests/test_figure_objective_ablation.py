@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 
 import pytest
 
 from analyses import objective_ablation
-from mdm_interp.presets import MDM_SCHEMES, OBJECTIVES
+from mdm_interp.presets import MDM_SCHEMES, OBJECTIVES, objective_grid
 from mdm_interp.results import Result
 from mdm_interp.stats import Estimate
 
@@ -23,10 +24,10 @@ def mean(values: list[float]) -> float:
 
 
 def test_every_setting_is_measured_at_every_checkpoint(result: Result) -> None:
+    grid = objective_grid(range(2), ["relation_cycle"])
+    assert {(run.objective, run.model.position) for run in grid} == set(product(OBJECTIVES, MDM_SCHEMES))
     settings = {(row["objective"], row["scheme"], row["seed"]) for row in result.rows}
-    assert settings == {
-        (objective, scheme, seed) for objective in OBJECTIVES for scheme in MDM_SCHEMES for seed in (0, 1)
-    }
+    assert settings == {(run.objective, run.model.position, run.seed) for run in grid}
     assert result.frame.groupby("run")["step"].agg(["min", "max"]).drop_duplicates().values.tolist() == [[0, 30]]
 
 
@@ -45,7 +46,8 @@ def test_the_summary_follows_from_the_rows(result: Result) -> None:
                     expected[f"{key} {side}_probability"] = mean([row[f"{side}_probability"] for row in at])
                 above = [row["reverse_probability"] - row["chance"] for row in at]
                 expected[f"{key} reverse above chance"] = mean(above)
-            peaks = [max(row["reverse_probability"] for row in rows if row["seed"] == seed) for seed in (0, 1)]
+            seeds = {row["seed"] for row in rows}
+            peaks = [max(row["reverse_probability"] for row in rows if row["seed"] == seed) for seed in seeds]
             expected[f"{objective} / {scheme} / highest reverse_probability"] = mean(peaks)
     summary = {name: estimate.value for name, estimate in result.summary.items()}
     assert summary == pytest.approx(expected, rel=1e-5, nan_ok=True)
