@@ -156,9 +156,11 @@ def _stream(model: Any, query: Query, take: Callable[[str, Tensor], None]) -> No
 
 
 def _inner(left: Tensor, right: Tensor) -> float:
-    pairs = zip(left.flatten().split(CHUNK), right.flatten().split(CHUNK), strict=True)
+    """Entry by entry in the order in which the first lies in memory: in any other, flattening would copy it."""
+    order = sorted(range(left.ndim), key=left.stride, reverse=True)
+    chunks = (x.permute(order).flatten().split(CHUNK) for x in (left, right))
     precision = torch.promote_types(left.dtype, torch.float32)
-    return sum((x.to(precision) @ y.to(precision)).item() for x, y in pairs)
+    return sum((x.to(precision) @ y.to(precision)).item() for x, y in zip(*chunks, strict=True))
 
 
 @contextmanager

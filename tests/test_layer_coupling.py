@@ -101,6 +101,22 @@ def test_one_gradient_of_each_parameter_is_held_and_no_more(monkeypatch: pytest.
     assert max(left) == 0
 
 
+@pytest.mark.parametrize("layout", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
+@pytest.mark.parametrize("other_layout", [(0, 1, 2), (2, 1, 0)])
+def test_an_inner_product_is_of_entries_wherever_they_lie_in_memory(
+    monkeypatch: pytest.MonkeyPatch, layout: tuple[int, ...], other_layout: tuple[int, ...]
+) -> None:
+    monkeypatch.setattr(layer_coupling, "CHUNK", 7)
+    left, right = torch.randn(2, 3, 4, 5, dtype=torch.float64)
+
+    def laid_out(x: Tensor, order: tuple[int, ...]) -> Tensor:
+        back = [order.index(dim) for dim in range(x.ndim)]
+        return x.permute(order).contiguous().permute(back)
+
+    inner = layer_coupling._inner(laid_out(left, layout), laid_out(right, other_layout))
+    assert inner == pytest.approx((left * right).sum().item(), abs=1e-12)
+
+
 def test_on_a_bridge() -> None:
     model = random_model(**SHAPE, rotary_adjacent_pairs=True, qkv_bias=True)
     pairs = mirrored_pairs(causal=False)
