@@ -82,7 +82,7 @@ def _reproduce(
     from mdm_interp.probing import train_demos
     from mdm_interp.results import Result
     from mdm_interp.training import check_device
-    from mdm_interp.viz.exhibits import write_exhibits
+    from mdm_interp.viz.exhibits import PAGES, write_exhibits
     from mdm_interp.viz.report import write_figures, write_index
 
     if quick and full:
@@ -109,8 +109,8 @@ def _reproduce(
         results = {name: result for name, (result, _) in shown.items()}
         if verdicts := ledger(installed.values(), results):
             save_ledger(verdicts, out / "claims.json")
-        pages = write_exhibits(lab, out)
-        write_index([shown[name] for name in order if name in shown], verdicts, out, pages)
+        write_exhibits(lab, out)
+        write_index([shown[name] for name in order if name in shown], verdicts, out, PAGES)
     console.print(f"{len(drawn)} figures in {out}; open {out / 'index.html'}", markup=False, soft_wrap=True)
 
 
