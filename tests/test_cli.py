@@ -377,6 +377,21 @@ def test_the_index_keeps_the_figures_that_were_not_asked_for(
     assert work.measured == [10]
 
 
+@pytest.mark.usefixtures("work")
+def test_the_index_keeps_the_pages_whose_models_are_not_in_the_run_store(
+    mdm_interp: Callable[..., Ended], tmp_path: Path
+) -> None:
+    analysis = reversal_curse.ANALYSIS
+
+    def others(seeds: Sequence[int]) -> Sequence[Any]:
+        return [config.model_copy(update={"steps": config.steps + 1}) for config in analysis.configs(seeds)]
+
+    assert mdm_interp(*ONLY, 1).code == 0
+    own = replace(analysis, configs=others)
+    assert mdm_interp("--seeds", 1, "--runs", "elsewhere", entry=own.main).code == 0
+    assert 'href="inside_routes.html"' in (tmp_path / "figures" / "index.html").read_text()
+
+
 def test_one_analysis_runs_alone(mdm_interp: Callable[..., Ended], tmp_path: Path, work: Work) -> None:
     ended = mdm_interp("--seeds", 1, "--out", "elsewhere", "--runs", "store", entry=reversal_curse.ANALYSIS.main)
     assert ended.code == 0

@@ -30,6 +30,7 @@ def test_each_model_that_is_there_has_its_pages(tmp_path: Path, browser: Browser
         assert [path.name for path in out.glob("inside_*")] == ["inside_routes.html"]
         train_demos(demos(lab.seeds), lab)
         write_exhibits(lab, out)
+    assert len(PAGES) == 4
     assert {path.name for path in out.iterdir()} == {*PAGES, "circuitsvis.js", "plotly.min.js"}
     for file in PAGES:
         with opened(browser, out / file) as (tab, problems):
