@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, expect
+
+expect.set_options(timeout=10_000)
 
 HOSTILE = ["<script>alert(1)</script>", "</div>", "\"'&amp;", "שלום", "🦊", "<b>", " x", "\n", "`${1}`", "%{x}"]
 """Texts of tokens that would break a page that took them for HTML, for a script or for a template."""

@@ -217,20 +217,26 @@ GREYS = """canvas => {
 }"""
 
 
+DRAWN = """() => {
+  const canvas = document.querySelector('#pattern canvas'), blank = document.createElement('canvas');
+  if (canvas) [blank.width, blank.height] = [canvas.width, canvas.height];
+  return canvas && canvas.toDataURL() !== blank.toDataURL();
+}"""
+"""CircuitsVis has a canvas before it draws on it."""
+
+
 @pytest.mark.parametrize(("attention", "lowest", "highest"), [("bidirectional", 0, 0.01), ("causal", 0.2, 0.5)])
 def test_circuitsvis_hides_half_a_pattern_only_of_a_causal_model(
     attention: str, lowest: float, highest: float, tmp_path: Path, browser: Browser
 ) -> None:
     page = viz.attention(random_model(attention=attention), [1, 2, 3, 4, 5, 6])
     with opened(browser, page.save(tmp_path / "page.html")) as (tab, problems):
-        canvas = tab.locator("#pattern canvas")
-        tab.wait_for_timeout(400)
-        assert lowest <= canvas.evaluate(GREYS) <= highest
+        tab.wait_for_function(DRAWN)
+        assert lowest <= tab.locator("#pattern canvas").evaluate(GREYS) <= highest
     assert problems == []
 
 
-def inked(tab: Any) -> str:
-    return tab.evaluate("() => document.querySelector('#pattern canvas').toDataURL()")
+INKED = "document.querySelector('#pattern canvas').toDataURL()"
 
 
 @pytest.fixture
@@ -238,14 +244,13 @@ def shown(tmp_path: Path, browser: Browser) -> Iterator[tuple[Any, list[str]]]:
     """The page of a query with a source, in a browser."""
     model = random_model(mask_token_id=MASK)
     with opened(browser, viz.attention(model, TOKENS).save(tmp_path / "page.html")) as (tab, problems):
-        tab.wait_for_selector("#pattern canvas")
-        tab.wait_for_timeout(300)
+        tab.wait_for_function(DRAWN)
         yield tab, problems
 
 
 def test_hovering_and_clicking_a_head_changes_the_picture_and_names_tokens(shown: tuple[Any, list[str]]) -> None:
     tab, problems = shown
-    first = inked(tab)
+    first = tab.evaluate(INKED)
     assert tab.locator("#caption").inner_text().startswith("layer 0, head 0:")
     button = tab.locator("#heads button").nth(2)
     box = button.locator("canvas").bounding_box()
@@ -253,10 +258,9 @@ def test_hovering_and_clicking_a_head_changes_the_picture_and_names_tokens(shown
     tab.mouse.move(box["x"] + box["width"] * 2.5 / 7, box["y"] + box["height"] * 1.5 / 7)
     said = tab.locator("#hovered").inner_text()
     assert re.fullmatch(r"layer 0, head 2: ▶◆\[M\] \(1\) reads 0\.\d{4} of 5 \(2\)", said)
-    tab.wait_for_timeout(300)
-    assert inked(tab) != first
+    tab.wait_for_function(f"first => {INKED} !== first", arg=first)
     tab.mouse.move(5, 5)
-    tab.wait_for_timeout(300)
+    tab.wait_for_function(f"first => {INKED} === first", arg=first)
     assert tab.locator("#caption").inner_text().startswith("layer 0, head 0:"), "hovering is not choosing"
     button.click()
     tab.mouse.move(5, 5)
@@ -316,12 +320,10 @@ def test_tokens_are_text_whatever_they_hold(tmp_path: Path, browser: Browser) ->
         frame = tab.frame_locator("iframe")
         assert frame.locator("#tokens li").count() == 10
         frame.locator("#pattern canvas").wait_for()
-        tab.wait_for_timeout(300)
-        frame_height, page_height = tab.evaluate(
+        tab.wait_for_function(  # the frame takes its page's height
             "() => { const f = document.querySelector('iframe');"
-            " return [f.clientHeight, f.contentDocument.documentElement.scrollHeight]; }"
+            " return f.clientHeight >= f.contentDocument.documentElement.scrollHeight - 1; }"
         )
-        assert frame_height >= page_height - 1, "the frame takes its page's height"
     assert problems == more == []
 
 

@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 import plotly.io as pio
 import pytest
 from page_helpers import HOSTILE, opened
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, expect
 from plotly.offline import get_plotlyjs
 from report_helpers import QUESTION, SUMMARY, TAKEAWAY, drawing, result, verdict
 
@@ -240,8 +240,10 @@ def show(browser: Browser) -> Iterator[Callable[[Path], Shown]]:
     def open_page(path: Path) -> Shown:
         with opened(browser, path, viewport={"width": 1500, "height": 1200}) as (page, problems):
             go_past_all(page)
-            page.wait_for_timeout(500)  # plotly places automatic margins after its first drawing
-            plots = page.evaluate(READ, TEXTS)
+            plots, before = page.evaluate(READ, TEXTS), None
+            while plots != before:  # Plotly places automatic margins after its first drawing
+                page.wait_for_timeout(500)
+                plots, before = page.evaluate(READ, TEXTS), plots
             boxes = [[Box(*box) for box in plot["boxes"]] for plot in plots]
             return Shown(problems, page.title(), boxes, *([p[key] for p in plots] for key in ("traces", "expected")))
 
@@ -249,9 +251,9 @@ def show(browser: Browser) -> Iterator[Callable[[Path], Shown]]:
 
 
 def go_past_all(page: Page) -> None:
-    for plot in page.locator(".plot").all():
-        plot.evaluate("plot => plot.scrollIntoView()")
-        page.wait_for_timeout(50)
+    for plot in page.locator(".plot").element_handles():
+        plot.scroll_into_view_if_needed()
+        page.wait_for_function("plot => !window.Plotly || plot.querySelector('.main-svg')", arg=plot)
 
 
 def assert_shown(shown: Shown, n_plots: int) -> None:
@@ -321,9 +323,9 @@ DRAWN = "[...document.querySelectorAll('.plot')].map(plot => Boolean(plot.queryS
 def test_a_figure_is_drawn_when_it_comes_near(tmp_path: Path, browser: Browser) -> None:
     index = write(tmp_path, *((result(f"tiny{i}"), drawing()) for i in range(5)))
     with opened(browser, index) as (page, problems):
+        page.wait_for_function(f"{DRAWN}[0]")
         page.wait_for_timeout(300)
-        first = page.evaluate(DRAWN)
-        assert first[0] and not first[-1]
+        assert not page.evaluate(DRAWN)[-1]
         place = page.locator("#tiny4 .drawing").bounding_box()
         page.locator("#tiny4").scroll_into_view_if_needed()
         page.wait_for_function("document.querySelector('#tiny4 .main-svg')")
@@ -343,9 +345,7 @@ def test_hovering_finds_the_point_under_the_pointer_at_every_size(tmp_path: Path
             box = point.bounding_box()
             assert box
             page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-            page.locator(HOVER).wait_for()
-            page.wait_for_timeout(150)
-            assert re.findall(r"\d", page.locator(HOVER).text_content() or "") == [str(i), str([3, 1, 2][i])]
+            expect(page.locator(HOVER)).to_have_text(re.compile(rf"^\D*{i}\D*{[3, 1, 2][i]}\D*$"))
 
 
 # ---- in a browser: the ledger
@@ -368,7 +368,7 @@ def test_the_ledger_filters(tmp_path: Path, browser: Browser) -> None:
         page.get_by_label("verdict").select_option("all")
         assert shown_schemes(page) == ["rope", "rope"]
         page.get_by_role("button", name="Show all").click()
-        page.wait_for_timeout(50)
+        expect(page.get_by_role("status")).to_have_text("3 of 3 verdicts")
         assert shown_schemes(page) == ["rope", "alibi", "rope"]
         assert "<b>measure</b>" in page.locator("#ledger tbody tr").first.inner_text(), "text is escaped"
         links = {link.get_attribute("href") for link in page.locator("#ledger a").all()}
@@ -657,9 +657,8 @@ def test_paper_gets_everything_in_light_colours_and_within_its_width(tmp_path: P
     with opened(browser, index, color_scheme="dark", viewport={"width": 700, "height": 900}) as (page, problems):
         page.locator("[name=claim]").select_option("5")
         page.emulate_media(media="print", color_scheme="dark")
-        page.wait_for_timeout(300)
-        assert page.evaluate(DRAWN) == [True] * 4, "also those that nobody went to"
-        assert page.evaluate(FITS) == [True] * 4
+        page.wait_for_function(f"{DRAWN}.every(Boolean)")  # also those that nobody went to
+        page.wait_for_function(f"({FITS})().every(Boolean)")
         assert {*page.evaluate(GROUNDS)} <= {WHITE, "rgba(0, 0, 0, 0)"}
         assert not page.locator(".filters, .curves, .skip, .modebar").filter(visible=True).count()
         assert page.locator("#ledger tbody tr:visible").count() == 101, "the ledger that was chosen"
@@ -671,16 +670,14 @@ def test_paper_gets_everything_in_light_colours_and_within_its_width(tmp_path: P
         assert page.locator("main details:not(.curves)").count() == page.locator("details[open]").count() > 4
 
         page.emulate_media(media="screen", color_scheme="dark")
-        page.wait_for_timeout(300)
-        assert page.locator("details[open]").count() == 0, "as it was"
-        assert {*page.evaluate(GROUNDS)} == {BLACKISH}
+        expect(page.locator("details[open]")).to_have_count(0)  # as it was
+        page.wait_for_function(f"({GROUNDS})().every(color => color === '{BLACKISH}')")
         assert problems == []
 
 
 def test_printing_draws_what_was_not_drawn(tmp_path: Path, browser: Browser) -> None:
     index = write(tmp_path, *((result(f"tiny{i}"), drawing()) for i in range(5)))
     with opened(browser, index, color_scheme="dark") as (page, problems):
-        page.wait_for_timeout(200)
         assert not all(page.evaluate(DRAWN))
         page.evaluate(f"addEventListener('beforeprint', () => {{ window.atPrint = [{DRAWN}, ({GROUNDS})()]; }})")
         printed = page.pdf(format="A4")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from helpers import TINY, random_model, tiny_run
 from hypothesis import given
 from hypothesis import strategies as st
 from page_helpers import HOSTILE, middle_of, opened
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, expect
 from test_bridge import SHAPE, llama_bridge, mirrored_pairs
 
 from mdm_interp import viz
@@ -391,10 +392,8 @@ def test_tokens_are_text_whatever_they_hold(tmp_path: Path, browser: Browser) ->
         assert tab.locator("#forward-pattern .ytick tspan[style]").count() == 0, "no <b> made anything bold"
         for at, text in enumerate(shown):
             tab.mouse.move(*middle_of(tab, "#forward-pattern", at, 0))
-            tab.wait_for_timeout(120)
-            said = tab.locator("#forward-pattern .hoverlayer").evaluate("one => one.textContent")
-            assert said.startswith(f"{shown[0]} (0) reads 0.")
-            assert said.endswith(f" of {text} ({at})")
+            said = rf"^{re.escape(shown[0])} \(0\) reads 0\.\d+ of {re.escape(text)} \({at}\)$"
+            expect(tab.locator("#forward-pattern .hoverlayer")).to_have_text(re.compile(said))
         assert tab.locator("main script, main b").count() == 0
     assert problems == []
 

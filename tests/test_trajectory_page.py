@@ -16,7 +16,7 @@ from helpers import TINY, random_model, tiny_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from page_helpers import HOSTILE, middle_of, opened
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, expect
 
 from mdm_interp import viz
 from mdm_interp.config import FactConfig
@@ -280,9 +280,8 @@ def test_tokens_are_text_whatever_they_hold(tmp_path: Path, browser: Browser) ->
         tab.locator("#steps").scroll_into_view_if_needed()
         for at in range(10):
             tab.mouse.move(*middle_of(tab, "#steps", at, 0))
-            tab.wait_for_timeout(120)
-            said = tab.locator("#steps .hoverlayer").evaluate("one => one.textContent")
-            assert said == f"after step 0, position {at}: {texts[at]}, given"
+            said = f"after step 0, position {at}: {texts[at]}, given"
+            expect(tab.locator("#steps .hoverlayer")).to_have_text(said)
         assert tab.locator("main script, main b").count() == 0
     assert problems == []
 
@@ -292,11 +291,9 @@ def test_an_open_mask_says_what_it_would_have_been(shown: tuple[Page, Any]) -> N
     last = page.data["filled"][-1]["position"]
     for after in range(4):
         tab.mouse.move(*middle_of(tab, "#steps", last, after))
-        tab.wait_for_timeout(120)
         favourites = page.data["favourites"][after]
         at = favourites["positions"].index(last)
-        said = tab.locator("#steps .hoverlayer").evaluate("one => one.textContent")
-        assert said == (
+        expect(tab.locator("#steps .hoverlayer")).to_have_text(
             f"after step {after}, position {last}: [M]; then likeliest: {favourites['tokens'][at]} "
             f"({favourites['probabilities'][at]:.4f})"
         )
