@@ -11,15 +11,13 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-import torch
 from jaxtyping import Float
 from numpy import ndarray
 from plotly.subplots import make_subplots
 from scipy.stats import bootstrap
 
-from mdm_interp.bridge import hooked
-from mdm_interp.prediction import FILL_SIZE, Filled, Order, Prediction, infill, infill_any_length, orders, predict
-from mdm_interp.probing import KINDS, CheckpointAnalysis, Probe, demos
+from mdm_interp.prediction import Filled, infill, infill_any_length, orders, predict
+from mdm_interp.probing import KINDS, CheckpointAnalysis, Probe, demos, each_checkpoint
 from mdm_interp.prompts import Kind, render, right_answers
 from mdm_interp.queries import Query, QueryPair
 from mdm_interp.results import Result
@@ -141,17 +139,11 @@ def answer_all(
         yield order, "known", "exact match", *matches(known, queries, alike)
         guessed = infill_any_length(model, queries, order, longest=longest, ends=ends)
         yield order, "unknown", "exact match", *matches(guessed, queries, every)
-        read = read_answers(model, [*queries, *controls.values()], order)
+        read = predict(model, [*queries, *controls.values()], order)
         for measure, values in (("log-likelihood", read.log_probability), ("rank", read.rank)):
             own, control = values.double().numpy()[: len(queries)], np.full(len(queries), np.nan)
             control[list(controls)] = values.double().numpy()[len(queries) :]
             yield order, "known", measure, own, control
-
-
-def read_answers(model: Any, queries: Sequence[Query], order: Order) -> Prediction:
-    """:func:`predict`, holding no more rows of a large vocabulary's logits at once than filling in does."""
-    parts = [predict(model, queries[start : start + FILL_SIZE], order) for start in range(0, len(queries), FILL_SIZE)]
-    return Prediction(torch.cat([part.log_probability for part in parts]), torch.cat([part.rank for part in parts]))
 
 
 def matches(
@@ -169,14 +161,7 @@ def matches(
 
 def measure(probes: Sequence[Probe]) -> list[dict[str, Any]]:
     """One row per checkpoint, kind, direction, side asked for, order, length and measure. Twins are checkpoints too."""
-    rows: list[dict[str, Any]] = []
-    seen: set[str] = set()
-    for probe in probes:
-        for member in (probe, probe.twin):
-            if member is not None and member.name not in seen:
-                seen.add(member.name)
-                rows += rows_of(replace(member, model=hooked(member.model)))
-    return rows
+    return [row for probe in each_checkpoint(probes) for row in rows_of(probe)]
 
 
 def rows_of(probe: Probe) -> list[dict[str, Any]]:

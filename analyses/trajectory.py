@@ -15,9 +15,8 @@ from jaxtyping import Float
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from mdm_interp.bridge import hooked
 from mdm_interp.config import ModelConfig
-from mdm_interp.probing import KINDS, CheckpointAnalysis, Probe, demos, over_facts
+from mdm_interp.probing import KINDS, CheckpointAnalysis, Probe, demos, each_checkpoint, over_facts
 from mdm_interp.prompts import Kind
 from mdm_interp.queries import Query, QueryPair
 from mdm_interp.results import Result
@@ -71,16 +70,8 @@ def other_sources(pairs: Sequence[QueryPair], n_ctx: int) -> list[tuple[int, ...
 def measure(probes: Sequence[Probe]) -> list[dict[str, Any]]:
     """Rows per checkpoint, kind and direction: route and evidence per stage and layer, and over all layers together
     (layer null; routes averaged, evidence summed); the endings (stage null). MDMs only, twins among them."""
-    rows: list[dict[str, Any]] = []
-    seen: set[str] = set()
-    for probe in probes:
-        for member in (probe, probe.twin):
-            if member is not None and member.name not in seen:
-                seen.add(member.name)
-                member = replace(member, model=hooked(member.model))
-                if not member.model.cfg.is_causal:
-                    rows += rows_of(member)
-    return rows
+    masked = [probe for probe in each_checkpoint(probes) if not probe.model.cfg.is_causal]
+    return [row for probe in masked for row in rows_of(probe)]
 
 
 def rows_of(probe: Probe) -> Iterator[dict[str, Any]]:

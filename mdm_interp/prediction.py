@@ -23,12 +23,10 @@ from mdm_interp.bridge import hooked
 from mdm_interp.config import ModelConfig
 from mdm_interp.diffusion import FillOrder, fill_blanks
 from mdm_interp.files import UserError
-from mdm_interp.queries import Query, QueryBatch, batches
+from mdm_interp.queries import Query, QueryBatch, answer_positions, batches
 
 Order = Literal["one_shot", "confidence", "left_to_right"]
 ORDERS: tuple[Order, ...] = ("one_shot", "confidence", "left_to_right")
-FILL_SIZE = 64
-"""Queries filled together: every pass reads whole rows of logits."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ def predict(model: Any, queries: Sequence[Query], order: Order = "one_shot") -> 
     if model.cfg.is_causal and order == "confidence":
         raise UserError("order: 'confidence' needs bidirectional attention; read a causal model 'left_to_right'")
     log_probability, rank = [], []
-    for batch in batches(queries, model.cfg, size=512 if order == "one_shot" else FILL_SIZE):
+    for batch in batches(queries, model.cfg):
         total, worst = torch.zeros(len(batch.tokens)), torch.zeros(len(batch.tokens), dtype=torch.long)
         for logits, read in _readings(model, batch, order):
             total = total - query_loss(logits, replace(batch, answered=read)).cpu()
@@ -105,18 +103,13 @@ def _readings(model: Any, batch: QueryBatch, order: Order) -> Iterator[tuple[Ten
         truth=truth,
         attention_mask=batch.attention_mask,
     ):
-        yield step.logits, step.filled.gather(1, _positions(batch, model.cfg)) & batch.answered
-
-
-def _positions(batch: QueryBatch, cfg: ModelConfig) -> Int[Tensor, "query span"]:
-    """Where the answers' tokens stand; any place where `answered` is False."""
-    return batch.readout - (cfg.readout_shift or 0)
+        yield step.logits, step.filled.gather(1, answer_positions(batch, model.cfg)) & batch.answered
 
 
 def _blanks(batch: QueryBatch, cfg: ModelConfig) -> tuple[Bool[Tensor, "query pos"], Int[Tensor, "query pos"]]:
     """Where answers stand, and the sequences with the true answers in place."""
     rows, _ = batch.answered.nonzero(as_tuple=True)
-    at = rows, _positions(batch, cfg)[batch.answered]
+    at = rows, answer_positions(batch, cfg)[batch.answered]
     blank, truth = torch.zeros_like(batch.tokens, dtype=torch.bool), batch.tokens.clone()
     blank[at], truth[at] = True, batch.answer[batch.answered]
     return blank, truth
@@ -145,7 +138,7 @@ def infill(model: Any, queries: Sequence[Query], order: Order = "confidence") ->
         raise UserError(f"order: {order!r} needs bidirectional attention; fill a causal model's answer 'left_to_right'")
     fill_order: FillOrder = "left_to_right" if order == "left_to_right" else "confidence"
     answers: list[Filled] = []
-    for batch in batches(queries, cfg, size=FILL_SIZE):
+    for batch in batches(queries, cfg):
         blank, _ = _blanks(batch, cfg)
         tokens, log_probs = batch.tokens, torch.zeros(blank.shape, device=blank.device)
         steps = 1 if order == "one_shot" else batch.answer.shape[1]
@@ -153,7 +146,7 @@ def infill(model: Any, queries: Sequence[Query], order: Order = "confidence") ->
             model, tokens, blank, steps=steps, order=fill_order, attention_mask=batch.attention_mask
         ):
             tokens, log_probs = step.tokens, torch.where(step.filled, step.probability.log(), log_probs)
-        filled, logs = (of_all.gather(1, _positions(batch, cfg)).tolist() for of_all in (tokens, log_probs))
+        filled, logs = (of_all.gather(1, answer_positions(batch, cfg)).tolist() for of_all in (tokens, log_probs))
         for answer, log_prob, length in zip(filled, logs, batch.answered.sum(1).tolist(), strict=True):
             answers.append(Filled(tuple(answer[:length]), tuple(log_prob[:length])))
     return answers

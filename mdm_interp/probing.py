@@ -7,7 +7,7 @@ result = analysis.probe(probe, Path("out"))        # analysis: a CheckpointAnaly
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -42,7 +42,7 @@ class Probe:
     name: str
     """The checkpoint's."""
     model: Any
-    """A HookedTransformer or a TransformerBridge."""
+    """As :func:`~mdm_interp.bridge.hooked` returns it."""
     prompts: Mapping[Kind, Prompts]
     """Both kinds of reverse query, kept apart."""
     twin: Probe | None = None
@@ -114,11 +114,19 @@ def open_probe(
     table = load_facts(facts, templates)
     if limit is not None:
         table = replace(table, rows=dict(list(table.rows.items())[:limit]))
-    model, other = load_checkpoint(checkpoint, **loading), None
+    name, model, other = Path(checkpoint).absolute().name, load_checkpoint(checkpoint, **loading), None
     if twin is not None:
         alike = {name: value for name, value in loading.items() if name != "revision"}
-        other = Probe.of(Path(twin).name, load_checkpoint(twin, **alike), table)
-    return Probe.of(Path(checkpoint).name, model, table, twin=other)
+        of_twin = Path(twin).absolute().name
+        of_twin += " (twin)" if of_twin == name else ""  # run1/final and run2/final stay apart
+        other = Probe.of(of_twin, load_checkpoint(twin, **alike), table)
+    return Probe.of(name, model, table, twin=other)
+
+
+def each_checkpoint(probes: Iterable[Probe]) -> list[Probe]:
+    """The probes and their twins, every checkpoint once."""
+    members = (member for probe in probes for member in (probe, probe.twin) if member is not None)
+    return list({member.name: member for member in members}.values())
 
 
 def over_facts(values: Float[Tensor, "pair"], pairs: Sequence[QueryPair]) -> Estimate:

@@ -18,6 +18,8 @@ from mdm_interp.config import ModelConfig
 from mdm_interp.files import UserError
 
 Span = tuple[int, int]
+MAX_LOGITS = 2**27
+"""In one pass over queries: half a GB in float32. That is 53 sentences of 20 tokens in LLaDA's vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,7 @@ class Query:
         if cfg.is_causal and self.source_span[1] - 1 > rows[0]:
             raise UserError(
                 f"source_span: {self.source_span} lies right of readout position {rows[0]}, where a causal model "
-                "cannot see "
-                "it; ask for the query pairs of the 'causal' objective"
+                "cannot see it; ask for the query pairs of the 'causal' objective"
             )
         return rows
 
@@ -156,7 +157,15 @@ def collate(queries: Sequence[Query], cfg: ModelConfig) -> QueryBatch:
     return QueryBatch(tokens, None if bool(kept.all()) else kept, readout, answer, answered, source)
 
 
-def batches(queries: Sequence[Query], cfg: ModelConfig, size: int = 512) -> Iterator[QueryBatch]:
-    """The queries in order, `size` at a time."""
+def answer_positions(batch: QueryBatch, cfg: ModelConfig) -> Int[Tensor, "query span"]:
+    """Where the answers' tokens stand; any place where `answered` is False."""
+    return batch.readout - (cfg.readout_shift or 0)
+
+
+def batches(queries: Sequence[Query], cfg: ModelConfig, size: int | None = None) -> Iterator[QueryBatch]:
+    """The queries in order, `size` at a time; by default 512, or fewer to keep to :data:`MAX_LOGITS`."""
+    if size is None:
+        longest = max((len(query.tokens) for query in queries), default=1)
+        size = max(1, min(512, MAX_LOGITS // (longest * cfg.d_vocab)))
     for start in range(0, len(queries), size):
         yield collate(queries[start : start + size], cfg)

@@ -19,10 +19,8 @@ from mdm_interp.bridge import hooked
 from mdm_interp.capture import LayerView, capture
 from mdm_interp.config import ModelConfig
 from mdm_interp.diffusion import Trajectory, denoise
-from mdm_interp.queries import Query, QueryBatch, batches
+from mdm_interp.queries import Query, QueryBatch, answer_positions, batches
 from mdm_interp.storage import readout_directions
-
-BATCH_SIZE = 64
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ class _Watched:
 
     def __call__(self, tokens: Int[Tensor, "query pos"], **given: Any) -> Float[Tensor, "query pos d_vocab"]:
         batch = self.batch
-        masked = (tokens.gather(1, _places(batch, self.cfg)) == self.cfg.mask_token_id) & batch.answered
+        masked = (tokens.gather(1, answer_positions(batch, self.cfg)) == self.cfg.mask_token_id) & batch.answered
 
         def reduce(view: LayerView) -> Float[Tensor, "2 query"]:
             routed = (view.pattern * batch.source[:, None, None]).sum(-1).mean(-1)
@@ -82,11 +80,6 @@ class _Watched:
         return logits
 
 
-def _places(batch: QueryBatch, cfg: ModelConfig) -> Int[Tensor, "query span"]:
-    """Where the answers' tokens stand."""
-    return batch.readout - (cfg.readout_shift or 0)
-
-
 @torch.no_grad()
 def denoise_answers(model: Any, queries: Sequence[Query], stages: int) -> Denoised:
     """Fill all the masks of every query, one per step, the most certain first, and watch its answer.
@@ -98,7 +91,7 @@ def denoise_answers(model: Any, queries: Sequence[Query], stages: int) -> Denois
         UserError: the model is no MDM, or does not say what its mask token is.
     """
     model, parts = hooked(model), []
-    for batch in batches(queries, model.cfg, size=BATCH_SIZE):
+    for batch in batches(queries, model.cfg):
         directions = readout_directions(model, batch.answer.flatten()).unflatten(0, batch.answer.shape)
         directions = directions.to(torch.promote_types(directions.dtype, torch.float32))
         watched = _Watched(model, batch, (directions * batch.answered[..., None]).sum(1))
@@ -110,7 +103,7 @@ def denoise_answers(model: Any, queries: Sequence[Query], stages: int) -> Denois
 
 
 def _summed_up(watched: _Watched, trajectory: Trajectory, stages: int) -> Denoised:
-    batch, places = watched.batch, _places(watched.batch, watched.cfg)
+    batch, places = watched.batch, answer_positions(watched.batch, watched.cfg)
     answered, n_masks = batch.answered.cpu(), trajectory.filled_at.amax(1).cpu()
     layers, truth = torch.stack(watched.layers, dim=2), torch.stack(watched.truth, dim=1)  # [2 query step layer]
     stage = torch.arange(layers.shape[2]) * stages // n_masks[:, None]  # of the state before each step

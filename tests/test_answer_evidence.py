@@ -13,7 +13,6 @@ from test_bridge import SHAPE, llama_bridge
 from torch import Tensor
 from torch.testing import assert_close
 
-from mdm_interp import answer_evidence as module
 from mdm_interp.answer_evidence import AnswerEvidence, _Contest, answer_evidence
 from mdm_interp.config import ModelConfig
 from mdm_interp.files import UserError
@@ -109,8 +108,7 @@ def test_own_evidence_is_that_of_compute_evidence() -> None:
 def test_padding_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model = random_model(**SHAPE)
     together = answer_evidence(model, QUERIES)
-    batches = module.batches
-    monkeypatch.setattr(module, "batches", lambda queries, cfg: batches(queries, cfg, size=1))
+    monkeypatch.setattr("mdm_interp.queries.MAX_LOGITS", 1)
     for padded, alone in zip(together, answer_evidence(model, QUERIES), strict=True):
         for name in ("own", "specific", "null_specific"):
             assert_close(getattr(padded, name), getattr(alone, name), atol=1e-5, rtol=1e-5, equal_nan=True)

@@ -151,8 +151,8 @@ def test_a_bridge_is_asked_like_a_model(probe: Probe, tmp_path: Path) -> None:
     cfg = probe.twin.model.cfg
     changes = {"attention": "causal", "gated_mlp": True, "act_fn": "silu", "d_mlp": 24, "d_vocab": cfg.d_vocab}
     model = random_model(**changes, n_ctx=cfg.n_ctx)
-    bridge = hooked(llama_bridge(model, tmp_path)).bridge
-    bridge.tokenizer = model.tokenizer = probe.twin.model.tokenizer
+    bridge = hooked(llama_bridge(model, tmp_path))
+    bridge.bridge.tokenizer = model.tokenizer = probe.twin.model.tokenizer
     ours, theirs = (analysis.measure([replace(probe.twin, model=of)]) for of in (model, bridge))
     for mine, other in zip(ours, theirs, strict=True):
         assert other["value"] == pytest.approx(mine["value"], rel=1e-3) and other["model"] == "ARM"

@@ -25,7 +25,7 @@ from mdm_interp.demo import train_demo
 from mdm_interp.files import UserError
 from mdm_interp.layer_coupling import layer_alignment
 from mdm_interp.parity import score_parity
-from mdm_interp.probing import KINDS, CheckpointAnalysis, Probe, demos, open_probe, over_facts
+from mdm_interp.probing import KINDS, CheckpointAnalysis, Probe, demos, each_checkpoint, open_probe, over_facts
 from mdm_interp.prompts import load_facts
 from mdm_interp.results import Result
 from mdm_interp.routing import route_correlation
@@ -47,6 +47,17 @@ def test_a_result_says_what_was_asked_and_what_was_not(tmp_path: Path) -> None:
     assert about["model"]["mask_token_id"] is not None
     limited = open_probe(tmp_path / "tiny-llada", csv, limit=2)
     assert {pair.fact for pair in limited.pairs("relational")} == {0, 1}
+
+
+def test_a_checkpoint_has_its_folders_name_and_a_twin_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    csv = tmp_path / "facts.csv"
+    for folder in (tmp_path / "first", tmp_path / "second"):
+        folder.mkdir()
+        tiny_probe(folder, "llada")
+    csv.write_text(FACTS, encoding="utf-8")
+    monkeypatch.chdir(tmp_path / "first" / "tiny-llada")
+    probe = open_probe(".", csv, twin=tmp_path / "second" / "tiny-llada")
+    assert [each.name for each in each_checkpoint([probe, probe])] == ["tiny-llada", "tiny-llada (twin)"]
 
 
 def test_a_checkpoint_without_tokenizer_is_refused(tmp_path: Path) -> None:

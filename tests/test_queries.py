@@ -254,6 +254,14 @@ def test_batches_keep_every_query_in_order() -> None:
     assert made[0].tokens.shape[1] == 5 and made[1].tokens.shape[1] == 3  # each padded to its own longest
 
 
+@pytest.mark.parametrize(
+    ("d_vocab", "sizes"), [(8, [512, 88]), (2**27 // (5 * 250), [250, 250, 100]), (2**27, [1] * 600)]
+)
+def test_a_large_vocabulary_makes_batches_small(d_vocab: int, sizes: list[int]) -> None:
+    made = batches([LONG, *[SHORT] * 599], model_config(d_vocab=d_vocab))
+    assert [len(batch.tokens) for batch in made] == sizes
+
+
 @pytest.mark.parametrize("position", get_args(Scheme))
 @pytest.mark.parametrize(
     ("attention", "shift"), [("bidirectional", 0), ("bidirectional", -1), ("causal", -1)], ids=["MDM", "Dream", "ARM"]

@@ -115,7 +115,7 @@ def test_a_stage_in_which_the_answer_was_filled_already_is_left_out() -> None:
 def test_batches_and_padding_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model = mdm(dtype="float32")
     together = denoise_answers(model, QUERIES, STAGES)
-    monkeypatch.setattr("mdm_interp.trajectory.BATCH_SIZE", 1)
+    monkeypatch.setattr("mdm_interp.queries.MAX_LOGITS", 1)
     alone = denoise_answers(model, QUERIES, STAGES)
     for name in Denoised.__dataclass_fields__:
         assert_close(getattr(together, name), getattr(alone, name), atol=1e-5, rtol=1e-4, equal_nan=True)
