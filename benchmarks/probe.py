@@ -98,8 +98,8 @@ def peak_memory(device: str) -> float:
     return int(line.split()[1]) * 1024 / 1e9
 
 
-def run_bare(model: HookedTransformer, queries: list[Query], size: int | None, backward: bool) -> None:
-    for batch in batches(queries, model.cfg, size=size):
+def run_bare(model: HookedTransformer, queries: list[Query], backward: bool) -> None:
+    for batch in batches(queries, model.cfg, size=1 if backward else None):
         with torch.set_grad_enabled(backward):
             loss = query_loss(model(batch.tokens, batch.attention_mask), batch).sum()
         if backward:
@@ -127,8 +127,8 @@ def main() -> None:
     print(f"weights {weights:.2f} GB, loaded in {loading:.1f} s; {given.facts} facts, {len(queries)} queries")
 
     bare = {}
-    for name, size, backward in (("forward", None, False), ("forward and backward", 1, True)):
-        costs = [cost(partial(run_bare, model, queries, size, backward), given.device) for _ in range(given.repeats)]
+    for name, backward in (("forward", False), ("forward and backward", True)):
+        costs = [cost(partial(run_bare, model, queries, backward), given.device) for _ in range(given.repeats)]
         bare[name] = Cost(statistics.median(c.seconds for c in costs), statistics.median(c.memory for c in costs))
         print(describe(f"bare {name}", bare[name], given.facts, {}), flush=True)
     costs = []

@@ -10,7 +10,9 @@ from typing import Any
 
 from playwright.sync_api import Browser, Page, expect
 
-expect.set_options(timeout=10_000)
+PATIENCE = 10_000
+"""Milliseconds until a page that does not do what is waited for has failed."""
+expect.set_options(timeout=PATIENCE)
 
 HOSTILE = ["<script>alert(1)</script>", "</div>", "\"'&amp;", "שלום", "🦊", "<b>", " x", "\n", "`${1}`", "%{x}"]
 """Texts of tokens that would break a page that took them for HTML, for a script or for a template."""
@@ -23,7 +25,7 @@ def opened(browser: Browser, path: Path, **context: Any) -> Iterator[tuple[Page,
     window = browser.new_context(**settings)
     window.route(re.compile(r"^https?:"), lambda route: route.abort())
     page, problems = window.new_page(), []
-    page.set_default_timeout(10_000)
+    page.set_default_timeout(PATIENCE)
     page.on("console", lambda said: problems.append(said.text) if said.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.on("requestfailed", lambda request: problems.append(request.url))

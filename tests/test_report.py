@@ -232,6 +232,13 @@ READ = """texts => [...document.querySelectorAll('.plot')].map(plot => {
   };
 })"""
 
+SETTLED = f"""texts => {{
+  const before = window.before;
+  window.before = JSON.stringify(({READ})(texts));
+  return window.before === before;
+}}"""
+"""Plotly places automatic margins after its first drawing."""
+
 
 @pytest.fixture
 def show(browser: Browser) -> Iterator[Callable[[Path], Shown]]:
@@ -240,10 +247,8 @@ def show(browser: Browser) -> Iterator[Callable[[Path], Shown]]:
     def open_page(path: Path) -> Shown:
         with opened(browser, path, viewport={"width": 1500, "height": 1200}) as (page, problems):
             go_past_all(page)
-            plots, before = page.evaluate(READ, TEXTS), None
-            while plots != before:  # Plotly places automatic margins after its first drawing
-                page.wait_for_timeout(500)
-                plots, before = page.evaluate(READ, TEXTS), plots
+            page.wait_for_function(SETTLED, arg=TEXTS, polling=500)
+            plots = page.evaluate(READ, TEXTS)
             boxes = [[Box(*box) for box in plot["boxes"]] for plot in plots]
             return Shown(problems, page.title(), boxes, *([p[key] for p in plots] for key in ("traces", "expected")))
 
@@ -657,8 +662,9 @@ def test_paper_gets_everything_in_light_colours_and_within_its_width(tmp_path: P
     with opened(browser, index, color_scheme="dark", viewport={"width": 700, "height": 900}) as (page, problems):
         page.locator("[name=claim]").select_option("5")
         page.emulate_media(media="print", color_scheme="dark")
-        page.wait_for_function(f"{DRAWN}.every(Boolean)")  # also those that nobody went to
-        page.wait_for_function(f"({FITS})().every(Boolean)")
+        page.wait_for_function(f"{DRAWN}.every(Boolean) && ({FITS})().every(Boolean)")
+        assert page.evaluate(DRAWN) == [True] * 4, "also those that nobody went to"
+        assert page.evaluate(FITS) == [True] * 4
         assert {*page.evaluate(GROUNDS)} <= {WHITE, "rgba(0, 0, 0, 0)"}
         assert not page.locator(".filters, .curves, .skip, .modebar").filter(visible=True).count()
         assert page.locator("#ledger tbody tr:visible").count() == 101, "the ledger that was chosen"
@@ -672,12 +678,15 @@ def test_paper_gets_everything_in_light_colours_and_within_its_width(tmp_path: P
         page.emulate_media(media="screen", color_scheme="dark")
         expect(page.locator("details[open]")).to_have_count(0)  # as it was
         page.wait_for_function(f"({GROUNDS})().every(color => color === '{BLACKISH}')")
+        assert {*page.evaluate(GROUNDS)} == {BLACKISH}
         assert problems == []
 
 
 def test_printing_draws_what_was_not_drawn(tmp_path: Path, browser: Browser) -> None:
     index = write(tmp_path, *((result(f"tiny{i}"), drawing()) for i in range(5)))
     with opened(browser, index, color_scheme="dark") as (page, problems):
+        page.wait_for_function(f"{DRAWN}[0]")
+        page.wait_for_timeout(200)
         assert not all(page.evaluate(DRAWN))
         page.evaluate(f"addEventListener('beforeprint', () => {{ window.atPrint = [{DRAWN}, ({GROUNDS})()]; }})")
         printed = page.pdf(format="A4")

@@ -392,8 +392,11 @@ def test_tokens_are_text_whatever_they_hold(tmp_path: Path, browser: Browser) ->
         assert tab.locator("#forward-pattern .ytick tspan[style]").count() == 0, "no <b> made anything bold"
         for at, text in enumerate(shown):
             tab.mouse.move(*middle_of(tab, "#forward-pattern", at, 0))
-            said = rf"^{re.escape(shown[0])} \(0\) reads 0\.\d+ of {re.escape(text)} \({at}\)$"
-            expect(tab.locator("#forward-pattern .hoverlayer")).to_have_text(re.compile(said))
+            layer = tab.locator("#forward-pattern .hoverlayer")
+            expect(layer).to_have_text(re.compile(rf" \({at}\)$"))
+            said = layer.text_content() or ""
+            assert said.startswith(f"{shown[0]} (0) reads 0.")
+            assert said.endswith(f" of {text} ({at})")
         assert tab.locator("main script, main b").count() == 0
     assert problems == []
 

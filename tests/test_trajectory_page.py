@@ -281,7 +281,9 @@ def test_tokens_are_text_whatever_they_hold(tmp_path: Path, browser: Browser) ->
         for at in range(10):
             tab.mouse.move(*middle_of(tab, "#steps", at, 0))
             said = f"after step 0, position {at}: {texts[at]}, given"
-            expect(tab.locator("#steps .hoverlayer")).to_have_text(said)
+            layer = tab.locator("#steps .hoverlayer")
+            expect(layer).to_have_text(said)
+            assert layer.text_content() == said, "to the last blank, which the line before does not heed"
         assert tab.locator("main script, main b").count() == 0
     assert problems == []
 
@@ -293,10 +295,13 @@ def test_an_open_mask_says_what_it_would_have_been(shown: tuple[Page, Any]) -> N
         tab.mouse.move(*middle_of(tab, "#steps", last, after))
         favourites = page.data["favourites"][after]
         at = favourites["positions"].index(last)
-        expect(tab.locator("#steps .hoverlayer")).to_have_text(
+        said = (
             f"after step {after}, position {last}: [M]; then likeliest: {favourites['tokens'][at]} "
             f"({favourites['probabilities'][at]:.4f})"
         )
+        layer = tab.locator("#steps .hoverlayer")
+        expect(layer).to_have_text(said)
+        assert layer.text_content() == said
 
 
 INSIDE = """() => {
