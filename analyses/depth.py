@@ -18,14 +18,15 @@ from torch import Tensor
 
 from mdm_interp.analysis import Analysis
 from mdm_interp.coupling import component_of
+from mdm_interp.facts import FactWorld
 from mdm_interp.model import HookedTransformer
 from mdm_interp.prediction import query_loss
-from mdm_interp.presets import DEPTH_SCHEMES, DEPTHS, STAGES, about, depth_grid, stages
+from mdm_interp.presets import DEPTH_SCHEMES, DEPTHS, STAGES, about, at_stages, depth_grid
 from mdm_interp.queries import Query, QueryPair, collate
 from mdm_interp.results import Result
-from mdm_interp.routing import route_correlation, route_correlation_null
+from mdm_interp.routing import route_correlation
 from mdm_interp.runs import Run
-from mdm_interp.stats import Estimate, bootstrap_mean, curve, where
+from mdm_interp.stats import Estimate, curve, mean_estimate, where
 from mdm_interp.storage import evidence_scores
 from mdm_interp.viz.plots import add_level, add_points
 from mdm_interp.viz.theme import CHANCE, FORWARD, GREEN, GREY, ORANGE, PURPLE, REVERSE, legend_at, titled
@@ -49,30 +50,30 @@ def measure(runs: Sequence[Run]) -> list[dict[str, Any]]:
     rows = []
     for run in runs:
         pairs, metrics = run.query_pairs(n_contexts=1), {entry["step"]: entry for entry in run.metrics()}
-        for stage, step in stages(run).items():
-            model = run.model(step)
-            measured = gradient_cosines(model, pairs)
-            measured["route"] = (
-                route_correlation(model, pairs).nanmean(1),
-                route_correlation_null(model, pairs).nanmean(1),
-            )
-            reverse = [pair.reverse for pair in pairs]
-            measured["evidence"] = evidence_scores(model, reverse, run.facts.candidates(reverse))
-            rows += [
-                {
-                    **about(run),
-                    "step": step,
-                    "stage": stage,
-                    "layer": layer,
-                    "forward_probability": metrics[step]["forward_probability"],
-                    "reverse_probability": metrics[step]["reverse_probability"],
-                    "chance": run.facts.chance,
-                    **{name: values[layer].item() for name, (values, _) in measured.items()},
-                    **{f"{name}_null": nulls[layer].item() for name, (_, nulls) in measured.items()},
-                }
-                for layer in range(model.cfg.n_layers)
-            ]
+
+        def at(step: int, run: Run = run, pairs: list[QueryPair] = pairs, metrics: dict = metrics) -> list[dict]:
+            asked = {f"{side}_probability": metrics[step][f"{side}_probability"] for side in ("forward", "reverse")}
+            return [{**asked, **row} for row in layer_rows(run.model(step), pairs, run.facts)]
+
+        rows += [{**about(run), "chance": run.facts.chance, **row} for row in at_stages(run, at)]
     return rows
+
+
+def layer_rows(model: HookedTransformer, pairs: Sequence[QueryPair], world: FactWorld) -> list[dict[str, Any]]:
+    """Every signature and its null, one row per layer; the null of a route correlation is 0, that of keys dealt at
+    random."""
+    measured, reverse = gradient_cosines(model, pairs), [pair.reverse for pair in pairs]
+    routes = route_correlation(model, pairs).nanmean(1)
+    measured["route"] = (routes, torch.zeros_like(routes))
+    measured["evidence"] = evidence_scores(model, reverse, world.candidates(reverse))
+    return [
+        {
+            "layer": layer,
+            **{name: values[layer].item() for name, (values, _) in measured.items()},
+            **{f"{name}_null": nulls[layer].item() for name, (_, nulls) in measured.items()},
+        }
+        for layer in range(model.cfg.n_layers)
+    ]
 
 
 Measured = tuple[Float[Tensor, "layer"], Float[Tensor, "layer"]]
@@ -134,14 +135,14 @@ def summarize(result: Result) -> dict[str, Estimate]:
             at = where(result.frame, scheme=scheme, mlp=mlp, n_layers=n_layers, stage=stage)
             model, whole = f"{_name(scheme, mlp, n_layers)} / {stage}", where(at, layer=0)
             for quantity in ("forward_probability", "reverse_probability"):
-                summary[f"{model} / {quantity}"] = bootstrap_mean(whole[quantity])
+                summary[f"{model} / {quantity}"] = mean_estimate(whole[quantity])
             above = whole["reverse_probability"] - whole["chance"]
-            summary[f"{model} / reverse above chance"] = bootstrap_mean(above)
+            summary[f"{model} / reverse above chance"] = mean_estimate(above)
             for layer in range(n_layers):
                 rows = where(at, layer=layer)
                 for name in SIGNATURES if mlp else [name for name in SIGNATURES if name != "MLP"]:
                     excess = rows[name].astype(float) - rows[f"{name}_null"].astype(float)
-                    summary[f"{model} / layer {layer + 1} / {name} over null"] = bootstrap_mean(excess)
+                    summary[f"{model} / layer {layer + 1} / {name} over null"] = mean_estimate(excess)
     return summary
 
 
@@ -154,13 +155,15 @@ def takeaway(summary: Mapping[str, Estimate]) -> str:
 
     def counted(name: str, scheme: str) -> str:
         layers = [e for key, e in end.items() if key.startswith(scheme) and key.endswith(f"/ {name} over null")]
+        layers = [estimate for estimate in layers if estimate.n > 1]
         return f"{sum(estimate.low > 0 for estimate in layers)} of {len(layers)}"
 
     def probability(scheme: str, mlp: bool) -> str:
-        values = [end[f"{_name(scheme, mlp, n)} / end / reverse_probability"].value for n in DEPTHS]
+        values = [end[f"{_name(scheme, mlp, n)} / end / reverse_probability"].value for n in measured]
         return ", ".join(f"{value:.2g}" for value in values)
 
-    depths = ", ".join(map(str, DEPTHS))
+    measured = [n for n in DEPTHS if end[f"{_name(DEPTH_SCHEMES[0], False, n)} / end / reverse_probability"].n]
+    depths = ", ".join(map(str, measured))
     said = [
         f"{scheme}: routes in {counted('route', scheme)}, evidence in {counted('evidence', scheme)}, "
         f"gradients of V and O in {counted('VO', scheme)}, of Q and K in {counted('QK', scheme)}, of MLPs in "

@@ -19,7 +19,7 @@ from mdm_interp.presets import VARIANTS, grid, variant_of
 from mdm_interp.queries import Query
 from mdm_interp.results import Result
 from mdm_interp.runs import Run
-from mdm_interp.stats import Estimate, bootstrap_mean, curve, where
+from mdm_interp.stats import Estimate, curve, mean_estimate, where
 from mdm_interp.storage import compute_evidence, evidence_matrix
 from mdm_interp.viz.plots import TRAINING_STEPS, add_curve, add_level, add_matrix
 from mdm_interp.viz.theme import CHANCE, legend_at, titled
@@ -98,8 +98,8 @@ def summarize(result: Result) -> dict[str, Estimate]:
             for stage, step in (("initial", group["step"].min()), ("final", group["step"].max())):
                 for quantity in ("margin", "rank"):
                     values = where(group, step=step)[quantity]
-                    summary[f"{variant} / {kind} / {stage} {quantity}"] = bootstrap_mean(values)
-    summary["rank by chance"] = bootstrap_mean(frame.groupby("seed")["chance_rank"].first())
+                    summary[f"{variant} / {kind} / {stage} {quantity}"] = mean_estimate(values)
+    summary["rank by chance"] = mean_estimate(frame.groupby("seed")["chance_rank"].first())
     return summary
 
 

@@ -22,10 +22,12 @@ from mdm_interp.coupling import (
     mean_gradient,
     random_direction,
 )
-from mdm_interp.presets import STAGES, VARIANTS, about, grid, stages, variant_of
+from mdm_interp.model import HookedTransformer
+from mdm_interp.presets import STAGES, VARIANTS, about, at_stages, grid, variant_of
+from mdm_interp.queries import QueryPair
 from mdm_interp.results import Result
 from mdm_interp.runs import Run
-from mdm_interp.stats import Estimate, bootstrap_mean, curve, where
+from mdm_interp.stats import Estimate, curve, mean_estimate, where
 from mdm_interp.viz.plots import add_curve, add_level, interval_bars
 from mdm_interp.viz.theme import CHANCE, GREEN, ORANGE, PURPLE, legend_at, titled
 
@@ -59,40 +61,47 @@ def measure(runs: Sequence[Run]) -> list[dict[str, Any]]:
     transfers are relative to the first-order drop of the forward loss when everything moves."""
     rows: list[dict[str, Any]] = []
     for run in runs:
-        pairs = run.query_pairs(n_contexts=1)
-        for stage, step in stages(run).items():
-            model = run.model(step)
-            gradient = mean_gradient(model, [pair.forward for pair in pairs])
-            null = random_direction(gradient, seed=int(run.folder.name, 16) ^ step)  # no two share a draw
-            present = inner_products(gradient, null)
-            drop = 0.0  # of the forward loss per unit of step: the squared norm of its gradient
-            for group, members in GROUPS.items():
-                etas = ETAS if group == "whole" else PART_ETAS
-                moved = first_order(model, pairs, etas, [name for name in members if name in present])
-                random = first_order(model, pairs, etas, moved.components[:-1], null)
-                drop = drop or -moved.predicted_forward[-1, 0].item() / etas[0]
-                end = moved.regime_end(TOLERANCE)
-                for i, eta in enumerate(etas):
-                    predicted, reverse = moved.predicted[-1, i].item(), moved.reverse[i].item()
-                    rows.append(
-                        {
-                            **about(run),
-                            "variant": variant_of(run.config),
-                            "step": step,
-                            "stage": stage,
-                            "group": group,
-                            "eta": eta,
-                            "predicted": predicted,
-                            "reverse": reverse,
-                            "forward": moved.forward[i].item(),
-                            "random": random.reverse[i].item(),
-                            "slope": moved.slope()[i].item(),
-                            "in_regime": int(eta <= end),
-                            "predicted_transfer": -predicted / (eta * drop),
-                            "transfer": -reverse / (eta * drop),
-                            "random_transfer": -random.reverse[i].item() / (eta * drop),
-                        }
-                    )
+        pairs, named = run.query_pairs(n_contexts=1), {**about(run), "variant": variant_of(run.config)}
+
+        def at(step: int, run: Run = run, pairs: list[QueryPair] = pairs) -> list[dict[str, Any]]:
+            seed = int(run.folder.name, 16) ^ step  # no two steps share a random direction
+            return step_rows(run.model(step), pairs, seed)
+
+        rows += [{**named, **row} for row in at_stages(run, at)]
+    return rows
+
+
+def step_rows(model: HookedTransformer, pairs: Sequence[QueryPair], seed: int) -> list[dict[str, Any]]:
+    """One row per group of components that moves and step size. The transfer of an actual step is there only where the
+    change of the reverse loss is to first order, within `TOLERANCE`."""
+    rows: list[dict[str, Any]] = []
+    gradient = mean_gradient(model, [pair.forward for pair in pairs])
+    null = random_direction(gradient, seed)
+    present = inner_products(gradient, null)
+    drop = 0.0  # of the forward loss per unit of step: the squared norm of its gradient
+    for group, members in GROUPS.items():
+        etas = ETAS if group == "whole" else PART_ETAS
+        moved = first_order(model, pairs, etas, [name for name in members if name in present])
+        random = first_order(model, pairs, etas, moved.components[:-1], null)
+        drop = drop or -moved.predicted_forward[-1, 0].item() / etas[0]
+        end = moved.regime_end(TOLERANCE)
+        for i, eta in enumerate(etas):
+            predicted, reverse = moved.predicted[-1, i].item(), moved.reverse[i].item()
+            rows.append(
+                {
+                    "group": group,
+                    "eta": eta,
+                    "predicted": predicted,
+                    "reverse": reverse,
+                    "forward": moved.forward[i].item(),
+                    "random": random.reverse[i].item(),
+                    "slope": moved.slope()[i].item(),
+                    "in_regime": float(eta <= end),
+                    "predicted_transfer": -predicted / (eta * drop),
+                    "transfer": -reverse / (eta * drop) if eta <= end else float("nan"),
+                    "random_transfer": -random.reverse[i].item() / (eta * drop),
+                }
+            )
     return rows
 
 
@@ -105,8 +114,8 @@ def summarize(result: Result) -> dict[str, Estimate]:
             for group in GROUPS:
                 small = where(at, group=group, eta=SMALL)
                 for quantity in ("predicted_transfer", "transfer", "random_transfer", "slope"):
-                    summary[f"{variant} / {stage} / {group} {quantity}"] = bootstrap_mean(small[quantity])
-            summary[f"{variant} / {stage} / log10 of the regime's last step"] = bootstrap_mean(last_steps(at))
+                    summary[f"{variant} / {stage} / {group} {quantity}"] = mean_estimate(small[quantity])
+            summary[f"{variant} / {stage} / log10 of the regime's last step"] = mean_estimate(last_steps(at))
     return summary
 
 

@@ -15,7 +15,7 @@ from mdm_interp.coupling import gradient_alignment
 from mdm_interp.presets import VARIANTS, grid, variant_of
 from mdm_interp.results import Result
 from mdm_interp.runs import Run
-from mdm_interp.stats import Estimate, bootstrap_mean, curve, where
+from mdm_interp.stats import Estimate, curve, mean_estimate, where
 from mdm_interp.storage import storage_coupling
 from mdm_interp.viz.plots import TRAINING_STEPS, add_curve, add_level
 from mdm_interp.viz.theme import BLUE, CHANCE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, legend_at, titled
@@ -62,9 +62,9 @@ def summarize(result: Result) -> dict[str, Estimate]:
         for stage, step in (("initial", frame["step"].min()), ("final", frame["step"].max())):
             at = where(whole, step=step)
             for quantity in ("mean_gradient", "matched", "mismatched", "storage_term"):
-                summary[f"{variant} / {stage} {quantity}"] = bootstrap_mean(at[quantity])
+                summary[f"{variant} / {stage} {quantity}"] = mean_estimate(at[quantity])
         positive = whole[whole["step"] > 0].groupby("seed").apply(last_aligned_step, include_groups=False)
-        summary[f"{variant} / last step before mean_gradient first falls below 0.5"] = bootstrap_mean(positive)
+        summary[f"{variant} / last step before mean_gradient first falls below 0.5"] = mean_estimate(positive)
     return summary
 
 

@@ -30,17 +30,15 @@ from mdm_interp.positions import SCHEMES as POSITION_SCHEMES
 from mdm_interp.presets import (
     DEPTHS,
     SCHEMES,
-    SCOPE,
     about,
+    at_stages,
     depth_grid,
     scheme_grid,
-    scope_label,
-    stages,
 )
 from mdm_interp.queries import QueryPair
 from mdm_interp.results import Result
 from mdm_interp.runs import Run
-from mdm_interp.stats import Estimate, bootstrap_mean, where
+from mdm_interp.stats import Estimate, mean_estimate, where
 from mdm_interp.viz.plots import add_estimates, add_matrix
 from mdm_interp.viz.theme import FORWARD, GREEN, GREY, REVERSE, legend_at, titled
 
@@ -56,6 +54,8 @@ NAMES = {
     "storage": "no source<br>value",
     "route": "no route",
 }
+TRAINED = ("early", "end")
+"""The stages at which something is learnt."""
 GAP = 0.1
 """Nats between forward and reverse query from which it makes sense to ask for the share that an edit recovers."""
 EXACT = 1e-4
@@ -74,14 +74,15 @@ def measure(runs: Sequence[Run]) -> list[dict[str, Any]]:
     position's role. Probabilities and log-probabilities (nats) are means over the pairs."""
     rows = []
     for run in runs:
-        pairs, at_stage = run.query_pairs(n_contexts=1), stages(run)
-        del at_stage["initial"]  # nothing is learnt yet
-        for stage, step in at_stage.items():
+        pairs = run.query_pairs(n_contexts=1)
+
+        def at(step: int, run: Run = run, pairs: list[QueryPair] = pairs) -> list[dict[str, Any]]:
             model = run.model(step)
             found = edit_effects(model, pairs)
             described = [described_as(edit, effect) for edit, effect in found.items()]
-            described += patch_rows(model, pairs, found["transplant"])
-            rows += [{**about(run), "step": step, "stage": stage, **row} for row in described]
+            return described + patch_rows(model, pairs, found["transplant"])
+
+        rows += [{**about(run), **row} for row in at_stages(run, at, TRAINED)]
     return rows
 
 
@@ -150,27 +151,26 @@ def summarize(result: Result) -> dict[str, Estimate]:
     recovered by either; for the transplant also in how many runs it gives the forward prediction exactly."""
     summary = {}
     edits = result.frame[result.frame["edit"].isin(list(EDITS))]
-    for values, group in edits.groupby([*SCOPE, "stage"], sort=False):
-        named = scope_label(dict(zip([*SCOPE, "stage"], values, strict=True)))
+    for (scheme, n_layers, mlp, stage), group in edits.groupby(["scheme", "n_layers", "mlp", "stage"], sort=False):
+        named = setting(str(scheme), int(n_layers), bool(mlp), str(stage))
         for edit in [edit for edit in EDITS if edit in set(group["edit"])]:
             at = where(group, edit=edit)
             for query in ("forward", "before") if edit == "transplant" else ():
-                summary[f"{named} / {query}"] = bootstrap_mean(at[query])
+                summary[f"{named} / {query}"] = mean_estimate(at[query])
             for quantity in ("after", "control"):
-                summary[f"{named} / {edit} / {quantity}"] = bootstrap_mean(at[quantity])
+                summary[f"{named} / {edit} / {quantity}"] = mean_estimate(at[quantity])
                 share = recovered(at, f"log_{quantity}")
-                summary[f"{named} / {edit} / gap recovered, {quantity}"] = bootstrap_mean(share)
+                summary[f"{named} / {edit} / gap recovered, {quantity}"] = mean_estimate(share)
             if edit == "transplant":
                 exact = (at["deviation"] < EXACT).astype(float)
-                summary[f"{named} / {edit} / exact"] = bootstrap_mean(exact)
-                summary[f"{named} / {edit} / largest deviation"] = bootstrap_mean(at["deviation"])
+                summary[f"{named} / {edit} / exact"] = mean_estimate(exact)
+                summary[f"{named} / {edit} / largest deviation"] = mean_estimate(at["deviation"])
     return summary
 
 
 def setting(scheme: str, n_layers: int = 1, mlp: bool = False, stage: str = "end") -> str:
-    """How the summary calls a model of the grid."""
-    of = {"world": "relation_cycle", "objective": "any_order", "scheme": scheme, "n_layers": n_layers, "mlp": mlp}
-    return scope_label({**of, "stage": stage})
+    """How the summary calls a model of the grid at a stage."""
+    return f"{scheme}, {n_layers} layer{'s' if n_layers > 1 else ''}{' + MLP' if mlp else ''}, {stage}"
 
 
 def takeaway(summary: Mapping[str, Estimate]) -> str:
@@ -185,16 +185,17 @@ def takeaway(summary: Mapping[str, Estimate]) -> str:
         found = [summary[key] for key in keys if key in summary]
         return f"{sum(round(share.value * share.n) for share in found)} of {sum(share.n for share in found)}"
 
+    deepest = max(n for n in DEPTHS if f"{setting('rope', n, True)} / before" in summary)
     one = exact(*(setting(scheme, 1, mlp) for scheme in RELATIVE for mlp in (False, True)))
     deep = exact(*(setting(scheme, n_layers, mlp) for scheme in RELATIVE for n_layers in DEEP for mlp in (False, True)))
     absolute = exact(*(setting(scheme) for scheme in SCHEMES if scheme not in RELATIVE))
     even = ", ".join(f"{value('even / after', scheme)} ({scheme})" for scheme in RELATIVE)
     return (
         f"The forward query's route takes a one-layer model's mean reverse probability from "
-        f"{', '.join(f'{told(scheme)} ({scheme})' for scheme in SCHEMES)}, and {told('rope', max(DEPTHS), True)} in "
-        f"{max(DEPTHS)} layers with MLP (rope). Every answer is then the forward one, to {EXACT:g} nats, in {one} "
-        f"one-layer runs with a relative scheme, {absolute} with an absolute one, {deep} deeper runs. The even part of "
-        f"the reverse route takes it to {even}."
+        f"{', '.join(f'{told(scheme)} ({scheme})' for scheme in SCHEMES)}, and {told('rope', deepest, True)} in "
+        f"{deepest} layer{'s' if deepest > 1 else ''} with MLP (rope). Every answer is then the forward one, to "
+        f"{EXACT:g} nats, in {one} one-layer runs with a relative scheme, {absolute} with an absolute "
+        f"one, {deep} deeper runs. The even part of the reverse route takes it to {even}."
     )
 
 
@@ -240,7 +241,7 @@ def _draw_edits(figure: go.Figure, at: pd.DataFrame, row: int, col: int, listed:
         ("reverse query, edited", GREEN, "circle", {name: rows["after"] for name, rows in edits.items()}),
         ("control: edited elsewhere", GREY, "x-thin", {name: rows["control"] for name, rows in edits.items()}),
     ):
-        estimates = {place: bootstrap_mean(seeds) for place, seeds in points.items()}
+        estimates = {place: mean_estimate(seeds) for place, seeds in points.items()}
         mark: dict[str, Any] = {"symbol": symbol, "size": 12, "upright": True, "legend": "legend" if listed else None}
         add_estimates(figure, estimates, name=name, color=color, row=row, col=col, **mark)
     figure.update_xaxes(type="category", categoryorder="array", categoryarray=places, row=row, col=col)

@@ -6,14 +6,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from mdm_interp.coupling import ROUTING, STORAGE
 from mdm_interp.layer_coupling import layer_alignment
-from mdm_interp.probing import KINDS, CheckpointAnalysis, Probe, demos, over_facts
+from mdm_interp.probing import KINDS, CheckpointAnalysis, Probe, demos
+from mdm_interp.resampling import FactSample, places_above
 from mdm_interp.results import Result
-from mdm_interp.stats import Estimate, bootstrap_mean, where
+from mdm_interp.stats import Estimate, estimate_in, where
 from mdm_interp.viz.plots import add_curve, add_level
 from mdm_interp.viz.theme import CHANCE, GREEN, ORANGE, SKY, legend_at, titled
 
@@ -29,13 +31,18 @@ COLORS = {"storage (V, O)": GREEN, "routing (Q, K)": ORANGE, "MLP": SKY}
 
 
 def measure(probes: Sequence[Probe]) -> list[dict[str, Any]]:
-    """One row per checkpoint, kind, layer and group of components, and one per group over all layers (layer null)."""
+    """Give one row per checkpoint, kind, layer and group of components, and one per group over all layers (layer null).
+
+    `null` is the cosine with another fact's reverse gradient, `p` the one-sided chance of so large an excess of the
+    mean cosine over it if there were none, not adjusted, and `positive` the share of cosines above 0. `n` and `null_n`
+    count the independent clusters of facts behind a cosine, and `facts` and `clusters` all there are.
+    """
     rows: list[dict[str, Any]] = []
     for probe in probes:
         layers = list(range(probe.model.cfg.n_layers))
         for kind in KINDS:
             pairs = probe.pairs(kind)
-            alignment = layer_alignment(probe.model, pairs)
+            alignment, sample = layer_alignment(probe.model, pairs), FactSample.of(pairs)
             present = {component for _, component in alignment.parts}
             places = [(layer, [layer], name, GROUPS[name]) for layer in layers for name in GROUPS]
             places += [(None, [None, *layers], name, parts) for name, parts in (GROUPS | WHOLE).items()]
@@ -43,7 +50,7 @@ def measure(probes: Sequence[Probe]) -> list[dict[str, Any]]:
                 if not present & set(components):
                     continue
                 own, control = alignment.cosine(within, components)
-                matched, null = over_facts(own, pairs), over_facts(control, pairs)
+                (matched,), (null,) = sample.mean(own).estimates(), sample.mean(control).estimates()
                 rows.append(
                     {
                         "checkpoint": probe.name,
@@ -56,26 +63,32 @@ def measure(probes: Sequence[Probe]) -> list[dict[str, Any]]:
                         "null": null.value,
                         "null_low": null.low,
                         "null_high": null.high,
-                        "facts": matched.n,
-                        "positive": over_facts((own > 0).double(), pairs).value,
+                        **sample.counts,
+                        "n": matched.n,
+                        "null_n": null.n,
+                        "p": sample.mean(own - control).p_above_zero.item(),
+                        "positive": sample.mean((own > 0).double()).value.item(),
                     }
                 )
     return rows
 
 
 def summarize(result: Result) -> dict[str, Estimate]:
+    """Give the cosines of all layers together, and the share of layers in which a group's exceeds its null, all layers
+    looked at (:func:`~mdm_interp.resampling.places_above`); a share has no interval."""
     whole = result.frame[result.frame["layer"].isna()]
     summary = {}
     for row in whole.to_dict("records"):
         name = f"{row['checkpoint']} / {row['kind']} / {row['group']}"
-        summary[name] = Estimate(row["cosine"], row["low"], row["high"], int(row["facts"]))
-        summary[f"{name} / null"] = Estimate(row["null"], row["null_low"], row["null_high"], int(row["facts"]))
+        named = {**row, "value": row["cosine"], "null_value": row["null"]}
+        summary[name], summary[f"{name} / null"] = estimate_in(named), estimate_in(named, "null_")
     for (checkpoint, kind), layers in result.frame.dropna(subset="layer").groupby(["checkpoint", "kind"], sort=False):
         for group in GROUPS:
             of_group = where(layers, group=group)
-            above = (of_group["low"] > of_group["null_high"]).astype(float)
-            name = f"{checkpoint} / {kind} / {group} / share of layers above the null"
-            summary[name] = bootstrap_mean(above)
+            if of_group["p"].notna().any():
+                share = float(places_above(of_group["p"]).mean())
+                name = f"{checkpoint} / {kind} / {group} / share of layers above the null"
+                summary[name] = Estimate(share, np.nan, np.nan, int(of_group["n"].min()))
     return summary
 
 
@@ -84,10 +97,14 @@ def takeaway(summary: dict[str, Estimate]) -> str:
     for name, own in summary.items():
         checkpoint, kind, *what = name.split(" / ")
         if what == ["storage (V, O)"]:
-            null = summary[f"{name} / null"]
-            said.append(f"{own.value:.2g} against {null.value:.2g} ({checkpoint}, {kind})")
+            null, share = summary[f"{name} / null"], summary.get(f"{name} / share of layers above the null")
+            layers = f", above it in {share.value:.0%} of layers" if share else ""
+            said.append(f"{own.value:.2g} against {null.value:.2g}{layers} ({checkpoint}, {kind})")
     cosines = "; ".join(said)
-    return f"Cosine of forward and reverse gradients in V and O of all layers, own fact against another's: {cosines}."
+    return (
+        f"Cosine of forward and reverse gradients in V and O of all layers, own fact against another's: {cosines}. Of "
+        "the layers counted at most 5 % are expected to be there by chance, all layers looked at."
+    )
 
 
 def panels(result: Result) -> list[tuple[str, str]]:
@@ -113,8 +130,8 @@ def draw(result: Result) -> go.Figure:
         of_panel = where(layered, checkpoint=checkpoint, kind=kind)
         for group, color in COLORS.items():
             of_group = where(of_panel, group=group)
-            own = of_group.rename(columns={"cosine": "value", "facts": "n"})
-            null = of_group[["layer", "null", "null_low", "null_high", "facts"]].set_axis(
+            own = of_group.rename(columns={"cosine": "value"})
+            null = of_group[["layer", "null", "null_low", "null_high", "null_n"]].set_axis(
                 ["layer", "value", "low", "high", "n"], axis=1
             )
             add_curve(figure, own, "layer", name=group, color=color, row=row, col=col, legend=legend)

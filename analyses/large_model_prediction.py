@@ -3,6 +3,7 @@ whole names, in every order of filling them in, whether or not the number of tok
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -11,17 +12,18 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+import torch
 from jaxtyping import Float
 from numpy import ndarray
 from plotly.subplots import make_subplots
-from scipy.stats import bootstrap
 
 from mdm_interp.prediction import Filled, infill, infill_any_length, orders, predict
 from mdm_interp.probing import KINDS, CheckpointAnalysis, Probe, demos, each_checkpoint
 from mdm_interp.prompts import Kind, render, right_answers
 from mdm_interp.queries import Query, QueryPair
+from mdm_interp.resampling import FactSample
 from mdm_interp.results import Result
-from mdm_interp.stats import LEVEL, Estimate, bootstrap_mean, estimate_in, where
+from mdm_interp.stats import Estimate, estimate_in, where
 from mdm_interp.viz.plots import add_estimates
 from mdm_interp.viz.theme import CHANCE, FORWARD, REVERSE, legend_at, titled
 
@@ -33,7 +35,7 @@ SIDES: dict[Side, str] = {"left": "circle", "right": "diamond-open"}
 MEASURES = {
     "exact match": "exact match (share of facts)",
     "log-likelihood": "log-likelihood (nats per answer)",
-    "rank": "median rank of the worst token",
+    "rank": "rank of the worst token (geometric mean)",
 }
 LABELS = {
     ("one_shot", "known"): "one shot",
@@ -50,7 +52,8 @@ class Question:
     """One query and what it stands for."""
 
     query: Query
-    fact: int
+    pair: QueryPair
+    """The pair that it is of."""
     kind: Kind
     direction: Direction
     asked: Side
@@ -70,7 +73,7 @@ def questions(probe: Probe) -> list[Question]:
                 swapped = direction == "reverse" and not pair.shared
                 side: Side = ("left" if pair.side == "right" else "right") if swapped else pair.side
                 ends = sentence_ends(probe, kind, pair, template, direction) if probe.model.cfg.is_causal else ()
-                asked.append(Question(query, pair.fact, kind, direction, side, frozenset(ends)))
+                asked.append(Question(query, pair, kind, direction, side, frozenset(ends)))
     return asked
 
 
@@ -87,30 +90,21 @@ def sentence_ends(probe: Probe, kind: Kind, pair: QueryPair, template: int, dire
     return {*after, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])}
 
 
-@dataclass(frozen=True)
-class OtherAnswers:
-    """The answers of other facts to a question: the null."""
-
-    pool: dict[Side, list[tuple[tuple[int, ...], tuple[int, ...]]]]
-    """Source and answer of every fact, by the side that is asked for."""
-
-    @classmethod
-    def of(cls, asked: Sequence[Question]) -> OtherAnswers:
-        known: dict[Side, dict] = {side: {} for side in SIDES}
-        for question in asked:
-            known[question.asked][question.query.source, question.query.answer] = None
-        return cls({side: list(facts) for side, facts in known.items()})
-
-    def to(self, question: Question, *, same_length: bool) -> list[tuple[int, ...]]:
-        """Answers of facts that share neither entity with this one: a sibling's name would be no mistake."""
-        query = question.query
-        return [
+def other_answers(asked: Sequence[Question], *, same_length: bool) -> list[list[tuple[int, ...]]]:
+    """List for every question the answers of facts that share no name with its own, directly or through other facts: a
+    sibling's name would be no mistake. They are the null."""
+    clusters = FactSample.of([question.pair for question in asked]).clusters.tolist()
+    pool: dict[Side, dict[tuple[int, tuple[int, ...], tuple[int, ...]], None]] = {side: {} for side in SIDES}
+    for question, cluster in zip(asked, clusters, strict=True):
+        pool[question.asked][cluster, question.query.source, question.query.answer] = None
+    return [
+        [
             answer
-            for source, answer in self.pool[question.asked]
-            if source != query.source
-            and answer != query.answer
-            and (not same_length or len(answer) == len(query.answer))
+            for cluster, _, answer in pool[question.asked]
+            if cluster != own and (not same_length or len(answer) == len(question.query.answer))
         ]
+        for question, own in zip(asked, clusters, strict=True)
+    ]
 
 
 def with_answer(query: Query, answer: tuple[int, ...], causal: bool) -> Query:
@@ -122,10 +116,10 @@ def with_answer(query: Query, answer: tuple[int, ...], causal: bool) -> Query:
 def answer_all(
     probe: Probe, asked: Sequence[Question]
 ) -> Iterator[tuple[str, str, str, Float[ndarray, "question"], Float[ndarray, "question"]]]:
-    """Order, length, measure, what each question's answer gets, and what another fact's answer would get: NaN where
-    there is none. For an exact match that is the share of other answers that were filled in."""
-    model, others = probe.model, OtherAnswers.of(asked)
-    alike, every = ([others.to(question, same_length=same) for question in asked] for same in (True, False))
+    """Give order, length, measure, what each question's answer gets, and what another fact's would get: NaN where there
+    is none. For an exact match that is the share of other answers that were filled in."""
+    model = probe.model
+    alike, every = (other_answers(asked, same_length=same) for same in (True, False))
     chooser = random.Random(0)
     controls = {
         i: with_answer(asked[i].query, chooser.choice(names), model.cfg.is_causal)
@@ -160,7 +154,11 @@ def matches(
 
 
 def measure(probes: Sequence[Probe]) -> list[dict[str, Any]]:
-    """One row per checkpoint, kind, direction, side asked for, order, length and measure. Twins are checkpoints too."""
+    """Give one row per checkpoint, kind, direction, side asked for, order, length and measure. Twins are checkpoints
+    too.
+
+    `n` and `null_n` count the independent clusters of facts behind a number, and `facts` and `clusters` all there are.
+    """
     return [row for probe in each_checkpoint(probes) for row in rows_of(probe)]
 
 
@@ -169,45 +167,38 @@ def rows_of(probe: Probe) -> list[dict[str, Any]]:
     # An MDM's forward queries are the same in both kinds. Shortest first: neighbours need little padding.
     different = sorted({(q.query, q.ends): q for q in asked}.values(), key=lambda question: len(question.query.tokens))
     place = {(question.query, question.ends): i for i, question in enumerate(different)}
-    at = [place[question.query, question.ends] for question in asked]
-    groups = ["kind", "direction", "asked"]
-    about = pd.DataFrame([{name: getattr(question, name) for name in ("fact", *groups)} for question in asked])
+    groups: dict[tuple[Kind, Direction, Side], list[Question]] = {}
+    for question in asked:
+        groups.setdefault((question.kind, question.direction, question.asked), []).append(question)
+    samples = {group: FactSample.of([question.pair for question in members]) for group, members in groups.items()}
     rows = []
     for order, length, measure, own, null in answer_all(probe, different):
-        frame = about.assign(value=own[at], null=null[at])
-        for group, of_group in frame.groupby(groups, sort=False):
-            estimates = {name: estimate_over_facts(of_group, name, measure) for name in ("value", "null")}
+        for group, members in groups.items():
+            at, sample = [place[question.query, question.ends] for question in members], samples[group]
             rows.append(
                 {
                     "checkpoint": probe.name,
                     "model": "ARM" if probe.model.cfg.is_causal else "MDM",
-                    **dict(zip(groups, group, strict=True)),
+                    **dict(zip(("kind", "direction", "asked"), group, strict=True)),
                     "order": order,
                     "length": length,
                     "measure": measure,
-                    "queries": len(of_group),
-                    **flat("", estimates["value"]),
-                    **flat("null_", estimates["null"]),
+                    "queries": len(members),
+                    **sample.counts,
+                    **flat("", estimate_over_facts(sample, own[at], measure)),
+                    **flat("null_", estimate_over_facts(sample, null[at], measure)),
                 }
             )
     return rows
 
 
-def estimate_over_facts(frame: pd.DataFrame, column: str, measure: str) -> Estimate:
-    """Mean over facts of the mean of each fact's queries; for ranks, median of medians."""
-    by_fact = frame.groupby("fact")[column]
-    return bootstrap_median(by_fact.median()) if measure == "rank" else bootstrap_mean(by_fact.mean())
-
-
-def bootstrap_median(values: pd.Series) -> Estimate:
-    """As :func:`mdm_interp.stats.bootstrap_mean`, of the median."""
-    observed = values.dropna().to_numpy(dtype=float)
-    if len(observed) < 2 or np.ptp(observed) == 0:
-        return bootstrap_mean(observed)  # of values that are all the same: their median too
-    interval = bootstrap(
-        (observed,), np.median, n_resamples=2000, confidence_level=LEVEL, method="percentile", rng=0
-    ).confidence_interval
-    return Estimate(float(np.median(observed)), float(interval.low), float(interval.high), len(observed))
+def estimate_over_facts(sample: FactSample, values: Float[ndarray, "question"], measure: str) -> Estimate:
+    """Give the mean over facts of the mean of each fact's questions; of ranks the geometric mean, since a few of them
+    are far larger than the others."""
+    if measure != "rank":
+        return sample.mean(torch.from_numpy(values)).estimates()[0]
+    log = sample.mean(torch.from_numpy(values).log()).estimates()[0]
+    return Estimate(math.exp(log.value), math.exp(log.low), math.exp(log.high), log.n)
 
 
 def flat(prefix: str, estimate: Estimate) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mdm_interp.bridge import hooked
@@ -29,23 +29,33 @@ from mdm_interp.stats import Estimate
 from mdm_interp.viz.layers import HeadMap, LayerCurves, draw_layers, layers_height, span_of
 from mdm_interp.viz.theme import CHANCE, FORWARD, GREEN, ORANGE, PURPLE, REVERSE, SKY, titled
 
-ALIKE = ("correlation", "correlation_null", "selectivity", "selectivity_null")
+ALIKE = ("correlation", "correlation_null", "score_correlation", "selectivity", "selectivity_null")
 MEASURES = ("forward", "reverse", *ALIKE, "same_content")
 PLAIN = ("uniform_forward", "uniform_reverse", "isotropic", "spectrum")
 """Without intervals."""
 
 
 def measure(probes: Sequence[Probe]) -> list[dict[str, Any]]:
-    """Per checkpoint and kind one row per head, one per layer (head null: mean over its heads) and one for the model
-    (layer null too).
+    """Give per checkpoint and kind one row per head, one per layer (head null: mean over its heads) and one for the
+    model (layer null too).
 
     `forward` and `reverse` are shares of attention, beside what attention spread evenly would give (`uniform_…`).
-    `correlation` is that of forward and reverse scores over facts, `selectivity` the share of the odd part in their
-    energy; `…_null` the same with the reverse scores of shuffled facts. Facts are compared with those whose names have
-    as many tokens: a longer source has a larger score on either side, whatever a model knows. There are such others for
-    `matched` facts. For RoPE models `isotropic`, `spectrum` and `same_content` are the correlation that equal energy in
-    all planes, the measured energies, and the forward query's own content would give, at the facts' own distance. Where
-    pairs share no source only routes are there.
+    `correlation` is that over facts of the forward and the reverse contrast, the source's score less the mean of the
+    other keys' (:class:`~mdm_interp.routing.Routes`); `…_null` is the same with shuffled facts' reverse contrasts.
+    Facts are compared with those whose names have as many tokens: a longer source may draw more on either side,
+    whatever a model knows. There are such others for `matched` facts.
+
+    `selectivity` is the share of the odd part in the energy of the contrasts. It is of pairs whose two sources are at
+    mirrored offsets of the readout only (`mirrored` facts have some): elsewhere the distances differ as well as the
+    sides. Where the readout is one before the answer, as in Dream, no positional pair is mirrored.
+
+    For RoPE models `isotropic`, `spectrum` and `same_content` are the correlation that equal energy in all planes, the
+    measured energies, and the forward query's own content would give at the two queries' own offsets. They are
+    predictions of the raw score, from which no mean of other keys is subtracted: `score_correlation`, which changes
+    with what no softmax sees, is there to be compared with them. Where pairs share no source only shares of attention
+    are given.
+
+    `NAME_n` counts the independent clusters of facts behind a number, and `facts` and `clusters` all there are.
     """
     rows: list[dict[str, Any]] = []
     for probe in probes:
@@ -54,8 +64,9 @@ def measure(probes: Sequence[Probe]) -> list[dict[str, Any]]:
             sample = same_lengths(pairs, probe.prompts[kind].templates)
             columns: dict[str, Draws | Tensor] = {**routes(probe.model, pairs, sample)}
             columns |= rope_predictions(probe.model, pairs, sample)
-            about = {"checkpoint": probe.name, "kind": kind, "layer": None, "head": None, "facts": sample.n_facts}
-            about["matched"] = len({pairs[index].fact for members in matched(sample) for index in members.tolist()})
+            about = {"checkpoint": probe.name, "kind": kind, "layer": None, "head": None, **sample.counts}
+            about["matched"] = len({pairs[index].fact for members in sample.matched() for index in members.tolist()})
+            about["mirrored"] = len({pair.fact for pair in pairs if is_mirrored(pair, probe.model)})
             for axes in (("layer", "head"), ("layer",), ()):
                 averaged = 2 - len(axes)
                 at = {
@@ -72,11 +83,6 @@ def same_lengths(pairs: Sequence[QueryPair], templates: Sequence[int]) -> FactSa
     return FactSample.of(pairs, list(zip(templates, lengths, strict=True)))
 
 
-def matched(sample: FactSample) -> list[Int[Tensor, "member"]]:
-    """The pairs of each context that has several."""
-    return [members for members in sample.members() if len(members) > 1]
-
-
 def routes(model: Any, pairs: Sequence[QueryPair], sample: FactSample) -> dict[str, Draws | Tensor]:
     """Routes and how alike they are, `[layer head]`."""
     queries = {side: [getattr(pair, side) for pair in pairs] for side in ("forward", "reverse")}
@@ -90,21 +96,25 @@ def routes(model: Any, pairs: Sequence[QueryPair], sample: FactSample) -> dict[s
         measured[name] = sample.mean(share).value.expand(forward.pattern.shape[1:])
     if not all(pair.shared for pair in pairs):
         return measured | dict.fromkeys(ALIKE, Draws.nothing(forward.scores.shape[1:]))
+    at_forward, at_reverse = (offsets_of(queries[side], model) for side in queries)
 
-    def odd_and_even(reverse: Float[Tensor, "pair layer head"]) -> tuple[Tensor, Tensor]:
-        return ((forward.scores - reverse) / 2).pow(2), ((forward.scores + reverse) / 2).pow(2)
+    def odd_and_even(other: Int[Tensor, "pair"], kept: Bool[Tensor, "pair"]) -> tuple[Tensor, Tensor]:
+        """Energies of each pair's forward contrast with another pair's reverse contrast."""
+        left_out = ~(kept & (at_forward == -at_reverse[other]))[:, None, None]
+        odd, even = ((forward.contrast + sign * reverse.contrast[other]) / 2 for sign in (-1, 1))
+        return odd.pow(2).masked_fill(left_out, torch.nan), even.pow(2).masked_fill(left_out, torch.nan)
 
-    odd, even = odd_and_even(reverse.scores)
+    odd, even = odd_and_even(torch.arange(len(pairs)), torch.ones(len(pairs), dtype=torch.bool))
 
     def shuffled_selectivity(other: Int[Tensor, "pair"]) -> Float[Tensor, "layer head"]:
-        own = (other == torch.arange(len(other)))[:, None, None]
-        parts = (part.masked_fill(own, torch.nan) for part in odd_and_even(reverse.scores[other]))
+        parts = odd_and_even(other, sample.clusters[other] != sample.clusters)
         null_odd, null_even = (sample.per_fact(part).nanmean(0) for part in parts)
         return null_odd / (null_odd + null_even)
 
     return measured | {
-        "correlation": sample.correlation(forward.scores, reverse.scores),
-        "correlation_null": sample.null_correlation(forward.scores, reverse.scores),
+        "correlation": sample.correlation(forward.contrast, reverse.contrast),
+        "correlation_null": sample.null_correlation(forward.contrast, reverse.contrast),
+        "score_correlation": sample.correlation(forward.scores, reverse.scores),
         "selectivity": sample.ratio(odd, odd + even),
         "selectivity_null": sample.null(shuffled_selectivity),
     }
@@ -118,36 +128,45 @@ def uniform_share(query: Query, model: Any) -> float:
 
 
 def rope_predictions(model: Any, pairs: Sequence[QueryPair], sample: FactSample) -> dict[str, Draws | Tensor]:
-    """The correlation that RoPE predicts of what varies within contexts, at each one's mean distance, `[layer head]`;
-    NaN where there is no RoPE, or where pairs share no source.
+    """Predict from RoPE the correlation of raw scores within contexts, `[layer head]`; NaN where there is no RoPE, or
+    where pairs share no source.
+
+    With the source at offset d of the readout forward and e in reverse, plane p of equal content turns by
+    (d - e) theta_p between the two: `isotropic` is the mean over planes of cos((d - e) theta_p), `spectrum` that mean
+    weighted by their energies, and `same_content` correlates the scores that the forward query's content has at d and
+    at e. At mirrored offsets d - e is twice the distance. The mean of a row of scores, which a contrast subtracts, is
+    not predicted.
 
     Each name acts as one token in its middle: queries are averaged over the answer, keys summed over the source.
 
-    Source: docs/theory.md, section 4.
+    Source: docs/theory.md, sections 4 and 11.
     """
-    shape, several = (model.cfg.n_layers, model.cfg.n_heads), matched(sample)
+    shape, several = (model.cfg.n_layers, model.cfg.n_heads), sample.matched()
     if model.cfg.position != "rope" or not all(pair.shared for pair in pairs) or not several:
         nothing = Draws.nothing(shape)
         return {"isotropic": nothing.value, "spectrum": nothing.value, "same_content": nothing}
     rope, cfg = require_rope(model), hooked(model).cfg
     theta = torch.cat([rope.theta, rope.theta.new_zeros(1)])  # what does not rotate turns by 0
     per_dimension = torch.cat([rope.theta.repeat(2), rope.theta.new_zeros(cfg.head_dim - 2 * len(rope.theta))])
+    offsets = [offsets_of([getattr(pair, side) for pair in pairs], model) for side in ("forward", "reverse")]
+    distance = (offsets[0] - offsets[1]) / 2  # of mirrored sources that are as far apart
     scores = torch.zeros(2, len(pairs), *shape, dtype=torch.float64)
     even, energy, isotropic = torch.zeros(3, *shape, dtype=torch.float64)
     for members in several:
-        asked = [pairs[index].forward for index in members.tolist()]
-        distance = torch.tensor([distance_between(query, model) for query in asked]).double().mean(0, keepdim=True)
-        content = compute_content(model, asked)
+        content = compute_content(model, [pairs[index].forward for index in members.tolist()])
         products = plane_products(content, rope).to(torch.complex128)
         still = (content.q * content.k)[..., cfg.rotary_dim :].double().sum(-1)
-        for side, offset in zip(scores, (distance, -distance), strict=True):
-            side[members] = score_at_offset(products, rope, offset)[0] + still * cfg.head_dim**-0.5
+        for side, offset in zip(scores, offsets, strict=True):
+            different, which = offset[members].unique(return_inverse=True)
+            at_own = score_at_offset(products, rope, different)[which, torch.arange(len(members))]
+            side[members] = at_own + still * cfg.head_dim**-0.5
         # A product of what does not rotate varies in one part only: root of 2.
         products = torch.cat([products, 2**0.5 * still[..., None].to(products.dtype)], dim=-1)
-        of_planes = (products - products.mean(0)).abs().pow(2).sum(0)
-        even += (of_planes * torch.cos(2 * distance * theta)).sum(-1)
-        energy += of_planes.sum(-1)
-        isotropic += len(asked) * isotropic_correlation(per_dimension, distance)
+        of_planes = (products - products.mean(0)).abs().pow(2)
+        turned = torch.cos(2 * distance[members, None] * theta)[:, None, None]
+        even += (of_planes * turned).sum((0, -1))
+        energy += of_planes.sum((0, -1))
+        isotropic += isotropic_correlation(per_dimension, distance[members]).sum()
     return {
         "isotropic": isotropic / sum(map(len, several)),
         "spectrum": even / energy,
@@ -155,20 +174,29 @@ def rope_predictions(model: Any, pairs: Sequence[QueryPair], sample: FactSample)
     }
 
 
-def distance_between(query: Query, model: Any) -> float:
-    """Positions from the middle of the readout to the middle of the source."""
-    rows, (start, stop) = query.readout(model.cfg), query.source_span
-    return abs((start + stop - 1) / 2 - sum(rows) / len(rows))
+def offsets_of(queries: Sequence[Query], model: Any) -> Float[Tensor, "query"]:
+    """Positions from the middle of each readout to the middle of its source; positive when the source stands right."""
+    middles = [
+        (sum(query.source_span) - 1 - query.readout(model.cfg)[0] - query.readout(model.cfg)[-1]) / 2
+        for query in queries
+    ]
+    return torch.tensor(middles, dtype=torch.float64)
+
+
+def is_mirrored(pair: QueryPair, model: Any) -> bool:
+    """Whether the two sources of a pair are at opposite offsets of the readout."""
+    forward, reverse = offsets_of([pair.forward, pair.reverse], model).tolist()
+    return forward == -reverse
 
 
 def summarize(result: Result) -> dict[str, Estimate]:
-    """Every measure of every model and kind: the mean over its layers and heads."""
+    """Give every measure of every model and kind: the mean over its layers and heads."""
     summary = summary_of(result.frame, ("checkpoint", "kind"), MEASURES)
     for row in result.frame[result.frame["layer"].isna()].to_dict("records"):
         for name in PLAIN:
             if pd.notna(value := row[name]):
                 key = f"{row['checkpoint']} / {row['kind']} / {name}"
-                summary[key] = Estimate(value, value, value, int(row["facts"]))
+                summary[key] = Estimate(value, value, value, int(row["clusters"]))
     return summary
 
 
@@ -186,22 +214,27 @@ def takeaway(result: Result) -> str:
             f"{of('uniform_forward')} and {of('uniform_reverse')})"
         )
         if of("correlation"):
-            sentence += f", scores correlate {of('correlation')} (null {of('correlation_null')}"
-            sentence += f"; equal energy in RoPE predicts {of('isotropic')})" if of("isotropic") else ")"
+            sentence += f", correlation {of('correlation')} (null {of('correlation_null')})"
+            sentence += f", of raw scores {of('score_correlation')}"
+            sentence += f" where equal energy in RoPE predicts {of('isotropic')}" if of("isotropic") else ""
         said.append(sentence)
     said_of_kinds = "; ".join(said)
-    return f"Means over layers and heads, among names of one length. By kind of reverse query, {said_of_kinds}."
+    return (
+        "Means over layers and heads. The correlation is that of the source's score less the mean of the other keys', "
+        f"among names of one length. By kind of reverse query, {said_of_kinds}. Selectivity is of pairs whose sources "
+        "are at mirrored offsets of the readout."
+    )
 
 
 PANELS = (
     HeadMap("correlation, each head", "correlation", middle=0.0, limit=1.0),
     LayerCurves(
         "correlation, mean of heads",
-        {
-            "correlation": ("forward and reverse", GREEN),
-            "correlation_null": ("facts shuffled", CHANCE),
-            "same_content": ("RoPE, forward content", SKY),
-        },
+        {"correlation": ("forward and reverse", GREEN), "correlation_null": ("facts shuffled", CHANCE)},
+    ),
+    LayerCurves(
+        "correlation of raw scores",
+        {"score_correlation": ("forward and reverse", GREEN), "same_content": ("RoPE, forward content", SKY)},
         {"isotropic": ("RoPE, equal energy", ORANGE), "spectrum": ("RoPE, measured energy", PURPLE)},
     ),
     LayerCurves(
@@ -213,7 +246,7 @@ PANELS = (
         },
     ),
     LayerCurves(
-        "direction selectivity",
+        "selectivity, mirrored pairs",
         {
             "selectivity": ("odd share of energy", PURPLE),
             "selectivity_null": ("facts shuffled", CHANCE),

@@ -24,13 +24,14 @@ MEASURES = (*(f"{side}_{name}" for side in SIDES for name in COMPARED), "place_i
 
 
 def measure(probes: Sequence[Probe]) -> list[dict[str, Any]]:
-    """Per checkpoint and kind one row per head, one per layer (head null: what all its heads write, summed) and one for
-    the model (layer null too: mean over layers).
+    """Give per checkpoint and kind one row per head, one per layer (head null: what all its heads write, summed) and
+    one for the model (layer null too: mean over layers).
 
     `…_specific` is evidence, `…_beaten` the share of other answers beaten, `…_null_…` the same for another fact's
     answer, as :class:`~mdm_interp.answer_evidence.AnswerEvidence` has them; each source is compared within its
     context. `place_index` is the variance of the layer's own-answer evidence over the two places of a pair over its
-    variance over facts; null for heads, and where pairs share no source.
+    variance over facts; null for heads, and where pairs share no source. `NAME_n` counts the independent clusters of
+    facts behind a number, and `facts` and `clusters` all there are.
     """
     rows: list[dict[str, Any]] = []
     for probe in probes:
@@ -41,7 +42,7 @@ def measure(probes: Sequence[Probe]) -> list[dict[str, Any]]:
                 side: answer_evidence(probe.model, [getattr(pair, side) for pair in pairs], sample.contexts)
                 for side in SIDES
             }
-            about = {"checkpoint": probe.name, "kind": kind, "layer": None, "head": None, "facts": sample.n_facts}
+            about = {"checkpoint": probe.name, "kind": kind, "layer": None, "head": None, **sample.counts}
             heads, layers = (
                 {
                     f"{side}_{name}": sample.mean(getattr(by_side[side][level], name))
@@ -71,7 +72,7 @@ def place_index(forward: Tensor, reverse: Tensor, pairs: Sequence[QueryPair], sa
 
 
 def summarize(result: Result) -> dict[str, Estimate]:
-    """Every measure of every model and kind: the mean over its layers, heads summed."""
+    """Give every measure of every model and kind: the mean over its layers, heads summed."""
     return summary_of(result.frame, ("checkpoint", "kind"), MEASURES)
 
 

@@ -11,16 +11,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from mdm_interp.analysis import Analysis
 from mdm_interp.config import Objective, TrainConfig
-from mdm_interp.presets import MDM_SCHEMES, OBJECTIVES, about, objective_grid, stages
+from mdm_interp.presets import MDM_SCHEMES, OBJECTIVES, about, at_stages, objective_grid
 from mdm_interp.results import Result
 from mdm_interp.runs import Run
-from mdm_interp.stats import Estimate, bootstrap_mean, curve, where
+from mdm_interp.stats import Estimate, curve, mean_estimate, where
 from mdm_interp.viz.plots import TRAINING_STEPS, add_curve, add_level
 from mdm_interp.viz.theme import BLUE, CHANCE, GREEN, ORANGE, VERMILION, legend_at, titled
 
@@ -40,42 +39,34 @@ def configs(seeds: Sequence[int]) -> list[TrainConfig]:
 
 
 def measure(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """The metrics that training recorded, one row per run and checkpoint; `early_step` is that of the stage `early`."""
-    return [
-        {
-            **about(run),
-            "early_step": float(stages(run).get("early", "nan")),
-            "chance": run.facts.chance,
-            **metrics,
-        }
-        for run in runs
-        for metrics in run.metrics()
-    ]
+    """The metrics that training recorded: one row per run and checkpoint (stage `checkpoint`), and one per stage."""
+    rows = []
+    for run in runs:
+        metrics, named = {row["step"]: row for row in run.metrics()}, {**about(run), "chance": run.facts.chance}
+        rows += [{**named, "stage": "checkpoint", **row} for row in metrics.values()]
 
+        def at(step: int, metrics: dict[int, Any] = metrics) -> list[dict[str, Any]]:
+            return [{name: value for name, value in metrics[step].items() if name != "step"}]
 
-def at_stages(result: Result) -> pd.DataFrame:
-    """The rows at the stages `early` and `end`, with a column `stage`."""
-    frame = result.frame
-    early = frame[frame["step"] == frame["early_step"]].assign(stage="early")
-    end = frame[frame["step"] == frame.groupby("run")["step"].transform("max")].assign(stage="end")
-    return pd.concat([early, end])
+        rows += [{**named, **row} for row in at_stages(run, at, ("early", "end"))]
+    return rows
 
 
 def summarize(result: Result) -> dict[str, Estimate]:
-    staged, summary = at_stages(result), {}
+    frame, summary = result.frame, {}
     for objective in OBJECTIVES:
         for scheme in MDM_SCHEMES:
             setting = f"{objective} / {scheme}"
             for stage in ("early", "end"):
-                at = where(staged, objective=objective, scheme=scheme, stage=stage)
+                at = where(frame, objective=objective, scheme=scheme, stage=stage)
                 for quantity in ("forward_probability", "reverse_probability"):
-                    summary[f"{setting} / {stage} {quantity}"] = bootstrap_mean(at[quantity])
+                    summary[f"{setting} / {stage} {quantity}"] = mean_estimate(at[quantity])
                 above = at["reverse_probability"] - at["chance"]
-                summary[f"{setting} / {stage} reverse above chance"] = bootstrap_mean(above)
-            path = where(result.frame, objective=objective, scheme=scheme)
+                summary[f"{setting} / {stage} reverse above chance"] = mean_estimate(above)
+            path = where(frame, objective=objective, scheme=scheme, stage="checkpoint")
             peak = path.groupby("seed")["reverse_probability"].max()
-            summary[f"{setting} / highest reverse_probability"] = bootstrap_mean(peak)
-    summary["chance"] = bootstrap_mean(result.frame.groupby("seed")["chance"].first())
+            summary[f"{setting} / highest reverse_probability"] = mean_estimate(peak)
+    summary["chance"] = mean_estimate(frame.groupby("seed")["chance"].first())
     return summary
 
 
@@ -116,7 +107,7 @@ def draw(result: Result) -> go.Figure:
         vertical_spacing=0.1,
         row_heights=[0.33, 0.33, 0.34],
     )
-    frame = result.frame[result.frame["step"] > 0]
+    frame = where(result.frame[result.frame["step"] > 0], stage="checkpoint")
     for row, side in enumerate(("forward", "reverse"), start=1):
         for place, scheme in enumerate(MDM_SCHEMES):
             at: dict[str, Any] = {"row": row, "col": 1 + 3 * place}
@@ -139,7 +130,7 @@ def draw(result: Result) -> go.Figure:
             x=[scheme for _, scheme, _ in cells],
             y=[objective for objective, _, _ in cells],
             z=[estimate.value for *_, estimate in cells],
-            text=[f"{e.value:.2f}<br>{e.low:.2f}–{e.high:.2f}" for *_, e in cells],
+            text=[f"{e.value:.2f}" + (f"<br>{e.low:.2f} to {e.high:.2f}" if e.n > 1 else "") for *_, e in cells],
             zmin=0,
             zmax=1,
             colorscale=[[0, "#F7F7F7"], [1, BLUE]],

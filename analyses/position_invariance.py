@@ -19,10 +19,10 @@ from torch import Tensor
 from mdm_interp.analysis import Analysis
 from mdm_interp.config import TrainConfig
 from mdm_interp.positions import SCHEMES as POSITIONS
-from mdm_interp.presets import DEPTH_SCHEMES, SCHEMES, STAGES, about, depth_grid, scheme_grid, stages
+from mdm_interp.presets import DEPTH_SCHEMES, SCHEMES, STAGES, about, at_stages, depth_grid, scheme_grid
 from mdm_interp.results import Result
 from mdm_interp.runs import Run
-from mdm_interp.stats import Estimate, bootstrap_mean, curve, where
+from mdm_interp.stats import Estimate, curve, mean_estimate, where
 from mdm_interp.storage import evidence_matrix, pair_position_index, position_index
 from mdm_interp.viz.plots import TRAINING_STEPS, add_curve, add_level, add_points
 from mdm_interp.viz.theme import CHANCE, GREEN, GREY, PURPLE, legend_at, titled
@@ -32,6 +32,7 @@ UNRELATED = 0.5
 """The pair share when evidence in the two places has equal variance and is uncorrelated: half of it is position's."""
 QUANTITIES = {"share": "over all positions", "pair_share": "over the two places of a pair"}
 DEEP = {2: GREEN, 4: PURPLE}
+UNMEASURED = {"share": float("nan"), "share_null": float("nan")}
 
 
 def configs(seeds: Sequence[int]) -> list[TrainConfig]:
@@ -44,18 +45,23 @@ def measure(runs: Sequence[Run]) -> list[dict[str, Any]]:
     rows = []
     for run in runs:
         pairs, entities = run.query_pairs(n_contexts=1), torch.arange(run.config.facts.n_entities)
-        deep, unmeasured = run.config.model.n_layers > 1, {"share": float("nan"), "share_null": float("nan")}
-        named = {step: stage for stage, step in stages(run).items()}
-        for step in named if deep else sorted({run.steps[0], *run.steps[::-2]}):
+        positions, deep = torch.arange(run.config.facts.seq_len), run.config.model.n_layers > 1
+
+        def at(
+            step: int, run: Run = run, pairs: Any = pairs, entities: Any = entities, positions: Any = positions
+        ) -> list[dict[str, Any]]:
             model = run.model(step)
-            place = {"step": step, "stage": named.get(step, "between")}
-            per_layer = pair_position_index(model, pairs, entities)
-            positions = torch.arange(run.config.facts.seq_len)
-            shares = unmeasured if deep else first_layer(evidence_matrix(model, entities, entities, positions))
-            rows += [
-                {**about(run), **place, "layer": layer, **shares, "pair_share": as_share(index)}
-                for layer, index in enumerate(per_layer.tolist())
-            ]
+            per_layer, shares = pair_position_index(model, pairs, entities).tolist(), UNMEASURED
+            if model.cfg.n_layers == 1:
+                shares = first_layer(evidence_matrix(model, entities, entities, positions))
+            return [{"layer": layer, **shares, "pair_share": as_share(index)} for layer, index in enumerate(per_layer)]
+
+        if deep:
+            measured = at_stages(run, at)
+        else:
+            steps = sorted({run.steps[0], *run.steps[::-2]})
+            measured = [{"stage": "checkpoint", "step": step, **row} for step in steps for row in at(step)]
+        rows += [{**about(run), **row} for row in measured]
     return rows
 
 
@@ -80,15 +86,15 @@ def summarize(result: Result) -> dict[str, Estimate]:
         for stage, step in (("initial", one["step"].min()), ("end", one["step"].max())):
             at = where(one, step=step)
             for quantity in ("share", "share_null", "pair_share"):
-                summary[f"{scheme} / {stage} / {quantity}"] = bootstrap_mean(at[quantity])
+                summary[f"{scheme} / {stage} / {quantity}"] = mean_estimate(at[quantity])
         peaks = one.groupby("run")["share"].max()
-        summary[f"{scheme} / largest share at any checkpoint"] = bootstrap_mean(peaks)
+        summary[f"{scheme} / largest share at any checkpoint"] = mean_estimate(peaks)
     for (scheme, n_layers, mlp), group in frame[frame["n_layers"] > 1].groupby(["scheme", "n_layers", "mlp"]):
         for stage in STAGES:
             at = where(group, stage=stage)
             for layer in range(int(n_layers)):
                 key = f"{scheme} {n_layers} layers{' with MLP' if mlp else ''} / {stage} / layer {layer + 1}"
-                summary[f"{key} / pair_share"] = bootstrap_mean(where(at, layer=layer)["pair_share"])
+                summary[f"{key} / pair_share"] = mean_estimate(where(at, layer=layer)["pair_share"])
     return summary
 
 

@@ -1,5 +1,5 @@
-"""Whether gradient alignment, route correlation and evidence go with reverse prediction: over training within a run,
-across seeds, and across position schemes; and whether they do beyond what forward prediction says already."""
+"""Whether gradient alignment, route correlation and evidence go with reverse prediction: over training within a run
+and across seeds, and whether they do beyond what forward prediction says already. Over settings: `signatures`."""
 
 from __future__ import annotations
 
@@ -12,17 +12,20 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from mdm_interp.analysis import Analysis
-from mdm_interp.claims import ClaimTest
+from mdm_interp.claims import CONSTANT, ClaimTest
 from mdm_interp.config import TrainConfig
-from mdm_interp.coupling import inner_products, mean_gradient
-from mdm_interp.presets import MDM_SCHEMES, SCOPE, STAGES, WORLDS, about, grid, stages
+from mdm_interp.coupling import STORAGE, Direction, inner_products, mean_gradient
+from mdm_interp.facts import FactWorld
+from mdm_interp.model import HookedTransformer
+from mdm_interp.presets import MDM_SCHEMES, SCOPE, STAGES, WORLDS, about, at_stages, grid
+from mdm_interp.queries import QueryPair
 from mdm_interp.results import Result
 from mdm_interp.routing import route_correlation
 from mdm_interp.runs import Run
 from mdm_interp.stats import (
     Estimate,
-    bootstrap_mean,
     correlation_estimate,
+    mean_estimate,
     partial_rank_correlation,
     rank_correlation,
     where,
@@ -33,12 +36,10 @@ from mdm_interp.viz.theme import BLUE, CHANCE, ORANGE, legend_at, titled
 from mdm_interp.viz.theme import SCHEMES as COLORS
 
 SIGNATURES = {
-    "alignment": "gradient alignment (cosine)",
+    "alignment": "gradient alignment (cosine, V and O)",
     "route": "route correlation",
     "evidence": "evidence for the answer (z-score)",
 }
-CONSTANT = 0.01
-"""A signature that varies less than this over what is compared is constant, and has no rank worth correlating."""
 Kind = Literal["plain", "partial"]
 KINDS: tuple[Kind, ...] = ("plain", "partial")
 """Rank correlation with reverse probability, and the same given forward probability."""
@@ -49,30 +50,39 @@ def configs(seeds: Sequence[int]) -> list[TrainConfig]:
 
 
 def measure(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """One row per run and checkpoint: the signatures and both probabilities; `stage` where the checkpoint is one."""
+    """The signatures and both probabilities: one row per run and every second checkpoint (stage `checkpoint`), and one
+    per stage."""
     rows = []
     for run in runs:
         pairs = run.query_pairs()  # those that the metrics are of: what is correlated comes from the same queries
-        forward, reverse = [pair.forward for pair in pairs], [pair.reverse for pair in pairs]
-        candidates, metrics = run.facts.candidates(reverse), {entry["step"]: entry for entry in run.metrics()}
-        named = {step: stage for stage, step in reversed(stages(run).items())}
-        for step in sorted({*run.steps[::2], *named}):
-            model = run.model(step)
-            f, r = mean_gradient(model, forward), mean_gradient(model, reverse)
-            size = (inner_products(f, f)["all"] * inner_products(r, r)["all"]) ** 0.5
-            rows.append(
-                {
-                    **about(run),
-                    "step": step,
-                    "stage": named.get(step),
-                    "alignment": inner_products(f, r)["all"] / size,
-                    "route": route_correlation(model, pairs).nanmean().item(),
-                    "evidence": evidence_scores(model, reverse, candidates)[0].mean().item(),
-                    "forward_probability": metrics[step]["forward_probability"],
-                    "reverse_probability": metrics[step]["reverse_probability"],
-                }
-            )
+        metrics = {entry["step"]: entry for entry in run.metrics()}
+
+        def at(step: int, run: Run = run, pairs: list[QueryPair] = pairs, metrics: dict = metrics) -> list[dict]:
+            asked = {f"{side}_probability": metrics[step][f"{side}_probability"] for side in ("forward", "reverse")}
+            return [{**measured(run.model(step), pairs, run.facts), **asked}]
+
+        rows += [
+            {**about(run), "stage": "checkpoint", "step": step, **row} for step in run.steps[::2] for row in at(step)
+        ]
+        rows += [{**about(run), **row} for row in at_stages(run, at)]
     return rows
+
+
+def measured(model: HookedTransformer, pairs: Sequence[QueryPair], world: FactWorld) -> dict[str, float]:
+    """The signatures of a model: the cosine in V and O of the gradients of the mean forward and the mean reverse loss,
+    the route correlation, and the z-score of the answer's evidence in the reverse query."""
+    reverse = [pair.reverse for pair in pairs]
+    f, r = mean_gradient(model, [pair.forward for pair in pairs]), mean_gradient(model, reverse)
+
+    def inner(one: Direction, other: Direction) -> float:
+        products = inner_products(one, other)
+        return sum(products[component] for component in STORAGE)
+
+    return {
+        "alignment": inner(f, r) / (inner(f, f) * inner(r, r)) ** 0.5,
+        "route": route_correlation(model, pairs).nanmean().item(),
+        "evidence": evidence_scores(model, reverse, world.candidates(reverse))[0].max().item(),
+    }
 
 
 def correlation(rows: pd.DataFrame, signature: str, kind: Kind) -> float:
@@ -90,26 +100,14 @@ def over_training(frame: pd.DataFrame, signature: str, kind: Kind) -> pd.DataFra
     rows = []
     for scope in frame[list(SCOPE)].drop_duplicates().to_dict("records"):
         setting = {str(name): value for name, value in scope.items()}
-        runs = [run.sort_values("step") for _, run in where(frame, **setting).groupby("seed")]
+        at = where(frame, **setting, stage="checkpoint")
+        runs = [run.sort_values("step") for _, run in at.groupby("seed")]
         for run, other in zip(runs, [*runs[1:], *runs[:1]], strict=True):
             same = run.merge(other[["step", signature]], on="step", suffixes=("", "_other"))
             effect, null = (correlation(same, column, kind) for column in (signature, f"{signature}_other"))
             place = {**setting, "stage": "over training", "seed": run["seed"].iloc[0]}
             rows.append({**place, "effect": effect, "null": null})
     return pd.DataFrame(rows)
-
-
-def across_schemes(frame: pd.DataFrame, signature: str, kind: Kind, stage: str) -> pd.DataFrame:
-    """Per world and seed: correlation over the position schemes at a stage. Its mean over all ways to deal the
-    signatures to the schemes, the null, is 0: to each there is the one that deals them in reverse. Whatever else tells
-    the schemes apart is not held still: this says that both go together, not why."""
-    setting = {"scheme": "all", "objective": "any_order", "n_layers": 1, "mlp": False, "stage": stage, "null": 0.0}
-    return pd.DataFrame(
-        [
-            {**setting, "world": world, "seed": seed, "effect": correlation(runs, signature, kind)}
-            for (world, seed), runs in where(frame, stage=stage).groupby(["world", "seed"], sort=False)
-        ]
-    )
 
 
 def across_seeds(frame: pd.DataFrame, signature: str, kind: Kind, stage: str) -> dict[tuple[str, str], Estimate]:
@@ -131,13 +129,9 @@ def summarize(result: Result) -> dict[str, Estimate]:
             for world in WORLDS:
                 for scheme in MDM_SCHEMES:
                     group, key = where(linked, world=world, scheme=scheme), f"{signature} / {world}, {scheme}"
-                    summary[f"{key}, over training / {kind}"] = bootstrap_mean(group["effect"])
-                    summary[f"{key}, over training / {kind} null"] = bootstrap_mean(group["null"])
+                    summary[f"{key}, over training / {kind}"] = mean_estimate(group["effect"])
+                    summary[f"{key}, over training / {kind} null"] = mean_estimate(group["null"])
             for stage in staged:
-                dealt = across_schemes(frame, signature, kind, stage)
-                for world in WORLDS:
-                    key = f"{signature} / {world}, across schemes, {stage} / {kind}"
-                    summary[key] = bootstrap_mean(where(dealt, world=world)["effect"])
                 for (world, scheme), estimate in across_seeds(frame, signature, kind, stage).items():
                     summary[f"{signature} / {world}, {scheme}, across seeds, {stage} / {kind}"] = estimate
     return summary
@@ -183,7 +177,7 @@ def draw(result: Result) -> go.Figure:
     )
     for col, (signature, label) in enumerate(SIGNATURES.items(), start=1):
         for scheme in MDM_SCHEMES:
-            group = where(frame, world="relation_cycle", scheme=scheme)
+            group = where(frame, world="relation_cycle", scheme=scheme, stage="checkpoint")
             trace = go.Scatter(
                 x=group[signature],
                 y=group["reverse_probability"],
@@ -223,22 +217,6 @@ CLAIMS = tuple(
         side="above",
         margin=0.1,
         rows=lambda result, signature=signature: over_training(result.frame, signature, "partial"),
-    )
-    for signature, label in SIGNATURES.items()
-) + tuple(
-    ClaimTest(
-        claim="7",
-        measure=f"rank correlation across position schemes of {label} with reverse probability",
-        effect="effect",
-        null="null",
-        null_is="signatures dealt to the schemes at random",
-        side="above",
-        margin=0.1,
-        rows=lambda result, signature=signature: pd.concat(
-            across_schemes(result.frame, signature, "plain", stage)
-            for stage in STAGES
-            if (result.frame["stage"] == stage).any()
-        ),
     )
     for signature, label in SIGNATURES.items()
 )

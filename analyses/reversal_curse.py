@@ -1,32 +1,58 @@
-"""Forward and reverse probability over training: MDMs under four position schemes, and an ARM, in two worlds."""
+"""Forward and reverse probability over training: MDMs under four position schemes, and an ARM.
+
+In `relation_cycle` every entity is the source on both sides of a mask, in one fact on the left and in another on the
+right, so training shows both its routes; in `two_role` it is the source on one side only. With several heads each side
+can get a head of its own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from mdm_interp.analysis import Analysis
-from mdm_interp.presets import VARIANTS, WORLDS, grid, variant_of
+from mdm_interp.config import TrainConfig
+from mdm_interp.presets import MANY_HEADS, MDM_SCHEMES, VARIANTS, about, grid, head_grid, variant_of
 from mdm_interp.results import Result
 from mdm_interp.runs import Run
-from mdm_interp.stats import Estimate, bootstrap_mean, curve, where
+from mdm_interp.stats import Estimate, curve, mean_estimate, where
 from mdm_interp.viz.plots import TRAINING_STEPS, add_curve, add_level
 from mdm_interp.viz.theme import CHANCE, FORWARD, REVERSE, legend_at, titled
 
-TITLES = {"relation_cycle": "relation_cycle, random filler", "two_role": "two_role, no filler"}
+SETTINGS = {
+    "relation_cycle": "relation_cycle, 1 head",
+    f"relation_cycle, {MANY_HEADS} heads": f"relation_cycle, {MANY_HEADS} heads",
+    "two_role": "two_role, 1 head",
+}
+"""The rows of panels: what rows and summary call them, and how readers know them."""
+
+
+def configs(seeds: Sequence[int]) -> list[TrainConfig]:
+    """The shared grid of one-head models, and those of `head_grid` that share the width out among `MANY_HEADS`."""
+    contrast = [
+        config
+        for config in head_grid(seeds)
+        if config.model.n_heads == MANY_HEADS and MANY_HEADS * config.model.head_dim == config.model.d_model
+    ]
+    return grid(seeds) + contrast
+
+
+def setting_of(config: TrainConfig) -> str:
+    """The name of a run's setting, as in `SETTINGS`."""
+    world = config.facts.world
+    return f"{world}, {MANY_HEADS} heads" if config.model.n_heads == MANY_HEADS else world
 
 
 def measure(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """The metrics that training recorded, one row per run and checkpoint."""
     return [
         {
-            "world": run.config.facts.world,
+            **about(run),
+            "setting": setting_of(run.config),
             "variant": variant_of(run.config),
-            "seed": run.config.seed,
-            "run": run.folder.name,
             "chance": run.facts.chance,
             **metrics,
         }
@@ -39,85 +65,86 @@ def summarize(result: Result) -> dict[str, Estimate]:
     frame = result.frame
     last = frame[frame["step"] == frame.groupby("run")["step"].transform("max")]
     summary = {}
-    for world in WORLDS:
+    for setting in SETTINGS:
         for variant in VARIANTS:
-            group = where(last, world=world, variant=variant)
+            group, key = where(last, setting=setting, variant=variant), f"{setting} / {variant}"
             for quantity in ("forward_probability", "reverse_probability", "forward_accuracy", "reverse_accuracy"):
-                summary[f"{world} / {variant} / {quantity}"] = bootstrap_mean(group[quantity])
+                summary[f"{key} / {quantity}"] = mean_estimate(group[quantity])
+            above = group["reverse_probability"] - group["chance"]
+            summary[f"{key} / reverse above chance"] = mean_estimate(above)
             gap = (group["forward_probability"] - group["reverse_probability"]).abs().max()
-            summary[f"{world} / {variant} / largest gap of any seed"] = Estimate(gap, gap, gap, len(group))
-            path = where(frame, world=world, variant=variant)
-            peak = path.groupby("seed")["reverse_probability"].max()
-            summary[f"{world} / {variant} / highest reverse_probability"] = bootstrap_mean(peak)
-        summary[f"{world} / chance"] = bootstrap_mean(where(last, world=world)["chance"])
+            summary[f"{key} / largest gap of any seed"] = Estimate(gap, gap, gap, len(group))
+            peak = where(frame, setting=setting, variant=variant).groupby("seed")["reverse_probability"].max()
+            summary[f"{key} / highest reverse_probability"] = mean_estimate(peak)
+        summary[f"{setting} / chance"] = mean_estimate(where(last, setting=setting)["chance"])
     return summary
 
 
-def takeaway(summary: dict[str, Estimate]) -> str:
-    def reverse(variant: str) -> str:
-        return f"{summary[f'relation_cycle / {variant} / reverse_probability'].value:.2g}"
+def takeaway(summary: Mapping[str, Estimate]) -> str:
+    """Say who answers in reverse above chance: yes if the whole interval is above it, no if all of it is below,
+    undecided otherwise, as for a single seed."""
 
-    listed = ", ".join(f"{reverse(variant)} ({variant})" for variant in VARIANTS)
-    peak = summary["relation_cycle / MDM rope / highest reverse_probability"].value
-    chance = summary["relation_cycle / chance"].value
+    def said(setting: str) -> str:
+        found: dict[str, dict[str, float]] = {"yes": {}, "no": {}, "undecided": {}}
+        for variant in VARIANTS:
+            above = summary[f"{setting} / {variant} / reverse above chance"]
+            answer = "yes" if above.low > 0 else "no" if above.high < 0 else "undecided"
+            found[answer][variant] = summary[f"{setting} / {variant} / reverse_probability"].value
+        listed = ", ".join(f"{answer} for {_listed(values)}" for answer, values in found.items() if values)
+        return f"{SETTINGS[setting]}: {listed}"
+
+    chances = " and ".join(f"{summary[f'{world} / chance'].value:.2g}" for world in ("relation_cycle", "two_role"))
     return (
-        f"relation_cycle, end of training: reverse probability is {listed}; chance is {chance:.2g}. "
-        f"MDM rope's reverse probability rose to {peak:.2g} on its way."
+        f"{'; '.join(map(said, SETTINGS))} (chance: {chances}). "
+        "In relation_cycle every entity is a source on both sides, in two_role on one."
     )
+
+
+def _listed(values: Mapping[str, float]) -> str:
+    """Variants and their values; the MDMs, which come first, in one if all are there."""
+    listed = [f"{variant} ({value:.2g})" for variant, value in values.items()]
+    mdms = [value for variant, value in values.items() if variant.startswith("MDM")]
+    if len(mdms) == len(MDM_SCHEMES):
+        listed[: len(mdms)] = [f"every MDM ({min(mdms):.2g} to {max(mdms):.2g})"]
+    return ", ".join(listed)
 
 
 def draw(result: Result) -> go.Figure:
-    worlds, variants = list(WORLDS), list(VARIANTS)
-    titles = [f"{variant}" for variant in variants] + [""] * len(variants)
+    variants = list(VARIANTS)
     figure = make_subplots(
-        len(worlds),
+        len(SETTINGS),
         len(variants),
         shared_xaxes=True,
         shared_yaxes=True,
-        subplot_titles=titles,
+        subplot_titles=variants,
         horizontal_spacing=0.02,
-        vertical_spacing=0.07,
+        vertical_spacing=0.05,
     )
     frame = result.frame[result.frame["step"] > 0]
-    for row, world in enumerate(worlds, start=1):
+    for row, (setting, title) in enumerate(SETTINGS.items(), start=1):
         for col, variant in enumerate(variants, start=1):
-            group = where(frame, world=world, variant=variant)
-            legend = "legend" if row == col == 1 else None
+            group = where(frame, setting=setting, variant=variant)
+            at: dict[str, Any] = {"row": row, "col": col, "legend": "legend" if row == col == 1 else None}
             for side, color, dash in (("forward", FORWARD, "solid"), ("reverse", REVERSE, "dash")):
                 points = curve(group, "step", f"{side}_probability")
-                add_curve(
-                    figure,
-                    points,
-                    "step",
-                    name=f"{side} query",
-                    color=color,
-                    row=row,
-                    col=col,
-                    dash=dash,
-                    legend=legend,
-                )
-            add_level(
-                figure,
-                group["step"].tolist(),
-                group["chance"].iloc[0],
-                name="chance: the answer's role known, nothing else",
-                color=CHANCE,
-                row=row,
-                col=col,
-                legend=legend,
-            )
-        figure.update_yaxes(title_text=f"{TITLES[world]}<br>probability of answer", row=row, col=1)
+                add_curve(figure, points, "step", name=f"{side} query", color=color, dash=dash, **at)
+            steps, chance = group["step"].tolist(), group["chance"].iloc[0]
+            add_level(figure, steps, chance, name="chance: the answer's role known, nothing else", color=CHANCE, **at)
+            value = result.summary[f"{setting} / {variant} / reverse_probability"].value
+            ends = {"text": f"ends at {value:.2f}", "font": {"color": REVERSE}, "showarrow": False}
+            figure.add_annotation(ends, x=0.05, y=0.92, xref="x domain", yref="y domain", row=row, col=col)
+        figure.update_yaxes(title_text=f"{title}<br>probability of answer", row=row, col=1)
     figure.update_xaxes(TRAINING_STEPS)
-    figure.update_xaxes(title_text="training step", row=len(worlds))
+    figure.update_xaxes(title_text="training step", row=len(SETTINGS))
     figure.update_yaxes(range=[-0.03, 1.03])
-    figure.update_layout(legend=legend_at(0.5, -0.13))
-    return titled(figure, result.question, takeaway(result.summary), height=800)
+    figure.update_layout(legend=legend_at(0.5, -0.09))
+    return titled(figure, result.question, takeaway(result.summary), height=1050)
 
 
 ANALYSIS = Analysis(
     name="reversal_curse",
     question="Does a model that learned facts forward answer them in reverse?",
-    configs=grid,
+    configs=configs,
     measure=measure,
     summarize=summarize,
     draw=draw,

@@ -1,4 +1,5 @@
-"""Forward against reverse attention scores, before and after training, and their correlation against distance."""
+"""Whether attention prefers the same tokens from either side over training; and the raw scores at sources, before and
+after training, and their correlation against distance."""
 
 from __future__ import annotations
 
@@ -14,8 +15,9 @@ from mdm_interp.config import TrainConfig
 from mdm_interp.presets import MDM_SCHEMES, grid, variant_of
 from mdm_interp.results import Result
 from mdm_interp.routing import compute_routes, correlate, distance_correlation
+from mdm_interp.routing import route_correlation as compute_route_correlation
 from mdm_interp.runs import Run
-from mdm_interp.stats import Estimate, bootstrap_mean, curve, where
+from mdm_interp.stats import Estimate, curve, mean_estimate, where
 from mdm_interp.viz.plots import TRAINING_STEPS, add_curve, add_level
 from mdm_interp.viz.theme import CHANCE, COLORS, legend_at, titled
 from mdm_interp.viz.theme import VARIANTS as VARIANT_COLORS
@@ -30,8 +32,9 @@ def configs(seeds: Sequence[int]) -> list[TrainConfig]:
 
 
 def measure(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Three kinds of rows: `correlation` per run and checkpoint; `distance` per rope run before and after, at each
-    distance; `score` per query pair and head of the first rope run, before and after."""
+    """Three kinds of rows: `correlation` per run and checkpoint (`measured` of whole rows, `raw` of the scores at
+    sources); `distance` per rope run before and after, at each distance, of raw scores; `score` per query pair and head
+    of the first rope run, before and after."""
     rows: list[dict[str, Any]] = []
     for run in runs:
         about = {"variant": variant_of(run.config), "seed": run.config.seed, "run": run.folder.name}
@@ -40,8 +43,11 @@ def measure(runs: Sequence[Run]) -> list[dict[str, Any]]:
             model = run.model(step)
             forward = compute_routes(model, [pair.forward for pair in pairs]).scores
             reverse = compute_routes(model, [pair.reverse for pair in pairs]).scores
-            correlation = correlate(forward, reverse).mean().item()
-            rows.append({"kind": "correlation", **about, "step": step, "measured": correlation})
+            correlations = {
+                "measured": compute_route_correlation(model, pairs).nanmean().item(),
+                "raw": correlate(forward, reverse).nanmean().item(),
+            }
+            rows.append({"kind": "correlation", **about, "step": step, **correlations})
             if run.config.model.position != "rope" or step not in (run.steps[0], run.steps[-1]):
                 continue
             predicted = distance_correlation(model, pairs, torch.tensor(DISTANCES, dtype=torch.float64))
@@ -82,24 +88,27 @@ def summarize(result: Result) -> dict[str, Estimate]:
         at = where(frame, step=step)
         for scheme in MDM_SCHEMES:
             group = where(at, kind="correlation", variant=f"MDM {scheme}")
-            summary[f"MDM {scheme} / {stage} route correlation"] = bootstrap_mean(group["measured"])
+            summary[f"MDM {scheme} / {stage} route correlation"] = mean_estimate(group["measured"])
+            summary[f"MDM {scheme} / {stage} correlation of raw scores"] = mean_estimate(group["raw"])
         for distance in DISTANCES:
             group = where(at, kind="distance", distance=distance)
             for prediction in PREDICTIONS:
                 key = f"MDM rope / {stage} correlation at distance {distance}, {prediction}"
-                summary[key] = bootstrap_mean(group[prediction])
+                summary[key] = mean_estimate(group[prediction])
     return summary
 
 
 def takeaway(summary: dict[str, Estimate]) -> str:
-    def moved(scheme: str) -> str:
-        initial, final = (summary[f"MDM {scheme} / {stage} route correlation"].value for stage in ("initial", "final"))
+    def moved(scheme: str, quantity: str = "route correlation") -> str:
+        initial, final = (summary[f"MDM {scheme} / {stage} {quantity}"].value for stage in ("initial", "final"))
         return f"{scheme} from {initial:.2f} to {final:.2f}"
 
     at = "MDM rope / final correlation at distance 2, "
     return (
-        f"Training moves the correlation of forward and reverse scores for {', '.join(map(moved, MDM_SCHEMES))}. "
-        f"At distance 2, trained rope heads measure {summary[at + 'measured'].value:.2f}; their spectrum predicts "
+        f"Training moves the correlation of forward and reverse rows for {', '.join(map(moved, MDM_SCHEMES))}; that of "
+        f"raw scores at sources, which leaves out what all sources share, for "
+        f"{moved('rope', 'correlation of raw scores')}. At distance 2, trained rope heads measure "
+        f"{summary[at + 'measured'].value:.2f}; their spectrum predicts "
         f"{summary[at + 'spectrum'].value:.2f}, isotropy {summary[at + 'isotropic'].value:.2f}."
     )
 
@@ -116,7 +125,7 @@ def draw(result: Result) -> go.Figure:
         subplot_titles=[
             f"scores before, rope, seed {seed}",
             "correlation at a distance, before",
-            "route correlation over training",
+            "route correlation over training<br>(dotted: raw scores at sources)",
             f"scores after, rope, seed {seed}",
             "correlation at a distance, after",
         ],
@@ -167,6 +176,17 @@ def draw(result: Result) -> go.Figure:
         points = curve(where(over_training, variant=name), "step", "measured")
         add_curve(
             figure, points, "step", name=name, color=VARIANT_COLORS[name], row=1, col=3, dash=dash, legend="legend3"
+        )
+        raw: dict[str, Any] = {"dash": "dot", "legend": None}
+        add_curve(
+            figure,
+            curve(where(over_training, variant=name), "step", "raw"),
+            "step",
+            name=f"{name}, raw scores",
+            color=VARIANT_COLORS[name],
+            row=1,
+            col=3,
+            **raw,
         )
     steps = over_training["step"].tolist()
     add_level(figure, steps, 0.0, name="unrelated sides", color=CHANCE, row=1, col=3, legend="legend3")

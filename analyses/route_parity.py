@@ -21,7 +21,7 @@ from mdm_interp.queries import QueryPair
 from mdm_interp.results import Result
 from mdm_interp.routing import compute_content, other_facts, plane_products, require_rope
 from mdm_interp.runs import Run
-from mdm_interp.stats import Estimate, bootstrap_mean, curve, where
+from mdm_interp.stats import Estimate, curve, mean_estimate, where
 from mdm_interp.viz.plots import TRAINING_STEPS, add_curve, add_level
 from mdm_interp.viz.theme import (
     BLUE,
@@ -116,21 +116,21 @@ def summarize(result: Result) -> dict[str, Estimate]:
         for stage in STAGES:
             at = at_stage(group, stage)
             for quantity in ("selectivity", "null", "reverse_probability"):
-                summary[f"{scheme} / {stage} / {quantity}"] = bootstrap_mean(at[quantity])
+                summary[f"{scheme} / {stage} / {quantity}"] = mean_estimate(at[quantity])
             excess = at["selectivity"] - at["null"]
-            summary[f"{scheme} / {stage} / selectivity over null"] = bootstrap_mean(excess)
+            summary[f"{scheme} / {stage} / selectivity over null"] = mean_estimate(excess)
         peak, end = (at_stage(group, stage).set_index("run") for stage in STAGES[1:])
         for quantity in ("selectivity", "reverse_probability"):
             change = end[quantity] - peak[quantity]
-            summary[f"{scheme} / change of {quantity} after the reverse peak"] = bootstrap_mean(change)
+            summary[f"{scheme} / change of {quantity} after the reverse peak"] = mean_estimate(change)
     planes = where(frame, kind="plane")
     for stage, step in (("initial", frame["step"].min()), ("end", frame["step"].max())):
         at = where(planes, step=step)
         totals = at.groupby("run")[["odd_energy", "odd_uniform"]].sum()
         ratio = totals["odd_energy"] / totals["odd_uniform"]
-        summary[f"rope / {stage} / odd energy over that of uniform phases"] = bootstrap_mean(ratio)
+        summary[f"rope / {stage} / odd energy over that of uniform phases"] = mean_estimate(ratio)
         for plane, group in at.groupby("plane"):
-            summary[f"rope / {stage} / energy share of plane {plane:.0f}"] = bootstrap_mean(group["energy_share"])
+            summary[f"rope / {stage} / energy share of plane {plane:.0f}"] = mean_estimate(group["energy_share"])
     return summary
 
 

@@ -16,9 +16,10 @@ from plotly.subplots import make_subplots
 from torch import Tensor
 
 from mdm_interp.config import ModelConfig
-from mdm_interp.probing import KINDS, CheckpointAnalysis, Probe, demos, each_checkpoint, over_facts
+from mdm_interp.probing import KINDS, CheckpointAnalysis, Probe, demos, each_checkpoint
 from mdm_interp.prompts import Kind
 from mdm_interp.queries import Query, QueryPair
+from mdm_interp.resampling import FactSample
 from mdm_interp.results import Result
 from mdm_interp.stats import Estimate, estimate_in, where
 from mdm_interp.trajectory import Denoised, denoise_answers
@@ -50,26 +51,28 @@ def with_source(query: Query, source: tuple[int, ...]) -> Query:
 
 
 def other_sources(pairs: Sequence[QueryPair], n_ctx: int) -> list[tuple[int, ...] | None]:
-    """For every pair the source of a fact that is asked for the same side and shares neither entity; None where there
-    is none, or none that the context holds."""
-    chooser = random.Random(0)
-    known = dict.fromkeys((pair.side, pair.forward.source, pair.forward.answer) for pair in pairs)
+    """Choose for every pair the source of a fact that is asked for the same side and shares no name with it, directly
+    or through other facts; None where there is none, or none that the context holds."""
+    chooser, clusters = random.Random(0), FactSample.of(pairs).clusters.tolist()
+    known = dict.fromkeys(
+        (pair.side, cluster, pair.forward.source) for pair, cluster in zip(pairs, clusters, strict=True)
+    )
     chosen = []
-    for pair in pairs:
-        own = pair.forward
-        room = n_ctx - max(len(pair.forward.tokens), len(pair.reverse.tokens)) + len(own.source)
+    for pair, own in zip(pairs, clusters, strict=True):
+        room = n_ctx - max(len(pair.forward.tokens), len(pair.reverse.tokens)) + len(pair.forward.source)
         others = [
-            source
-            for side, source, answer in known
-            if side == pair.side and source != own.source and answer != own.answer and len(source) <= room
+            source for side, cluster, source in known if side == pair.side and cluster != own and len(source) <= room
         ]
         chosen.append(chooser.choice(others) if others else None)
     return chosen
 
 
 def measure(probes: Sequence[Probe]) -> list[dict[str, Any]]:
-    """Rows per checkpoint, kind and direction: route and evidence per stage and layer, and over all layers together
-    (layer null; routes averaged, evidence summed); the endings (stage null). MDMs only, twins among them."""
+    """Give rows per checkpoint, kind and direction: route and evidence per stage and layer, and over all layers
+    together (layer null; routes averaged, evidence summed); the endings (stage null). MDMs only, twins among them.
+
+    `n` and `null_n` count the independent clusters of facts behind a number, and `facts` and `clusters` all there are.
+    """
     masked = [probe for probe in each_checkpoint(probes) if not probe.model.cfg.is_causal]
     return [row for probe in masked for row in rows_of(probe)]
 
@@ -90,20 +93,24 @@ def rows_of(probe: Probe) -> Iterator[dict[str, Any]]:
     different = {query for of_place in (*asked.values(), *controls.values()) for query in of_place if query}
     ordered = sorted(different, key=lambda query: (len(query.tokens), query.tokens, query.answer))
     number = {query: i for i, query in enumerate(ordered)}
-    for at, measured in columns(denoise_answers(probe.model, ordered, STAGES)).items():
-        values = torch.cat([measured, measured.new_full((1,), torch.nan)])  # the last: of no query
-        for kind, direction in asked:
-            own, null = (
-                over_facts(values[[number[query] if query else -1 for query in of[kind, direction]]], probe.pairs(kind))
-                for of in (asked, controls)
-            )
+    measured = columns(denoise_answers(probe.model, ordered, STAGES))
+    values = torch.stack(list(measured.values()), dim=1)
+    values = torch.cat([values, values.new_full((1, len(measured)), torch.nan)])  # the last: of no query
+    for kind, direction in asked:
+        sample = FactSample.of(probe.pairs(kind))
+        own, null = (
+            sample.mean(values[[number[query] if query else -1 for query in of[kind, direction]]]).estimates()
+            for of in (asked, controls)
+        )
+        for at, estimate, control in zip(measured, own, null, strict=True):
             yield {
                 "checkpoint": probe.name,
                 "kind": kind,
                 "direction": direction,
                 **dict(zip(("measure", "stage", "layer"), at, strict=True)),
-                **vars(own),
-                **{f"null_{name}": value for name, value in vars(null).items()},
+                **sample.counts,
+                **vars(estimate),
+                **{f"null_{name}": value for name, value in vars(control).items()},
             }
 
 

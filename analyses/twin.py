@@ -10,7 +10,6 @@ from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-import torch
 from plotly.subplots import make_subplots
 
 from mdm_interp.answer_evidence import answer_evidence
@@ -18,7 +17,7 @@ from mdm_interp.files import UserError
 from mdm_interp.prediction import predict
 from mdm_interp.probing import KINDS, CheckpointAnalysis, Probe, demos
 from mdm_interp.prompts import Kind
-from mdm_interp.queries import Query
+from mdm_interp.queries import Query, QueryPair
 from mdm_interp.resampling import Draws, FactSample, head_agreement, rows_at, summary_of
 from mdm_interp.results import Result
 from mdm_interp.routing import compute_routes
@@ -55,31 +54,32 @@ def questions(probe: Probe, kind: Kind, direction: str) -> Asked:
     common = [place for place in by_place[0] if place in by_place[1]]
     if not common:
         raise UserError(f"facts: {probe.name} and {probe.twin.name} can be asked no {kind} query both; use other facts")
-    facts, templates = (torch.tensor(ids).unique(return_inverse=True)[1] for ids in zip(*common, strict=True))
-    mine, theirs = ([queries[place] for place in common] for queries in by_place)
-    return Asked((mine, theirs), FactSample(facts, templates))
+    mine, theirs = ([getattr(pairs[place], direction) for place in common] for pairs in by_place)
+    sample = FactSample.of([by_place[0][place] for place in common], [template for _, template in common])
+    return Asked((mine, theirs), sample)
 
 
-def _last_answers(probe: Probe, kind: Kind, direction: str) -> dict[tuple[int, int], Query]:
-    """By fact and template, the query whose answer stands after its source."""
+def _last_answers(probe: Probe, kind: Kind, direction: str) -> dict[tuple[int, int], QueryPair]:
+    """Give by fact and template the pair whose query in this direction has its answer after its source."""
     prompts = probe.prompts[kind]
     return {
-        (pair.fact, template): query
+        (pair.fact, template): pair
         for pair, template in zip(prompts.pairs, prompts.templates, strict=True)
-        if (query := getattr(pair, direction)).offset < 0
+        if getattr(pair, direction).offset < 0
     }
 
 
 def measure(probes: Sequence[Probe]) -> list[dict[str, Any]]:
-    """Per checkpoint, kind and direction of the query, by `what`: one row for all of the model (layer and head null),
-    and of `route` and `evidence` one per head.
+    """Give per checkpoint, kind and direction of the query, by `what`: one row for all of the model (layer and head
+    null), and of `route` and `evidence` one per head.
 
     `route` is the share of attention from the readout to the source, `evidence` the share of other facts' answers that
     the source writes less toward than its own, and `layer_evidence` the same of all heads of a layer, mean over layers;
     `exact_match` and `log_probability` (nats) are of the answer. `value` is the model's, `twin_value` the twin's.
     `agreement` is their rank correlation over heads, `null` the same with the twin's heads shuffled within each layer.
     Heads are paired by place: where the two models differ in layers or heads (`paired` is false), no row is a head's
-    and no agreement is there.
+    and no agreement is there. `NAME_n` counts the independent clusters of facts behind a number, and `facts` and
+    `clusters` all there are.
     """
     rows: list[dict[str, Any]] = []
     for probe in probes:
@@ -90,7 +90,7 @@ def measure(probes: Sequence[Probe]) -> list[dict[str, Any]]:
         for kind, direction in itertools.product(KINDS, DIRECTIONS):
             asked = questions(probe, kind, direction)
             about = {"checkpoint": probe.name, "twin": probe.twin.name, "paired": paired, "kind": kind}
-            about |= {"direction": direction, "facts": asked.sample.n_facts, "layer": None, "head": None}
+            about |= {"direction": direction, **asked.sample.counts, "layer": None, "head": None}
             for what, (mine, theirs) in compare(models, asked).items():
                 axes = mine.value.ndim
                 alike, shuffled = head_agreement(mine, theirs) if axes and paired else (NOTHING, NOTHING)

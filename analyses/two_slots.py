@@ -29,11 +29,11 @@ from mdm_interp.config import TrainConfig
 from mdm_interp.facts import FactWorld
 from mdm_interp.model import HookedTransformer
 from mdm_interp.prediction import predict
-from mdm_interp.presets import STAGES, about, grid, stages, variant_of
+from mdm_interp.presets import STAGES, about, at_stages, grid, variant_of
 from mdm_interp.queries import Query, QueryPair, batches
 from mdm_interp.results import Result
 from mdm_interp.runs import Run
-from mdm_interp.stats import Estimate, bootstrap_mean, curve, where
+from mdm_interp.stats import Estimate, curve, mean_estimate, where
 from mdm_interp.viz.plots import add_level, add_points
 from mdm_interp.viz.theme import BLUE, CHANCE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, legend_at, titled
 
@@ -72,25 +72,17 @@ def measure(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """One row per run and stage: mean cosines, probe accuracies (`…_null`: labels permuted over facts) and chance."""
     rows = []
     for run in runs:
-        pairs = run.query_pairs(n_contexts=N_CONTEXTS)
-        for stage, step in stages(run).items():
+        pairs, named = run.query_pairs(n_contexts=N_CONTEXTS), {**about(run), "variant": variant_of(run.config)}
+
+        def at(step: int, run: Run = run, pairs: list[QueryPair] = pairs) -> list[dict[str, Any]]:
             model = run.model(step)
-            forward, reverse = (
-                representations(model, queries)
-                for queries in ([pair.forward for pair in pairs], [pair.reverse for pair in pairs])
-            )
-            rows.append(
-                {
-                    **about(run),
-                    "variant": variant_of(run.config),
-                    "step": step,
-                    "stage": stage,
-                    **mean_cosines(forward, reverse, pairs, run.facts),
-                    **probe_accuracies(forward, reverse, pairs, run.facts),
-                    **answers(model, pairs, run.facts),
-                    "chance": run.facts.chance,
-                }
-            )
+            forward = representations(model, [pair.forward for pair in pairs])
+            reverse = representations(model, [pair.reverse for pair in pairs])
+            cosines = mean_cosines(forward, reverse, pairs, run.facts)
+            probed = probe_accuracies(forward, reverse, pairs, run.facts)
+            return [{**cosines, **probed, **answers(model, pairs, run.facts)}]
+
+        rows += [{**named, "chance": run.facts.chance, **row} for row in at_stages(run, at)]
     return rows
 
 
@@ -216,11 +208,11 @@ def summarize(result: Result) -> dict[str, Estimate]:
         for stage in STAGES:
             at = where(frame, variant=variant, stage=stage)
             for column in measured:
-                summary[f"{variant} / {stage} / {column}"] = bootstrap_mean(at[column])
+                summary[f"{variant} / {stage} / {column}"] = mean_estimate(at[column])
             excess = {"same_fact over same_relation": at["same_fact"] - at["same_relation"]}
             excess |= {f"{probe} over null": at[probe] - at[f"{probe}_null"] for probe in PROBES}
-            summary |= {f"{variant} / {stage} / {name}": bootstrap_mean(over) for name, over in excess.items()}
-    summary["chance"] = bootstrap_mean(frame.groupby("seed")["chance"].first())
+            summary |= {f"{variant} / {stage} / {name}": mean_estimate(over) for name, over in excess.items()}
+    summary["chance"] = mean_estimate(frame.groupby("seed")["chance"].first())
     return summary
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import pkgutil
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,11 +17,12 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from mdm_interp.claims import ClaimTest, Verdict, judge
+from mdm_interp.claims import Rule, Verdict, judge
 from mdm_interp.config import TrainConfig
 from mdm_interp.files import UserError
-from mdm_interp.presets import QUICK_SEEDS, SCOPE
-from mdm_interp.results import Result, tidy, versions
+from mdm_interp.presets import QUICK_SEEDS
+from mdm_interp.provenance import machine, tally, versions
+from mdm_interp.results import Result, tidy
 from mdm_interp.runs import DEFAULT_ROOT, Run
 from mdm_interp.stats import Estimate
 from mdm_interp.training import train_all
@@ -47,6 +47,10 @@ class Lab:
         """The finished runs of `configs`; what the store lacks is trained first."""
         return train_all(configs, root=self.root, device=self.device, workers=self.workers)
 
+    def folder(self, digest: str) -> Path:
+        """Find a run or, below `demos`, a demo checkpoint: the name of either's folder ends in its digest."""
+        return next(self.root.glob(f"demos/*-{digest}"), self.root / digest)
+
 
 @dataclass(frozen=True)
 class Analysis:
@@ -63,7 +67,7 @@ class Analysis:
     """Rows to the figures quoted anywhere."""
     draw: Callable[[Result], go.Figure]
     """Result to figure; computes nothing but what it shows."""
-    claims: Sequence[ClaimTest] = ()
+    claims: Sequence[Rule] = ()
     """The claims that its rows decide, each with its rule."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What `measure` depends on besides the runs; kept in the result."""
@@ -78,8 +82,8 @@ class Analysis:
         return self._planned({"settings": dict(self.settings), "runs": runs, "first_seed": first_seed}, lab.seeds)
 
     def _planned(self, config: dict[str, Any], seeds: Sequence[int]) -> Result:
-        made_with = versions(sys.modules[self.measure.__module__])
-        return Result(self.name, self.question, config, list(seeds), made_with, [], {})
+        used = versions(self.measure.__module__)
+        return Result(self.name, self.question, config, list(seeds), used, [], {})
 
     def stored(self, lab: Lab, out: Path) -> Result | None:
         """The result that `out` holds, if measuring again would repeat it."""
@@ -98,15 +102,16 @@ class Analysis:
         """
         if stored := self.stored(lab, out):
             return stored
-        subjects = self.subjects(lab)
-        return self._measured(self.planned(lab), _Watched(subjects, report) if report else subjects, out)
+        subjects, planned = self.subjects(lab), self.planned(lab)
+        planned = replace(planned, made_with=tally(map(lab.folder, planned.config["runs"])))
+        return self._measured(planned, _Watched(subjects, report) if report else subjects, out)
 
     def subjects(self, lab: Lab) -> list[Any]:
         """What `measure` is given: the finished runs of `configs`, trained first where they are missing."""
         return lab.runs(self.configs(lab.seeds))
 
     def _measured(self, planned: Result, subjects: Sequence[Any], out: Path) -> Result:
-        measured = replace(planned, rows=tidy(self.measure(subjects)))
+        measured = replace(planned, rows=tidy(self.measure(subjects)), machine=machine())
         result = replace(measured, summary=dict(self.summarize(measured)))
         result.save(out / f"{self.name}.json")
         return Result.load(out / f"{self.name}.json")
@@ -155,7 +160,7 @@ def ledger(analyses: Iterable[Analysis], results: Mapping[str, Result]) -> list[
     """The verdicts on every claim that one of `analyses` tests and `results` (by analysis name) has rows of, in the
     order of the claims."""
     tested = [(results[analysis.name], analysis.claims) for analysis in analyses if analysis.name in results]
-    return sorted(judge(tested, (*SCOPE, "stage")), key=lambda verdict: verdict.claim["id"])
+    return sorted(judge(tested), key=lambda verdict: verdict.claim["id"])
 
 
 def _modules(root: ModuleType) -> list[ModuleType]:

@@ -124,7 +124,6 @@ class _Contest:
         other = torch.where(rivals.any(1), steps.masked_fill(~rivals, len(answers)).argmin(1), own)
         against = rivals.float().scatter(1, other[:, None], 0.0)
         directions = readout_directions(model, tokens.to(model.W_U.device))
-        directions = directions.to(torch.promote_types(directions.dtype, torch.float32))
         return cls(
             members, directions, *(part.to(directions.device) for part in (counts, counted, own, other, against))
         )
@@ -158,8 +157,8 @@ def _source_values(model: Any, queries: Sequence[Query]) -> list[Float[Tensor, "
     """Values at each query's source, summed over its tokens; one entry per layer."""
 
     def read(view: LayerView) -> Float[Tensor, "query kv_head d_head"]:
-        v = view.v.to(torch.promote_types(view.v.dtype, torch.float32))
-        return einsum(v, view.batch.source.to(v), "query pos kv_head d_head, query pos -> query kv_head d_head")
+        source = view.batch.source.to(view.v)
+        return einsum(view.v, source, "query pos kv_head d_head, query pos -> query kv_head d_head")
 
     kept = [capture(model, batch, read)[1] for batch in batches(queries, model.cfg)]
     return [torch.cat(of_layer) for of_layer in zip(*kept, strict=True)]

@@ -19,6 +19,7 @@ from torch.func import functional_call
 
 from mdm_interp.config import ModelConfig
 from mdm_interp.files import UserError
+from mdm_interp.model import check_token_ids, precise, read_mask
 from mdm_interp.positions import SCHEMES, PositionScheme
 
 _SCHEMES = {"rotary": "rope", "standard": "learned", "alibi": "alibi", "none": "none"}
@@ -113,16 +114,19 @@ class BridgedTransformer:
             scores = scores.masked_fill(positions > positions[:, None], float("-inf"))
         return torch.allclose(scores.softmax(-1), cache["blocks.0.attn.hook_pattern"].float(), atol=1e-2)
 
-    def tokens_to_residual_directions(self, tokens: Int[Tensor, "*tokens"]) -> Float[Tensor, "*tokens d_model"]:
-        """As :meth:`HookedTransformer.tokens_to_residual_directions`: the final norm's gain is included."""
-        directions = self.bridge.W_U.T[tokens]
+    def residual_directions(self, tokens: Int[Tensor, "*tokens"]) -> Float[Tensor, "*tokens d_model"]:
+        """As :meth:`~mdm_interp.model.HookedTransformer.residual_directions`: the final norm's gain is included."""
+        check_token_ids("tokens", tokens, self.cfg.d_vocab)
+        directions = precise(self.bridge.W_U.T[tokens])
         gain = getattr(self.bridge.ln_final, "w", None)
         if gain is None:
             return directions
         return directions * (gain + 1 if getattr(self.bridge.cfg, "rmsnorm_uses_offset", False) else gain)
 
     def __call__(
-        self, tokens: Int[Tensor, "batch pos"], attention_mask: Bool[Tensor, "batch pos"] | None = None
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        attention_mask: Bool[Tensor, "batch pos"] | Int[Tensor, "batch pos"] | None = None,
     ) -> Float[Tensor, "batch pos d_vocab"]:
         """Logits, position for position as the network computes them."""
         return self.bridge(tokens, attention_mask=_explicit(tokens, attention_mask))
@@ -186,7 +190,7 @@ def _component(bridge: Any, path: str) -> Any:
 
 def _explicit(tokens: Tensor, attention_mask: Tensor | None) -> Tensor:
     """The mask as bridges take it. Without one they would guess it, from where a pad token stands."""
-    return torch.ones_like(tokens) if attention_mask is None else attention_mask.long()
+    return torch.ones_like(tokens) if attention_mask is None else read_mask(attention_mask, tokens).long()
 
 
 def _model_config(bridge: Any) -> ModelConfig:

@@ -19,6 +19,7 @@ from transformer_lens.hook_points import HookPoint
 
 from mdm_interp.bridge import BridgedTransformer
 from mdm_interp.files import UserError
+from mdm_interp.model import precise
 from mdm_interp.queries import QueryBatch
 
 T = TypeVar("T")
@@ -32,7 +33,7 @@ class LayerView:
     model: Any
     batch: QueryBatch
     seen: dict[str, Tensor]
-    """Activations by the end of their hook's name: whole for keys and values, else readout rows."""
+    """Activations by the end of their hook's name, whole for keys and values, else readout rows; float32 at least."""
 
     def __getitem__(self, kind: str) -> Tensor:
         try:
@@ -113,7 +114,7 @@ def _hooks(
             if kind in ("attn_scores", "pattern"):
                 x = x.transpose(1, 2)
             x = x if kind in ("v", "k", "rot_k") else batch.at_readout(x)
-            seen[kind] = x if kind == "v" else x.to(torch.promote_types(x.dtype, torch.float32))
+            seen[kind] = precise(x)
 
         return prefix + kind, hook
 

@@ -160,7 +160,7 @@ def verify(
     if as_json:
         print((out / "claims.json").read_text(encoding="utf-8"), end="")
         return
-    console, table = Console(), Table("claim", "scope", "effect", "null", "p", "verdict", "figure")
+    console, table = Console(), Table("claim", "scope", "effect", "null", "p", "verdict", "role", "figure")
     for claim, group in itertools.groupby(verdicts, key=lambda verdict: verdict.claim["id"]):
         lines = list(group)
         for measure, of_measure in itertools.groupby(lines, key=lambda verdict: verdict.measure):
@@ -169,7 +169,8 @@ def verify(
             table.add_row(claim, f"{rows[0].claim['sentence']}\n{measure}; {rows[0].rule}", "", rows[0].null_is)
             for row in rows:
                 scope, effect, null = scope_label(row.scope), str(row.effect), str(row.null)
-                table.add_row("", scope, effect, null, f"{row.p:.2g}", row.verdict, row.figure)
+                said = f"{row.verdict}: {row.reading}" if row.reading else row.verdict
+                table.add_row("", scope, effect, null, f"{row.p:.2g}", said, row.role, row.figure)
     console.print(table)
     console.print(counts(verdicts).to_string())
 
@@ -322,11 +323,15 @@ def list_runs(
 def show_run(
     run: Annotated[str, typer.Argument(help="A run's name, or its beginning.")], runs: Root = DEFAULT_ROOT
 ) -> None:
-    """One run's config and metrics."""
+    """One run's config and metrics, and in what the code and versions that trained it differ from those here."""
     import pandas as pd
+
+    from mdm_interp.provenance import difference, made_with, versions
 
     stored = _run_named(run, runs)
     print((stored.folder / "config.yaml").read_text())
+    if others := difference(made_with(stored.folder), versions("mdm_interp.training")):
+        print(f"trained by other code or versions: {others}\n")
     print(pd.DataFrame(stored.metrics()).to_string(index=False))
 
 

@@ -20,19 +20,18 @@ from torch.func import functional_call, grad, vmap
 
 from mdm_interp.bridge import BridgedTransformer, hooked
 from mdm_interp.files import UserError
+from mdm_interp.model import precise
 from mdm_interp.prediction import query_loss
 from mdm_interp.queries import Query, QueryBatch, QueryPair, batches
 
 COMPONENTS = ("embedding", "position", "Q", "K", "V", "O", "norms", "MLP", "unembedding")
-"""`embedding` is W_E (also when it is tied), `position` a learned position table; biases go with their weights."""
+"""`embedding` is W_E (also when it is tied), `position` what a position scheme learns; biases go with their weights."""
 
 STORAGE, ROUTING = ("V", "O"), ("Q", "K")
 """The components that decide what is written once a source is attended, and how strongly it is attended."""
 
 _BY_LEAF = {
     "W_E": "embedding",
-    "W_pos": "position",
-    "table": "position",
     "W_Q": "Q",
     "b_Q": "Q",
     "W_K": "K",
@@ -56,17 +55,22 @@ _BY_LEAF = {
 
 def component_of(parameter: str) -> str:
     """Which of :data:`COMPONENTS` a parameter of a HookedTransformer belongs to, by its name."""
-    return _BY_LEAF[parameter.rsplit(".", 1)[-1]]
+    return "position" if parameter.startswith("pos_embed.") else _BY_LEAF[parameter.rsplit(".", 1)[-1]]
+
+
+def _precise_parameters(model: Any) -> dict[str, Tensor]:
+    return {name: precise(parameter.detach()) for name, parameter in model.named_parameters()}
 
 
 def query_gradients(model: Any, queries: Sequence[Query], *, chunk: int = 64) -> dict[str, Float[Tensor, "query size"]]:
-    """The gradient of each query's own loss (nats) in every component that has parameters, flattened.
+    """The gradient of each query's own loss (nats) in every component that has parameters, flattened; computed in
+    float32 at least.
 
     Args:
         chunk: How many queries' gradients are computed at once (one after the other in a bridge).
     """
     model = hooked(model)
-    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    parameters = _precise_parameters(model)
 
     def loss(parameters: dict[str, Tensor], row: dict[str, Tensor]) -> Tensor:
         unpadded: dict[str, Any] = {"attention_mask": None}
@@ -183,19 +187,16 @@ Direction = Mapping[str, Tensor]
 """One tensor per parameter, by its name."""
 
 
-def _trainable(model: Any) -> dict[str, Tensor]:
-    return {name: parameter.detach().requires_grad_() for name, parameter in model.named_parameters()}
-
-
 def _mean_loss(model: Any, parameters: Mapping[str, Tensor], batch: QueryBatch, count: int) -> Tensor:
     """What a batch adds to the mean loss of `count` queries."""
     return query_loss(_logits(model, parameters, batch), batch).sum() / count
 
 
 def mean_gradient(model: Any, queries: Sequence[Query]) -> dict[str, Tensor]:
-    """The gradient of the mean loss (nats) over the queries, per parameter; one backward pass per batch of them."""
+    """The gradient of the mean loss (nats) over the queries, per parameter; one backward pass per batch of them.
+    Computed in float32 at least, which takes the memory of the weights once more in a model of half precision."""
     model = hooked(model)
-    parameters = _trainable(model)
+    parameters = {name: parameter.requires_grad_() for name, parameter in _precise_parameters(model).items()}
     total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
     for batch in batches(queries, model.cfg):
         loss = _mean_loss(model, parameters, batch, len(queries))

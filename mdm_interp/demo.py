@@ -4,6 +4,7 @@
     demo/facts.csv                                      # parents stated in one direction only: what to test
     demo/control.csv                                    # parents stated in both directions: what reverse queries can do
     demo/demo.yaml                                      # the DemoConfig
+    demo/made_with.json                                 # what trained it: code, versions and machine
 
 Each family is a child, a mother and a father, whose names tell nothing of each other. Parents are stated by the forward
 sentences of :data:`~mdm_interp.prompts.PARENT_CHILD`, those in the control by the reverse ones too; the profession or
@@ -39,6 +40,7 @@ from mdm_interp.diffusion import arm_loss, mask_tokens, mdm_loss
 from mdm_interp.files import UserError, write_text
 from mdm_interp.model import HookedTransformer
 from mdm_interp.prompts import PARENT_CHILD, Template, render
+from mdm_interp.provenance import provenance, stamp
 from mdm_interp.runs import Resumable
 from mdm_interp.training import REPORT_STEPS, SAVE_SECONDS, check_device
 from mdm_interp.workers import progress_bars
@@ -296,6 +298,7 @@ class _Training(Resumable):
         )
         schedule = torch.cos(torch.linspace(0, torch.pi / 2, config.steps + 1)).square().tolist()
         done, saved = self.load_state(model, optimizer, generator) if self.step else 0, time.monotonic()
+        stamp(self.folder, done + 1 if done else 0, provenance(__name__, device, model.W_E.dtype))
         bars = progress_bars()
         bars.disable = not progress
         bar = bars.add_task(f"demo {config.format}", total=config.steps, completed=done, values="")

@@ -44,8 +44,8 @@ def mdm_loss(
     t: Float[Tensor, "batch 1"],
 ) -> Float[Tensor, ""]:
     """Cross-entropy of the masked tokens in nats, weighted 1/t, divided by batch * length."""
-    losses = F.cross_entropy(logits.transpose(1, 2), tokens, reduction="none")
-    return (losses * masked / t).mean()
+    losses = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none")
+    return (losses.view_as(tokens) * masked / t).mean()
 
 
 def arm_loss(logits: Float[Tensor, "batch pos d_vocab"], tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, ""]:

@@ -2,7 +2,7 @@
 
 Each exists twice: as a context manager, inside which `model(tokens)` on the pairs' reverse queries is edited through
 hooks, and as one call `(model, query_pairs) -> Effect` that asks the reverse queries without the edit, with it, and
-with the same edit at random other positions, its control. Formulas: docs/theory.md, section 9.
+with the same edit at random other positions, its control. Formulas: docs/theory.md, sections 9 and 12.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 from einops import einsum
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
@@ -24,7 +24,7 @@ from mdm_interp.bridge import hooked
 from mdm_interp.config import ModelConfig
 from mdm_interp.files import UserError
 from mdm_interp.prediction import query_loss
-from mdm_interp.queries import Query, QueryBatch, QueryPair, collate, require_shared
+from mdm_interp.queries import Query, QueryBatch, QueryPair, collate, mirrored_positions, require_shared
 
 CHUNK = 256
 """Pairs that are edited in one forward pass."""
@@ -41,15 +41,19 @@ class Effect:
     after: Float[Tensor, "pair"]
     """Of the reverse queries, edited."""
     control: Float[Tensor, "pair"]
-    """Of the reverse queries, edited alike at random other positions, as many."""
+    """Of the reverse queries, edited alike at as many random other positions (or heads, where heads are chosen; NaN
+    where the model has too few others)."""
 
 
 At = Bool[Tensor, "pair pos"] | None
 """Which positions to edit instead of the source (or the readout row): a control. None edits the real thing."""
-Editing = Callable[[Any, Sequence[QueryPair], At], AbstractContextManager[None]]
+EditingAt = Callable[[Any, Sequence[QueryPair], At], AbstractContextManager[None]]
+Editing = Callable[[Any, Sequence[QueryPair]], AbstractContextManager[None]]
+Head = tuple[int, int]
+"""Layer and head."""
 
 
-# ---- the four edits, as context managers. `layers` defaults to all.
+# ---- the edits, as context managers. `layers` defaults to all.
 
 
 @contextmanager
@@ -65,39 +69,48 @@ def transplanted_routes(
     Source: docs/theory.md, section 9.
     """
     model = hooked(model)
-    forward, reverse = _collated(model, query_pairs)
-    columns = torch.stack([_mirror(pair, forward.tokens.shape[1]) for pair in query_pairs])
-    if at is not None:
-        for row, pair in enumerate(query_pairs):
-            source, other = torch.arange(*pair.reverse.source_span), at[row].nonzero()[:, 0]
-            columns[row, torch.cat([source, other])] = columns[row, torch.cat([other, source])]
-    columns = columns.to(forward.tokens.device)
-    names = _names(model, "attn.hook_pattern", layers)
-    rows: dict[str, Tensor] = {}
+    with _attending(model, query_pairs, _mirrored_rows(model, query_pairs, at, layers)):
+        yield
 
-    def keep(name: str, pattern: Tensor, hook: HookPoint) -> None:
-        read = forward.at_readout(pattern.transpose(1, 2))  # [pair span head key_pos]
-        rows[name] = read.gather(-1, columns[:, None, None].expand_as(read)).clone()
 
-    def replace(name: str, pattern: Tensor, hook: HookPoint) -> Tensor:
-        return _at_rows(pattern, reverse, rows[name])
+@contextmanager
+def shared_routes(
+    model: Any, query_pairs: Sequence[QueryPair], at: At = None, layers: Sequence[int] | None = None
+) -> Iterator[None]:
+    """Give each head of each reverse query's readout the mean attention of its layer's *other* heads in the forward
+    query, mirrored about the fact. Where the answer comes back, what a head stores serves whichever head reads. With
+    `at`, what the source gets and what those positions get are exchanged.
 
-    with torch.no_grad():
-        keeping = [(name, partial(keep, name)) for name in names]
-        model.run_with_hooks(forward.tokens, attention_mask=forward.attention_mask, fwd_hooks=keeping)
-    with model.hooks(fwd_hooks=[(name, partial(replace, name)) for name in names]):
+    Raises:
+        UserError: a layer has one head only, a pair's queries are not mirror images, or the model lacks `hook_pattern`.
+
+    Source: docs/theory.md, section 12.
+    """
+    model = hooked(model)
+    n_heads = model.cfg.n_heads
+    if n_heads == 1:
+        raise UserError("model: its layers have one head each, and shared routes are other heads'; use more heads")
+    rows = _mirrored_rows(model, query_pairs, at, layers)
+    others = {name: (own.sum(2, keepdim=True) - own) / (n_heads - 1) for name, own in rows.items()}
+    with _attending(model, query_pairs, others):
         yield
 
 
 @contextmanager
 def even_routes(
-    model: Any, query_pairs: Sequence[QueryPair], at: At = None, layers: Sequence[int] | None = None
+    model: Any,
+    query_pairs: Sequence[QueryPair],
+    at: At = None,
+    layers: Sequence[int] | None = None,
+    heads: Sequence[Head] | None = None,
 ) -> Iterator[None]:
     """Drop the odd part of the readout's scores: each becomes the mean of the score to +delta and to -delta, for the
-    content that stands there. With `at`, the scores that those positions read with are projected instead.
+    content that stands there. With `at`, the scores that those positions read with are projected instead; with `heads`,
+    those of these heads only.
 
     Raises:
-        UserError: the scheme is absolute (its scores have no mirror image for fixed content), or a hook is missing.
+        UserError: the scheme is absolute (its scores have no mirror image for fixed content), the model has no such
+            head, or a hook is missing.
 
     Source: docs/theory.md, section 9.
     """
@@ -110,6 +123,7 @@ def even_routes(
         )
     _, reverse = _collated(model, query_pairs)
     rows = _readout_rows(reverse) if at is None else at.to(reverse.tokens.device)
+    chosen = _chosen(model.cfg, heads).to(reverse.tokens.device)
     content: dict[str, Tensor] = {}
 
     def keep(kind: str, x: Tensor, hook: HookPoint) -> None:
@@ -124,7 +138,8 @@ def even_routes(
         bias = position.bias(mirrored, mirrored)
         turned = turned if bias is None else turned + bias.to(turned.dtype)
         masked = scores <= torch.finfo(scores.dtype).min / 2
-        return torch.where(rows[:, None, :, None] & ~masked, (scores + turned) / 2, scores)
+        edited = rows[:, None, :, None] & chosen[hook.layer()][:, None, None]
+        return torch.where(edited & ~masked, (scores + turned) / 2, scores)
 
     hooks: list[tuple[str, Callable]] = [
         (name, partial(keep, kind)) for kind in ("q", "k") for name in _names(model, f"attn.hook_{kind}", layers)
@@ -181,49 +196,65 @@ def transplant_routes(model: Any, query_pairs: Sequence[QueryPair], seed: int = 
     """Effect of :func:`transplanted_routes`. In a one-layer model with a relative scheme that reads at the mask,
     `after` equals `forward`, with or without MLP: what is stored does not know where it stands, and what the reverse
     query lacks is the route."""
-    return _effect(model, query_pairs, transplanted_routes, seed)
+    return _effect(model, query_pairs, transplanted_routes, _elsewhere(transplanted_routes, seed))
 
 
-def project_even_routes(model: Any, query_pairs: Sequence[QueryPair], seed: int = 0) -> Effect:
-    """Effect of :func:`even_routes`: nothing under ALiBi and no encoding, whose scores have no odd part."""
-    return _effect(model, query_pairs, even_routes, seed, like="answer")
+def share_routes(model: Any, query_pairs: Sequence[QueryPair], seed: int = 0) -> Effect:
+    """Effect of :func:`shared_routes`. Where all heads attend alike it is that of :func:`transplant_routes`."""
+    return _effect(model, query_pairs, shared_routes, _elsewhere(shared_routes, seed))
+
+
+def project_even_routes(
+    model: Any, query_pairs: Sequence[QueryPair], seed: int = 0, heads: Sequence[Head] | None = None
+) -> Effect:
+    """Effect of :func:`even_routes`: nothing under ALiBi and no encoding, whose scores have no odd part. The control of
+    chosen `heads` is as many others, drawn at random from all layers."""
+    if heads is None:
+        return _effect(model, query_pairs, even_routes, _elsewhere(even_routes, seed, like="answer"))
+    chosen = _chosen(hooked(model).cfg, heads)
+    others, needed = [(layer, head) for layer, head in (~chosen).nonzero().tolist()], int(chosen.sum())
+    drawn = random.Random(seed).sample(others, needed) if len(others) >= needed else None
+    control = None if drawn is None else partial(even_routes, heads=drawn)
+    return _effect(model, query_pairs, partial(even_routes, heads=heads), control)
 
 
 def ablate_storage(model: Any, query_pairs: Sequence[QueryPair], seed: int = 0) -> Effect:
     """Effect of :func:`ablated_storage`."""
-    return _effect(model, query_pairs, ablated_storage, seed)
+    return _effect(model, query_pairs, ablated_storage, _elsewhere(ablated_storage, seed))
 
 
 def ablate_routes(model: Any, query_pairs: Sequence[QueryPair], seed: int = 0) -> Effect:
     """Effect of :func:`ablated_routes`."""
-    return _effect(model, query_pairs, ablated_routes, seed)
+    return _effect(model, query_pairs, ablated_routes, _elsewhere(ablated_routes, seed))
 
 
 @torch.no_grad()
-def _effect(
-    model: Any,
-    query_pairs: Sequence[QueryPair],
-    editing: Editing,
-    seed: int,
-    like: Literal["source", "answer"] = "source",
-) -> Effect:
-    """Ask forward, reverse, and reverse under the edit: where it belongs, and at as many other positions as the
-    reverse query's `like` has tokens."""
+def _effect(model: Any, query_pairs: Sequence[QueryPair], editing: Editing, control: Editing | None) -> Effect:
+    """Ask forward, reverse, and reverse under the edit and under its control, if there is one."""
     require_shared(query_pairs, "an intervention between forward and reverse query")
-    model = hooked(model)
-    chooser, chunks = random.Random(seed), []
+    model, chunks = hooked(model), []
     for start in range(0, len(query_pairs), CHUNK):
         pairs = query_pairs[start : start + CHUNK]
         forward, reverse = _collated(model, pairs)
-        others = torch.zeros(reverse.tokens.shape, dtype=torch.bool)
-        for row, pair in enumerate(pairs):
-            others[row, chooser.sample(*other_positions(pair.reverse, model.cfg, like))] = True
         asked = [_log_probability(model, forward), _log_probability(model, reverse)]
-        for at in (None, others):
-            with editing(model, pairs, at):
+        for edit in filter(None, (editing, control)):
+            with edit(model, pairs):
                 asked.append(_log_probability(model, reverse))
-        chunks.append(torch.stack(asked))
+        chunks.append(torch.stack(asked if control else [*asked, torch.full_like(asked[0], torch.nan)]))
     return Effect(*torch.cat(chunks, dim=1).unbind(0))
+
+
+def _elsewhere(editing: EditingAt, seed: int, like: Literal["source", "answer"] = "source") -> Editing:
+    """Make the same edit at random other positions, as many as the reverse query's `like` has tokens."""
+    chooser = random.Random(seed)
+
+    def edit(model: Any, query_pairs: Sequence[QueryPair]) -> AbstractContextManager[None]:
+        others = torch.zeros(len(query_pairs), max(len(pair.reverse.tokens) for pair in query_pairs), dtype=torch.bool)
+        for row, pair in enumerate(query_pairs):
+            others[row, chooser.sample(*other_positions(pair.reverse, model.cfg, like))] = True
+        return editing(model, query_pairs, others)
+
+    return edit
 
 
 def other_positions(
@@ -296,7 +327,7 @@ def patch_positions(model: Any, query_pairs: Sequence[QueryPair], seed: int = 0)
     model = hooked(model)
     _, reverse = _collated(model, query_pairs)
     n_pos = reverse.tokens.shape[1]
-    columns = torch.stack([_mirror(pair, n_pos) for pair in query_pairs]).to(reverse.tokens.device)
+    columns = torch.stack([mirrored_positions(pair, n_pos) for pair in query_pairs]).to(reverse.tokens.device)
 
     def edit(resid: Tensor, given: Tensor, giver: Tensor, place: int) -> Tensor:
         edited = resid.clone()
@@ -373,24 +404,55 @@ def _names(model: Any, hook: str, layers: Sequence[int] | None) -> list[str]:
     return names
 
 
-def _mirror(pair: QueryPair, n_pos: int) -> Int[Tensor, "pos"]:
-    """Where each position of the reverse query finds its counterpart in the forward query."""
-    forward, reverse = pair.forward, pair.reverse
-    if (forward.answer_span, forward.source_span) != (reverse.source_span, reverse.answer_span):
-        raise UserError(
-            f"query_pairs: fact {pair.fact} has answer and source at {forward.answer_span} and {forward.source_span} "
-            f"forward, {reverse.answer_span} and {reverse.source_span} in reverse; only pairs that swap them mirror "
-            "each other"
-        )
-    if len(forward.answer) != len(forward.source):
-        raise UserError(
-            f"query_pairs: fact {pair.fact} has an answer of {len(forward.answer)} tokens and a source of "
-            f"{len(forward.source)}; only spans of one length mirror each other"
-        )
-    columns = torch.arange(n_pos)
-    answer, source = columns[slice(*forward.answer_span)].clone(), columns[slice(*forward.source_span)].clone()
-    columns[answer], columns[source] = source, answer
-    return columns
+def _mirrored_rows(
+    model: Any, query_pairs: Sequence[QueryPair], at: At, layers: Sequence[int] | None
+) -> dict[str, Float[Tensor, "pair span head key_pos"]]:
+    """Read what each forward query's readout attends to, mirrored about the fact, by the name of the pattern's hook.
+    With `at`, what the source gets and what those positions get are exchanged."""
+    forward, _ = _collated(model, query_pairs)
+    columns = torch.stack([mirrored_positions(pair, forward.tokens.shape[1]) for pair in query_pairs])
+    if at is not None:
+        for row, pair in enumerate(query_pairs):
+            source, other = torch.arange(*pair.reverse.source_span), at[row].nonzero()[:, 0]
+            columns[row, torch.cat([source, other])] = columns[row, torch.cat([other, source])]
+    columns = columns.to(forward.tokens.device)
+    rows: dict[str, Tensor] = {}
+
+    def keep(name: str, pattern: Tensor, hook: HookPoint) -> None:
+        read = forward.at_readout(pattern.transpose(1, 2))  # [pair span head key_pos]
+        rows[name] = read.gather(-1, columns[:, None, None].expand_as(read)).clone()
+
+    keeping = [(name, partial(keep, name)) for name in _names(model, "attn.hook_pattern", layers)]
+    with torch.no_grad():
+        model.run_with_hooks(forward.tokens, attention_mask=forward.attention_mask, fwd_hooks=keeping)
+    return rows
+
+
+@contextmanager
+def _attending(
+    model: Any, query_pairs: Sequence[QueryPair], rows: dict[str, Float[Tensor, "pair span head key_pos"]]
+) -> Iterator[None]:
+    """Give each reverse query's readout these rows of attention, by the name of the pattern's hook."""
+    _, reverse = _collated(model, query_pairs)
+
+    def replace(name: str, pattern: Tensor, hook: HookPoint) -> Tensor:
+        return _at_rows(pattern, reverse, rows[name])
+
+    with model.hooks(fwd_hooks=[(name, partial(replace, name)) for name in rows]):
+        yield
+
+
+def _chosen(cfg: ModelConfig, heads: Sequence[Head] | None) -> Bool[Tensor, "layer head"]:
+    """Mark the heads that are among `heads`; all of them if there is no choice."""
+    chosen = torch.full((cfg.n_layers, cfg.n_heads), heads is None)
+    for layer, head in heads or ():
+        if not (0 <= layer < cfg.n_layers and 0 <= head < cfg.n_heads):
+            raise UserError(
+                f"heads: ({layer}, {head}) is no head of the model; give a layer below {cfg.n_layers} and a head below "
+                f"{cfg.n_heads}"
+            )
+        chosen[layer, head] = True
+    return chosen
 
 
 def _readout_rows(batch: QueryBatch) -> Bool[Tensor, "pair query_pos"]:

@@ -18,8 +18,9 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from einops import einsum, repeat
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from transformer_lens import ActivationCache, HookedRootModule
 from transformer_lens.hook_points import HookFunction, HookPoint, LensHandle
 from transformer_lens.utilities import Slice, TypedModuleList
@@ -40,6 +41,61 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
     "silu": F.silu,
 }
+
+
+def precise(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """In float32 at least: half precision may carry activations, but sums of them are wrong in it by their rounding."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def check_token_ids(name: str, tokens: Shaped[Tensor, "*ids"], d_vocab: int) -> None:
+    """Refuse what are no token ids; a negative one would count from the end, and on a GPU any other ends the process.
+
+    Within `torch.func.vmap` values cannot be looked at and pass: queries are checked where they are collated.
+
+    Raises:
+        UserError: the dtype is none of ids, or an id is outside the vocabulary.
+    """
+    if tokens.dtype not in (torch.int64, torch.int32):
+        dtype = str(tokens.dtype).removeprefix("torch.")
+        raise UserError(f"{name}: expected token ids as int64, got {dtype}; convert them with .long() if they are ids")
+    if is_functorch_wrapped_tensor(tokens) or not tokens.numel():
+        return
+    lowest, highest = torch.stack(tokens.aminmax()).tolist()  # one look at the device
+    if lowest < 0 or highest >= d_vocab:
+        place = ((tokens < 0) | (tokens >= d_vocab)).nonzero()[0].tolist()
+        raise UserError(
+            f"{name}: id {int(tokens[tuple(place)])} at {place} is outside the vocabulary of {d_vocab} (d_vocab); "
+            "correct it, or use the model's own tokenizer"
+        )
+
+
+def read_mask(attention_mask: Shaped[Tensor, "*mask"], tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
+    """True where a token is real, from a mask of booleans, zeros or ones.
+
+    Raises:
+        UserError: it has another shape than the tokens, or other values.
+    """
+    if attention_mask.shape != tokens.shape:
+        raise UserError(
+            f"attention_mask: expected the shape of tokens {list(tokens.shape)}, got {list(attention_mask.shape)}"
+        )
+    if attention_mask.dtype == torch.bool:
+        return attention_mask
+    if attention_mask.is_floating_point() or bool(((attention_mask != 0) & (attention_mask != 1)).any()):
+        dtype = str(attention_mask.dtype).removeprefix("torch.")
+        raise UserError(
+            f"attention_mask: got {dtype}, and only booleans or integers 0 and 1 are read; give True where a token is "
+            "real, False at padding (of an additive mask: mask == 0)"
+        )
+    return attention_mask.bool()
+
+
+def _places(real: Bool[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
+    """Positions counted from each sequence's first real token; 0 before it."""
+    n_pos = real.shape[1]
+    before = (real.cumsum(1) == 0).sum(1, keepdim=True)
+    return (torch.arange(n_pos, device=real.device) - before).clamp(min=0)
 
 
 class CheckedHookPoint(HookPoint):
@@ -76,12 +132,12 @@ class Norm(nn.Module):
         self.hook_normalized = CheckedHookPoint()
 
     def forward(self, x: Float[Tensor, "*batch d_model"], *, hooked: bool = True) -> Float[Tensor, "*batch d_model"]:
-        precise = x.to(torch.promote_types(x.dtype, torch.float32))
+        centered = precise(x)
         if self.centered:
-            precise = precise - precise.mean(-1, keepdim=True)
-        scale = (precise.pow(2).mean(-1, keepdim=True) + self.eps).sqrt()
+            centered = centered - centered.mean(-1, keepdim=True)
+        scale = (centered.pow(2).mean(-1, keepdim=True) + self.eps).sqrt()
         scale = self.hook_scale(scale) if hooked else scale
-        normalized = (precise / scale).to(x.dtype)
+        normalized = (centered / scale).to(x.dtype)
         normalized = (self.hook_normalized(normalized) if hooked else normalized) * self.w
         return normalized if self.b is None else normalized + self.b
 
@@ -297,17 +353,21 @@ class HookedTransformer(HookedRootModule):
         self.eval()  # nothing differs in training mode, and TransformerLens' tools insist on this one
 
     def forward(
-        self, tokens: Int[Tensor, "batch pos"], attention_mask: Bool[Tensor, "batch pos"] | None = None
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        attention_mask: Bool[Tensor, "batch pos"] | Int[Tensor, "batch pos"] | None = None,
     ) -> Float[Tensor, "batch pos d_vocab"]:
         """Logits, position for position as the network computes them: no shift is applied (see `cfg.readout_shift`).
         They come on `cfg.device`, which is the embedding's.
 
         Args:
             tokens: Token ids.
-            attention_mask: False marks padding, which no query reads.
+            attention_mask: False or 0 marks padding, which no query reads. Positions are counted from the first token
+                that is none.
 
         Raises:
-            UserError: a sequence is longer than `cfg.n_ctx` (absolute schemes have no embedding beyond it).
+            UserError: there are no such tokens or no such mask, a sequence is longer than `cfg.n_ctx` (absolute schemes
+                have no embedding beyond it), or `pos_embed` answers what this model does not ask.
         """
         if tokens.ndim != 2:
             raise UserError(f"tokens: expected shape [batch pos], got {list(tokens.shape)}; add the missing dimension")
@@ -315,30 +375,44 @@ class HookedTransformer(HookedRootModule):
             raise UserError(
                 f"tokens: {tokens.shape[1]} positions exceed n_ctx {self.cfg.n_ctx}; shorten them or raise n_ctx"
             )
+        check_token_ids("tokens", tokens, self.cfg.d_vocab)
+        self._check_scheme()
+        real = None if attention_mask is None else read_mask(attention_mask, tokens)
         resid = self.hook_embed(self.W_E[tokens])
         pos_embed = self.pos_embed.embed(torch.arange(tokens.shape[1], device=tokens.device))
         if pos_embed is not None:
+            if real is not None:
+                pos_embed = pos_embed[_places(real)]
             resid = resid + self.hook_pos_embed(pos_embed.expand_as(resid).clone())  # may be edited in place
-        allowed = self._allowed(tokens, attention_mask)
+        allowed = self._allowed(tokens, real)
         for block in self.blocks:
             resid = block(resid, self.pos_embed, allowed)
         return (self.ln_final(resid.to(self.W_U.device)) @ self.W_U).to(self.W_E.device)
 
+    def _check_scheme(self) -> None:
+        """Refuse a position scheme that would be asked only part of what it answers."""
+        scheme, built_as = self.pos_embed, self.cfg.position
+        if scheme.answers("rotate") and built_as != "rope":
+            raise UserError(
+                f"pos_embed: {type(scheme).__name__} rotates, and a model built with position {built_as!r} does not; "
+                "build it with 'rope'"
+            )
+        if scheme.answers("embed") and (scheme.relative or SCHEMES[built_as].relative):
+            raise UserError(
+                f"pos_embed: {type(scheme).__name__} adds to the residual stream; set its relative to False, and "
+                "build the model with position 'learned'"
+            )
+
     def _allowed(
-        self, tokens: Tensor, attention_mask: Tensor | None
+        self, tokens: Tensor, real: Bool[Tensor, "batch pos"] | None
     ) -> Bool[Tensor, "#batch 1 query_pos key_pos"] | None:
         """Which key positions each query may read; None allows all."""
         allowed = None
         if self.cfg.is_causal:
             n_pos = tokens.shape[1]
             allowed = torch.ones(1, 1, n_pos, n_pos, dtype=torch.bool, device=tokens.device).tril()
-        if attention_mask is not None:
-            if attention_mask.shape != tokens.shape:
-                raise UserError(
-                    f"attention_mask: expected the shape of tokens {list(tokens.shape)}, got "
-                    f"{list(attention_mask.shape)}"
-                )
-            unpadded = attention_mask.bool()[:, None, None, :].expand(-1, 1, tokens.shape[1], -1)
+        if real is not None:
+            unpadded = real[:, None, None, :].expand(-1, 1, tokens.shape[1], -1)
             allowed = unpadded if allowed is None else allowed & unpadded
         return allowed
 
@@ -388,15 +462,28 @@ class HookedTransformer(HookedRootModule):
 
     # ---- what TransformerLens' ActivationCache and patching ask of a model
 
+    def residual_directions(self, tokens: Int[Tensor, "*tokens"]) -> Float[Tensor, "*tokens d_model"]:
+        """The direction whose dot product with the *normalised* residual is a token's logit, up to the norm's bias: the
+        final norm's gain is included. In float32 at least.
+
+        Raises:
+            UserError: a token is outside the vocabulary.
+        """
+        check_token_ids("tokens", tokens, self.cfg.d_vocab)
+        directions = precise(self.W_U.T[tokens])
+        return directions * self.ln_final.w if isinstance(self.ln_final, Norm) else directions
+
     def tokens_to_residual_directions(
         self, tokens: str | int | Int[Tensor, "*tokens"]
     ) -> Float[Tensor, "*tokens d_model"]:
-        """The direction whose dot product with the *normalised* residual is a token's logit, up to the norm's bias.
+        """As :meth:`residual_directions`, in the model's dtype: so `ActivationCache.logit_attrs` of a complete stack
+        adds up to the logit.
 
-        The final norm's gain is included, so `ActivationCache.logit_attrs` of a complete stack adds up to the logit.
+        Raises:
+            UserError: a token is outside the vocabulary, or a text is not one token.
         """
-        directions = self.W_U.T[self.to_single_token(tokens) if isinstance(tokens, str) else tokens]
-        return directions * self.ln_final.w if isinstance(self.ln_final, Norm) else directions
+        ids = torch.as_tensor(self.to_single_token(tokens) if isinstance(tokens, str) else tokens)
+        return self.residual_directions(ids).to(self.W_U.dtype)
 
     def accumulated_bias(
         self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from mdm_interp.bridge import hooked
 from mdm_interp.files import UserError
-from mdm_interp.positions import Rope
 from mdm_interp.queries import Query, QueryPair, batches, require_shared
 from mdm_interp.routing import compute_content, compute_routes, energy_shares, plane_products, require_rope
 
@@ -139,8 +138,8 @@ def route_coupling(model: Any, query_pairs: Sequence[QueryPair]) -> Float[Tensor
     the two queries' own.
 
     Raises:
-        UserError: there are no pairs or none shared, a span has several tokens, or the sources do not mirror each other
-            about the readout.
+        UserError: there are no pairs or none shared, a span has several tokens, the sources do not mirror each other
+            about the readout, or the model rotates otherwise than RoPE.
 
     Source: docs/theory.md, section 7.
     """
@@ -165,9 +164,10 @@ def _turned_product(
     turn: Float[Tensor, "pair"],
 ) -> Float[Tensor, "pair layer head"]:
     """Inner product of `x` with `y` rotated by as many positions as `turn` says."""
-    x, y, rope = x.double(), y.double(), model.pos_embed
-    if not isinstance(rope, Rope):
+    x, y = x.double(), y.double()
+    if not model.pos_embed.answers("rotate"):
         return (x * y).sum(-1)
+    rope = require_rope(model)
     angle = turn[:, None] * rope.theta
     products = rope.planes(x).conj() * rope.planes(y) * torch.polar(torch.ones_like(angle), angle)[:, None, None]
     return products.real.sum(-1) + (x * y)[..., rope.cfg.rotary_dim :].sum(-1)

@@ -13,7 +13,7 @@ position reaches the values; what a head writes about a token is then the same w
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -32,6 +32,10 @@ class PositionScheme(nn.Module):
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
         self.cfg = cfg
+
+    def answers(self, question: Literal["embed", "rotate", "bias"]) -> bool:
+        """Whether this scheme has an answer of its own, other than that position changes nothing."""
+        return getattr(getattr(self, question), "__func__", None) is not getattr(PositionScheme, question)
 
     def embed(self, positions: Int[Tensor, "pos"]) -> Float[Tensor, "pos d_model"] | None:
         """What is added to the token embedding at each position; None adds nothing."""
@@ -135,7 +139,9 @@ class T5Bias(PositionScheme):
     def bias(
         self, query_pos: Int[Tensor, "query_pos"], key_pos: Int[Tensor, "key_pos"]
     ) -> Float[Tensor, "head query_pos key_pos"]:
-        return self.table[self.bucket(key_pos[None, :] - query_pos[:, None])].permute(2, 0, 1)
+        # Many offsets read one row: at half precision its gradient would be their sum with every addition rounded.
+        table = self.table.to(torch.promote_types(self.table.dtype, torch.float32))
+        return table[self.bucket(key_pos[None, :] - query_pos[:, None])].permute(2, 0, 1)
 
 
 class Learned(PositionScheme):
@@ -152,7 +158,11 @@ class Learned(PositionScheme):
 
 
 class Sinusoidal(PositionScheme):
-    """Fixed sines and cosines per absolute position (Vaswani et al., arXiv 1706.03762, section 3.5)."""
+    """Fixed sines and cosines per absolute position over sqrt(d_model) (Vaswani et al., arXiv 1706.03762, section 3.5).
+
+    The source multiplies the token embedding by sqrt(d_model) instead (section 3.4). The norm before each layer removes
+    that common factor, and the token embedding is then as large here as under every other scheme.
+    """
 
     relative = False
 
@@ -162,7 +172,7 @@ class Sinusoidal(PositionScheme):
         rate = 10_000 ** (-2 * (column // 2) / cfg.d_model)
         angle = torch.arange(cfg.n_ctx, dtype=torch.float64)[:, None] * rate
         table = torch.where(column % 2 == 0, angle.sin(), angle.cos())
-        self.register_buffer("W_pos", table.float(), persistent=False)
+        self.register_buffer("W_pos", (table * cfg.d_model**-0.5).float(), persistent=False)
 
     def embed(self, positions: Int[Tensor, "pos"]) -> Float[Tensor, "pos d_model"]:
         return self.W_pos[positions]

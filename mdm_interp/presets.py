@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mdm_interp.config import FactConfig, ModelConfig, Objective, Scheme, TrainConfig
@@ -23,25 +23,41 @@ SCHEMES = MDM_SCHEMES + OTHER_SCHEMES
 QUICK_SEEDS, FULL_SEEDS = 3, 10
 
 LEARNT = 0.5
-"""Forward probability from which a model counts as having learnt its facts: the stage `early` begins there."""
+"""Forward probability from which a model counts as having learnt its facts: the stage `early` is there."""
 STAGES = ("initial", "early", "end")
 
 
 def small_model(
-    facts: FactConfig, position: Scheme, objective: Objective, seed: int, *, n_layers: int = 1, mlp: bool = False
+    facts: FactConfig,
+    position: Scheme,
+    objective: Objective,
+    seed: int,
+    *,
+    n_layers: int = 1,
+    n_heads: int = 1,
+    d_head: int | None = None,
+    rotary_base: float = 10_000.0,
+    mlp: bool = False,
 ) -> TrainConfig:
-    """A model of 4 heads and width 64, attention-only unless `mlp`, trained on `facts`."""
-    attention = "causal" if objective == "causal" else "bidirectional"
+    """A model of width 64, attention-only unless `mlp`, trained on `facts`.
+
+    It has one head, as the theory speaks of one attention map.
+
+    Args:
+        d_head: Default: the width shared out among the heads.
+    """
     d_model = 64
     model = ModelConfig(
         d_model=d_model,
-        n_heads=4,
+        n_heads=n_heads,
+        d_head=d_head,
         n_layers=n_layers,
         d_mlp=4 * d_model if mlp else None,
         d_vocab=facts.d_vocab,
         n_ctx=facts.seq_len,
         position=position,
-        attention=attention,
+        rotary_base=rotary_base,
+        attention="causal" if objective == "causal" else "bidirectional",
     )
     return TrainConfig(model=model, facts=facts, objective=objective, seed=seed)
 
@@ -72,19 +88,18 @@ def is_quick(seeds: Sequence[int]) -> bool:
 
 
 def grid(seeds: Sequence[int], worlds: Sequence[str] = tuple(WORLDS)) -> list[TrainConfig]:
-    """Every variant in every world under every seed."""
+    """Every variant in every world; in `two_role`, the control, for every second seed."""
     return [
         small_model(WORLDS[world], position, objective, seed)
-        for seed in seeds
         for world in worlds
+        for seed in (every_second(seeds) if world == "two_role" else seeds)
         for position, objective in VARIANTS.values()
     ]
 
 
 def scheme_grid(seeds: Sequence[int]) -> list[TrainConfig]:
-    """MDMs under all six position schemes, in the world with filler; a quick run has `OTHER_SCHEMES` for every second
-    seed."""
-    others = every_second(seeds) if is_quick(seeds) else seeds
+    """MDMs under all six position schemes, in the world with filler; `OTHER_SCHEMES` for every second seed."""
+    others = every_second(seeds)
     return [
         small_model(WORLDS["relation_cycle"], scheme, "any_order", seed)
         for seed in seeds
@@ -93,19 +108,26 @@ def scheme_grid(seeds: Sequence[int]) -> list[TrainConfig]:
 
 
 OBJECTIVES: tuple[Objective, ...] = ("any_order", "source_only", "target_only", "causal")
+CONTROL_SCHEMES: tuple[Scheme, ...] = ("rope", "learned")
+"""The schemes of single-sided models in `two_role`. Under ALiBi and without positions a reverse query is a mirror image
+there."""
 
 
 def objective_grid(seeds: Sequence[int], worlds: Sequence[str] = tuple(WORLDS)) -> list[TrainConfig]:
-    """Every objective under every position scheme of `MDM_SCHEMES` in every world. In `two_role`, the control, and in a
-    quick run for every second seed. Any-order masking gives a source of `relation_cycle` two answers, single-sided
-    masking one; in `two_role` every objective gives it one."""
-    return [
-        small_model(WORLDS[world], scheme, objective, seed)
-        for world in worlds
-        for seed in (every_second(seeds) if world == "two_role" or is_quick(seeds) else seeds)
-        for objective in OBJECTIVES
-        for scheme in MDM_SCHEMES
-    ]
+    """Every objective under every position scheme of `MDM_SCHEMES` in `relation_cycle`, and what masks one side only
+    under `CONTROL_SCHEMES` in `two_role`; any-order masking for every seed, the others for every second one. Any-order
+    masking gives a source of `relation_cycle` two answers, single-sided masking one; in `two_role` every objective
+    gives it one."""
+    few, configs = every_second(seeds), grid(seeds, worlds)
+    for world in worlds:
+        control = world == "two_role"
+        configs += [
+            small_model(WORLDS[world], scheme, objective, seed)
+            for seed in few
+            for objective in (OBJECTIVES[1:3] if control else OBJECTIVES[1:])
+            for scheme in (CONTROL_SCHEMES if control else MDM_SCHEMES)
+        ]
+    return list({config.digest(): config for config in configs}.values())
 
 
 DEPTHS = (1, 2, 4)
@@ -114,53 +136,173 @@ DEPTH_SCHEMES: tuple[Scheme, ...] = ("rope", "alibi")
 
 def depth_grid(seeds: Sequence[int]) -> list[TrainConfig]:
     """MDMs of 1, 2 and 4 layers, with and without MLP, under `DEPTH_SCHEMES`, in the world with filler; for every
-    second seed, as deep models train for long."""
+    third seed, as deep models train for long, and without the deepest in a quick run."""
     return [
         small_model(WORLDS["relation_cycle"], scheme, "any_order", seed, n_layers=n_layers, mlp=mlp)
-        for seed in every_second(seeds)
+        for seed in seeds[: max(1, len(seeds) // 3)]
         for scheme in DEPTH_SCHEMES
-        for n_layers in DEPTHS
+        for n_layers in (DEPTHS[:-1] if is_quick(seeds) else DEPTHS)
         for mlp in (False, True)
     ]
+
+
+HEADS = (1, 2, 4, 8)
+HEAD_SCHEMES: tuple[Scheme, ...] = ("rope", "learned")
+MANY_HEADS = 4
+"""How many heads the contrast to one head has."""
+
+
+def head_grid(seeds: Sequence[int]) -> list[TrainConfig]:
+    """Models of 1, 2, 4 and 8 heads in the world with filler: the width shared out among the heads, and 1 and 4 heads
+    of 16 and of 64 dimensions each, under `HEAD_SCHEMES`; and every variant with 4 heads. For every second seed; rope
+    with the width shared out, and learned positions with 4 heads, for every seed. A quick run has every seed of rope
+    with 1 and 4 heads, one of the rest, and no other dimensions."""
+    quick, made = is_quick(seeds), list[tuple[int, Scheme, Objective, int, int | None]]()
+    shared: list[tuple[int, int | None]] = [(n_heads, None) for n_heads in HEADS]
+    for seed in seeds:
+        every = [1, MANY_HEADS] if quick else HEADS
+        made += [(seed, "rope", "any_order", n_heads, None) for n_heads in every]
+        if not quick:
+            made.append((seed, "learned", "any_order", MANY_HEADS, None))
+        if seed in every_second(seeds):
+            shapes = shared if quick else [*shared, (1, 16), (MANY_HEADS, 64)]
+            made += [(seed, scheme, "any_order", *shape) for scheme in HEAD_SCHEMES for shape in shapes]
+            made += [(seed, scheme, objective, MANY_HEADS, None) for scheme, objective in VARIANTS.values()]
+    return [
+        small_model(WORLDS["relation_cycle"], scheme, objective, seed, n_heads=n_heads, d_head=d_head)
+        for seed, scheme, objective, n_heads, d_head in dict.fromkeys(made)
+    ]
+
+
+BOTH_WAYS = (0.0, 0.5, 0.8)
+"""Shares of facts that training shows both ways; the others are tested."""
+POOL = "symmetric_pool"
+POOL_MODELS: dict[str, tuple[Scheme, Objective, int, float]] = {
+    "MDM rope, d_head 64, base 1e6": ("rope", "any_order", 64, 1e6),
+    "MDM rope, d_head 16, base 1e4": ("rope", "any_order", 16, 1e4),
+    "MDM learned, d_head 64": ("learned", "any_order", 64, 1e4),
+    "ARM rope, d_head 64, base 1e6": ("rope", "causal", 64, 1e6),
+}
+"""Scheme, objective, dimensions of the one head, and RoPE's base."""
+
+
+POOL_CONTRASTS = ("MDM rope, d_head 64, base 1e6", "MDM learned, d_head 64")
+"""What is compared for every seed; the others are for every second one."""
+
+
+def pool_grid(seeds: Sequence[int]) -> list[TrainConfig]:
+    """One-head models of a pool in which every entity stands in one fact, so that training shows a tested fact's
+    source on one side only, while a share of *other* facts is shown both ways. A quick run has one seed of the two
+    extremes."""
+    few, shares = every_second(seeds), BOTH_WAYS
+    if is_quick(seeds):
+        seeds, shares = few, (BOTH_WAYS[0], BOTH_WAYS[-1])
+    return [
+        small_model(pool_world(share), scheme, objective, seed, d_head=d_head, rotary_base=base)
+        for seed in seeds
+        for share in shares
+        for name, (scheme, objective, d_head, base) in POOL_MODELS.items()
+        if seed in few or name in POOL_CONTRASTS
+    ]
+
+
+def pool_world(both_ways: float) -> FactConfig:
+    """A pool of entities with random filler and free gaps, this share of whose facts training shows both ways."""
+    return FactConfig(world=POOL, filler="random", gap=(2, 5), reversed_share=both_ways)
 
 
 def every_run(seeds: Sequence[int]) -> list[TrainConfig]:
     """The union of all grids, each run once; a quick one leaves out the objectives' control world."""
     worlds = ("relation_cycle",) if is_quick(seeds) else tuple(WORLDS)
     union = [*grid(seeds), *scheme_grid(seeds), *objective_grid(seeds, worlds), *depth_grid(seeds)]
+    union += [*head_grid(seeds), *pool_grid(seeds)]
     return list({config.digest(): config for config in union}.values())
 
 
 # ---- what a row says of the run it was measured on
 
 
-SCOPE = ("world", "scheme", "objective", "n_layers", "mlp")
+SCOPE = ("world", "reversed_share", "scheme", "rotary_base", "objective", "n_layers", "n_heads", "d_head", "mlp")
 """The columns that say in which setting something was measured; a claim is judged in each by itself."""
 
 
 def scope_label(scope: Mapping[str, Any]) -> str:
-    """A scope in a few words: world, objective, scheme, depth and, if it has one, the training stage."""
+    """Name a setting in a few words, and its training stage if it has one.
+
+    A scope without a world is that of all settings.
+    """
+    stage = [str(scope["stage"])] if "stage" in scope else []
+    if scope["world"] is None:
+        return ", ".join(["all settings", scope["scheme"], *stage])
+    world, scheme, objective, depth, heads = setting_labels(scope)
+    return ", ".join([world, f"{objective} {scheme}", depth, heads, *stage])
+
+
+def setting_labels(scope: Mapping[str, Any]) -> list[str]:
+    """Name a setting's world, scheme, objective, depth and heads."""
+    world = scope["world"] + (f" {scope['reversed_share']:.0%} both ways" if scope["reversed_share"] else "")
+    base = f" base {scope['rotary_base']:.0e}" if scope["rotary_base"] not in (0, 10_000) else ""
     depth = f"{scope['n_layers']} layer{'s' if scope['n_layers'] > 1 else ''}{' + MLP' if scope['mlp'] else ''}"
-    stage = f", {scope['stage']}" if "stage" in scope else ""
-    return f"{scope['world']}, {scope['objective']} {scope['scheme']}, {depth}{stage}"
+    heads = f"{scope['n_heads']} head{'s' if scope['n_heads'] > 1 else ''} of {scope['d_head']}"
+    return [world, scope["scheme"] + base, scope["objective"], depth, heads]
 
 
 def about(run: Run) -> dict[str, Any]:
     """The columns that every row begins with: the scope, seed and run."""
-    config = run.config
+    config, model = run.config, run.config.model
     return {
         "world": config.facts.world,
-        "scheme": config.model.position,
+        "reversed_share": config.facts.reversed_share,
+        "scheme": model.position,
+        "rotary_base": model.rotary_base if model.position == "rope" else 0.0,  # nothing rotates
         "objective": config.objective,
-        "n_layers": config.model.n_layers,
-        "mlp": not config.model.attn_only,
+        "n_layers": model.n_layers,
+        "n_heads": model.n_heads,
+        "d_head": model.head_dim,
+        "mlp": not model.attn_only,
         "seed": config.seed,
         "run": run.folder.name,
     }
 
 
-def stages(run: Run) -> dict[str, int]:
-    """The step of each training stage: `initial`, `early` (the first checkpoint whose forward probability reaches
-    `LEARNT`; absent if none does) and `end`."""
-    learnt = [row["step"] for row in run.metrics() if row["forward_probability"] >= LEARNT]
-    return {"initial": run.steps[0], **({"early": learnt[0]} if learnt else {}), "end": run.steps[-1]}
+def stages(run: Run) -> dict[str, dict[int, float]]:
+    """The checkpoints of each training stage, as step and weight: `initial`, `early`, `end`.
+
+    `early` is where forward probability first reaches `LEARNT`, between two checkpoints, so that settings are compared
+    at one forward probability; absent if it never does.
+    """
+    metrics = run.metrics()
+    found: dict[str, dict[int, float]] = {"initial": {run.steps[0]: 1.0}}
+    learnt = next((i for i, row in enumerate(metrics) if row["forward_probability"] >= LEARNT), None)
+    if learnt is not None:
+        before, after = metrics[max(learnt - 1, 0)], metrics[learnt]
+        rise = after["forward_probability"] - before["forward_probability"]
+        share = (LEARNT - before["forward_probability"]) / rise if rise > 0 else 1.0
+        found["early"] = {before["step"]: 1 - share, after["step"]: share}
+    return {**found, "end": {run.steps[-1]: 1.0}}
+
+
+def at_stages(
+    run: Run, measure: Callable[[int], Sequence[Mapping[str, Any]]], which: Sequence[str] = STAGES
+) -> list[dict[str, Any]]:
+    """The rows that `measure` gives of a step, at each stage, with the columns `stage` and `step`.
+
+    Between two checkpoints, floats that differ are interpolated; whatever else they hold is the later one's.
+
+    Args:
+        measure: Gives rows in the same order for every step.
+        which: Stages that are wanted.
+    """
+    rows = []
+    for stage, weights in stages(run).items():
+        if stage not in which:
+            continue
+        step = round(sum(step * weight for step, weight in weights.items()))
+        weights = {step: weight for step, weight in weights.items() if weight}
+        for measured in zip(*(measure(step) for step in weights), strict=True):
+            row = dict(measured[-1])
+            for name, value in row.items():
+                if isinstance(value, float) and any(one[name] != value for one in measured):
+                    row[name] = sum(one[name] * weight for one, weight in zip(measured, weights.values(), strict=True))
+            rows.append({"stage": stage, "step": step, **row})
+    return rows

@@ -12,10 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import pandas as pd
-from jaxtyping import Float
-from torch import Tensor
-
 from mdm_interp.analysis import Analysis, Lab
 from mdm_interp.bridge import hooked
 from mdm_interp.checkpoints import load_checkpoint
@@ -25,7 +21,6 @@ from mdm_interp.presets import is_quick
 from mdm_interp.prompts import FactTable, FactTemplates, Kind, Prompts, load_facts, make_prompts
 from mdm_interp.queries import QueryPair
 from mdm_interp.results import Result
-from mdm_interp.stats import Estimate, bootstrap_mean
 from mdm_interp.workers import default_workers, progress_bars, side_by_side
 
 KINDS: tuple[Kind, ...] = ("positional", "relational")
@@ -127,13 +122,6 @@ def each_checkpoint(probes: Iterable[Probe]) -> list[Probe]:
     """The probes and their twins, every checkpoint once."""
     members = (member for probe in probes for member in (probe, probe.twin) if member is not None)
     return list({member.name: member for member in members}.values())
-
-
-def over_facts(values: Float[Tensor, "pair"], pairs: Sequence[QueryPair]) -> Estimate:
-    """Mean over facts with its interval, after the mean over each fact's pairs: templates and sides of one fact are not
-    independent. NaNs are left out."""
-    frame = pd.DataFrame({"fact": [pair.fact for pair in pairs], "value": values.double().cpu().numpy()})
-    return bootstrap_mean(frame.groupby("fact")["value"].mean())
 
 
 def demos(seeds: Sequence[int]) -> list[DemoConfig]:

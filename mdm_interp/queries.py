@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mdm_interp.config import ModelConfig
 from mdm_interp.files import UserError
+from mdm_interp.model import check_token_ids
 
 Span = tuple[int, int]
 MAX_LOGITS = 2**27
@@ -111,6 +112,33 @@ def require_shared(pairs: Sequence[QueryPair], measure: str) -> None:
         )
 
 
+def mirrored_positions(pair: QueryPair, n_pos: int) -> Int[Tensor, "pos"]:
+    """Give for each position of the reverse query its counterpart in the forward query: answer and source swap.
+
+    Args:
+        n_pos: Positions of the batch that holds both.
+
+    Raises:
+        UserError: the two queries are not mirror images of each other.
+    """
+    forward, reverse = pair.forward, pair.reverse
+    if (forward.answer_span, forward.source_span) != (reverse.source_span, reverse.answer_span):
+        raise UserError(
+            f"query_pairs: fact {pair.fact} has answer and source at {forward.answer_span} and {forward.source_span} "
+            f"forward, {reverse.answer_span} and {reverse.source_span} in reverse; only pairs that swap them mirror "
+            "each other"
+        )
+    if len(forward.answer) != len(forward.source):
+        raise UserError(
+            f"query_pairs: fact {pair.fact} has an answer of {len(forward.answer)} tokens and a source of "
+            f"{len(forward.source)}; only spans of one length mirror each other"
+        )
+    columns = torch.arange(n_pos)
+    answer, source = columns[slice(*forward.answer_span)].clone(), columns[slice(*forward.source_span)].clone()
+    columns[answer], columns[source] = source, answer
+    return columns
+
+
 @dataclass(frozen=True)
 class QueryBatch:
     """Queries as tensors, padded on the right to one length."""
@@ -135,7 +163,11 @@ class QueryBatch:
 
 
 def collate(queries: Sequence[Query], cfg: ModelConfig) -> QueryBatch:
-    """Stack queries for the model of `cfg`, on its device."""
+    """Stack queries for the model of `cfg`, on its device.
+
+    Raises:
+        UserError: a token is outside the vocabulary, or a query's answer cannot be read (:meth:`Query.readout`).
+    """
     n_pos = max(len(query.tokens) for query in queries)
     span = max(len(query.answer) for query in queries)
     shape = (len(queries), n_pos)
@@ -152,6 +184,8 @@ def collate(queries: Sequence[Query], cfg: ModelConfig) -> QueryBatch:
         readout[row, :n_answer], answer[row, :n_answer] = torch.tensor(query.readout(cfg)), torch.tensor(query.answer)
         answered[row, :n_answer] = True
         source[row, slice(*query.source_span)] = True
+    check_token_ids("tokens", tokens, cfg.d_vocab)
+    check_token_ids("answer", answer, cfg.d_vocab)
     tensors = [tensor.to(cfg.device) for tensor in (tokens, kept, readout, answer, answered, source)]
     tokens, kept, readout, answer, answered, source = tensors
     return QueryBatch(tokens, None if bool(kept.all()) else kept, readout, answer, answered, source)

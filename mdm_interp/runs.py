@@ -1,6 +1,7 @@
 """The run store: one folder per training run, named by the digest of its config.
 
     runs/<digest>/config.yaml                   what was asked for
+    runs/<digest>/made_with.json                what trained it: code, versions and machine
     runs/<digest>/metrics.jsonl                 one line per checkpoint
     runs/<digest>/checkpoints/000123.safetensors  weights after that many steps
     runs/<digest>/state.safetensors             weights, optimizer moments, RNG state and step: where to resume

@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy.stats import bootstrap, norm, pearsonr, rankdata
+from scipy.stats import norm, pearsonr, rankdata
+from scipy.stats import t as student_t
 
 LEVEL = 0.95
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its interval."""
+    """A mean with its interval; a single observation has none (NaN)."""
 
     value: float
     low: float
@@ -25,31 +26,27 @@ class Estimate:
     """How many independent observations (seeds, unless said otherwise)."""
 
     def __str__(self) -> str:
-        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
+        interval = "" if np.isnan(self.low) else f" [{self.low:.3g}, {self.high:.3g}]"
+        return f"{self.value:.3g}{interval}"
 
 
-def bootstrap_mean(values: Sequence[float] | np.ndarray | pd.Series, seed: int = 0) -> Estimate:
-    """Mean and its 95 % percentile-bootstrap interval over independent observations; NaNs are left out.
+def mean_estimate(values: Sequence[float] | np.ndarray | pd.Series) -> Estimate:
+    """Return the mean and its 95 % t interval over independent observations. NaNs are left out.
 
-    With few observations the interval is too narrow (three give 10 distinct resamples); it has no width for one.
+    With three observations as with many it covers 95 % if they are normal, that within 2 % if their skewness is at most
+    0.8, and 88 to 92 % if they are exponential (skewness 2). It is undefined (NaN) for a single one.
+
+    Source: Student, The probable error of a mean, 1908; docs/theory.md, section 10.
     """
     observed = np.asarray(values, dtype=float)
     observed = observed[~np.isnan(observed)]
     if not len(observed):
         return Estimate(float("nan"), float("nan"), float("nan"), 0)
     mean = float(observed.mean())
-    if len(observed) == 1 or np.ptp(observed) == 0:
-        return Estimate(mean, mean, mean, len(observed))
-    resampled = bootstrap(
-        (observed,),
-        np.mean,
-        n_resamples=2000,
-        confidence_level=LEVEL,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    )
-    low, high = resampled.confidence_interval
-    return Estimate(mean, float(low), float(high), len(observed))
+    if len(observed) == 1:
+        return Estimate(mean, float("nan"), float("nan"), 1)
+    half = float(student_t.ppf((1 + LEVEL) / 2, len(observed) - 1) * observed.std(ddof=1) / len(observed) ** 0.5)
+    return Estimate(mean, mean - half, mean + half, len(observed))
 
 
 def estimate_in(row: Mapping[Any, Any], prefix: str = "") -> Estimate:
@@ -71,7 +68,7 @@ def where(frame: pd.DataFrame, **equal: Any) -> pd.DataFrame:
 
 def curve(frame: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
     """Mean of `y` over seeds and its interval at every `x`: columns x, value, low, high, n."""
-    estimates = {at: bootstrap_mean(group.to_numpy()) for at, group in frame.groupby(x)[y]}
+    estimates = {at: mean_estimate(group.to_numpy()) for at, group in frame.groupby(x)[y]}
     return pd.DataFrame([{x: at, **vars(estimate)} for at, estimate in estimates.items()])
 
 

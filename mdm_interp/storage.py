@@ -19,24 +19,26 @@ from torch import Tensor
 
 from mdm_interp.bridge import hooked
 from mdm_interp.capture import LayerView, capture
+from mdm_interp.files import UserError
+from mdm_interp.model import check_token_ids, precise
 from mdm_interp.queries import Query, QueryBatch, QueryPair, batches, require_shared
 
 
 def readout_directions(model: Any, tokens: Int[Tensor, "token"] | None = None) -> Float[Tensor, "token d_model"]:
     """The direction of the residual stream that raises each token's logit (times the final scale); default: all tokens.
 
-    The final norm's gain is included and, for LayerNorm, its centering.
+    The final norm's gain is included and, for LayerNorm, its centering. In float32 at least.
     """
     model = hooked(model)
     tokens = torch.arange(model.cfg.d_vocab, device=model.W_U.device) if tokens is None else tokens
-    directions = model.tokens_to_residual_directions(tokens)
+    directions = model.residual_directions(tokens)
     return directions - directions.mean(-1, keepdim=True) if model.cfg.normalization_type == "LN" else directions
 
 
 def _ov(v: Float[Tensor, "*batch kv_head d_head"], W_O: Float[Tensor, "head d_head d_model"]) -> Tensor:
     """What each head writes if it attends to these values only, `[*batch head d_model]`."""
     v = v.repeat_interleave(W_O.shape[0] // v.shape[-2], dim=-2)
-    return einsum(v, W_O, "... head d_head, head d_head d_model -> ... head d_model")
+    return einsum(v, W_O.to(v), "... head d_head, head d_head d_model -> ... head d_model")
 
 
 @torch.no_grad()
@@ -50,17 +52,25 @@ def evidence_matrix(
 
     Under a relative scheme all positions are equal.
 
+    Raises:
+        UserError: a token is outside the vocabulary, or a position outside the context.
+
     Source: docs/theory.md, section 2.
     """
     model = hooked(model)
+    check_token_ids("sources", sources, model.cfg.d_vocab)
     positions = torch.zeros(1, dtype=torch.long, device=sources.device) if positions is None else positions
+    outside = positions[(positions < 0) | (positions >= model.cfg.n_ctx)]
+    if len(outside):
+        raise UserError(f"positions: {int(outside[0])} is outside the context; give 0 to {model.cfg.n_ctx - 1}")
     block, directions = model.blocks[0], readout_directions(model, targets)
     per_position = []
     for position in positions:
         resid = model.W_E[sources]
         pos_embed = model.pos_embed.embed(position[None])
         resid = resid if pos_embed is None else resid + pos_embed
-        v = einsum(block.ln1(resid), block.attn.W_V, "source d_model, kv_head d_model d_head -> source kv_head d_head")
+        x, W_V = (precise(part) for part in (block.ln1(resid), block.attn.W_V))
+        v = einsum(x, W_V, "source d_model, kv_head d_model d_head -> source kv_head d_head")
         v = v if block.attn.b_V is None else v + block.attn.b_V
         written = _ov(v, block.attn.W_O)
         per_position.append(einsum(directions, written, "target d_model, source head d_model -> head target source"))
@@ -74,7 +84,7 @@ def position_index(evidence: Float[Tensor, "head target source position"]) -> fl
 
     Source: docs/theory.md, section 2.
     """
-    summed = evidence.sum(0)
+    summed = precise(evidence).sum(0)
     moved = summed - summed[..., :1]  # exactly 0, not nearly, when all positions agree
     over_positions = moved.var(-1, correction=0).mean()
     return float(over_positions / summed.mean(-1).var(correction=0))
@@ -95,7 +105,7 @@ def compute_evidence(
     def evidence(view: LayerView) -> Float[Tensor, "query head target"]:
         source = view.batch.source.to(view.v)
         v = einsum(view.v, source, "query pos kv_head d_head, query pos -> query kv_head d_head")
-        written = _ov(v.to(directions.dtype), model.blocks[view.layer].attn.W_O)
+        written = _ov(v, model.blocks[view.layer].attn.W_O)
         there = directions.to(written.device)
         return einsum(written, there, "query head d_model, target d_model -> query head target").cpu()
 
@@ -136,6 +146,7 @@ def place_index(
 
     Source: docs/theory.md, section 7.
     """
+    one, other = precise(one), precise(other)
     return ((one - other) / 2).pow(2).mean((0, 2)) / ((one + other) / 2).var((0, 2), correction=0)
 
 
@@ -172,7 +183,7 @@ def decompose_logits(model: Any, batch: QueryBatch, targets: Int[Tensor, "target
         written = einsum(written, directions, "query key_pos head d_model, target d_model -> query head key_pos target")
         return view.pattern.to(written)[..., None] * written[:, None]
 
-    position = [] if model.pos_embed.relative else ["hook_pos_embed"]
+    position = ["hook_pos_embed"] if model.pos_embed.answers("embed") else []
     mlps = [] if cfg.attn_only else [f"blocks.{layer}.hook_mlp_out" for layer in range(cfg.n_layers)]
     scales = [] if cfg.normalization_type is None else ["ln_final.hook_scale"]
     with _at_readout(model, batch, ["hook_embed", *position, *mlps, *scales]) as kept:
@@ -181,33 +192,34 @@ def decompose_logits(model: Any, batch: QueryBatch, targets: Int[Tensor, "target
     sigma = kept[scales[0]] if scales else torch.ones_like(embedding[..., :1])
     silent = embedding.new_zeros(*sigma.shape[:2], cfg.n_layers, len(targets))
     written = torch.stack([kept[name] @ directions.T for name in mlps], dim=2) if mlps else silent
-    out_bias = model.accumulated_bias(cfg.n_layers, include_mlp_biases=False) @ directions.T
+    out_bias = precise(model.accumulated_bias(cfg.n_layers, include_mlp_biases=False)) @ directions.T
     return LogitParts(
         embedding=embedding @ directions.T / sigma,
         heads=torch.stack(heads, dim=2) / sigma[:, :, None, None, None],
         mlps=written / sigma[:, :, None],
-        bias=_logit_bias(model)[targets] + out_bias / sigma,
+        bias=_logit_bias(model, targets) + out_bias / sigma,
         scale=sigma.squeeze(-1),
     )
 
 
 @contextmanager
 def _at_readout(model: Any, batch: QueryBatch, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Keep, of every forward pass on `batch` inside, these activations at the readout positions."""
+    """Keep, of every forward pass on `batch` inside, these activations at the readouts, in float32 at least."""
     kept: dict[str, Tensor] = {}
 
     def keep(name: str) -> tuple[str, Callable]:
-        return name, lambda x, hook: kept.update({name: batch.at_readout(x)})
+        return name, lambda x, hook: kept.update({name: precise(batch.at_readout(x))})
 
     with model.hooks(fwd_hooks=[keep(name) for name in names]):
         yield kept
 
 
-def _logit_bias(model: Any) -> Float[Tensor, "d_vocab"]:
-    """What the final norm's and the unembedding's biases add to every logit."""
+def _logit_bias(model: Any, targets: Int[Tensor, "target"]) -> Float[Tensor, "target"]:
+    """What the final norm's and the unembedding's biases add to the logits of `targets`."""
+    W_U = precise(model.W_U[:, targets])
     norm_bias, bias = getattr(model.ln_final, "b", None), getattr(model, "b_U", None)
-    total = model.W_U.new_zeros(model.cfg.d_vocab) if norm_bias is None else norm_bias @ model.W_U
-    return total if bias is None else total + bias
+    total = W_U.new_zeros(len(targets)) if norm_bias is None else norm_bias.to(W_U) @ W_U
+    return total if bias is None else total + bias[targets]
 
 
 @torch.no_grad()
@@ -252,7 +264,7 @@ def _evidence_gradient(
     scales = [] if model.cfg.normalization_type is None else ["ln_final.hook_scale"]
     with _at_readout(model, batch, scales) as kept:
         logits, routes = capture(model, batch, route)
-    error = batch.at_readout(logits).softmax(-1)
+    error = precise(batch.at_readout(logits)).softmax(-1)
     error = (error - torch.nn.functional.one_hot(batch.answer, error.shape[-1])) * batch.answered[..., None]
     error = error / kept[scales[0]] if scales else error
     routed = torch.stack(routes, dim=3).to(error)

@@ -21,6 +21,7 @@ from mdm_interp.diffusion import training_loss
 from mdm_interp.files import UserError
 from mdm_interp.model import HookedTransformer
 from mdm_interp.prediction import predict
+from mdm_interp.provenance import provenance, stamp
 from mdm_interp.runs import DEFAULT_ROOT, Run, save_tensors
 from mdm_interp.workers import default_workers, progress_bars, side_by_side
 
@@ -146,6 +147,7 @@ def _train(run: Run, device: str, report: Report) -> None:
         pairs = run.query_pairs()
         forward, reverse = [pair.forward for pair in pairs], [pair.reverse for pair in pairs]
         latest: dict[str, Any] = run.metrics()[-1] if step >= 0 else {}
+        stamp(run.folder, step + 1, provenance(__name__, device, model.W_E.dtype))
         loss, saved = torch.tensor(latest.get("loss", float("nan"))), time.monotonic()
         while step < config.steps:
             step += 1

@@ -93,7 +93,6 @@ def denoise_answers(model: Any, queries: Sequence[Query], stages: int) -> Denois
     model, parts = hooked(model), []
     for batch in batches(queries, model.cfg):
         directions = readout_directions(model, batch.answer.flatten()).unflatten(0, batch.answer.shape)
-        directions = directions.to(torch.promote_types(directions.dtype, torch.float32))
         watched = _Watched(model, batch, (directions * batch.answered[..., None]).sum(1))
         # With no fewer steps than masks, each step fills one.
         steps = batch.tokens.shape[1]

@@ -52,22 +52,40 @@ def random_tokens(*, batch: int = 2, pos: int = 7, d_vocab: int = TINY["d_vocab"
 
 
 def tiny_run(
-    facts: FactConfig, position: Any, objective: Any, seed: int, *, n_layers: int = 1, mlp: bool = False
+    facts: FactConfig,
+    position: Any,
+    objective: Any,
+    seed: int,
+    *,
+    n_layers: int = 1,
+    n_heads: int = 2,
+    d_head: int | None = None,
+    rotary_base: float = 10_000.0,
+    mlp: bool = False,
 ) -> TrainConfig:
     """In place of `presets.small_model`."""
     attention = "causal" if objective == "causal" else "bidirectional"
     model = ModelConfig(
         d_model=16,
-        n_heads=2,
+        n_heads=n_heads,
+        d_head=d_head,
         n_layers=n_layers,
         d_mlp=16 if mlp else None,
         d_vocab=facts.d_vocab,
         n_ctx=facts.seq_len,
         position=position,
+        rotary_base=rotary_base,
         attention=attention,
     )
     return TrainConfig(
         model=model, facts=facts, objective=objective, seed=seed, steps=30, batch_size=16, warmup=1, n_checkpoints=4
+    )
+
+
+def tiny_pool_world(both_ways: float) -> FactConfig:
+    """In place of `presets.pool_world`."""
+    return FactConfig(
+        world=presets.POOL, n_entities=12, n_filler=4, seq_len=6, filler="random", gap=(2, 4), reversed_share=both_ways
     )
 
 
@@ -92,6 +110,8 @@ def tiny_grid() -> Iterator[None]:
         patch.setitem(presets.WORLDS, "relation_cycle", FactConfig(n_entities=9, n_filler=4))
         patch.setitem(presets.WORLDS, "two_role", FactConfig(world="two_role", filler="none", seq_len=3, n_entities=8))
         patch.setattr(presets, "small_model", tiny_run)
+        patch.setattr(presets, "pool_world", tiny_pool_world)
+        patch.setattr(presets, "QUICK_SEEDS", 1)  # so that two seeds have every setting
         patch.setattr(presets, "LEARNT", 0.15)  # what so short a training reaches
         patch.setattr(analysis_module, "train_all", train_here)
         patch.setattr(probing, "DEMO", TINY_DEMO)

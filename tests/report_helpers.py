@@ -8,7 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from mdm_interp.claims import CLAIMS, Verdict
+from mdm_interp.claims import CLAIMS, READINGS, Verdict
 from mdm_interp.results import Result
 from mdm_interp.stats import Estimate
 from mdm_interp.viz.plots import TRAINING_STEPS, add_curve, add_level, add_matrix
@@ -39,8 +39,22 @@ def drawing(question: str = QUESTION) -> go.Figure:
     return titled(figure, question, TAKEAWAY, height=600)
 
 
-def verdict(claim: str, scheme: str, outcome: Any, measure: str = "measure") -> Verdict:
-    scope = {"world": "w", "scheme": scheme, "objective": "any_order", "n_layers": 1, "mlp": False, "stage": "end"}
+SETTING: dict[str, Any] = {
+    "world": "w",
+    "reversed_share": 0.0,
+    "scheme": "rope",
+    "rotary_base": 1e4,
+    "objective": "any_order",
+    "n_layers": 1,
+    "n_heads": 1,
+    "d_head": 64,
+    "mlp": False,
+}
+
+
+def verdict(claim: str, scheme: str, outcome: Any, measure: str = "measure", role: Any = "test") -> Verdict:
+    scope = {**SETTING, "scheme": scheme, "stage": "end"}
     of = {"id": claim, "sentence": CLAIMS[claim]}
     number = Estimate(0.5, 0.4, 0.6, 5)
-    return Verdict(of, scope, measure, number, number, "null", 0.01, outcome, "rule", "tiny")
+    reading = READINGS.get((role, outcome), "")
+    return Verdict(of, scope, role, measure, number, number, "null", 0.01, outcome, reading, "rule", "tiny")

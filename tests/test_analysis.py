@@ -18,26 +18,28 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
-from helpers import train_here
+import torch
+from helpers import TINY_DEMO, train_here
 
 import analyses
 from analyses import evidence_growth, gradient_alignment, reversal_curse, route_correlation
 from mdm_interp import analysis as analysis_module
-from mdm_interp import claims, presets
+from mdm_interp import claims, presets, probing, training
 from mdm_interp.analysis import ENTRY_POINTS, Analysis, Lab, discover, ledger
 from mdm_interp.config import FactConfig, ModelConfig, TrainConfig
 from mdm_interp.files import UserError
 from mdm_interp.model import HookedTransformer
-from mdm_interp.results import Result, sources, tidy
+from mdm_interp.provenance import provenance, sources, stamp, versions
+from mdm_interp.results import Result, tidy
 from mdm_interp.runs import Run
-from mdm_interp.stats import Estimate, bootstrap_mean
+from mdm_interp.stats import Estimate, mean_estimate, where
 
 ROOT = Path(__file__).parents[1]
 MODULES = {module.ANALYSIS.name: module for module in (reversal_curse, evidence_growth, route_correlation)}
 MODULES["gradient_alignment"] = gradient_alignment
 BUILTIN = [analysis.name for analysis in discover()]
 COLUMNS = {
-    "reversal_curse": {"world", "variant", "seed", "run", "chance", "step", "forward_probability"},
+    "reversal_curse": {"world", "n_heads", "setting", "variant", "seed", "run", "chance", "step"},
     "evidence_growth": {"variant", "seed", "run", "step", "query", "margin", "rank", "chance_rank", "evidence"},
     "route_correlation": {"kind", "variant", "seed", "run", "step", "measured", "distance", "spectrum", "isotropic"},
     "gradient_alignment": {"variant", "seed", "run", "step", "component", "mean_gradient", "matched", "storage_term"},
@@ -98,7 +100,7 @@ def test_the_analyses_are_found_in_the_order_of_their_figures() -> None:
 @pytest.mark.parametrize("name", BUILTIN)
 def test_no_analysis_imports_another(name: str) -> None:
     """What two of them need belongs to the library, and a change of one leaves the numbers of the other."""
-    theirs = [source for source in sources(module_of(name)) if source.startswith("analyses")]
+    theirs = [source for source in sources(f"analyses.{name}") if source.startswith("analyses")]
     assert theirs == [f"analyses.{name}"]
 
 
@@ -158,7 +160,7 @@ class Counted:
             "question": "How often?",
             "configs": lambda seeds: [tiny(seed) for seed in seeds],
             "measure": measure,
-            "summarize": lambda result: {"value": bootstrap_mean(result.frame["value"])},
+            "summarize": lambda result: {"value": mean_estimate(result.frame["value"])},
             "draw": lambda result: go.Figure(),
         }
         return Analysis(**{**fields, **changes})
@@ -213,6 +215,57 @@ def test_other_settings_seeds_or_runs_are_measured_again(lab: Lab, tmp_path: Pat
     assert len(counted.measured) == 4
 
 
+def test_a_result_says_what_it_was_measured_with_and_what_trained_its_runs(lab: Lab, tmp_path: Path) -> None:
+    result = Counted().analysis().result(lab, tmp_path)
+    here = provenance(training.__name__, "cpu", torch.float32)
+    assert result.made_with == [{"runs": 2, "by": [here]}]
+    assert result.machine == {"cpu": here["cpu"], "threads": torch.get_num_threads()}
+    assert {"numpy", "scipy", "torch", "mdm_interp.training"} <= result.versions.keys()
+
+
+def test_runs_that_something_else_trained_are_used_and_counted(lab: Lab, tmp_path: Path) -> None:
+    runs, other = lab.runs([tiny(seed) for seed in range(3)]), {"torch": "1.0", "cpu": "Another"}
+    (runs[0].folder / "made_with.json").unlink()
+    stamp(runs[1].folder, 2, other)
+    counted = Counted()
+    result = counted.analysis().result(replace(lab, n_seeds=3), tmp_path)
+    assert counted.measured == [[run.folder.name for run in runs]]
+    here = provenance(training.__name__, "cpu", torch.float32)
+    assert result.made_with == [{"runs": 1, "by": by} for by in ([{}], [here, other], [here])]
+
+
+def test_another_machine_or_another_past_of_the_runs_is_no_reason_to_measure_again(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = Counted()
+    first = counted.analysis().result(lab, tmp_path)
+    monkeypatch.setattr(analysis_module, "machine", lambda: {"cpu": "Another", "threads": 64})
+    for run in lab.runs(counted.analysis().configs(lab.seeds)):
+        stamp(run.folder, 0, {"torch": "1.0"})
+    assert counted.analysis().result(lab, tmp_path) == first
+    assert len(counted.measured) == 1
+    (tmp_path / "counted.json").unlink()
+    again = counted.analysis().result(lab, tmp_path)
+    assert again.machine == {"cpu": "Another", "threads": 64}
+    assert again.made_with == [{"runs": 2, "by": [{"torch": "1.0"}]}]
+
+
+@pytest.mark.parametrize("package", ["torch", "numpy", "scipy", "python", "code"])
+def test_other_packages_are_a_reason(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    counted = Counted()
+    counted.analysis().result(lab, tmp_path)
+    monkeypatch.setattr(analysis_module, "versions", lambda name: {**versions(name), package: "another"})
+    counted.analysis().result(lab, tmp_path)
+    assert len(counted.measured) == 2
+
+
+def test_runs_and_demo_checkpoints_are_found_by_their_digests(lab: Lab) -> None:
+    demo = probing.demo_folder(TINY_DEMO, lab.root)
+    demo.mkdir(parents=True)
+    assert lab.folder(TINY_DEMO.digest()) == demo
+    assert lab.folder(tiny().digest()) == Run.of(tiny(), lab.root).folder
+
+
 def test_a_damaged_result_is_not_overwritten(lab: Lab, tmp_path: Path) -> None:
     (tmp_path / "counted.json").write_text('{"name": ')
     with pytest.raises(UserError, match=r"counted\.json: not a result file"):
@@ -253,15 +306,17 @@ def at_step(frame: pd.DataFrame, stage: str) -> pd.DataFrame:
 
 def expect_reversal_curse(frame: pd.DataFrame) -> dict[str, float]:
     expected = {}
-    for (world, variant), group in frame.groupby(["world", "variant"]):
+    for (setting, variant), group in frame.groupby(["setting", "variant"]):
         last = group.sort_values("step").groupby("run").tail(1)
         for quantity in ("forward_probability", "reverse_probability", "forward_accuracy", "reverse_accuracy"):
-            expected[f"{world} / {variant} / {quantity}"] = last[quantity].sum() / len(last)
+            expected[f"{setting} / {variant} / {quantity}"] = last[quantity].sum() / len(last)
+        above = [reverse - group["chance"].iloc[0] for reverse in last["reverse_probability"]]
+        expected[f"{setting} / {variant} / reverse above chance"] = sum(above) / len(above)
         difference = last["forward_probability"] - last["reverse_probability"]
-        expected[f"{world} / {variant} / largest gap of any seed"] = max(difference.max(), -difference.min())
+        expected[f"{setting} / {variant} / largest gap of any seed"] = max(difference.max(), -difference.min())
         peaks = [one["reverse_probability"].max() for _, one in group.groupby("seed")]
-        expected[f"{world} / {variant} / highest reverse_probability"] = sum(peaks) / len(peaks)
-        expected[f"{world} / chance"] = group["chance"].iloc[0]
+        expected[f"{setting} / {variant} / highest reverse_probability"] = sum(peaks) / len(peaks)
+        expected[f"{setting} / chance"] = group["chance"].iloc[0]
     return expected
 
 
@@ -346,6 +401,8 @@ def test_each_figure_of_the_summary_follows_from_the_rows(result_of: Callable[[s
     assert result.summary.keys() == expected.keys()
     for quantity, estimate in result.summary.items():
         assert estimate.value == pytest.approx(expected[quantity], rel=1e-5, abs=1e-9), quantity
+        if estimate.n == 1 and np.isnan([estimate.low, estimate.high]).all():
+            continue  # a single observation has no interval
         tolerance = 1e-5 * abs(estimate.value) + 1e-12
         assert estimate.low <= estimate.value + tolerance, quantity
         assert estimate.value <= estimate.high + tolerance, quantity
@@ -376,8 +433,9 @@ def test_the_committed_rows_hold_every_seed_at_every_step(name: str) -> None:
         whole = whole[whole["margin"].notna()]
     if name == "route_correlation":
         whole = whole[whole["kind"] == "correlation"]
-    world = ["world"] if "world" in whole else []
-    seeds = whole.groupby([*world, "variant", "step"])["seed"].nunique()
+    if name == "reversal_curse":
+        whole = where(whole, setting="relation_cycle")  # the others have half of the seeds
+    seeds = whole.groupby(["variant", "step"])["seed"].nunique()
     assert seeds[seeds != 10].empty, f"seeds are missing: {seeds[seeds != 10].to_dict()}"
 
 
@@ -393,9 +451,8 @@ def test_alignment_lasts_until_it_first_falls(cosines: list[float], expected: fl
 
 QUOTED: dict[str, dict[str, str]] = {
     "reversal_curse": {
-        **{f"relation_cycle / {variant} / reverse_probability": ".2g" for variant in presets.VARIANTS},
-        "relation_cycle / MDM rope / highest reverse_probability": ".2g",
-        "relation_cycle / chance": ".2g",
+        **{f"{setting} / ARM rope / reverse_probability": ".2g" for setting in reversal_curse.SETTINGS},
+        **{f"{world} / chance": ".2g" for world in presets.WORLDS},
     },
     "evidence_growth": {
         **{f"MDM {scheme} / reverse / final rank": ".1f" for scheme in presets.MDM_SCHEMES},
@@ -513,9 +570,9 @@ def test_the_readmes_findings_are_what_the_committed_rows_say() -> None:
 
 def at_the_end(variant: str) -> pd.DataFrame:
     frame = committed("reversal_curse").frame
-    kept = frame[(frame["world"] == "relation_cycle") & (frame["variant"] == variant) & (frame["step"] == 4000)]
+    kept = where(frame, setting="relation_cycle", variant=variant, step=4000)
     assert sorted(kept["seed"]) == list(range(10))
-    return cast(pd.DataFrame, kept)
+    return kept
 
 
 @pytest.mark.parametrize("variant", ["MDM alibi", "MDM none"])

@@ -36,6 +36,7 @@ from mdm_interp.config import ModelConfig
 from mdm_interp.diffusion import mask_tokens, mdm_loss
 from mdm_interp.files import UserError
 from mdm_interp.model import HookedTransformer
+from mdm_interp.positions import PositionScheme, Rope
 
 TOLERANCE = 1e-4  # fp32, as large as any logit's rounding here several times over
 
@@ -316,6 +317,51 @@ def test_every_model_of_the_package_round_trips_in_its_own_format(changes: dict[
     tokens = random_tokens()
     assert torch.equal(logits_of(again, tokens), logits_of(model, tokens))
     assert all(parameter.requires_grad for parameter in again.parameters())
+
+
+class Window(PositionScheme):
+    """A bias of one's own."""
+
+    def bias(self, query_pos: Tensor, key_pos: Tensor) -> Tensor:
+        far = (key_pos[None, :] - query_pos[:, None]).abs() > 2
+        return far.float().mul(-1e4).expand(self.cfg.n_heads, -1, -1)
+
+
+def slower(model: HookedTransformer) -> None:
+    scheme = model.pos_embed
+    assert isinstance(scheme, Rope)
+    scheme.theta = scheme.theta / 4
+
+
+def other_table(model: HookedTransformer) -> None:
+    model.pos_embed.W_pos *= 2
+
+
+@pytest.mark.parametrize(
+    ("position", "change", "named"),
+    [
+        ("none", lambda model: setattr(model, "pos_embed", Window(model.cfg)), "Window .* 'none'"),
+        ("rope", slower, "Rope .* 'rope'"),
+        ("sinusoidal", other_table, "Sinusoidal .* 'sinusoidal'"),
+    ],
+    ids=["another class", "other angles", "another table"],
+)
+def test_a_position_scheme_that_a_file_would_not_bring_back_is_refused(
+    position: str, change: Callable[[HookedTransformer], None], named: str, tmp_path: Path
+) -> None:
+    model = random_model(position=position)
+    change(model)
+    with pytest.raises(UserError, match=rf"model.pos_embed: this {named} that config.json names"):
+        save_checkpoint(model, tmp_path, "mdm_interp")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_sinusoidal_model_that_was_converted_is_saved(dtype: torch.dtype, tmp_path: Path) -> None:
+    model = random_model(position="sinusoidal", d_model=64).to(dtype)
+    save_checkpoint(model, tmp_path, "mdm_interp")
+    assert_same_models(load_checkpoint(tmp_path), model)
+    save_checkpoint(model.to(torch.float32), tmp_path, "mdm_interp")
 
 
 @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])

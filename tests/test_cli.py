@@ -24,6 +24,7 @@ from mdm_interp import claims, cli, presets, training, viz
 from mdm_interp.analysis import discover
 from mdm_interp.checkpoints import save_checkpoint
 from mdm_interp.config import FactConfig, ModelConfig, TrainConfig
+from mdm_interp.provenance import stamp, versions
 from mdm_interp.runs import Run, save_tensors, stored_runs
 from mdm_interp.training import train
 
@@ -253,6 +254,23 @@ def test_runs_are_listed_shown_and_pruned(mdm_interp: Callable[..., Ended], tmp_
     assert contents(done.folder) == kept
 
 
+def test_a_run_that_other_code_or_versions_trained_is_shown_with_them(
+    mdm_interp: Callable[..., Ended], tmp_path: Path
+) -> None:
+    run = stored(tmp_path / "runs")
+    here = versions(training.__name__)
+    show = functools.partial(mdm_interp, "runs", "show", run.folder.name)
+    said = "trained by other code or versions: "
+    assert said not in show().out
+    stamp(run.folder, 0, {**here, "cpu": "Another", "threads": 99, "device": "GPU"})
+    assert said not in show().out
+    stamp(run.folder, 3, {**here, "torch": "1.0"})
+    assert f"\n{said}torch 1.0 instead of {here['torch']}\n" in show().out
+    (run.folder / "made_with.json").unlink()
+    assert f"\n{said}unknown code and versions\n" in show().out
+    assert len(show().out.splitlines()) > 10, "config and metrics are still shown"
+
+
 def test_an_empty_store_is_listed_as_empty(mdm_interp: Callable[..., Ended], tmp_path: Path) -> None:
     assert mdm_interp("runs", "list", "--json").out == "[]\n"
     assert mdm_interp("runs", "list").code == 0
@@ -294,10 +312,14 @@ def test_a_state_of_another_model_is_one_line(mdm_interp: Callable[..., Ended], 
 # ---- reproduce
 
 
-def tiny_layer(facts: FactConfig, position: Any, objective: Any, seed: int) -> TrainConfig:
-    attention = "causal" if objective == "causal" else "bidirectional"
+def tiny_layer(facts: FactConfig, position: Any, objective: Any, seed: int, **heads: Any) -> TrainConfig:
     model = ModelConfig(
-        d_model=8, n_heads=2, d_vocab=facts.d_vocab, n_ctx=facts.seq_len, position=position, attention=attention
+        d_model=8,
+        **{"n_heads": 1, **heads},
+        d_vocab=facts.d_vocab,
+        n_ctx=facts.seq_len,
+        position=position,
+        attention="causal" if objective == "causal" else "bidirectional",
     )
     return TrainConfig(model=model, facts=facts, objective=objective, seed=seed, steps=8, batch_size=4, n_checkpoints=4)
 

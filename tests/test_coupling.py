@@ -134,6 +134,12 @@ def test_every_parameter_belongs_to_one_component(name: str) -> None:
     assert list(gradients) == [component for component in COMPONENTS if component not in ABSENT[name]]
 
 
+def test_whatever_a_position_scheme_of_ones_own_learns_is_position() -> None:
+    model = double_model()
+    model.pos_embed.strength = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
+    assert query_gradients(model, QUERIES[:1])["position"].shape == (1, 3)
+
+
 def test_a_parameter_of_no_component_is_not_passed_over() -> None:
     with pytest.raises(KeyError, match="W_new"):
         component_of("blocks.0.attn.W_new")

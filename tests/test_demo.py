@@ -132,7 +132,14 @@ def test_the_folder_looks_like_a_released_checkpoint(tmp_path: Path, format: Any
     folder = train_demo(tmp_path / "demo", tiny(format=format), progress=False)
     files = {path.name for path in folder.iterdir()} - {".lock"}
     tokenizer = {"vocab.json", "merges.txt", "added_tokens.json"} if format == "dream" else {"tokenizer.json"}
-    facts = {"facts.csv", "facts.templates.yaml", "control.csv", "control.templates.yaml", "demo.yaml"}
+    facts = {
+        "facts.csv",
+        "facts.templates.yaml",
+        "control.csv",
+        "control.templates.yaml",
+        "demo.yaml",
+        "made_with.json",
+    }
     assert files == {"config.json", "model.safetensors", "tokenizer_config.json"} | tokenizer | facts
     model, config = load_checkpoint(folder), json.loads((folder / "config.json").read_text())
     assert config["architectures"] == [

@@ -15,7 +15,6 @@ from mdm_interp.config import FactConfig
 from mdm_interp.facts import FactWorld
 from mdm_interp.interventions import Effect, transplant_routes
 from mdm_interp.prediction import predict
-from mdm_interp.presets import scope_label
 from mdm_interp.results import Result, tidy
 
 WORLD = FactWorld(FactConfig(n_entities=12, n_filler=4), seed=0)
@@ -32,7 +31,8 @@ def test_the_summary_follows_from_the_rows(tiny_result: Callable[[str], Result])
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in result.rows:
         if row["edit"] in interventions.EDITS:
-            groups.setdefault((scope_label(row), row["edit"]), []).append(row)
+            at = interventions.setting(row["scheme"], row["n_layers"], row["mlp"], row["stage"])
+            groups.setdefault((at, row["edit"]), []).append(row)
     expected = {}
 
     def mean(values: list[float]) -> float:

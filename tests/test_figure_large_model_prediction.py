@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from mdm_interp.bridge import hooked
 from mdm_interp.prediction import Filled, Order, infill, infill_any_length, orders, predict
 from mdm_interp.probing import KINDS, Probe
 from mdm_interp.prompts import render
-from mdm_interp.queries import Query
+from mdm_interp.queries import Query, QueryPair
+from mdm_interp.resampling import FactSample
 from mdm_interp.results import Result
 
 
@@ -43,18 +45,17 @@ def test_rows_are_every_order_of_either_model(probe: Probe, result: Result) -> N
     assert {row["order"] for row in qwen2} == {"left_to_right"}
     assert {(row["direction"], row["asked"]) for row in qwen2} == {("forward", "right"), ("reverse", "left")}
     for row in result.rows:
-        assert row["low"] <= row["value"] <= row["high"] and row["n"] <= 4
+        assert row["low"] <= row["value"] <= row["high"] and row["n"] <= 4 == row["clusters"]
         assert {(r["order"], r["length"], r["measure"]) for r in dream} >= {
             (row["order"], row["length"], row["measure"])
         }
 
 
-def by_facts(values: Any, asked: list[analysis.Question], median: bool = False) -> float:
+def by_facts(values: Any, asked: list[analysis.Question]) -> float:
     facts: dict[int, list[float]] = {}
     for question, value in zip(asked, values, strict=True):
-        facts.setdefault(question.fact, []).append(float(value))
-    middle = np.median if median else np.mean
-    return float(middle([middle(of_fact) for of_fact in facts.values()]))
+        facts.setdefault(question.pair.fact, []).append(float(value))
+    return float(np.mean([np.mean(of_fact) for of_fact in facts.values()]))
 
 
 @pytest.mark.parametrize("name", ["dream", "qwen2"])
@@ -75,7 +76,8 @@ def test_rows_are_what_the_model_answers(probe: Probe, result: Result, name: str
             (row,) = rows_of(result, **at, measure="log-likelihood")
             assert row["value"] == pytest.approx(by_facts(read.log_probability, asked), rel=1e-4)
             (row,) = rows_of(result, **at, measure="rank")
-            assert row["value"] == pytest.approx(by_facts(read.rank, asked, median=True), rel=1e-4)
+            assert row["value"] == pytest.approx(math.exp(by_facts(read.rank.double().log(), asked)), rel=1e-4)
+            assert row["facts"] == row["clusters"] == row["n"] == 4
             for length, answers in (("known", filled), ("unknown", guessed)):
                 right = [answer.tokens == query.answer for answer, query in zip(answers, queries, strict=True)]
                 (row,) = rows_of(result, **at, measure="exact match", length=length)
@@ -90,7 +92,7 @@ def test_a_causal_answer_ends_where_its_sentence_goes_on(probe: Probe) -> None:
         (after,) = question.ends - {tokenizer.eos_token_id}
         text = tokenizer.decode([*question.query.tokens, after])
         table = probe.twin.prompts[question.kind].table
-        values = dict(table.rows[question.fact])
+        values = dict(table.rows[question.pair.fact])
         if question.direction == "reverse" and question.kind == "positional":
             values |= {"child": values["parent"], "parent": values["child"]}
         stated = [sentence for t in table.templates.templates for sentence in (t.forward, t.reverse)]
@@ -100,20 +102,21 @@ def test_a_causal_answer_ends_where_its_sentence_goes_on(probe: Probe) -> None:
 
 def question(answer: tuple[int, ...], source: tuple[int, ...], fact: int) -> analysis.Question:
     query = Query((*source, *[9] * len(answer)), answer, (len(source), len(source) + len(answer)), (0, len(source)))
-    return analysis.Question(query, fact, "positional", "forward", "right")
+    return analysis.Question(query, QueryPair(query, query, fact, "right"), "positional", "forward", "right")
 
 
-def test_the_null_shares_neither_entity() -> None:
-    asked = [question((1, 2), (5,), 0), question((3, 4), (5,), 1), question((1, 2), (6,), 2), question((7,), (8,), 3)]
-    others = analysis.OtherAnswers.of(asked)
-    assert others.to(asked[0], same_length=True) == []
-    assert others.to(asked[0], same_length=False) == [(7,)]
-    assert others.to(asked[1], same_length=True) == [(1, 2)]
-    assert others.to(asked[3], same_length=False) == [(1, 2), (3, 4), (1, 2)]
-    filled = [Filled((1, 2), (0.0, 0.0))] * 4
-    own, null = analysis.matches(filled, [q.query for q in asked], [others.to(q, same_length=False) for q in asked])
-    assert own.tolist() == [1, 1, 1, 0]  # the first two are the same words, and have two right answers
-    assert null.tolist() == pytest.approx([0, 1 / 2, 0, 2 / 3])
+def test_the_null_shares_no_name_even_through_other_facts() -> None:
+    names = [((1, 2), (5,)), ((3, 4), (5,)), ((1, 2), (6,)), ((7,), (8,)), ((9,), (7,))]
+    asked = [question(answer, source, fact) for fact, (answer, source) in enumerate(names)]
+    alike, every = (analysis.other_answers(asked, same_length=same) for same in (True, False))
+    assert alike == [[], [], [], [], []]
+    assert every[:3] == [[(7,), (9,)]] * 3
+    assert every[3] == every[4] == [(1, 2), (3, 4), (1, 2)]  # 7 is the answer of one and the source of the other
+    assert analysis.other_answers([*asked, question((10,), (11,), 5)], same_length=True)[3] == [(10,)]
+    filled = [Filled((1, 2), (0.0, 0.0))] * 5
+    own, null = analysis.matches(filled, [q.query for q in asked], every)
+    assert own.tolist() == [1, 1, 1, 0, 0]  # the first two are the same words, and have two right answers
+    assert null.tolist() == pytest.approx([0, 0, 0, 2 / 3, 2 / 3])
 
 
 def test_a_model_that_knows_is_found_to_know(probe: Probe, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,11 +140,17 @@ def test_nothing_is_learnt_in_random_weights(result: Result) -> None:
     assert max(row["value"] for row in rows_of(result, measure="exact match")) == 0
 
 
-def test_medians_have_intervals() -> None:
-    estimate = analysis.bootstrap_median(analysis.pd.Series([1.0, 2.0, 3.0, 100.0, np.nan]))
-    assert (estimate.value, estimate.n) == (2.5, 4) and 1 <= estimate.low < 2.5 < estimate.high <= 100
-    assert analysis.bootstrap_median(analysis.pd.Series([3.0, 3.0])).high == 3
-    assert analysis.bootstrap_median(analysis.pd.Series([np.nan])).n == 0
+def test_ranks_are_averaged_as_logarithms_over_clusters() -> None:
+    names = [((1,), (5,)), ((2,), (5,)), ((3,), (6,)), ((4,), (7,)), ((9,), (8,))]  # the first two share a source
+    sample = FactSample.of([question(answer, source, fact).pair for fact, (answer, source) in enumerate(names)])
+    ranks = np.array([1.0, 2.0, 4.0, 1e5, np.nan])
+    estimate = analysis.estimate_over_facts(sample, ranks, "rank")
+    assert estimate.value == pytest.approx((1 * 2 * 4 * 1e5) ** (1 / 4)) and estimate.n == 3
+    assert 0 < estimate.low < estimate.value < estimate.high
+    assert estimate.high / estimate.value == pytest.approx(estimate.value / estimate.low)
+    exact = analysis.estimate_over_facts(sample, np.array([1.0, 1.0, 0.0, np.nan, np.nan]), "exact match")
+    assert exact.value == pytest.approx(2 / 3) and exact.n == 2
+    assert analysis.estimate_over_facts(sample, np.full(5, np.nan), "rank").n == 0
 
 
 def test_a_bridge_is_asked_like_a_model(probe: Probe, tmp_path: Path) -> None:

@@ -34,7 +34,8 @@ def test_rows_are_all_heads_layers_and_the_model(result: Result) -> None:
     for row in result.rows:
         assert (row["place_index"] is None) == (row["head"] is not None)
         for name in ("forward_beaten", "reverse_null_beaten"):
-            assert 0 <= row[f"{name}_low"] <= row[name] <= row[f"{name}_high"] <= 1
+            assert 0 <= row[name] <= 1 and row[f"{name}_low"] <= row[name] <= row[f"{name}_high"]
+            assert (row["facts"], row["clusters"], row[f"{name}_n"]) == (8, 8, 8)
 
 
 def test_each_source_is_compared_within_its_template_and_side(probe: Probe, result: Result) -> None:
@@ -70,7 +71,7 @@ def test_the_position_index_is_the_librarys_within_a_context(probe: Probe) -> No
     sample = FactSample.of(pairs, [0] * len(pairs))
     index = large_model_storage.place_index(forward, reverse, pairs, sample)
     assert_close(index.value, place_index(forward[..., None], reverse[..., None]))
-    moved = FactSample(sample.facts.repeat(2), torch.arange(2).repeat_interleave(len(pairs)))
+    moved = FactSample(sample.facts.repeat(2), torch.arange(2).repeat_interleave(len(pairs)), sample.of_facts)
     shifted = [torch.cat([of, of + 100]) for of in (forward, reverse)]  # another template, the same otherwise
     assert_close(large_model_storage.place_index(shifted[0], shifted[1], pairs * 2, moved).value, index.value)
 

@@ -36,10 +36,7 @@ def test_the_summary_follows_from_the_rows(result: Result) -> None:
     for objective in OBJECTIVES:
         for scheme in MDM_SCHEMES:
             rows = [row for row in result.rows if (row["objective"], row["scheme"]) == (objective, scheme)]
-            stages = {
-                "early": [row for row in rows if row["step"] == row["early_step"]],
-                "end": [row for row in rows if row["step"] == 30],
-            }
+            stages = {stage: [row for row in rows if row["stage"] == stage] for stage in ("early", "end")}
             for stage, at in stages.items():
                 key = f"{objective} / {scheme} / {stage}"
                 for side in ("forward", "reverse"):
@@ -53,12 +50,15 @@ def test_the_summary_follows_from_the_rows(result: Result) -> None:
     assert summary == pytest.approx(expected, rel=1e-5, nan_ok=True)
 
 
-def test_early_is_the_first_checkpoint_that_has_learnt_forward(result: Result) -> None:
+def test_early_is_where_forward_probability_is_that_of_every_other_run(result: Result) -> None:
     for run in {row["run"] for row in result.rows}:
         rows = [row for row in result.rows if row["run"] == run]
-        learnt = [row["step"] for row in rows if row["forward_probability"] >= 0.15]
-        early = list({row["early_step"] for row in rows} - {None})
-        assert early == ([min(learnt)] if learnt else []), run
+        learnt = [row["step"] for row in rows if row["stage"] == "checkpoint" and row["forward_probability"] >= 0.15]
+        early = [row for row in rows if row["stage"] == "early"]
+        assert len(early) == bool(learnt), run
+        if early:
+            assert early[0]["forward_probability"] == pytest.approx(0.15, rel=1e-5)
+            assert early[0]["step"] <= min(learnt)
 
 
 def planted(result: Result, above: dict[str, bool]) -> dict[str, Estimate]:
@@ -86,7 +86,7 @@ def test_the_takeaway_says_which_objectives_answer_in_reverse(result: Result, an
 
 
 def test_a_stage_that_no_run_reached_has_no_panel(result: Result) -> None:
-    rows = [{**row, "early_step": None} for row in result.rows]
+    rows = [row for row in result.rows if row["stage"] != "early"]
     unlearnt = replace(result, rows=rows)
     unlearnt = replace(unlearnt, summary=objective_ablation.summarize(unlearnt))
     assert unlearnt.summary["any_order / rope / early reverse_probability"].n == 0

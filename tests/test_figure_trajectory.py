@@ -12,8 +12,9 @@ from helpers import tiny_config
 from probe_helpers import result_of, tiny_probe
 
 from analyses import trajectory as analysis
-from mdm_interp.probing import KINDS, Probe, over_facts
+from mdm_interp.probing import KINDS, Probe
 from mdm_interp.queries import Query, QueryPair
+from mdm_interp.resampling import FactSample
 from mdm_interp.results import Result
 from mdm_interp.trajectory import denoise_answers
 
@@ -45,16 +46,17 @@ def test_another_source_may_have_any_length() -> None:
     assert analysis.with_source(query, (8,)) == Query((MASK, 4, 8), (6,), (0, 1), (2, 3))
 
 
-def test_the_null_shares_side_and_neither_entity() -> None:
-    def pair(answer: int, source: int, side: Any) -> QueryPair:
+def test_the_null_shares_side_and_no_name_even_through_other_facts() -> None:
+    def pair(answer: int, source: int, side: Any, fact: int) -> QueryPair:
         query = Query((source, 4, MASK), (answer,), (2, 3), (0, 1))
-        return QueryPair(query, query, 0, side)
+        return QueryPair(query, query, fact, side)
 
-    pairs = [pair(1, 5, "left"), pair(2, 5, "left"), pair(1, 6, "left"), pair(3, 7, "right"), pair(2, 8, "left")]
+    asked = [(1, 5, "left"), (2, 5, "left"), (1, 6, "left"), (3, 7, "right"), (9, 8, "left"), (8, 10, "left")]
+    pairs = [pair(*values, fact) for fact, values in enumerate(asked)]
     chosen = analysis.other_sources(pairs, n_ctx=3)
-    assert chosen[0] == (8,) and chosen[3] is None
-    assert chosen[1] == (6,) and chosen[2] in ((5,), (8,)) and chosen[4] in ((5,), (6,))
-    assert analysis.other_sources([pair(1, 5, "left"), pair(2, 6, "left")], n_ctx=2) == [None, None]
+    assert all(source in ((8,), (10,)) for source in chosen[:3]) and chosen[3] is None
+    assert all(source in ((5,), (6,)) for source in chosen[4:])  # not each other's: 8 is the answer of one
+    assert analysis.other_sources([pairs[0], pairs[4]], n_ctx=2) == [None, None]
 
 
 def test_rows_are_the_librarys_measures_over_facts(probe: Probe, result: Result) -> None:
@@ -80,8 +82,9 @@ def test_rows_are_the_librarys_measures_over_facts(probe: Probe, result: Result)
             if (row["kind"], row["direction"]) == ("relational", "reverse")
             and (row["measure"], row["stage"], row["layer"]) == at
         )
-        estimate = over_facts(values, pairs)
+        (estimate,) = FactSample.of(pairs).mean(values).estimates()
         assert [row[name] for name in vars(estimate)] == pytest.approx(list(vars(estimate).values()), rel=1e-4)
+        assert row["facts"] == row["clusters"] == 4
 
 
 def test_a_fact_against_itself_makes_no_difference(probe: Probe, monkeypatch: pytest.MonkeyPatch) -> None:

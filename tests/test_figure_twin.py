@@ -104,6 +104,7 @@ def test_a_model_is_its_own_twin(probe: Probe, tmp_path: Path) -> None:
     result = result_of(twin.ANALYSIS, [replace(probe, twin=probe)], tmp_path)
     for row in result.rows:
         assert (row["value"], row["value_low"]) == (row["twin_value"], row["twin_value_low"])
+        assert row["facts"] == row["clusters"] == row["value_n"] == 8
     for what in twin.HEADS:
         estimate = result.summary[f"tiny-dream / relational / reverse / {what} / agreement"]
         assert (estimate.value, estimate.low) == (pytest.approx(1), pytest.approx(1))

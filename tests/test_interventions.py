@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +24,8 @@ from mdm_interp.interventions import (
     patch_heads,
     patch_positions,
     project_even_routes,
+    share_routes,
+    shared_routes,
     transplant_routes,
     transplanted_routes,
 )
@@ -32,7 +35,7 @@ from mdm_interp.queries import Query, QueryPair, collate
 from mdm_interp.routing import compute_routes
 
 FACTS = FactConfig(n_entities=6, n_filler=4, seq_len=7, gap=(2, 4))
-CALLS = (transplant_routes, project_even_routes, ablate_storage, ablate_routes)
+CALLS = (transplant_routes, share_routes, project_even_routes, ablate_storage, ablate_routes)
 
 
 def pairs_of(facts: FactConfig = FACTS, seed: int = 0) -> list[QueryPair]:
@@ -116,6 +119,81 @@ def test_even_routes_are_the_mean_of_the_scores_to_both_sides(position: str) -> 
     torch.testing.assert_close(projected, (forward + reverse) / 2, rtol=1e-5, atol=1e-5)
     moved = (project_even_routes(model, pairs).after - predict(model, queries).log_probability).abs().max()
     assert moved < 1e-5 if position in ("alibi", "none") else moved > 1e-3
+
+
+@pytest.mark.parametrize("position", ["rope", "learned"])
+def test_of_two_heads_sharing_is_exchanging_what_they_store(position: str) -> None:
+    """Independent: the transplant in a model whose two heads have each other's values and outputs."""
+    model, pairs = model_for(position=position, n_heads=2), pairs_of()
+    exchanged = copy.deepcopy(model)
+    with torch.no_grad():
+        for name in ("W_V", "W_O"):
+            weight = exchanged.get_parameter(f"blocks.0.attn.{name}")
+            weight.copy_(weight.flip(0))
+    expected, effect = transplant_routes(exchanged, pairs), share_routes(model, pairs)
+    torch.testing.assert_close(effect.after, expected.after, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(effect.control, expected.control, rtol=1e-5, atol=1e-5)
+    assert (effect.after - effect.forward).abs().max() > 1e-2
+
+
+def test_a_head_gets_the_mean_route_of_its_layers_other_heads() -> None:
+    model, pair = model_for(position="rope", n_layers=2), pairs_of()[0]
+    _, given_ = model.run_with_cache(torch.tensor([pair.forward.tokens]))
+    with shared_routes(model, [pair], layers=[1]):
+        _, taken = model.run_with_cache(torch.tensor([pair.reverse.tokens]))
+    answer, source = pair.forward.answer_span[0], pair.forward.source_span[0]
+    forward, reverse = given_["pattern", 1][0, :, answer], taken["pattern", 1][0, :, source]
+    for head in range(4):
+        others = forward[[other for other in range(4) if other != head]].mean(0)
+        torch.testing.assert_close(reverse[head, answer], others[source])
+        torch.testing.assert_close(reverse[head, source], others[answer])
+        elsewhere = [place for place in range(FACTS.seq_len) if place not in (answer, source)]
+        torch.testing.assert_close(reverse[head, elsewhere], others[elsewhere])
+
+
+def test_where_heads_attend_alike_shared_routes_are_their_own() -> None:
+    model, pairs = model_for(position="rope"), pairs_of()
+    with torch.no_grad():
+        for name in ("W_Q", "W_K"):
+            weight = model.get_parameter(f"blocks.0.attn.{name}")
+            weight.copy_(weight[:1].expand_as(weight))
+    effect = share_routes(model, pairs)
+    torch.testing.assert_close(effect.after, effect.forward, rtol=1e-5, atol=1e-5)
+    assert (effect.before - effect.forward).abs().max() > 1e-2
+
+
+def test_only_chosen_heads_lose_their_odd_part() -> None:
+    model, pairs = model_for(position="rope", n_layers=2), pairs_of()
+    queries = [pair.reverse for pair in pairs]
+    plain = compute_routes(model, queries).scores
+    with interventions.even_routes(model, pairs):
+        whole = compute_routes(model, queries).scores
+    with interventions.even_routes(model, pairs, heads=[(0, 1), (0, 3)]):
+        some = compute_routes(model, queries).scores
+    assert torch.equal(some[:, 0, [0, 2]], plain[:, 0, [0, 2]])
+    assert torch.equal(some[:, 0, [1, 3]], whole[:, 0, [1, 3]])
+    assert (whole[:, 0] - plain[:, 0]).abs().amax((0, 1)) > 1e-3
+    every = [(layer, head) for layer in range(2) for head in range(4)]
+    torch.testing.assert_close(
+        project_even_routes(model, pairs, heads=every).after, project_even_routes(model, pairs).after
+    )
+    none = project_even_routes(model, pairs, heads=[])
+    assert torch.equal(none.after, none.before) and torch.equal(none.control, none.before)
+
+
+def test_the_control_of_chosen_heads_is_as_many_others() -> None:
+    """Of 8 heads 4 are left for 4, and none fits 5. Those of another seed are others again."""
+    model, pairs = model_for(position="rope", n_layers=2), pairs_of()
+    first, rest = [(0, head) for head in range(4)], [(1, head) for head in range(4)]
+    effect = project_even_routes(model, pairs, heads=first)
+    torch.testing.assert_close(effect.control, project_even_routes(model, pairs, heads=rest).after)
+    assert project_even_routes(model, pairs, heads=[*first, (1, 0)]).control.isnan().all()
+    controls = [project_even_routes(model, pairs, seed, heads=first[:1]).control for seed in range(8)]
+    own = effect.before[None].expand(7, -1)
+    alone = torch.stack([project_even_routes(model, pairs, heads=[head]).after for head in [*first[1:], *rest]])
+    assert all((alone - control).abs().amax(1).min() < 1e-5 for control in controls)
+    assert len({round(control.sum().item(), 4) for control in controls}) > 1
+    assert (alone - own).abs().amax(1).min() > 1e-5, "a head without odd part tells nothing"
 
 
 def test_a_cut_route_is_a_sequence_without_its_source() -> None:
@@ -205,7 +283,8 @@ def test_an_edit_of_no_layer_is_none_and_of_one_layer_stays_there() -> None:
     model, pairs = model_for(position="rope", n_layers=2), pairs_of()
     tokens = torch.tensor([pair.reverse.tokens for pair in pairs])
     plain = model(tokens)
-    for editing in (transplanted_routes, interventions.even_routes, interventions.ablated_storage, ablated_routes):
+    edits = (transplanted_routes, shared_routes, interventions.even_routes, interventions.ablated_storage)
+    for editing in (*edits, ablated_routes):
         with editing(model, pairs, layers=[]):
             assert torch.equal(model(tokens), plain)
         with editing(model, pairs, layers=[1]):
@@ -251,6 +330,10 @@ def test_what_cannot_be_edited_is_named() -> None:
     )
     with pytest.raises(UserError, match="undefined for pairs that share neither"):
         transplant_routes(causal, arm)
+    with pytest.raises(UserError, match="its layers have one head each, and shared routes are other heads'"):
+        share_routes(model_for(position="rope", n_heads=1), pairs)
+    with pytest.raises(UserError, match=r"\(0, 4\) is no head of the model; give a layer below 1 and a head below 4"):
+        project_even_routes(model_for(position="rope"), pairs, heads=[(0, 4)])
     del model.hook_dict["blocks.0.attn.hook_v"]
     with pytest.raises(UserError, match=r"no hook 'blocks\.0\.attn\.hook_v'"):
         ablate_storage(model, pairs)

@@ -26,7 +26,7 @@ import plotly.graph_objects as go
 from mdm_interp.analysis import Analysis
 from mdm_interp.config import FactConfig, ModelConfig, TrainConfig
 from mdm_interp.files import UserError
-from mdm_interp.stats import bootstrap_mean
+from mdm_interp.stats import mean_estimate
 
 FACTS = FactConfig(n_entities=6, n_filler=4, seq_len=5)
 MODEL = ModelConfig(d_model=8, n_heads=2, d_vocab=FACTS.d_vocab, n_ctx=FACTS.seq_len)
@@ -47,7 +47,7 @@ ANALYSIS = Analysis(
     question="Planted?",
     configs=configs,
     measure=measure,
-    summarize=lambda result: {{"seeds": bootstrap_mean(result.frame["seed"])}},
+    summarize=lambda result: {{"seeds": mean_estimate(result.frame["seed"])}},
     draw=lambda result: go.Figure(),
 )
 """

@@ -15,13 +15,16 @@ import torch
 import torch.nn.functional as F
 from einops import einsum
 from helpers import random_model, random_tokens, seeded, tiny_config
+from test_model_parity import native_peer
 from torch import Tensor
+from torch.func import functional_call, vmap
 from torch.testing import assert_close
 from transformer_lens import ActivationCache, FactoredMatrix, patching
 
+from mdm_interp.bridge import hooked
 from mdm_interp.files import UserError
 from mdm_interp.model import HookedTransformer
-from mdm_interp.positions import SCHEMES
+from mdm_interp.positions import SCHEMES, PositionScheme, Rope
 
 ATTENTION = ["bidirectional", "causal"]
 GATED: dict[str, Any] = {"d_mlp": 24, "gated_mlp": True, "act_fn": "silu"}
@@ -111,11 +114,8 @@ def test_a_bidirectional_model_sees_later_tokens_and_a_causal_one_does_not(posit
 
 
 @pytest.mark.parametrize("attention", ATTENTION)
-@pytest.mark.parametrize(
-    ("position", "side"),
-    # Positions are counted from the first column, so padding on the left would move an absolute position.
-    [(name, side) for name in SCHEMES for side in ("right", "left") if side == "right" or SCHEMES[name].relative],
-)
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("position", list(SCHEMES))
 def test_padding_is_not_read_and_changes_nothing_for_real_tokens(position: str, side: str, attention: str) -> None:
     model = random_model(position=position, attention=attention, n_key_value_heads=2, d_mlp=24)
     tokens, lengths = random_tokens(batch=3), [7, 4, 2]
@@ -130,6 +130,28 @@ def test_padding_is_not_read_and_changes_nothing_for_real_tokens(position: str, 
                 close(pattern[:, real[row]].sum(-1), torch.ones(4, length))
         other_padding = torch.where(real, tokens, (tokens + 1) % model.cfg.d_vocab)
         assert torch.equal(model(other_padding, real)[real], model(tokens, real)[real])
+
+
+@pytest.mark.parametrize("position", list(SCHEMES))
+def test_a_gap_in_the_mask_keeps_its_place_and_padding_before_it_has_none(position: str) -> None:
+    model, tokens = random_model(position=position), random_tokens(batch=1)
+    real = torch.tensor([[True, True, False, True, True, False, True]])
+    front = torch.zeros(1, 3, dtype=torch.bool)
+    with torch.no_grad():
+        alone = model(tokens, real)
+        moved = model(torch.cat([tokens[:, :3], tokens], dim=1), torch.cat([front, real], dim=1))[:, 3:]
+        without = model(tokens[:, real[0]])
+    close(moved[real], alone[real])
+    assert ((alone[real] - without[0]).abs().max() > 1e-2) == (position != "none")  # the gap counts as places
+
+
+def test_positions_without_padding_in_front_are_the_columns_bit_for_bit() -> None:
+    model, tokens = random_model(position="learned"), random_tokens(batch=3)
+    _, plain = model.run_with_cache(tokens, names_filter="hook_pos_embed")
+    for mask in (torch.ones_like(tokens), padded("right", [7, 4, 2])):
+        _, masked = model.run_with_cache(tokens, mask, names_filter="hook_pos_embed")
+        assert torch.equal(masked["hook_pos_embed"], plain["hook_pos_embed"])
+    assert torch.equal(model(tokens, torch.ones_like(tokens)), model(tokens))
 
 
 @pytest.mark.parametrize("position", list(SCHEMES))
@@ -157,6 +179,107 @@ def test_inputs_of_the_wrong_shape_are_refused(unchecked: None) -> None:
     with pytest.raises(UserError, match=r"tokens: 13 positions exceed n_ctx 12; shorten them or raise n_ctx"):
         model(random_tokens(pos=13))
     assert model(random_tokens(pos=12)).shape == (2, 12, 13)
+
+
+ADDITIVE = torch.zeros(2, 7).masked_fill(~padded("right", [7, 4]), -math.inf)
+
+
+@pytest.mark.parametrize(
+    ("mask", "got"),
+    [
+        (ADDITIVE, "float32"),
+        (torch.ones(2, 7), "float32"),
+        (torch.full((2, 7), 2), "int64"),
+        (-padded("right", [7, 4]).long(), "int64"),
+    ],
+    ids=["additive", "ones in floats", "twos", "minus ones"],
+)
+def test_a_mask_that_might_mean_its_opposite_is_refused(unchecked: None, mask: Tensor, got: str) -> None:
+    model, tokens = random_model(rotary_adjacent_pairs=True), random_tokens()
+    message = rf"attention_mask: got {got}, and only booleans or integers 0 and 1 are read; .* mask == 0\)"
+    for asked in (model, hooked(native_peer(model))):
+        with pytest.raises(UserError, match=message):
+            asked(tokens, attention_mask=mask)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
+def test_a_mask_of_zeros_and_ones_is_one_of_booleans(unchecked: None, dtype: torch.dtype) -> None:
+    model, tokens, mask = random_model(), random_tokens(), padded("left", [7, 4])
+    assert torch.equal(model(tokens, mask.to(dtype)), model(tokens, mask))
+    assert torch.equal(model(tokens, ADDITIVE.flip(1) == 0), model(tokens, mask))
+
+
+def changed_at(row: int, pos: int, token: int) -> Tensor:
+    tokens = random_tokens()
+    tokens[row, pos] = token
+    return tokens
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (changed_at(1, 4, 13), r"tokens: id 13 at \[1, 4\] is outside the vocabulary of 13 \(d_vocab\); correct it"),
+        (changed_at(0, 2, -1), r"tokens: id -1 at \[0, 2\] is outside the vocabulary of 13"),
+        (changed_at(0, 2, -100).int(), r"tokens: id -100 at \[0, 2\] is outside the vocabulary of 13"),
+        (random_tokens().float(), r"tokens: expected token ids as int64, got float32; convert them with .long\(\)"),
+        (random_tokens() > 5, "tokens: expected token ids as int64, got bool"),
+        (random_tokens().to(torch.uint8), "tokens: expected token ids as int64, got uint8"),
+    ],
+)
+def test_what_is_no_token_id_is_refused(unchecked: None, tokens: Tensor, message: str) -> None:
+    model = random_model()
+    for asked in (model, model.tokens_to_residual_directions):
+        with pytest.raises(UserError, match=message):
+            asked(tokens)
+
+
+def test_ids_are_looked_at_outside_of_vmap_only() -> None:
+    model, tokens = random_model(), random_tokens()
+    parameters: dict[str, Tensor] = dict(model.named_parameters())
+    rows = vmap(lambda row: functional_call(model, parameters, (row[None],))[0])(tokens)
+    close(rows, model(tokens))
+    assert torch.equal(model(tokens.int()), model(tokens))
+    assert model(tokens[:0]).shape == (0, 7, 13)
+
+
+# ---- position schemes of one's own
+
+
+class Reversing(PositionScheme):
+    def rotate(self, x: Tensor, positions: Tensor) -> Tensor:
+        return torch.where((positions % 2 == 0)[:, None, None], x, -x)
+
+
+class Counting(PositionScheme):
+    def embed(self, positions: Tensor) -> Tensor:
+        return positions[:, None].expand(-1, self.cfg.d_model).float()
+
+
+class Absolute(Counting):
+    relative = False
+
+
+@pytest.mark.parametrize(
+    ("built_as", "scheme", "message"),
+    [
+        ("none", Reversing, "pos_embed: Reversing rotates, and a model built with position 'none' does not; build it"),
+        ("alibi", Rope, "pos_embed: Rope rotates, and a model built with position 'alibi' does not"),
+        ("learned", Counting, "pos_embed: Counting adds to the residual stream; set its relative to False, and build"),
+        ("rope", Absolute, "pos_embed: Absolute adds to the residual stream"),
+    ],
+)
+def test_a_scheme_that_would_not_be_asked_is_refused(built_as: str, scheme: type[PositionScheme], message: str) -> None:
+    model = random_model(position=built_as)
+    model.pos_embed = scheme(random_model(position="rope").cfg)
+    with pytest.raises(UserError, match=message):
+        model(random_tokens())
+
+
+def test_a_scheme_of_ones_own_counts_from_the_first_real_token_too() -> None:
+    model, tokens, real = random_model(position="learned"), random_tokens(batch=1), padded("left", [4])
+    model.pos_embed = Absolute(model.cfg)
+    with torch.no_grad():
+        close(model(tokens, real)[0, 3:], model(tokens[:, 3:])[0])
 
 
 # ---- hooks: what exists, and that every edit counts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -14,14 +15,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from mdm_interp.config import FactConfig
+from mdm_interp.config import FactConfig, ModelConfig
 from mdm_interp.facts import FactWorld
 from mdm_interp.files import UserError
 from mdm_interp.model import HookedTransformer
 from mdm_interp.parity import Parity, plane_spectrum, rope_parity, route_coupling, score_parity
-from mdm_interp.positions import SCHEMES
+from mdm_interp.positions import SCHEMES, PositionScheme, Rope
 from mdm_interp.queries import Query, QueryPair
-from mdm_interp.routing import require_rope
+from mdm_interp.routing import distance_correlation, require_rope
 
 MASK = 12
 WORLD = FactWorld(FactConfig(n_entities=6, n_filler=3, seq_len=7, gap=(2, 5)), seed=1)
@@ -211,6 +212,72 @@ def test_what_a_measure_cannot_use_is_refused() -> None:
             measure(random_model(position="alibi"), PAIRS)
     with pytest.raises(UserError, match="query_pairs: a spectrum needs several pairs"):
         plane_spectrum(model, [])
+
+
+class Halved(Rope):
+    """Leaves the second half of the heads as they are."""
+
+    def rotate(self, x: Tensor, positions: Tensor) -> Tensor:
+        half = x.shape[-2] // 2
+        return torch.cat([super().rotate(x[..., :half, :], positions), x[..., half:, :]], dim=-2)
+
+
+class Stretched(Rope):
+    """Turns at a quarter of the angles."""
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__(cfg)
+        self.theta = self.theta / 4
+
+
+class Spun(PositionScheme):
+    """A rotation that is not Rope's."""
+
+    def rotate(self, x: Tensor, positions: Tensor) -> Tensor:
+        return torch.where((positions % 2 == 0)[:, None, None], x, -x)
+
+
+def with_scheme(scheme: type[PositionScheme]) -> HookedTransformer:
+    model = double(position="rope", n_layers=1)
+    model.pos_embed = scheme(model.cfg)
+    return model
+
+
+CLOSED_FORMS: dict[str, Callable[[HookedTransformer], Any]] = {
+    "rope_parity": lambda model: rope_parity(model, PAIRS),
+    "plane_spectrum": lambda model: plane_spectrum(model, PAIRS),
+    "route_coupling": lambda model: route_coupling(model, PAIRS),
+    "distance_correlation": lambda model: distance_correlation(model, PAIRS, torch.arange(1.0, 3.0)),
+}
+
+
+@pytest.mark.parametrize("measure", CLOSED_FORMS)
+def test_a_rotation_that_is_not_ropes_has_no_closed_form(measure: str) -> None:
+    with pytest.raises(UserError, match=r"model: Halved has its own rotate, .*; use score_parity"):
+        CLOSED_FORMS[measure](with_scheme(Halved))
+    with pytest.raises(UserError, match="model: position scheme 'rope' has no rotation"):
+        CLOSED_FORMS[measure](with_scheme(Spun))
+    patched = with_scheme(Rope)
+    patched.pos_embed.bias = lambda query_pos, key_pos: torch.zeros(4, len(query_pos), len(key_pos))
+    with pytest.raises(UserError, match="model: Rope has its own bias"):
+        CLOSED_FORMS[measure](patched)
+    per_head = with_scheme(Rope)
+    require_rope(per_head).theta = torch.ones(4, 2, dtype=torch.float64)
+    with pytest.raises(UserError, match="model: Rope has its own theta of each head"):
+        CLOSED_FORMS[measure](per_head)
+
+
+@pytest.mark.parametrize("scheme", [Rope, Stretched])
+def test_closed_forms_hold_for_rope_at_any_angles(scheme: type[Rope]) -> None:
+    model = with_scheme(scheme)
+    planes, measured = rope_parity(model, PAIRS), score_parity(model, PAIRS)
+    assert_close(planes.odd.sum(-1), measured.odd, atol=1e-9, rtol=0)
+    assert_close(planes.even.sum(-1), measured.even, atol=1e-9, rtol=0)
+
+
+def test_unrotated_heads_are_measured_by_evaluation() -> None:
+    odd = score_parity(with_scheme(Halved), PAIRS).odd.abs().amax((0, 1))
+    assert (odd[2:] < 1e-12).all() and (odd[:2] > 1e-2).all()
 
 
 def test_swapping_forward_and_reverse_changes_nothing() -> None:

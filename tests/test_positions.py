@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.testing import assert_close
 from transformers.models.t5.modeling_t5 import T5Attention
 
+from mdm_interp.model import HookedTransformer
 from mdm_interp.positions import SCHEMES, Alibi, Learned, PositionScheme, Rope, Sinusoidal, T5Bias
 
 RELATIVE = ["rope", "alibi", "t5_bias", "none"]
@@ -165,13 +166,26 @@ def test_t5_bias_reads_the_table_at_key_minus_query(attention: str) -> None:
 
 
 @pytest.mark.parametrize("d_model", [6, 5])
-def test_sinusoidal_is_the_papers_formula(d_model: int) -> None:
+def test_sinusoidal_is_the_papers_formula_over_the_papers_scale_of_the_embedding(d_model: int) -> None:
     scheme = Sinusoidal(tiny_config(position="sinusoidal", d_model=d_model, n_heads=1, d_head=4))
     for position in (0, 1, 11):
         for column in range(d_model):
             wave = math.sin if column % 2 == 0 else math.cos
-            expected = wave(position / 10_000 ** (2 * (column // 2) / d_model))
+            expected = wave(position / 10_000 ** (2 * (column // 2) / d_model)) / math.sqrt(d_model)
             assert scheme.embed(torch.tensor([position]))[0, column].item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("d_model", [32, 128])
+def test_under_sinusoidal_a_token_weighs_as_much_as_its_position_at_the_start(d_model: int) -> None:
+    """Positions have energy 1/2, from d_model/2 sines and cosines of one angle each over d_model; tokens 0.8^2."""
+    model = HookedTransformer(tiny_config(position="sinusoidal", d_model=d_model, d_vocab=500), generator=seeded(0))
+    tokens = random_tokens(batch=40, pos=12, d_vocab=500)
+    with torch.no_grad():
+        _, cache = model.run_with_cache(tokens, names_filter="blocks.0.hook_resid_pre")
+        token = model.embed.W_E[tokens].square().sum(-1).mean()
+    total = cache["resid_pre", 0].square().sum(-1).mean()
+    assert 0.4 < token / total < 0.7
+    assert token / total == pytest.approx(0.64 / (0.64 + 0.5), abs=0.05)
 
 
 def test_learned_reads_a_row_per_position() -> None:
@@ -194,7 +208,16 @@ def test_a_scheme_answers_one_question_or_none(name: str) -> None:
         "bias": scheme.bias(steps, steps) is not None,
     }
     asked = {"rope": "rotate", "alibi": "bias", "t5_bias": "bias", "learned": "embed", "sinusoidal": "embed"}
-    assert [question for question, answered in answers.items() if answered] == ([asked[name]] if name in asked else [])
+    answered = [question for question, answered in answers.items() if answered]
+    assert answered == ([asked[name]] if name in asked else [])
+    assert answered == [question for question in ("embed", "rotate", "bias") if scheme.answers(question)]
+
+
+def test_an_answer_given_to_one_scheme_alone_counts() -> None:
+    scheme = random_model(position="none").pos_embed
+    assert not scheme.answers("bias")
+    scheme.bias = lambda query_pos, key_pos: torch.zeros(4, len(query_pos), len(key_pos))
+    assert scheme.answers("bias") and not scheme.answers("rotate")
 
 
 @pytest.mark.parametrize("name", list(SCHEMES))

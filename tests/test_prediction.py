@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from test_bridge import SHAPE
 from test_model_parity import native_peer
 
+from mdm_interp.coupling import query_gradients
 from mdm_interp.files import UserError
 from mdm_interp.model import HookedTransformer
 from mdm_interp.prediction import (
@@ -253,3 +254,19 @@ def test_what_cannot_be_asked_is_refused() -> None:
         infill_any_length(mdm(), MIXED, longest=0)
     with pytest.raises(UserError, match=r"ends: 0 for 4 queries of a causal model"):
         infill_any_length(arm(), CAUSAL, "left_to_right", longest=2)
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        (Query((1, 2, MASK), (13,), (2, 3), (0, 1)), r"answer: id 13 at \[1, 0\] is outside the vocabulary of 13"),
+        (Query((1, 2, MASK), (-1,), (2, 3), (0, 1)), r"answer: id -1 at \[1, 0\] is outside the vocabulary of 13"),
+        (Query((1, 40, MASK), (3,), (2, 3), (0, 1)), r"tokens: id 40 at \[1, 1\] is outside the vocabulary of 13"),
+    ],
+)
+def test_a_query_of_another_vocabulary_is_refused_wherever_it_is_asked(query: Query, message: str) -> None:
+    """Per-query gradients too, whose forward pass cannot look at its tokens."""
+    model, asked = mdm(), [MIXED[3], query]
+    for measure in (predict, query_gradients):
+        with pytest.raises(UserError, match=message):
+            measure(model, asked)

@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from helpers import TINY_DEMO, tiny_run, train_here
 from probe_helpers import FACTS, tiny_probe
-from test_bridge import mirrored_pairs
 from test_cli import Ended, assert_refused, mdm_interp  # noqa: F401
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -25,10 +23,10 @@ from mdm_interp.demo import train_demo
 from mdm_interp.files import UserError
 from mdm_interp.layer_coupling import layer_alignment
 from mdm_interp.parity import score_parity
-from mdm_interp.probing import KINDS, CheckpointAnalysis, Probe, demos, each_checkpoint, open_probe, over_facts
+from mdm_interp.probing import KINDS, CheckpointAnalysis, Probe, demos, each_checkpoint, open_probe
 from mdm_interp.prompts import load_facts
 from mdm_interp.results import Result
-from mdm_interp.routing import route_correlation
+from mdm_interp.routing import score_correlation
 from mdm_interp.storage import compute_evidence
 
 ALONE = [a for a in discover() if isinstance(a, CheckpointAnalysis) and not a.needs_twin]
@@ -112,7 +110,7 @@ def test_a_model_of_the_small_grid_is_measured_alike_as_a_checkpoint(tmp_path: P
     model, pairs = run.model(), run.query_pairs()
     save_checkpoint(model, tmp_path / "saved", format="mdm_interp")
     loaded = load_checkpoint(tmp_path / "saved")
-    assert route_correlation(loaded, pairs).equal(route_correlation(model, pairs))
+    assert score_correlation(loaded, pairs).equal(score_correlation(model, pairs))
     assert score_parity(loaded, pairs).odd.equal(score_parity(model, pairs).odd)
     targets, queries = run.facts.candidates([pairs[0].forward])[0], [pair.forward for pair in pairs]
     assert compute_evidence(loaded, queries, targets).equal(compute_evidence(model, queries, targets))
@@ -120,13 +118,6 @@ def test_a_model_of_the_small_grid_is_measured_alike_as_a_checkpoint(tmp_path: P
     for group in (("V", "O"), ("Q", "K")):
         expected = whole.within(group).matched()[-1]
         assert streamed.cosine([0], group)[0] == pytest.approx(expected, abs=1e-4)
-
-
-def test_templates_of_a_fact_count_once() -> None:
-    one, two = mirrored_pairs(causal=False, count=2)
-    estimate = over_facts(torch.tensor([0.0, 0.0, 0.0, 1.0]), [one, one, one, two])
-    assert (estimate.value, estimate.n) == (0.5, 2)
-    assert over_facts(torch.tensor([0.25, float("nan")]), [one, two]).n == 1
 
 
 def test_a_quick_run_has_one_demo_and_its_twin_and_a_full_one_two() -> None:

@@ -39,7 +39,7 @@ def test_the_first_two_python_blocks_run_as_written(tmp_path: Path) -> None:
     assert 0 < reverse <= 1
     assert forward > 0.5, "it did not learn its facts"
     assert "route correlation per layer and head tensor(" in ran.stdout
-    assert re.search(r"^torch\.Size\(\[\d+, 2, 6, 6\]\)$", ran.stdout, re.MULTILINE)
+    assert re.search(r"^torch\.Size\(\[\d+, 1, 6, 6\]\)$", ran.stdout, re.MULTILINE)
     without = float(re.findall(rf"^without head 0 {number}$", ran.stdout, re.MULTILINE)[0])
     assert abs(without - forward) > 1e-3, "silencing a head changes nothing"
     pages = ["attention.html", "denoising.html", "routes.html"]

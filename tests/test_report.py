@@ -16,7 +16,7 @@ import pytest
 from page_helpers import HOSTILE, opened
 from playwright.sync_api import Browser, Page, expect
 from plotly.offline import get_plotlyjs
-from report_helpers import QUESTION, SUMMARY, TAKEAWAY, drawing, result, verdict
+from report_helpers import QUESTION, SETTING, SUMMARY, TAKEAWAY, drawing, result, verdict
 
 from mdm_interp.analysis import discover
 from mdm_interp.probing import CheckpointAnalysis
@@ -28,7 +28,6 @@ from mdm_interp.viz.theme import legend_at
 FIGURES = Path(__file__).parents[1] / "figures"
 NAMES = [analysis.name for analysis in discover()]
 CHECKPOINTS = {analysis.name for analysis in discover() if isinstance(analysis, CheckpointAnalysis)}
-SETTING = {"world": "w", "scheme": "rope", "objective": "any_order", "n_layers": 1, "mlp": False}
 VERDICTS = [verdict("1", "rope", "holds"), verdict("1", "alibi", "fails"), verdict("5", "rope", "fails")]
 
 
@@ -110,8 +109,53 @@ def test_a_figure_names_the_runs_behind_it_by_setting(tmp_path: Path) -> None:
     for page in (index, tmp_path / "tiny.html"):
         said = text_of(page)
         assert "Its 4 runs mdm-interp runs show DIGEST" in said
-        assert "w, any_order rope, 1 layer: aa bb MDM none: cc dd" in said
+        assert "w, any_order rope, 1 layer, 1 head of 64: aa bb MDM none: cc dd" in said
     assert "1 analysis of 4 trained models with 3 seeds, 3 rows of measurements." in text_of(index)
+
+
+HERE = {"torch": "2.13.0", "numpy": "2.2.0", "mdm_interp.training": "n3w", "code": "c0de"}
+
+
+def trained(n: int, *by: dict[str, Any]) -> dict[str, Any]:
+    """Runs with one past: what tells each stretch of it from `HERE`, None being nothing known of it."""
+    return {"runs": n, "by": [{**HERE, "cpu": "One", **one} if one else one for one in by]}
+
+
+def test_a_figure_names_the_runs_that_other_code_or_versions_trained(tmp_path: Path) -> None:
+    config = {"runs": [f"r{i}" for i in range(20)]}
+    same, another_cpu = {"threads": 1}, {"cpu": "Two"}
+    alike = [trained(9, same), trained(1, another_cpu)]
+    others = [
+        trained(4, {"torch": "2.6.0"}),
+        trained(1, {}),
+        trained(2, same, {"torch": "2.6.0", "cpu": "Two"}),
+        trained(3, {"mdm_interp.training": "0ld", "numpy": "1.26.4"}),
+    ]
+    measured = result(config=config, versions=HERE, made_with=[*alike, *others])
+    index = write(tmp_path, (measured, drawing()))
+    for page in (index, tmp_path / "tiny.html"):
+        assert (
+            "10 of 20 runs were trained by other code or versions: 6 with torch 2.6.0 instead of 2.13.0; 3 with numpy "
+            "1.26.4 instead of 2.2.0, mdm_interp.training 0ld instead of n3w; 1 with unknown code and versions."
+        ) in text_of(page)
+
+
+def test_a_figure_says_nothing_of_what_trained_its_runs_where_all_agree(tmp_path: Path) -> None:
+    agreeing = [trained(2, {"threads": 1}), trained(1, {"cpu": "Two"}, {"device": "GPU"})]
+    measured = result(config={"runs": ["aa", "bb", "cc"]}, versions=HERE, made_with=agreeing)
+    of_given_checkpoint = result()
+    for each in (measured, of_given_checkpoint):
+        assert "trained by" not in text_of(write(tmp_path, (each, drawing())))
+
+
+def test_a_figure_of_one_other_run_and_one_from_before_it_was_recorded(tmp_path: Path) -> None:
+    config = {"runs": ["aa", "bb"]}
+    one = result(config=config, versions=HERE, made_with=[trained(1, {}), trained(1, {"cpu": "Two"})])
+    said = text_of(write(tmp_path, (one, drawing())))
+    assert "1 of 2 runs was trained by other code or versions: 1 with unknown code and versions." in said
+    old = result(config=config)
+    said = text_of(write(tmp_path, (old, drawing())))
+    assert "2 of 2 runs were trained by other code or versions: 2 with unknown code and versions." in said
 
 
 def test_a_figure_of_demo_checkpoints_names_them(tmp_path: Path) -> None:
@@ -401,15 +445,20 @@ def test_the_address_names_what_the_ledger_is_filtered_by(tmp_path: Path, browse
 
 
 def test_the_overview_counts_verdicts_and_leads_to_them(tmp_path: Path, browser: Browser) -> None:
-    with opened(browser, write(tmp_path, verdicts=VERDICTS)) as (page, problems):
+    verdicts = [*VERDICTS, verdict("5", "learned", "fails", role="arm")]
+    with opened(browser, write(tmp_path, verdicts=verdicts)) as (page, problems):
         table = page.get_by_role("table", name="Verdicts per claim")
         rows = [row.locator("td").all_inner_texts() for row in table.locator("tbody tr").all()]
-        assert rows == [["1", "1", "0"], ["0", "1", "0"]]
+        assert rows == [["1", "1", "0", "0", "0", "0"], ["0", "1", "0", "0", "1", "0"]]
         assert "Any-order masking alone" in table.locator("tbody tr").first.inner_text()
         table.get_by_role("link", name="1: claim 1 fails").click()
         page.wait_for_function("document.querySelector('[name=claim]').value === '1'")
         assert shown_schemes(page) == ["alibi"]
         assert page.locator("#ledger td.fails:visible").count() == 1
+        table.get_by_role("link", name="1: claim 5 arm").click()
+        page.wait_for_function("document.querySelector('[name=role]').value === 'arm'")
+        assert shown_schemes(page) == ["learned"]
+        assert "confirms the paper" in page.locator("#ledger tbody tr:visible").inner_text()
         assert problems == []
 
 
@@ -448,7 +497,8 @@ def test_every_control_is_reached_and_worked_by_keyboard(tmp_path: Path, browser
             reached.append(tuple(focused))
             page.keyboard.press("Tab")
         assert {
-            ("select", name) for name in ("claim", "world", "scheme", "objective", "layers", "stage", "verdict")
+            ("select", name)
+            for name in ("claim", "world", "scheme", "objective", "layers", "heads", "stage", "role", "verdict")
         } <= {*reached}
         assert {("button", "Show all"), ("div", "Claims ledger"), ("div", f"Figure: {QUESTION}")} <= {*reached}
         assert {("summary", "How each claim is judged"), ("summary", "Its 1 runs"), ("summary", "Its 2 numbers")} <= {

@@ -27,8 +27,9 @@ from mdm_interp.routing import (
     other_facts,
     plane_products,
     route_correlation,
-    route_correlation_null,
     score_at_offset,
+    score_correlation,
+    score_correlation_null,
     spectrum_correlation,
 )
 
@@ -276,24 +277,24 @@ def test_what_does_not_vary_has_no_correlation(value: float) -> None:
 def test_without_an_odd_part_both_sides_are_routed_alike(position: str, n_layers: int) -> None:
     """ALiBi in one layer only: there the other tokens' distances to the pair do not matter."""
     model = random_model(position=position, n_layers=n_layers, d_mlp=20)
-    assert_close(route_correlation(model, world_pairs()), torch.ones(n_layers, 4), atol=1e-5, rtol=0)
+    assert_close(score_correlation(model, world_pairs()), torch.ones(n_layers, 4), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("position", ["rope", "learned", "sinusoidal"])
 def test_random_routes_that_know_sides_are_not_alike(position: str) -> None:
-    assert route_correlation(random_model(position=position, n_layers=1), world_pairs()).max() < 0.99
+    assert score_correlation(random_model(position=position, n_layers=1), world_pairs()).max() < 0.99
 
 
 def test_t5_tells_sides_apart_by_position_and_not_by_content() -> None:
     model = random_model(position="t5_bias", n_layers=1)
     alike, one_side, both_sides = torch.ones(1, 4), world_pairs(gap=3, objective="source_only"), world_pairs(gap=3)
     # One offset per side: the two buckets shift all forward and all reverse scores, and content decides the rest.
-    assert_close(route_correlation(model, one_side), alike, atol=1e-5, rtol=0)
-    assert route_correlation(model, both_sides).min() < 0.9
+    assert_close(score_correlation(model, one_side), alike, atol=1e-5, rtol=0)
+    assert score_correlation(model, both_sides).min() < 0.9
     assert isinstance(model.pos_embed, T5Bias)
     with torch.no_grad():
         model.pos_embed.table[16:] = model.pos_embed.table[:16]  # the same buckets to both sides
-    assert_close(route_correlation(model, both_sides), alike, atol=1e-5, rtol=0)
+    assert_close(score_correlation(model, both_sides), alike, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("key_half", "expected"), [(slice(0, 4), 1.0), (slice(4, 8), -1.0)], ids=["even", "odd"])
@@ -304,7 +305,7 @@ def test_planted_even_and_odd_routes(key_half: slice, expected: float) -> None:
     with torch.no_grad():
         attn.W_Q[..., 4:] = 0
         attn.W_K[..., other] = 0
-    assert_close(route_correlation(model, world_pairs()), torch.full((1, 4), expected), atol=1e-5, rtol=0)
+    assert_close(score_correlation(model, world_pairs()), torch.full((1, 4), expected), atol=1e-5, rtol=0)
 
 
 def test_route_correlation_is_the_correlation_of_the_two_lists_of_scores() -> None:
@@ -321,7 +322,7 @@ def test_route_correlation_is_the_correlation_of_the_two_lists_of_scores() -> No
         for queries in ([pair.forward for pair in pairs], [pair.reverse for pair in pairs])
     )
     expected = [torch.corrcoef(torch.stack([forward[:, head], reverse[:, head]]))[0, 1] for head in range(4)]
-    assert_close(route_correlation(model, pairs)[1], torch.stack(expected), atol=1e-4, rtol=0)
+    assert_close(score_correlation(model, pairs)[1], torch.stack(expected), atol=1e-4, rtol=0)
 
 
 # ---- correlation by distance
@@ -344,7 +345,7 @@ def single_sided(gap: int) -> list[QueryPair]:
 def test_at_each_distance_the_correlation_is_the_routes_of_pairs_that_far_apart(rotation: dict[str, Any]) -> None:
     model = random_model(n_layers=1, d_head=8, **rotation)
     got = distance_correlation(model, single_sided(2), torch.tensor([2.0, 3.0, 6.0])).measured
-    expected = torch.stack([route_correlation(model, single_sided(gap)) for gap in (2, 3, 6)])
+    expected = torch.stack([score_correlation(model, single_sided(gap)) for gap in (2, 3, 6)])
     assert expected.min() < 0.9
     assert_close(got.float(), expected, atol=1e-4, rtol=0)
 
@@ -379,19 +380,19 @@ def test_distance_correlation_needs_a_rotation(position: str) -> None:
 def test_correlations_need_pairs() -> None:
     with pytest.raises(UserError, match="query_pairs: a correlation needs several pairs, got none"):
         distance_correlation(random_model(), [], torch.tensor([1.0]))
-    with pytest.raises(UserError, match="query_pairs: route correlation needs at least one pair, got none"):
-        route_correlation(random_model(), [])
+    with pytest.raises(UserError, match="query_pairs: score correlation needs at least one pair, got none"):
+        score_correlation(random_model(), [])
 
 
-def test_route_correlation_is_undefined_for_an_arm() -> None:
+def test_score_correlation_is_undefined_for_an_arm() -> None:
     arm, pairs = random_model(attention="causal"), world_pairs(objective="causal")
-    with pytest.raises(UserError, match="route correlation is undefined for pairs that share neither"):
-        route_correlation(arm, pairs)
-    with pytest.raises(UserError, match="route correlation is undefined"):  # one of them is enough
-        route_correlation(random_model(), [*world_pairs(), pairs[0]])
+    with pytest.raises(UserError, match="score correlation is undefined for pairs that share neither"):
+        score_correlation(arm, pairs)
+    with pytest.raises(UserError, match="score correlation is undefined"):  # one of them is enough
+        score_correlation(random_model(), [*world_pairs(), pairs[0]])
 
 
-# ---- the null of route correlation
+# ---- the null of the score correlation
 
 FACTS = FactWorld(FactConfig(n_entities=12, n_filler=4), seed=0)
 ONE_CONTEXT = FACTS.query_pairs(n_contexts=1)
@@ -415,9 +416,24 @@ def test_other_facts_meet_every_other_fact_of_a_side_once(objective: Any) -> Non
     assert len(met) == len(expected) and set(met) == expected
 
 
+def test_other_facts_never_gives_a_pair_its_own_where_sides_are_unequal() -> None:
+    pairs = [*FACTS.query_pairs("source_only", n_contexts=1)[:2], *FACTS.query_pairs("target_only", n_contexts=1)[:5]]
+    drawn = list(other_facts(pairs))
+    assert len(drawn) == 4
+    for other in drawn:
+        assert all(pairs[at].fact != pair.fact for pair, at in zip(pairs, other.tolist(), strict=True))
+        assert all(pairs[at].side == pair.side for pair, at in zip(pairs, other.tolist(), strict=True))
+
+
+def test_other_facts_need_another_fact_of_each_side() -> None:
+    pairs = [*FACTS.query_pairs("source_only", n_contexts=1)[:1], *FACTS.query_pairs("target_only", n_contexts=1)[:3]]
+    with pytest.raises(UserError, match="query_pairs: one fact is asked for its left entity"):
+        list(other_facts(pairs))
+
+
 def test_route_null_is_the_mean_over_other_facts_of_the_same_side() -> None:
     two = model_of_facts(position="rope")
-    null = route_correlation_null(two, ONE_CONTEXT)
+    null = score_correlation_null(two, ONE_CONTEXT)
     forward, reverse = (
         compute_routes(two, [getattr(pair, side) for pair in ONE_CONTEXT]).scores.double()
         for side in ("forward", "reverse")
@@ -435,10 +451,105 @@ def test_route_null_is_the_mean_over_other_facts_of_the_same_side() -> None:
 
 def test_without_positions_routes_correlate_in_the_first_layer_and_their_null_does_not() -> None:
     none = model_of_facts(position="none")
-    assert route_correlation(none, ONE_CONTEXT)[0].mean().item() == pytest.approx(1.0, abs=1e-4)
-    assert route_correlation_null(none, ONE_CONTEXT)[0].mean() < 0.5
+    assert score_correlation(none, ONE_CONTEXT)[0].mean().item() == pytest.approx(1.0, abs=1e-4)
+    assert score_correlation_null(none, ONE_CONTEXT)[0].mean() < 0.5
 
 
 def test_the_route_null_is_undefined_for_an_arms_pairs() -> None:
-    with pytest.raises(UserError, match="route correlation is undefined"):
-        route_correlation_null(model_of_facts(), FACTS.query_pairs("causal", n_contexts=1))
+    with pytest.raises(UserError, match="score correlation is undefined"):
+        score_correlation_null(model_of_facts(), FACTS.query_pairs("causal", n_contexts=1))
+
+
+# ---- routes as the softmax sees them
+
+
+def mirrored_rows(model: HookedTransformer, pairs: list[QueryPair]) -> tuple[Tensor, Tensor]:
+    """Forward and reverse rows of scores, the reverse one mirrored by hand, `[pair layer head key_pos]`."""
+    sides = []
+    for side in ("forward", "reverse"):
+        queries = [getattr(pair, side) for pair in pairs]
+        names = [f"blocks.{layer}.attn.hook_attn_scores" for layer in range(model.cfg.n_layers)]
+        _, cache = model.run_with_cache(torch.tensor([query.tokens for query in queries]), names_filter=names)
+        rows = []
+        for i, query in enumerate(queries):
+            row = torch.stack([cache[name][i, :, query.answer_span[0]] for name in names]).double()
+            answer, source = query.answer_span[0], query.source_span[0]
+            if side == "reverse":
+                row[..., [answer, source]] = row[..., [source, answer]]
+            rows.append(row)
+        sides.append(torch.stack(rows))
+    return sides[0], sides[1]
+
+
+def test_route_correlation_is_that_of_centred_mirrored_rows() -> None:
+    model, pairs = random_model(position="rope"), world_pairs()
+    forward, reverse = mirrored_rows(model, pairs)
+    for layer in range(2):
+        for head in range(4):
+            x, y = (torch.cat([row - row.mean() for row in side[:, layer, head]]) for side in (forward, reverse))
+            expected = float((x @ y) / (x.norm() * y.norm()))
+            assert route_correlation(model, pairs)[layer, head].item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_route_correlation_is_one_without_positions_and_where_both_sides_are_sought_alike() -> None:
+    assert_close(route_correlation(random_model(position="none"), world_pairs())[0], torch.ones(4).double())
+
+
+def test_route_correlation_of_scores_that_rise_to_the_right_is_negative() -> None:
+    """Over five positions, from either end: 0 10 20 30 40 forward and 0 -30 -20 -10 -40 in reverse, mirrored."""
+    facts = FactConfig(n_entities=6, n_filler=3, seq_len=5, gap=4)
+    model = random_model(position="t5_bias", n_layers=1)
+    with torch.no_grad():
+        half = model.cfg.relative_attention_num_buckets // 2
+        for distance in range(5):
+            model.pos_embed.table[distance] = -1000.0 * distance
+            model.pos_embed.table[half + distance] = 1000.0 * distance
+    pairs = FactWorld(facts, seed=1).query_pairs("source_only")
+    assert_close(route_correlation(model, pairs), torch.full((1, 4), -0.6).double(), atol=0.01, rtol=0)
+
+
+def with_a_key_bias(model: HookedTransformer) -> HookedTransformer:
+    """A key bias in the dimensions that do not rotate moves all scores of a row alike."""
+    rotated = model.cfg.rotary_dim or 0
+    with torch.no_grad():
+        for block in model.blocks:
+            block.attn.b_K[:, rotated:] += 3.0
+    return model
+
+
+@pytest.mark.parametrize(
+    "changes", [{"position": "none"}, {"position": "alibi"}, {"position": "rope", "rotary_dim": 2}]
+)
+def test_routes_do_not_see_what_no_softmax_sees(changes: dict[str, Any]) -> None:
+    plain, pairs = random_model(qkv_bias=True, **changes), world_pairs()
+    biased = with_a_key_bias(random_model(qkv_bias=True, **changes))
+    tokens = torch.tensor([pair.reverse.tokens for pair in pairs])
+    assert_close(biased(tokens), plain(tokens), atol=1e-4, rtol=1e-4)  # no logit changes
+    assert_close(route_correlation(biased, pairs), route_correlation(plain, pairs), atol=1e-4, rtol=0)
+    reverse = [pair.reverse for pair in pairs]
+    one, other = compute_routes(biased, reverse), compute_routes(plain, reverse)
+    assert_close(one.contrast, other.contrast, atol=1e-4, rtol=1e-4)
+    assert (one.scores - other.scores).abs().max() > 0.1  # what it is told apart from
+
+
+def test_the_contrast_is_the_sources_mean_less_that_of_the_other_keys() -> None:
+    model = random_model(attention="causal")
+    routes = compute_routes(model, LEFT_SOURCES)
+    for i, query in enumerate(LEFT_SOURCES):
+        _, cache = model.run_with_cache(torch.tensor([query.tokens]), names_filter="blocks.1.attn.hook_attn_scores")
+        expected = []
+        for row in query.readout(model.cfg):
+            scores = cache["blocks.1.attn.hook_attn_scores"][0, :, row, : row + 1]
+            source = torch.zeros(row + 1, dtype=torch.bool)
+            source[slice(*query.source_span)] = True
+            expected.append(scores[:, source].mean(1) - scores[:, ~source].mean(1))
+        assert_close(routes.contrast[i, 1], torch.stack(expected).mean(0), equal_nan=True)
+
+
+def test_route_correlation_needs_mirror_images() -> None:
+    pair = world_pairs()[0]
+    moved = QueryPair(pair.forward, pair.forward, pair.fact, pair.side)
+    with pytest.raises(UserError, match="only pairs that swap them mirror each other"):
+        route_correlation(random_model(), [moved])
+    with pytest.raises(UserError, match="route correlation needs at least one pair"):
+        route_correlation(random_model(), [])

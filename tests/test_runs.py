@@ -12,10 +12,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import mdm_interp.runs
+import mdm_interp.training
 from mdm_interp.config import FactConfig, ModelConfig, TrainConfig
 from mdm_interp.facts import FactWorld
 from mdm_interp.files import UserError
 from mdm_interp.model import HookedTransformer
+from mdm_interp.provenance import made_with
 from mdm_interp.runs import Run, load_tensors, save_tensors, stored_runs
 from mdm_interp.training import train
 
@@ -51,6 +53,7 @@ def test_a_run_is_found_by_its_config(trained: Run) -> None:
     assert TrainConfig.from_yaml(trained.folder / "config.yaml") == trained.config
     assert {path.name for path in trained.folder.iterdir()} - {".lock"} == {
         "config.yaml",
+        "made_with.json",
         "metrics.jsonl",
         "checkpoints",
         "state.safetensors",
@@ -112,6 +115,23 @@ def test_a_stored_run_with_a_damaged_config_is_named(run: Run) -> None:
     (run.folder / "config.yaml").write_text("model: {d_model: [}")
     with pytest.raises(UserError, match=r"config\.yaml: not YAML"):
         list(stored_runs(run.folder.parent))
+
+
+@pytest.mark.parametrize("text", [None, "[{"], ids=["before it was recorded", "damaged"])
+def test_a_run_that_does_not_say_what_trained_it_is_used_as_it_is(
+    run: Run, trained: Run, text: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = run.folder / "made_with.json"
+    path.unlink()
+    if text is not None:
+        path.write_text(text)
+    monkeypatch.setattr(mdm_interp.training, "training_loss", None)  # no step is taken
+    assert train(run.config, root=run.folder.parent, progress=False) == run
+    assert list(stored_runs(run.folder.parent)) == [run]
+    assert run.finished and run.metrics()[1:] == trained.metrics()[1:]  # the first row's loss is NaN
+    assert torch.equal(run.model().W_E, trained.model().W_E)
+    assert path.exists() == (text is not None), "nothing is made up"
+    assert made_with(run.folder) == [{"step": 0}]
 
 
 # ---- what is wrong

@@ -20,7 +20,7 @@ from mdm_interp.config import FactConfig, ModelConfig
 from mdm_interp.facts import FactWorld
 from mdm_interp.files import UserError
 from mdm_interp.model import HookedTransformer, Norm
-from mdm_interp.positions import SCHEMES
+from mdm_interp.positions import SCHEMES, PositionScheme
 from mdm_interp.queries import Query, QueryPair, collate
 from mdm_interp.storage import (
     compute_evidence,
@@ -221,6 +221,40 @@ def test_stored_evidence_knows_position_under_absolute_schemes_only(position: st
     model = random_model(position=position, qkv_bias=True, seed=seed)
     index = position_index(evidence_matrix(model, VOCAB, VOCAB, torch.arange(12)))
     assert index == 0.0 if position in RELATIVE else index > 0.01
+
+
+@pytest.mark.parametrize(
+    ("sources", "targets", "positions", "message"),
+    [
+        ([3, -1], [2], [0], r"sources: id -1 at \[1\] is outside the vocabulary of 13"),
+        ([3], [2, 5, 13], [0], r"tokens: id 13 at \[2\] is outside the vocabulary of 13"),
+        ([3], [2], [1, -1], "positions: -1 is outside the context; give 0 to 11"),
+        ([3], [2], [12], "positions: 12 is outside the context; give 0 to 11"),
+    ],
+)
+def test_tokens_and_positions_that_are_not_there_have_no_evidence(
+    sources: list[int], targets: list[int], positions: list[int], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        evidence_matrix(random_model(position="learned"), *map(torch.tensor, (sources, targets, positions)))
+
+
+def test_what_a_scheme_of_ones_own_adds_to_the_residual_stream_is_part_of_the_embedding() -> None:
+    """And one that is absolute by its bias alone adds nothing to it."""
+
+    class Sided(PositionScheme):
+        relative = False
+
+        def bias(self, query_pos: Tensor, key_pos: Tensor) -> Tensor:
+            return (key_pos / 4).expand(self.cfg.n_heads, len(query_pos), -1)
+
+    model = random_model(position="none", dtype="float64")
+    model.pos_embed = Sided(model.cfg)
+    batch = collate([pair.forward for pair in SPAN_PAIRS], model.cfg)
+    with torch.no_grad():
+        expected = batch.at_readout(model(batch.tokens, attention_mask=batch.attention_mask))
+    got = decompose_logits(model, batch, VOCAB).total()
+    assert_close(got[batch.answered], expected[batch.answered], atol=1e-9, rtol=0)
 
 
 def test_position_index_by_hand() -> None:

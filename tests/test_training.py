@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import multiprocessing
 import os
@@ -26,6 +27,7 @@ from mdm_interp.facts import FactWorld
 from mdm_interp.files import UserError
 from mdm_interp.model import HookedTransformer
 from mdm_interp.prediction import predict
+from mdm_interp.provenance import made_with, provenance
 from mdm_interp.runs import Run, save_tensors
 from mdm_interp.training import Progressed, check_device, checkpoint_steps, train, train_all
 
@@ -138,6 +140,51 @@ def test_progress_is_reported_and_the_bar_keeps_to_stderr(
     assert out == "" and "100%" in err
 
 
+def test_a_run_says_what_trained_it(tmp_path: Path) -> None:
+    run = train(tiny(), root=tmp_path, progress=False)
+    assert made_with(run.folder) == [{"step": 0, **provenance(training.__name__, "cpu", torch.float32)}]
+
+
+def train_as(monkeypatch: pytest.MonkeyPatch, root: Path, torch_version: str, *, saves: int) -> Run:
+    """Train under another version, at most until so many steps are saved."""
+    left, save_state = iter(range(saves)), Run.save_state
+
+    def save_or_die(self: Run, *args: Any) -> None:
+        if next(left, None) is None:
+            raise Killed
+        save_state(self, *args)
+
+    with monkeypatch.context() as patch, contextlib.suppress(Killed):
+        patch.setattr(training, "SAVE_SECONDS", -1.0)
+        patch.setattr(training, "provenance", lambda *_: {"torch": torch_version})
+        patch.setattr(Run, "save_state", save_or_die)
+        train(tiny(), root=root, progress=False)
+    return Run.of(tiny(), root)
+
+
+def test_a_resumed_run_says_from_which_step_on_what_trained_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not (train_as(monkeypatch, tmp_path, "0", saves=0)).finished  # steps 0 of it are lost
+    assert train_as(monkeypatch, tmp_path, "1", saves=3).step == 2
+    assert train_as(monkeypatch, tmp_path, "1", saves=2).step == 4
+    assert train_as(monkeypatch, tmp_path, "2", saves=0).step == 4  # nothing of it is left either
+    run = train_as(monkeypatch, tmp_path, "3", saves=99)
+    assert run.finished
+    assert made_with(run.folder) == [{"step": 0, "torch": "1"}, {"step": 5, "torch": "3"}]
+
+
+@pytest.mark.parametrize("text", [None, "[{"], ids=["before it was recorded", "damaged"])
+def test_a_resumed_run_keeps_unknown_what_trained_its_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None
+) -> None:
+    path = train_as(monkeypatch, tmp_path, "1", saves=3).folder / "made_with.json"
+    path.unlink()
+    if text is not None:
+        path.write_text(text)
+    run = train_as(monkeypatch, tmp_path, "2", saves=99)
+    assert run.finished
+    assert made_with(run.folder) == [{"step": 0}, {"step": 3, "torch": "2"}]
+
+
 # ---- the store is asked first
 
 
@@ -220,7 +267,7 @@ def test_killed_between_any_two_writes_it_resumes_to_the_same_bits(
         written = kill_at_write(patch, 0, landed)
         whole = contents(train(config, root=tmp_path / "whole", progress=False))
     states = 4 if save_seconds > 0 else 5
-    assert len(written) == 1 + 4 + 4 + states  # config, checkpoints, metrics, states
+    assert len(written) == 2 + 4 + 4 + states  # config and provenance, checkpoints, metrics, states
     for number in range(1, len(written) + 1):
         root = tmp_path / f"killed at write {number}"
         with monkeypatch.context() as patch, pytest.raises(Killed):
@@ -260,6 +307,7 @@ def test_an_error_in_a_step_leaves_no_temporary_file_and_no_lock(
     run = Run.of(tiny(), tmp_path)
     assert set(contents(run)) == {
         "config.yaml",
+        "made_with.json",
         "checkpoints/000000.safetensors",
         "metrics.jsonl",
         "state.safetensors",

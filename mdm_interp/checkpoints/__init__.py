@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from mdm_interp.checkpoints.dream import Dream
@@ -38,6 +39,7 @@ from mdm_interp.checkpoints.weights import (
 )
 from mdm_interp.files import UserError, write_text
 from mdm_interp.model import HookedTransformer
+from mdm_interp.positions import SCHEMES, PositionScheme
 
 __all__ = ["FORMATS", "load_checkpoint", "save_checkpoint"]
 
@@ -107,11 +109,13 @@ def save_checkpoint(
         max_shard_size: Bytes, or a string like `5GB`, from which on weights are split over several files.
 
     Raises:
-        UserError: the format is unknown, or does not have such a model.
+        UserError: the format is unknown or does not have such a model, or the model's position scheme is not the one
+            that its config names.
     """
     if format not in FORMATS:
         raise UserError(f"format: {format!r} is unknown; choose among {', '.join(FORMATS)}")
     chosen, folder = FORMATS[format], Path(folder)
+    _require_own_positions(model)
     config = chosen.write_config(model.cfg)
     if model.tokenizer is not None and not isinstance(model.tokenizer, PreTrainedTokenizerFast):
         raise UserError(f"model.tokenizer: {type(model.tokenizer).__name__} is no PreTrainedTokenizerFast; give one")
@@ -125,6 +129,28 @@ def save_checkpoint(
     if model.tokenizer is not None:
         save_tokenizer(model.tokenizer, folder, chosen.tokenizer_class, split=chosen.split_tokenizer)
     write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+
+
+def _require_own_positions(model: HookedTransformer) -> None:
+    """Refuse a position scheme that no file would bring back: files hold its name, its settings and what it learned."""
+    scheme, own = model.pos_embed, SCHEMES[model.cfg.position](model.cfg)
+    if type(scheme) is not type(own) or not _same_constants(scheme, own):
+        raise UserError(
+            f"model.pos_embed: this {type(scheme).__name__} is not the position scheme {model.cfg.position!r} that "
+            "config.json names, and no file holds code; save a model of that scheme, and set this one after loading"
+        )
+
+
+def _same_constants(scheme: PositionScheme, own: PositionScheme) -> bool:
+    """Whether what two schemes compute with and do not learn is the same, up to rounding to the model's dtype."""
+    found, expected = (
+        {name: x.cpu().double() for name, x in (*vars(of).items(), *of.named_buffers()) if isinstance(x, Tensor)}
+        for of in (scheme, own)
+    )
+    return found.keys() == expected.keys() and all(
+        x.shape == expected[name].shape and torch.allclose(x, expected[name], rtol=2**-8, atol=1e-6)
+        for name, x in found.items()
+    )
 
 
 def _find(source: str | Path, revision: str | None) -> Path:

@@ -30,8 +30,9 @@ def add_curve(
     legend: str | None = None,
 ) -> None:
     """A mean (`value`) over `x` with its interval (`low`, `high`) as a band; listed in the legend of that name."""
-    edges = np.concatenate([curve["high"].to_numpy(), curve["low"].to_numpy()[::-1]])
-    both = np.concatenate([curve[x].to_numpy(), curve[x].to_numpy()[::-1]])
+    known = curve.dropna(subset=["low", "high"])  # a single observation has no interval
+    edges = np.concatenate([known["high"].to_numpy(), known["low"].to_numpy()[::-1]])
+    both = np.concatenate([known[x].to_numpy(), known[x].to_numpy()[::-1]])
     band = go.Scatter(
         x=both,
         y=edges,
@@ -53,7 +54,7 @@ def add_curve(
         hovertemplate=f"{name}<br>{x} %{{x}}: %{{y:.3g}} [%{{customdata[0]:.3g}}, %{{customdata[1]:.3g}}]"
         ", n = %{customdata[2]}<extra></extra>",
     )
-    figure.add_traces([band, line], rows=row, cols=col)
+    figure.add_traces([band, line] if len(known) else [line], rows=row, cols=col)
 
 
 def add_points(

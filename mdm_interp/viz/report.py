@@ -10,6 +10,7 @@ import html
 import json
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,13 @@ import plotly.io as pio
 
 from mdm_interp.claims import OUTCOMES, Verdict, counts
 from mdm_interp.files import write_text
-from mdm_interp.presets import SCOPE, scope_label
+from mdm_interp.presets import SCOPE, scope_label, setting_labels
+from mdm_interp.provenance import difference
 from mdm_interp.results import Result
 from mdm_interp.viz.page import TEMPLATES, asset, write_libraries
 from mdm_interp.viz.theme import DARK, NAME, WIDTH
 
-FILTERS = ("claim", "world", "scheme", "objective", "layers", "stage", "verdict")
+FILTERS = ("claim", "world", "scheme", "objective", "layers", "heads", "stage", "role", "verdict")
 """What the ledger is filtered by: its first columns."""
 
 HEIGHT = 450
@@ -79,6 +81,7 @@ def write_index(
         pages={file: title for file, title in (pages or {}).items() if (out / file).exists()},
         ledger=ledger,
         filters={name: list(dict.fromkeys(cells[i] for _, cells in ledger)) for i, name in enumerate(FILTERS)},
+        counted=list(counts(verdicts)),
         overview=[(claim, sentences[str(claim)], row) for claim, row in counts(verdicts).to_dict("index").items()],
         rules=dict.fromkeys(
             f"Claim {verdict.claim['id']}: {verdict.measure}. Null: {verdict.null_is}. Rule: {verdict.rule}."
@@ -110,10 +113,9 @@ def _measured(results: Sequence[Result]) -> str:
 
 def _cells(verdict: Verdict) -> list[str]:
     """What a verdict is filtered by."""
-    scope = verdict.scope
-    depth = f"{scope['n_layers']}{' + MLP' if scope['mlp'] else ''}"
-    by = [verdict.claim["id"], scope["world"], scope["scheme"], scope["objective"], depth, scope["stage"]]
-    return [*map(str, by), verdict.verdict]
+    scope, every = verdict.scope, ["all", verdict.scope["scheme"], "all", "all", "all"]
+    setting = every if scope["world"] is None else setting_labels(scope)
+    return [verdict.claim["id"], *setting, str(scope["stage"]), verdict.role, verdict.verdict]
 
 
 # ---- one figure
@@ -137,7 +139,7 @@ def _entry(result: Result, figure: go.Figure) -> dict[str, Any]:
         "command": _command(result),
         "runs": runs,
         "n_runs": sum(map(len, runs.values())),
-        "checkpoints": _checkpoints(result),
+        "checkpoints": [*_checkpoints(result), *_trained_otherwise(result)],
         "is_of_checkpoints": "checkpoint" in result.config or bool(_demos(result)),
     }
 
@@ -170,6 +172,20 @@ def _checkpoints(result: Result) -> list[str]:
         )
         about = about.get("twin")
     return lines
+
+
+def _trained_otherwise(result: Result) -> list[str]:
+    """Name the runs that other code or versions trained than those that measured them, in one line if there are any."""
+    n_runs = len(result.config.get("runs", []))
+    unrecorded = [{"runs": n_runs, "by": [{}]}]
+    others: Counter[str] = Counter()
+    for alike in result.made_with or unrecorded:
+        others[difference(alike["by"], result.versions)] += alike["runs"]
+    del others[""]
+    n = others.total()
+    named = "; ".join(f"{count} with {said}" for said, count in others.most_common())
+    line = f"{n} of {n_runs} runs {'was' if n == 1 else 'were'} trained by other code or versions: {named}."
+    return [line] if n else []
 
 
 def _demos(result: Result) -> dict[str, str]:

@@ -21,7 +21,7 @@ from mdm_interp.presets import MDM_SCHEMES, about, grid
 from mdm_interp.queries import Query
 from mdm_interp.results import Result
 from mdm_interp.runs import Run
-from mdm_interp.stats import Estimate, bootstrap_mean, where
+from mdm_interp.stats import Estimate, mean_estimate, where
 from mdm_interp.viz.plots import add_estimates
 from mdm_interp.viz.theme import FORWARD, GREY, REVERSE, legend_at, titled
 
@@ -86,8 +86,8 @@ def summarize(result: Result) -> dict[str, Estimate]:
         for side in QUERIES:
             rows = where(result.frame, scheme=scheme, query=side)
             for head in ("chosen", "others"):
-                summary[f"{scheme} / {side} / {head}"] = bootstrap_mean(rows[head])
-            summary[f"{scheme} / {side} / chosen over others"] = bootstrap_mean(rows["chosen"] - rows["others"])
+                summary[f"{scheme} / {side} / {head}"] = mean_estimate(rows[head])
+            summary[f"{scheme} / {side} / chosen over others"] = mean_estimate(rows["chosen"] - rows["others"])
     return summary
 
 

@@ -1,0 +1,98 @@
+"""Coupling of checkpoints: rows are means over clusters of facts, and a layer counts only among all looked at."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from probe_helpers import result_of, tiny_probe, traces
+from scipy.stats import ttest_1samp
+
+from analyses import large_model_coupling as analysis
+from mdm_interp.layer_coupling import layer_alignment
+from mdm_interp.probing import KINDS, Probe
+from mdm_interp.prompts import load_facts
+from mdm_interp.results import Result
+from mdm_interp.stats import mean_estimate
+
+STORAGE = "storage (V, O)"
+
+
+@pytest.fixture(scope="module")
+def probe(tmp_path_factory: pytest.TempPathFactory) -> Probe:
+    return tiny_probe(tmp_path_factory.mktemp("coupling"), "llada", facts=4)
+
+
+@pytest.fixture(scope="module")
+def result(probe: Probe, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    return result_of(analysis.ANALYSIS, [probe], tmp_path_factory.mktemp("result"))
+
+
+def test_rows_are_means_over_facts_and_a_t_test_of_their_excess(probe: Probe, result: Result) -> None:
+    assert len({tuple(row) for row in result.rows}) == 1
+    for kind in KINDS:
+        pairs = probe.pairs(kind)
+        facts = np.array([pair.fact for pair in pairs])
+        own, control = layer_alignment(probe.model, pairs).cosine([1], ("V", "O"))
+        of_facts, others = (
+            np.array([side.double().numpy()[facts == fact].mean() for fact in range(4)]) for side in (own, control)
+        )
+        (row,) = (r for r in result.rows if (r["kind"], r["layer"], r["group"]) == (kind, 1, STORAGE))
+        for prefix, values in (("", of_facts), ("null_", others)):
+            expected = mean_estimate(values)
+            assert row["null" if prefix else "cosine"] == pytest.approx(expected.value, rel=1e-4)
+            assert [row[f"{prefix}{end}"] for end in ("low", "high")] == pytest.approx(
+                [expected.low, expected.high], rel=1e-3, abs=1e-5
+            )
+        tested: Any = ttest_1samp(of_facts - others, 0.0, alternative="greater")
+        assert row["p"] == pytest.approx(tested.pvalue, rel=1e-3)
+        assert (row["facts"], row["clusters"], row["n"], row["null_n"]) == (4, 4, 4, 4)
+
+
+def test_facts_that_share_a_parent_count_once(tmp_path: Path) -> None:
+    probe = tiny_probe(tmp_path, "llada", facts=3)
+    shared = "child,parent,parent_type\nTom,Mary,mother\nAnna,Mary,mother\nEmil,Finn,father\n"
+    (tmp_path / "facts.csv").write_text(shared, encoding="utf-8")
+    table = load_facts(tmp_path / "facts.csv")
+    rows = analysis.measure([Probe.of("shared", probe.model, table)])
+    assert {(row["facts"], row["clusters"], row["n"]) for row in rows} == {(3, 2, 2)}
+
+
+def of_32_layers(result: Result, p_values: dict[int, float]) -> Result:
+    """One checkpoint and kind, with p-values of their own in some layers."""
+    (whole,) = (r for r in result.rows if (r["kind"], r["layer"], r["group"]) == ("positional", None, STORAGE))
+    (row,) = (r for r in result.rows if (r["kind"], r["layer"], r["group"]) == ("positional", 1, STORAGE))
+    layers = [{**row, "layer": layer, "p": p_values.get(layer, 0.5)} for layer in range(32)]
+    return replace(result, rows=[whole, *layers])
+
+
+def test_a_layer_counts_only_among_all_that_are_looked_at(result: Result) -> None:
+    name = f"tiny-llada / positional / {STORAGE} / share of layers above the null"
+
+    def share(p_values: dict[int, float]) -> float:
+        estimate = analysis.summarize(of_32_layers(result, p_values))[name]
+        assert np.isnan([estimate.low, estimate.high]).all() and estimate.n == 4
+        return estimate.value
+
+    assert share({3: 0.04, 9: 0.03}) == 0  # among 32, two such are what chance gives
+    assert share({3: 1e-4, 9: 0.03}) == 1 / 32
+    assert share(dict.fromkeys(range(8), 1e-3)) == 8 / 32
+
+
+def test_the_takeaway_and_the_figure_say_so(result: Result) -> None:
+    many = of_32_layers(result, dict.fromkeys(range(8), 1e-3))
+    many = replace(many, summary=dict(analysis.summarize(many)))
+    said = analysis.takeaway(many.summary)
+    assert "above it in 25% of layers (tiny-llada, positional)" in said and "all layers looked at" in said
+    figure = analysis.draw(many)
+    assert len(traces(figure, name=STORAGE, mode="lines")) > 0
+
+
+def test_one_fact_has_no_null_and_no_layer_to_count(tmp_path: Path) -> None:
+    alone = result_of(analysis.ANALYSIS, [tiny_probe(tmp_path, "llada", facts=1)], tmp_path)
+    assert all(row["null"] is None and row["p"] is None and row["low"] is None for row in alone.rows)
+    assert not any("share of layers" in name for name in alone.summary)
+    analysis.draw(alone)

@@ -1,0 +1,117 @@
+"""The grids of runs, how a setting is called, and what a stage of training is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mdm_interp import presets
+from mdm_interp.presets import (
+    BOTH_WAYS,
+    CYCLE,
+    FULL_SEEDS,
+    POOL,
+    QUICK_SEEDS,
+    about,
+    at_stages,
+    every_run,
+    head_grid,
+    pool_grid,
+    pool_world,
+    scope_label,
+    small_model,
+    stages,
+)
+from mdm_interp.runs import Run
+
+
+def run_with(metrics: dict[int, float], folder: Path, **model: Any) -> Run:
+    """A run of which only the metrics are there: the forward probability at every checkpoint."""
+    run = Run.of(small_model(CYCLE, "rope", "any_order", 0, **model), folder)
+    (run.folder / "checkpoints").mkdir(parents=True)
+    for step in metrics:
+        run.checkpoint_path(step).touch()
+    rows = [{"step": step, "forward_probability": value} for step, value in metrics.items()]
+    run.metrics_path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return run
+
+
+def test_early_lies_between_the_checkpoints_around_a_forward_probability_of_a_half(tmp_path: Path) -> None:
+    run = run_with({0: 0.0, 10: 0.4, 20: 0.8, 30: 0.3, 40: 0.9}, tmp_path)
+    found = stages(run)
+    assert found["initial"] == {0: 1.0} and found["end"] == {40: 1.0}
+    assert found["early"] == {10: pytest.approx(0.75), 20: pytest.approx(0.25)}
+
+
+def test_a_run_that_does_not_learn_has_no_early_stage(tmp_path: Path) -> None:
+    assert set(stages(run_with({0: 0.0, 10: 0.4}, tmp_path))) == {"initial", "end"}
+
+
+@pytest.mark.parametrize("metrics", [{0: 0.6, 10: 0.9}, {0: 0.1, 10: 0.5}])
+def test_a_checkpoint_at_a_half_is_the_early_stage_itself(metrics: dict[int, float], tmp_path: Path) -> None:
+    run = run_with(metrics, tmp_path)
+    at = 0 if metrics[0] > 0.5 else 10
+    assert {step for step, weight in stages(run)["early"].items() if weight} == {at}
+
+
+def test_rows_are_interpolated_at_one_forward_probability(tmp_path: Path) -> None:
+    values = {0: 0.0, 10: 0.4, 20: 0.8}
+    run = run_with(values, tmp_path)
+
+    def measure(step: int) -> list[dict[str, Any]]:
+        return [
+            {"layer": layer, "forward_probability": values[step], "x": float(step + layer), "same": 1e-6, "name": "a"}
+            for layer in (0, 1)
+        ]
+
+    rows = at_stages(run, measure)
+    assert [(row["stage"], row["step"], row["layer"]) for row in rows] == [
+        ("initial", 0, 0), ("initial", 0, 1), ("early", 12, 0), ("early", 12, 1), ("end", 20, 0), ("end", 20, 1),
+    ]  # fmt: skip
+    assert [row["forward_probability"] for row in rows[2:4]] == pytest.approx([0.5, 0.5])
+    assert [row["x"] for row in rows[2:4]] == pytest.approx([12.5, 13.5])
+    assert {row["same"] for row in rows} == {1e-6} and {row["name"] for row in rows} == {"a"}
+    assert {row["stage"] for row in at_stages(run, measure, ("end",))} == {"end"}
+
+
+def test_settings_are_called_by_what_sets_them_apart(tmp_path: Path) -> None:
+    one, four = about(run_with({0: 0.0}, tmp_path)), about(run_with({0: 0.0}, tmp_path, n_heads=4))
+    assert scope_label(one) == "relation_cycle, any_order rope, 1 layer, 1 head of 64"
+    assert scope_label({**four, "stage": "end"}) == "relation_cycle, any_order rope, 1 layer, 4 heads of 16, end"
+    pool = small_model(pool_world(0.8), "rope", "any_order", 0, d_head=64, rotary_base=1e6)
+    said = scope_label(about(Run.of(pool, tmp_path)))
+    assert said == "symmetric_pool 80% both ways, any_order rope base 1e+06, 1 layer, 1 head of 64"
+    assert scope_label({"world": None, "scheme": "all schemes", "stage": "end"}) == "all settings, all schemes, end"
+
+
+def test_the_default_model_has_one_head() -> None:
+    assert (small_model(CYCLE, "rope", "any_order", 0).model.n_heads, presets.HEADS) == (1, (1, 2, 4, 8))
+
+
+@pytest.mark.parametrize("n_seeds", [1, QUICK_SEEDS, FULL_SEEDS])
+def test_no_run_is_listed_twice_and_every_setting_has_the_first_seed(n_seeds: int) -> None:
+    seeds = range(n_seeds)
+    for grid in (every_run, head_grid, pool_grid, presets.grid, presets.depth_grid, presets.objective_grid):
+        digests = [config.digest() for config in grid(seeds)]
+        assert len(digests) == len(set(digests))
+        settings = {config.model_copy(update={"seed": 0}).digest() for config in grid(seeds)}
+        assert settings == {config.digest() for config in grid(seeds) if config.seed == 0}
+
+
+def test_heads_are_an_axis_at_equal_width_and_at_equal_head_dimension() -> None:
+    shapes = {(c.model.n_heads, c.model.head_dim) for c in head_grid(range(FULL_SEEDS)) if c.model.position == "rope"}
+    assert shapes == {(1, 64), (2, 32), (4, 16), (8, 8), (1, 16), (4, 64)}
+    contrast = {(c.model.position, c.objective) for c in head_grid(range(FULL_SEEDS)) if c.model.n_heads == 4}
+    assert contrast == set(presets.VARIANTS.values())
+
+
+def test_the_pool_is_shown_both_ways_in_part_and_never_where_it_is_tested() -> None:
+    configs = pool_grid(range(FULL_SEEDS))
+    assert {config.facts.reversed_share for config in configs} == set(BOTH_WAYS)
+    assert {config.facts.world for config in configs} == {POOL}
+    run = Run.of(next(config for config in configs if config.facts.reversed_share == 0.8))
+    tested = {pair.fact for pair in run.query_pairs()}
+    assert tested == {fact for fact, both in enumerate(run.facts.reversed.tolist()) if not both} and len(tested) == 6
