@@ -230,6 +230,7 @@ def shared_width(frame: pd.DataFrame, scheme: str) -> pd.DataFrame:
 
 CAUSES = {
     "choice": "It is lost, mostly because the side of the source decides which of its two partners is answered",
+    "role": "It is lost, mostly because an answer of another role is given",
     "storage": "It is lost, mostly because heads no longer share what they store",
     "both": "It is lost, and no single part of the answer is to blame",
     "kept": "Nothing: it is not lost",
@@ -252,8 +253,10 @@ def takeaway(result: Result) -> str:
         lost = summary[f"{scheme} / reverse_probability lost by {MANY_HEADS} heads"]
         if not lost.low > SMALL:
             return "kept" if lost.high < SMALL else "undecided"
-        share = found(scheme, MANY_HEADS, "lost_in_role")
-        return "choice" if share.low > DECIDES else "storage" if share.high < DECIDES else "both"
+        share, rival = (found(scheme, MANY_HEADS, quantity) for quantity in ("lost_in_role", "rival_probability"))
+        if share.low > DECIDES:
+            return "choice" if rival.low > found(scheme, MANY_HEADS, "chance").value else "role"
+        return "storage" if share.high < DECIDES else "both"
 
     def listed(quantity: str) -> str:
         values = {scheme: found(scheme, MANY_HEADS, quantity).value for scheme in HEAD_SCHEMES}

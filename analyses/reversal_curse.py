@@ -93,9 +93,8 @@ def takeaway(summary: Mapping[str, Estimate]) -> str:
         listed = ", ".join(f"{answer} for {_listed(values)}" for answer, values in found.items() if values)
         return f"{SETTINGS[setting]}: {listed}"
 
-    chances = " and ".join(f"{summary[f'{world} / chance'].value:.2g}" for world in ("relation_cycle", "two_role"))
     return (
-        f"{'; '.join(map(said, SETTINGS))} (chance: {chances}). "
+        f"{'; '.join(map(said, SETTINGS))} (yes: above chance). "
         "In relation_cycle every entity is a source on both sides, in two_role on one."
     )
 
@@ -106,7 +105,7 @@ def _listed(values: Mapping[str, float]) -> str:
     mdms = [value for variant, value in values.items() if variant.startswith("MDM")]
     if len(mdms) == len(MDM_SCHEMES):
         listed[: len(mdms)] = [f"every MDM ({min(mdms):.2g} to {max(mdms):.2g})"]
-    return ", ".join(listed)
+    return ", ".join(listed).replace("), MDM ", "), ").replace("ARM rope", "ARM")
 
 
 def draw(result: Result) -> go.Figure:
@@ -132,7 +131,7 @@ def draw(result: Result) -> go.Figure:
             add_level(figure, steps, chance, name="chance: the answer's role known, nothing else", color=CHANCE, **at)
             value = result.summary[f"{setting} / {variant} / reverse_probability"].value
             ends = {"text": f"ends at {value:.2f}", "font": {"color": REVERSE}, "showarrow": False}
-            figure.add_annotation(ends, x=0.05, y=0.92, xref="x domain", yref="y domain", row=row, col=col)
+            figure.add_annotation(ends, x=0.02, y=0.93, xref="x domain", yref="y domain", row=row, col=col)
         figure.update_yaxes(title_text=f"{title}<br>probability of answer", row=row, col=1)
     figure.update_xaxes(TRAINING_STEPS)
     figure.update_xaxes(title_text="training step", row=len(SETTINGS))

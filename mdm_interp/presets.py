@@ -157,17 +157,21 @@ def head_grid(seeds: Sequence[int]) -> list[TrainConfig]:
     of 16 and of 64 dimensions each, under `HEAD_SCHEMES`; and every variant with 4 heads. For every second seed; rope
     with the width shared out, and learned positions with 4 heads, for every seed. A quick run has every seed of rope
     with 1 and 4 heads, one of the rest, and no other dimensions."""
-    quick, made = is_quick(seeds), list[tuple[int, Scheme, Objective, int, int | None]]()
+    quick, few = is_quick(seeds), every_second(seeds)
     shared: list[tuple[int, int | None]] = [(n_heads, None) for n_heads in HEADS]
+    shapes = shared if quick else [*shared, (1, 16), (MANY_HEADS, 64)]
+    made: list[tuple[int, Scheme, Objective, int, int | None]] = []
     for seed in seeds:
-        every = [1, MANY_HEADS] if quick else HEADS
-        made += [(seed, "rope", "any_order", n_heads, None) for n_heads in every]
+        for n_heads in (1, MANY_HEADS) if quick else HEADS:
+            made.append((seed, "rope", "any_order", n_heads, None))
         if not quick:
             made.append((seed, "learned", "any_order", MANY_HEADS, None))
-        if seed in every_second(seeds):
-            shapes = shared if quick else [*shared, (1, 16), (MANY_HEADS, 64)]
-            made += [(seed, scheme, "any_order", *shape) for scheme in HEAD_SCHEMES for shape in shapes]
-            made += [(seed, scheme, objective, MANY_HEADS, None) for scheme, objective in VARIANTS.values()]
+        if seed in few:
+            for scheme in HEAD_SCHEMES:
+                for n_heads, d_head in shapes:
+                    made.append((seed, scheme, "any_order", n_heads, d_head))
+            for scheme, objective in VARIANTS.values():
+                made.append((seed, scheme, objective, MANY_HEADS, None))
     return [
         small_model(WORLDS["relation_cycle"], scheme, objective, seed, n_heads=n_heads, d_head=d_head)
         for seed, scheme, objective, n_heads, d_head in dict.fromkeys(made)

@@ -452,7 +452,6 @@ def test_alignment_lasts_until_it_first_falls(cosines: list[float], expected: fl
 QUOTED: dict[str, dict[str, str]] = {
     "reversal_curse": {
         **{f"{setting} / ARM rope / reverse_probability": ".2g" for setting in reversal_curse.SETTINGS},
-        **{f"{world} / chance": ".2g" for world in presets.WORLDS},
     },
     "evidence_growth": {
         **{f"MDM {scheme} / reverse / final rank": ".1f" for scheme in presets.MDM_SCHEMES},

@@ -225,7 +225,7 @@ def test_arbitrary_constants_of_the_schemes_get_no_verdict() -> None:
     """Four schemes are four draws, however many settings share each."""
     found = []
     for order in itertools.permutations([0.1, 0.3, 0.5, 0.9]):
-        constants = dict(zip(MDM_SCHEMES, order, strict=True))
+        constants = {str(scheme): value for scheme, value in zip(MDM_SCHEMES, order, strict=True)}
         verdicts = links(settings_of(lambda scheme, heads, reverse, of=constants: of[scheme], noise=1e-4))
         assert set(verdicts) == {"all schemes"}  # within a scheme there is nothing to rank
         found.append(verdicts["all schemes"].verdict)
@@ -291,7 +291,7 @@ def unrelated_logits(seed: int) -> HookedTransformer:
     model = model_of(seed, "none", d_model=64)
     with torch.no_grad():
         generator = torch.Generator().manual_seed(seed)
-        model.unembed.W_U[:] = torch.linalg.qr(torch.randn(64, 64, generator=generator))[0][:, : FACTS.d_vocab]
+        model.W_U[:] = torch.linalg.qr(torch.randn(64, 64, generator=generator))[0][:, : FACTS.d_vocab]
     return model
 
 

@@ -47,25 +47,24 @@ MITIGATED = {
 
 def test_the_takeaway_says_who_answers_where() -> None:
     sentence = reversal_curse.takeaway(planted(MITIGATED).summary)
-    assert "relation_cycle, 1 head: yes for every MDM (0.8 to 0.83), no for ARM rope (0.001);" in sentence
-    many = "yes for MDM alibi (0.9), MDM none (0.92), no for MDM rope (0.02), MDM learned (0.001), ARM rope (0.001);"
+    assert "relation_cycle, 1 head: yes for every MDM (0.8 to 0.83), no for ARM (0.001);" in sentence
+    many = "yes for MDM alibi (0.9), none (0.92), no for MDM rope (0.02), learned (0.001), ARM (0.001);"
     assert f"relation_cycle, 4 heads: {many}" in sentence
-    assert "two_role, 1 head: no for every MDM (0.001 to 0.001), ARM rope (0.001) (" in sentence
-    assert "(chance: 0.05 and 0.05)" in sentence
+    assert "two_role, 1 head: no for every MDM (0.001 to 0.001), ARM (0.001) (" in sentence
 
 
 def test_the_takeaway_says_the_opposite_of_opposite_rows() -> None:
     opposite = {(CONTRAST, variant): 0.7 for variant in VARIANTS}
     sentence = reversal_curse.takeaway(planted(opposite).summary)
-    assert "relation_cycle, 1 head: no for every MDM (0.001 to 0.001), ARM rope (0.001);" in sentence
-    assert "relation_cycle, 4 heads: yes for every MDM (0.7 to 0.7), ARM rope (0.7);" in sentence
+    assert "relation_cycle, 1 head: no for every MDM (0.001 to 0.001), ARM (0.001);" in sentence
+    assert "relation_cycle, 4 heads: yes for every MDM (0.7 to 0.7), ARM (0.7);" in sentence
 
 
 def test_an_interval_that_includes_chance_and_a_single_seed_decide_nothing() -> None:
     sentence = reversal_curse.takeaway(planted({("relation_cycle", "MDM rope"): 0.0501}).summary)
     assert "undecided for MDM rope (0.05)" in sentence
     of_one = reversal_curse.takeaway(planted(MITIGATED, n_seeds=1).summary)
-    assert "relation_cycle, 1 head: undecided for every MDM (0.79 to 0.82), ARM rope (0.00099);" in of_one
+    assert "relation_cycle, 1 head: undecided for every MDM (0.79 to 0.82), ARM (0.00099);" in of_one
 
 
 def test_heads_are_kept_apart_in_the_summary() -> None:

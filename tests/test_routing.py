@@ -499,11 +499,13 @@ def test_route_correlation_of_scores_that_rise_to_the_right_is_negative() -> Non
     """Over five positions, from either end: 0 10 20 30 40 forward and 0 -30 -20 -10 -40 in reverse, mirrored."""
     facts = FactConfig(n_entities=6, n_filler=3, seq_len=5, gap=4)
     model = random_model(position="t5_bias", n_layers=1)
+    scheme = model.pos_embed
+    assert isinstance(scheme, T5Bias)
     with torch.no_grad():
         half = model.cfg.relative_attention_num_buckets // 2
         for distance in range(5):
-            model.pos_embed.table[distance] = -1000.0 * distance
-            model.pos_embed.table[half + distance] = 1000.0 * distance
+            scheme.table[distance] = -1000.0 * distance
+            scheme.table[half + distance] = 1000.0 * distance
     pairs = FactWorld(facts, seed=1).query_pairs("source_only")
     assert_close(route_correlation(model, pairs), torch.full((1, 4), -0.6).double(), atol=0.01, rtol=0)
 
@@ -512,8 +514,9 @@ def with_a_key_bias(model: HookedTransformer) -> HookedTransformer:
     """A key bias in the dimensions that do not rotate moves all scores of a row alike."""
     rotated = model.cfg.rotary_dim or 0
     with torch.no_grad():
-        for block in model.blocks:
-            block.attn.b_K[:, rotated:] += 3.0
+        for name, parameter in model.named_parameters():
+            if name.endswith("attn.b_K"):
+                parameter[:, rotated:] += 3.0
     return model
 
 
