@@ -180,9 +180,10 @@ def draw(result: Result) -> go.Figure:
                 legend = "legend" if listed else None
                 add_curve(figure, points, "eta", name=stage, color=color, row=1, col=col, legend=legend)
             for quantity, name, dash in (("transfer", "gradient", "solid"), ("random_transfer", "random", "dot")):
-                points, name = squeezed(curve(whole, "eta", quantity)), f"{stage}, {name} step"
-                legend = "legend2" if listed else None
-                add_curve(figure, points, "eta", name=name, color=color, row=2, col=col, dash=dash, legend=legend)
+                points = squeezed(curve(whole, "eta", quantity)).dropna(subset=["value"])  # only to first order
+                if len(points):
+                    name, legend = f"{stage}, {name} step", "legend2" if listed else None
+                    add_curve(figure, points, "eta", name=name, color=color, row=2, col=col, dash=dash, legend=legend)
             for quantity, name, symbol in (
                 ("predicted_transfer", "predicted", "circle"),
                 ("random_transfer", "random step", "x-thin-open"),

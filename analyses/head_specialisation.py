@@ -307,6 +307,8 @@ def draw(result: Result) -> go.Figure:
     for col, quantity in enumerate(CONTRASTS, start=2):
         _draw_stages(figure, models, quantity, col, "legend2" if col == 2 else None)
     figure.update_yaxes(range=[-0.04, 1.04])
+    for row, col in ((1, 2), (1, 3), (2, 3)):  # as their neighbour's
+        figure.update_yaxes(showticklabels=False, row=row, col=col)
     figure.update_yaxes(title_text="probability", row=1, col=1)
     figure.update_yaxes(title_text="reverse probability", row=2, col=1)
     figure.update_yaxes(title_text="specialisation index", row=2, col=2)

@@ -85,7 +85,7 @@ def tiny_run(
 def tiny_pool_world(both_ways: float) -> FactConfig:
     """In place of `presets.pool_world`."""
     return FactConfig(
-        world=presets.POOL, n_entities=12, n_filler=4, seq_len=6, filler="random", gap=(2, 4), reversed_share=both_ways
+        world=presets.POOL, n_entities=20, n_filler=4, seq_len=6, filler="random", gap=(2, 4), reversed_share=both_ways
     )
 
 

@@ -172,8 +172,13 @@ def planted(result: Result, n_seeds: int = 3, **many: dict[str, float]) -> str:
     return head_specialisation.takeaway(replace(changed, summary=head_specialisation.summarize(changed)))
 
 
-LOST = {"reverse_probability": 0.05, "gap_role": 5.0, "gap_in_role": 0.5, "even_after": 0.6}
-LOST |= {"rival_probability": 0.5}
+LOST = {
+    "reverse_probability": 0.05,
+    "rival_probability": 0.5,
+    "gap_role": 5.0,
+    "gap_in_role": 0.5,
+    "even_after": 0.6,
+}
 STORED = {**LOST, "gap_role": 0.5, "gap_in_role": 5.0}
 KEPT = {"reverse_probability": 0.87, "even_after": 0.87}
 
@@ -184,7 +189,7 @@ def test_the_takeaway_names_what_is_lost_or_that_nothing_is(tiny_result: Callabl
     assert choice.startswith("It is lost, mostly because the side of the source decides which of its two partners")
     assert "0.89 (rope), 0.89 (learned) with 1 head, 0.05 (rope), 0.05 (learned) with 4" in choice
     assert "bring it back to 0.61." in choice
-    elsewhere = {**LOST, "rival_probability": 0.1}
+    elsewhere = {**LOST, "rival_probability": 0.01}
     told = planted(result, rope=elsewhere, learned=elsewhere)
     assert told.startswith("It is lost, mostly because an answer of another role is given.")
     storage = planted(result, rope=STORED, learned=STORED)
