@@ -164,7 +164,7 @@ def draw(result: Result) -> go.Figure:
     settings = result.frame[list(SCOPE)].drop_duplicates().to_dict("records")
     width, height = len(SHOWN), 520 + 26 * len(settings)
     thirds = [{"colspan": 2}, None] * len(LINKED) + [None] * (width - 2 * len(LINKED))
-    titles = [f"{name}<br>and reverse probability, end" for name in LINKED.values()]
+    titles = ["each setting at the end of training"] * len(LINKED)
     figure = make_subplots(
         2,
         width,
@@ -216,6 +216,7 @@ def _draw_links(figure: go.Figure, points: pd.DataFrame) -> None:
                 hovertemplate="%{customdata}: %{x:.3g}, %{y:.3g}<extra></extra>",
             )
             figure.add_trace(trace, row=1, col=1 + 2 * place)
+        figure.update_xaxes(title_text=LINKED[name], title_font_size=13, row=1, col=1 + 2 * place)
         figure.update_yaxes(range=[-0.03, 1.03], showticklabels=place == 0, row=1, col=1 + 2 * place)
     figure.update_yaxes(title_text="reverse probability", row=1, col=1)
 
