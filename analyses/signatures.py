@@ -112,13 +112,13 @@ def alignment(model: HookedTransformer, pairs: Sequence[QueryPair]) -> dict[str,
 
 
 SHOWN = {
-    "evidence": "evidence for the<br>answer (z-score)",
-    "position": "variance share<br>of place",
-    "transplant": "distance after<br>transplant",
+    "evidence": "evidence<br>(z-score)",
+    "position": "share<br>of place",
+    "transplant": "distance,<br>transplant",
     "route": "route<br>correlation",
-    "score": "correlation of raw<br>source scores",
-    "alignment": "gradient cosine<br>of pairs, V and O",
-    "mean_alignment": "cosine of mean<br>gradients, V and O",
+    "score": "raw score<br>correlation",
+    "alignment": "gradients<br>of pairs",
+    "mean_alignment": "mean<br>gradients",
 }
 LINKED = {
     "alignment": "gradient alignment (cosine of pairs, V and O)",
@@ -164,13 +164,11 @@ def draw(result: Result) -> go.Figure:
     settings = result.frame[list(SCOPE)].drop_duplicates().to_dict("records")
     width, height = len(SHOWN), 520 + 26 * len(settings)
     thirds = [{"colspan": 2}, None] * len(LINKED) + [None] * (width - 2 * len(LINKED))
-    titles = ["each setting at the end of training"] * len(LINKED)
     figure = make_subplots(
         2,
         width,
         specs=[thirds, [{}] * width],
         row_heights=[330 / height, 1 - 330 / height],
-        subplot_titles=titles,
         horizontal_spacing=0.02,
         vertical_spacing=90 / height,
     )
@@ -191,10 +189,10 @@ def draw(result: Result) -> go.Figure:
                     "legend": "legend" if col == 1 else None,
                 }
                 add_estimates(figure, estimates, name=f"{kind}, {stage}", color=color, **mark)
-        figure.update_xaxes(title_text=SHOWN[name], title_font_size=13, nticks=4, row=2, col=col)
-        figure.update_yaxes(autorange="reversed", tickfont_size=12, showticklabels=col == 1, row=2, col=col)
+        figure.update_xaxes(title_text=SHOWN[name], title_font_size=13, nticks=3, tickangle=0, row=2, col=col)
+        figure.update_yaxes(autorange="reversed", tickfont_size=11, showticklabels=col == 1, row=2, col=col)
     figure.update_yaxes(title_text="setting", row=2, col=1)
-    figure.update_layout(legend=legend_at(0.3, -80 / height), legend2=legend_at(0.9, 1.0))
+    figure.update_layout(legend=legend_at(0.3, -80 / height), legend2={"x": 0.88, "y": 1.0})
     return titled(figure, result.question, takeaway(result.summary), height=height)
 
 
@@ -216,9 +214,9 @@ def _draw_links(figure: go.Figure, points: pd.DataFrame) -> None:
                 hovertemplate="%{customdata}: %{x:.3g}, %{y:.3g}<extra></extra>",
             )
             figure.add_trace(trace, row=1, col=1 + 2 * place)
-        figure.update_xaxes(title_text=LINKED[name], title_font_size=13, row=1, col=1 + 2 * place)
+        figure.update_xaxes(title_text=SHOWN[name], title_font_size=13, nticks=5, row=1, col=1 + 2 * place)
         figure.update_yaxes(range=[-0.03, 1.03], showticklabels=place == 0, row=1, col=1 + 2 * place)
-    figure.update_yaxes(title_text="reverse probability", row=1, col=1)
+    figure.update_yaxes(title_text="reverse probability,<br>each setting at the end", row=1, col=1)
 
 
 # ---- which rows decide which claim, and what a line of them can say

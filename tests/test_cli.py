@@ -369,7 +369,7 @@ def test_reproduce_writes_what_it_says_and_works_once(
     ended = mdm_interp(*ONLY, 1)
     assert ended.code == 0
     assert ended.err.splitlines() == ["no PNGs: there is no browser", "1 figures in figures; open figures/index.html"]
-    assert (len(work.trained), work.measured) == (10, [10])
+    assert (len(work.trained), work.measured) == (15, [15])
     written = sorted(path.name for path in (tmp_path / "figures").iterdir())
     assert written == [
         "index.html",
@@ -381,12 +381,12 @@ def test_reproduce_writes_what_it_says_and_works_once(
     before = contents(tmp_path)
 
     assert mdm_interp(*ONLY, 1) == ended
-    assert (len(work.trained), work.measured) == (10, [10]), "trained or measured a second time"
+    assert (len(work.trained), work.measured) == (15, [15]), "trained or measured a second time"
     assert contents(tmp_path) == before, "the same results make other files"
 
     assert mdm_interp(*ONLY, 2).code == 0
-    assert (len(work.trained), work.measured) == (20, [10, 20])
-    assert {run.config.seed for run in work.trained[10:]} == {1}
+    assert (len(work.trained), work.measured) == (21, [15, 21])
+    assert {run.config.seed for run in work.trained[15:]} == {1}
 
 
 def test_the_index_keeps_the_figures_that_were_not_asked_for(
@@ -396,7 +396,7 @@ def test_the_index_keeps_the_figures_that_were_not_asked_for(
     assert mdm_interp("reproduce", "--only", "route_correlation", "--seeds", 1, "--device", "cpu").code == 0
     index = (tmp_path / "figures" / "index.html").read_text()
     assert index.index('<section id="reversal_curse">') < index.index('<section id="route_correlation">')
-    assert work.measured == [10]
+    assert work.measured == [15]
 
 
 @pytest.mark.usefixtures("work")
@@ -418,7 +418,7 @@ def test_one_analysis_runs_alone(mdm_interp: Callable[..., Ended], tmp_path: Pat
     ended = mdm_interp("--seeds", 1, "--out", "elsewhere", "--runs", "store", entry=reversal_curse.ANALYSIS.main)
     assert ended.code == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "store"]
-    assert len(list((tmp_path / "store").iterdir())) == len(work.trained) == 10
+    assert len(list((tmp_path / "store").iterdir())) == len(work.trained) == 15
 
 
 @pytest.mark.usefixtures("work")
