@@ -190,7 +190,10 @@ def draw(result: Result) -> go.Figure:
                 }
                 add_estimates(figure, estimates, name=f"{kind}, {stage}", color=color, **mark)
         figure.update_xaxes(title_text=SHOWN[name], title_font_size=13, nticks=3, tickangle=0, row=2, col=col)
-        figure.update_yaxes(autorange="reversed", tickfont_size=11, showticklabels=col == 1, row=2, col=col)
+        # A signature that some settings lack has them all the same, so that rows lie in line.
+        order = {"type": "category", "categoryorder": "array", "categoryarray": list(map(scope_label, settings))}
+        figure.update_yaxes(order, range=[len(settings) - 0.5, -0.5], row=2, col=col)
+        figure.update_yaxes(tickfont_size=11, showticklabels=col == 1, row=2, col=col)
     figure.update_yaxes(title_text="setting", row=2, col=1)
     figure.update_layout(legend=legend_at(0.3, -80 / height), legend2={"x": 0.88, "y": 1.0})
     return titled(figure, result.question, takeaway(result.summary), height=height)
