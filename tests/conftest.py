@@ -26,6 +26,15 @@ def tiny_result(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[
         yield helpers.TinyResults((folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "tiny")
 
 
+@pytest.fixture
+def real_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The grids of `presets` as they are, whatever `tiny_result` has made of them for the session."""
+    import helpers
+
+    for name, value in helpers.REAL.items():
+        monkeypatch.setattr(helpers.presets, name, value)
+
+
 @pytest.fixture(scope="session")
 def chromium() -> str:
     """The browser's path. CI has one; elsewhere its absence skips."""

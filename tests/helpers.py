@@ -22,6 +22,10 @@ from mdm_interp.results import Result
 from mdm_interp.runs import Run
 from mdm_interp.training import train
 
+REAL = {name: getattr(presets, name) for name in ("WORLDS", "small_model", "pool_world", "QUICK_SEEDS", "LEARNT")}
+REAL["WORLDS"] = dict(presets.WORLDS)
+"""What :func:`tiny_grid` replaces, as it was."""
+
 TINY: dict[str, Any] = {"d_model": 16, "n_heads": 4, "n_layers": 2, "d_vocab": 13, "n_ctx": 12}
 
 

@@ -579,7 +579,7 @@ def at_the_end(variant: str) -> pd.DataFrame:
 @pytest.mark.parametrize("variant", ["MDM alibi", "MDM none"])
 def test_symmetric_schemes_answer_both_ways_under_every_seed(variant: str) -> None:
     last = at_the_end(variant)
-    assert last["forward_probability"].mean() > 0.9
+    assert last["forward_accuracy"].mean() > 0.9
     # One seed's last checkpoint may fall into a passing dip, which another machine's arithmetic does not have.
     assert last["forward_probability"].min() > presets.LEARNT
     assert (last["forward_probability"] - last["reverse_probability"]).abs().max() <= 0.02

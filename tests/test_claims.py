@@ -433,7 +433,7 @@ def test_the_ledger_reads_the_results_of_the_analyses_that_test_claims(tiny_resu
     judging = [analysis for analysis in discover() if analysis.claims]
     found = ledger(judging, {analysis.name: tiny_result(analysis.name) for analysis in judging})
     assert [verdict.claim["id"] for verdict in found] == sorted(verdict.claim["id"] for verdict in found)
-    assert {verdict.figure for verdict in found} == {analysis.name for analysis in judging}
+    assert "signatures" in {verdict.figure for verdict in found} <= {analysis.name for analysis in judging}
     assert {verdict.scope["stage"] for verdict in found} >= {"initial", "end"}
     undefined = {"0", "1", "2", "3", "5"}
     assert not any(verdict.claim["id"] in undefined for verdict in found if verdict.scope["objective"] == "causal")

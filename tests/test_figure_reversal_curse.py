@@ -85,6 +85,7 @@ def test_every_run_of_it_is_trained_anyway(n_seeds: int) -> None:
     assert set(digests) <= {config.digest() for config in every_run(range(n_seeds))}
 
 
+@pytest.mark.usefixtures("real_grid")
 def test_the_contrast_is_every_variant_with_the_width_shared_out() -> None:
     contrast = [run for run in reversal_curse.configs(range(FULL_SEEDS)) if run.model.n_heads == MANY_HEADS]
     assert {(run.facts.world, run.model.n_heads, run.model.head_dim) for run in contrast} == {("relation_cycle", 4, 16)}

@@ -165,7 +165,7 @@ def test_padded_logits_equal_the_native_bridge_where_tokens_are_real(attention: 
     real = torch.arange(7) < torch.tensor([7, 4, 1])[:, None]
     real = real if side == "right" else real.flip(1)
     with torch.no_grad():
-        positions = torch.arange(7).expand_as(tokens)  # as ours; the bridge would count real tokens only
+        positions = (real.cumsum(1) - 1).clamp(min=0)  # from the first real token on, as ours
         theirs = native_peer(model)(tokens, attention_mask=real.long(), position_ids=positions)
         assert_same_logits(model(tokens, real)[real], theirs[real], 1e-5)
 

@@ -20,17 +20,17 @@ from mdm_interp.presets import (
     every_run,
     head_grid,
     pool_grid,
-    pool_world,
     scope_label,
-    small_model,
     stages,
 )
 from mdm_interp.runs import Run
 
+pytestmark = pytest.mark.usefixtures("real_grid")
+
 
 def run_with(metrics: dict[int, float], folder: Path, **model: Any) -> Run:
     """A run of which only the metrics are there: the forward probability at every checkpoint."""
-    run = Run.of(small_model(CYCLE, "rope", "any_order", 0, **model), folder)
+    run = Run.of(presets.small_model(CYCLE, "rope", "any_order", 0, **model), folder)
     (run.folder / "checkpoints").mkdir(parents=True)
     for step in metrics:
         run.checkpoint_path(step).touch()
@@ -81,14 +81,14 @@ def test_settings_are_called_by_what_sets_them_apart(tmp_path: Path) -> None:
     one, four = about(run_with({0: 0.0}, tmp_path)), about(run_with({0: 0.0}, tmp_path, n_heads=4))
     assert scope_label(one) == "relation_cycle, any_order rope, 1 layer, 1 head of 64"
     assert scope_label({**four, "stage": "end"}) == "relation_cycle, any_order rope, 1 layer, 4 heads of 16, end"
-    pool = small_model(pool_world(0.8), "rope", "any_order", 0, d_head=64, rotary_base=1e6)
+    pool = presets.small_model(presets.pool_world(0.8), "rope", "any_order", 0, d_head=64, rotary_base=1e6)
     said = scope_label(about(Run.of(pool, tmp_path)))
     assert said == "symmetric_pool 80% both ways, any_order rope base 1e+06, 1 layer, 1 head of 64"
     assert scope_label({"world": None, "scheme": "all schemes", "stage": "end"}) == "all settings, all schemes, end"
 
 
 def test_the_default_model_has_one_head() -> None:
-    assert (small_model(CYCLE, "rope", "any_order", 0).model.n_heads, presets.HEADS) == (1, (1, 2, 4, 8))
+    assert (presets.small_model(CYCLE, "rope", "any_order", 0).model.n_heads, presets.HEADS) == (1, (1, 2, 4, 8))
 
 
 @pytest.mark.parametrize("n_seeds", [1, QUICK_SEEDS, FULL_SEEDS])
