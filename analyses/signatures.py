@@ -250,11 +250,13 @@ def role_unless(identity: Callable[[Mapping[str, Any]], bool]) -> Callable[[Mapp
 
 
 def over_the_arm(result: Result) -> pd.DataFrame:
-    """Log ratio of an any-order MDM's reverse probability to that of the ARM of its world and seed, which has one head
-    and RoPE; null: of another seed's ARM to that of this one."""
+    """Log ratio of an any-order MDM's reverse probability to that of the ARM of its world and seed, which has RoPE and
+    the fewest heads (one); null: of another seed's ARM to that of this one."""
     frame, place = result.frame, ["world", "reversed_share", "stage", "seed"]
-    arms = where(frame, objective="causal", scheme="rope", n_heads=1, d_head=64)
-    arms = arms[[*place, "reverse_probability"]].rename(columns={"reverse_probability": "arm"})
+    arms = where(frame, objective="causal", scheme="rope")
+    arms = where(arms, n_heads=arms["n_heads"].min())[[*place, "reverse_probability"]].rename(
+        columns={"reverse_probability": "arm"}
+    )
     others = arms.groupby(place[:3], sort=False)["arm"].transform(lambda column: column.to_numpy()[_next(len(column))])
     joined = where(frame, objective="any_order").merge(arms.assign(other=others), on=place)
     return joined.assign(
@@ -271,7 +273,7 @@ def not_shared(result: Result) -> pd.DataFrame:
     """What an any-order MDM keeps in reverse of its forward probability, where each side can have heads or values of
     its own: several heads whose scores tell sides apart, or absolute positions."""
     frame = where(result.frame, objective="any_order", reversed_share=0.0)
-    absolute = ~frame["scheme"].map(lambda scheme: POSITIONS[scheme].relative).to_numpy(dtype=bool)
+    absolute = ~frame["scheme"].map(lambda scheme: POSITIONS[str(scheme)].relative).to_numpy(dtype=bool)
     told_apart = ~frame["scheme"].isin(["alibi", "none"]).to_numpy() & (frame["n_heads"].to_numpy() > 1)
     chosen = pd.DataFrame(frame[absolute | told_apart])
     return chosen.assign(kept=chosen["reverse_probability"] / chosen["forward_probability"], kept_null=1.0)
