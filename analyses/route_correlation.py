@@ -125,7 +125,7 @@ def draw(result: Result) -> go.Figure:
         subplot_titles=[
             f"scores before, rope, seed {seed}",
             "correlation at a distance, before",
-            "route correlation over training<br>(dotted: raw scores at sources)",
+            "over training (dotted: raw scores)",
             f"scores after, rope, seed {seed}",
             "correlation at a distance, after",
         ],

@@ -3,7 +3,7 @@ claims ledger is computed from."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from plotly.subplots import make_subplots
 
 from mdm_interp.analysis import Analysis
-from mdm_interp.claims import ClaimTest, LinkTest, Role
+from mdm_interp.claims import ClaimTest, LinkTest
 from mdm_interp.coupling import STORAGE, gradient_alignment
 from mdm_interp.facts import FactWorld
 from mdm_interp.interventions import transplant_routes
@@ -226,27 +226,14 @@ def _draw_links(figure: go.Figure, points: pd.DataFrame) -> None:
 
 
 def mirrored(scope: Mapping[str, Any]) -> bool:
-    """Whether a reverse query is a mirror image of its forward query to the model: one layer, and scores that do not
-    tell sides apart."""
-    return scope["n_layers"] == 1 and scope["scheme"] in ("alibi", "none")
+    """Whether a reverse query is a mirror image of its forward query to the model: one layer that sees both sides, and
+    scores that do not tell them apart."""
+    return scope["n_layers"] == 1 and scope["scheme"] in ("alibi", "none") and scope["objective"] != "causal"
 
 
 def same_values(scope: Mapping[str, Any]) -> bool:
     """Whether values cannot depend on position: one layer under a relative scheme."""
     return scope["n_layers"] == 1 and POSITIONS[scope["scheme"]].relative
-
-
-def role_unless(identity: Callable[[Mapping[str, Any]], bool]) -> Callable[[Mapping[str, Any]], Role]:
-    """What a scope can say of a claim that is true or false by construction wherever `identity` says so."""
-
-    def role(scope: Mapping[str, Any]) -> Role:
-        if identity(scope):
-            return "identity"
-        if scope["stage"] == "initial":
-            return "untrained"
-        return "arm" if scope["objective"] == "causal" else "test"
-
-    return role
 
 
 def over_the_arm(result: Result) -> pd.DataFrame:
@@ -294,7 +281,7 @@ CLAIMS = (
         side="above",
         margin=0.7,
         rows=over_the_arm,
-        role=role_unless(mirrored),
+        identity=mirrored,
     ),
     ClaimTest(
         claim="1",
@@ -316,7 +303,7 @@ CLAIMS = (
         side="above",
         margin=0.05,
         rows=single_sided,
-        role=role_unless(mirrored),
+        identity=mirrored,
     ),
     ClaimTest(
         claim="2",
@@ -326,7 +313,7 @@ CLAIMS = (
         null_is="the reverse query of another source",
         side="below",
         margin=0.05,
-        role=role_unless(same_values),
+        identity=same_values,
     ),
     ClaimTest(
         claim="3",
@@ -337,7 +324,7 @@ CLAIMS = (
         null_is="the reverse query's own route",
         side="below",
         margin=0.05,
-        role=role_unless(same_values),
+        identity=same_values,
     ),
     ClaimTest(
         claim="4",
@@ -348,7 +335,6 @@ CLAIMS = (
         null_is="the answer of another fact",
         side="above",
         margin=0.5,
-        role=role_unless(lambda scope: False),
     ),
     ClaimTest(
         claim="5",
@@ -359,7 +345,7 @@ CLAIMS = (
         null_is="keys dealt at random: 0",
         side="above",
         margin=0.3,
-        role=role_unless(mirrored),
+        identity=mirrored,
     ),
     ClaimTest(
         claim="6",
@@ -369,7 +355,7 @@ CLAIMS = (
         null_is="the reverse gradient of another fact",
         side="above",
         margin=0.1,
-        role=role_unless(mirrored),
+        identity=mirrored,
     ),
     ClaimTest(
         claim="6",
@@ -379,7 +365,7 @@ CLAIMS = (
         null_is="0: unrelated directions",
         side="above",
         margin=0.1,
-        role=role_unless(mirrored),
+        identity=mirrored,
     ),
     *(
         LinkTest(

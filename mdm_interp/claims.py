@@ -75,9 +75,17 @@ class Line:
     leans: Outcome
 
 
-def any_role(scope: Mapping[str, Any]) -> Role:
-    """Say that a scope could come out either way if it is trained."""
-    return "untrained" if scope["stage"] == "initial" else "test"
+def role_of(scope: Mapping[str, Any], identity: bool = False) -> Role:
+    """Say what a scope can say of a claim.
+
+    Args:
+        identity: Whether the claim is true or false there by construction.
+    """
+    if identity:
+        return "identity"
+    if scope["stage"] == "initial":
+        return "untrained"
+    return "arm" if scope["objective"] == "causal" else "test"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +112,8 @@ class ClaimTest:
     margin: float
     rows: Callable[[Result], pd.DataFrame] = lambda result: result.frame
     """The rows that it reads, one per run and stage; default: all of the result."""
-    role: Callable[[Mapping[str, Any]], Role] = any_role
-    """What a scope can say."""
+    identity: Callable[[Mapping[str, Any]], bool] = lambda scope: False
+    """Whether the claim is true or false by construction in a scope; default: nowhere."""
 
     @property
     def rule(self) -> str:
@@ -152,7 +160,7 @@ class ClaimTest:
             named = {str(name): value for name, value in at.items()}
             per_seed = where(defined, **named).groupby("seed")[[self.effect, self.null]].mean()
             effect, null = mean_estimate(per_seed[self.effect]), mean_estimate(per_seed[self.null])
-            yield Line(named, self.role(named), effect, null, *self.lean(per_seed))
+            yield Line(named, role_of(named, self.identity(named)), effect, null, *self.lean(per_seed))
 
 
 FEWEST = 6
@@ -213,8 +221,7 @@ class LinkTest:
                 null = Estimate(float(drawn.mean()), float(low), float(high), len(x))
                 leans: Outcome = "holds" if value > self.margin else "fails" if value < 0 else "inconclusive"
                 scope = {**dict.fromkeys(SCOPE), "scheme": str(scheme), "stage": stage}
-                role: Role = "untrained" if stage == "initial" else "test"
-                yield Line(scope, role, correlation_estimate(value, len(x)), null, float(p), leans)
+                yield Line(scope, role_of(scope), correlation_estimate(value, len(x)), null, float(p), leans)
 
 
 CONSTANT = 0.01

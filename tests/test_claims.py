@@ -140,7 +140,7 @@ def test_scopes_are_judged_apart_and_seeds_counted_once() -> None:
 
 
 def test_an_arm_that_fails_confirms_the_paper_and_an_identity_says_nothing() -> None:
-    test = replace(ABOVE, role=signatures.role_unless(lambda scope: scope["scheme"] == "none"))
+    test = replace(ABOVE, identity=lambda scope: scope["scheme"] == "none")
     rows = [*rows_of([0.0, 0.1, 0.05], objective="causal"), *rows_of([0.8, 0.9, 0.85], scheme="none")]
     rows += rows_of([0.0, 0.1, 0.05])
     found = judge([(result_of(rows), [test])])
@@ -442,7 +442,8 @@ def test_the_ledger_reads_the_results_of_the_analyses_that_test_claims(tiny_resu
         if scope["world"] is None:
             continue
         assert (verdict.role == "arm") == (scope["objective"] == "causal" and scope["stage"] != "initial")
-        if verdict.claim["id"] in ("2", "3") and scope["n_layers"] == 1:
+        alone = scope["n_layers"] == 1 and scope["objective"] != "causal"
+        if verdict.claim["id"] in ("2", "3") and alone:
             assert (verdict.role == "identity") == (scope["scheme"] not in ("learned", "sinusoidal"))
-        if verdict.claim["id"] in ("5", "6") and scope["n_layers"] == 1 and scope["scheme"] in ("alibi", "none"):
+        if verdict.claim["id"] in ("5", "6") and alone and scope["scheme"] in ("alibi", "none"):
             assert verdict.role == "identity"

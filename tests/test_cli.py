@@ -364,7 +364,7 @@ ONLY = ["reproduce", "--only", "reversal_curse", "--device", "cpu", "--seeds"]
 
 
 def test_reproduce_writes_what_it_says_and_works_once(
-    mdm_interp: Callable[..., Ended], tmp_path: Path, work: Work
+    mdm_interp: Callable[..., Ended], tmp_path: Path, work: Work, real_grid: None
 ) -> None:
     ended = mdm_interp(*ONLY, 1)
     assert ended.code == 0

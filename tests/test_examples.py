@@ -172,7 +172,7 @@ def test_the_first_look_runs(executed: Callable[..., Any]) -> None:
     asked = estimates(printed(cell(notebook, "ask")))
     assert len(asked) == 6 and all(0 <= low <= high <= 1 for _, low, high in asked)
     assert all(value > 0.5 for value, _, _ in asked[::2]), "a model did not learn its facts"
-    assert "logits [24, 6, 20] [batch pos d_vocab]\npattern [24, 2, 6, 6]" in printed(cell(notebook, "cache"))
+    assert "logits [24, 6, 20] [batch pos d_vocab]\npattern [24, 1, 6, 6]" in printed(cell(notebook, "cache"))
     assert len(estimates(printed(cell(notebook, "hooks")))) == 4
     title, data = page(cell(notebook, "attention"))
     assert title.startswith("Attention: ")

@@ -120,7 +120,7 @@ def test_a_model_of_the_small_grid_is_measured_alike_as_a_checkpoint(tmp_path: P
         assert streamed.cosine([0], group)[0] == pytest.approx(expected, abs=1e-4)
 
 
-def test_a_quick_run_has_one_demo_and_its_twin_and_a_full_one_two() -> None:
+def test_a_quick_run_has_one_demo_and_its_twin_and_a_full_one_two(real_grid: None) -> None:
     assert [(demo.format, demo.seed) for demo in demos(range(3))] == [("llada", 0), ("qwen2", 0)]
     assert [(demo.format, demo.seed) for demo in demos(range(10))] == [("llada", 0), ("dream", 0), ("qwen2", 0)]
 

@@ -71,7 +71,7 @@ def test_the_table_lists_the_analyses_that_are_there() -> None:
     assert listed == [(analysis.name, analysis.question) for analysis in discover()]
 
 
-def test_the_number_of_models_is_right() -> None:
+def test_the_number_of_models_is_right(real_grid: None) -> None:
     trained = {config.digest() for analysis in discover() for config in analysis.configs(range(QUICK_SEEDS))}
     assert f"trains {len(trained)} small models" in " ".join(README.split())
     assert {int(number) for number in re.findall(r"(\d+) seeds\)", README)} == {FULL_SEEDS}

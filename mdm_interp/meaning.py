@@ -1,0 +1,497 @@
+"""The meaning of code: a digest of what functions do, whatever module they are in and however they are written down.
+
+Starting from the given functions, follow every name that they use to its definition, in this package or the function's
+own, and digest the syntax trees of all definitions reached. Docstrings, comments, annotations, formatting, the wording
+of errors and the names of modules are not part of it; operators, constants and defaults are. Nothing that the functions
+do not use is part of it, so a legend or an option of the command line changes no digest.
+
+Two rules stand in for what cannot be read off a text:
+
+- A method belongs to it if its class is reached and its name is used on any object, or if it overrides a method of
+  another package's class, which may call it. Classes named in annotations count as reached.
+- The fields and validators of a pydantic model do not belong to it: the values are known by the digest of a config.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache, cached_property
+from importlib.util import resolve_name
+from pathlib import Path
+from typing import Any
+
+_Function = (ast.FunctionDef, ast.AsyncFunctionDef)
+_Comprehension = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What a digest covers."""
+
+    digest: str
+    reached: tuple[str, ...]
+    """Full names of the definitions, methods included."""
+    packages: tuple[str, ...]
+    """Packages of others that the definitions use, by the names they are imported under."""
+
+
+def meaning(*functions: Callable[..., Any]) -> Meaning:
+    """Digest what `functions` do.
+
+    Of a function that is not defined at the top of its module, as a lambda is not, the whole module is digested.
+    """
+    starts = []
+    packages = {__name__.split(".")[0]}
+    for function in functions:
+        function = inspect.unwrap(function)
+        name = function.__module__
+        if name == "__main__":  # under `python -m`
+            spec = sys.modules[name].__spec__
+            name = spec.name if spec else name
+        starts.append((name, getattr(function, "__qualname__", "<lambda>")))
+        packages.add(name.split(".")[0])
+    return _digest(tuple(starts), frozenset(packages))
+
+
+@cache
+def _digest(starts: tuple[tuple[str, str], ...], packages: frozenset[str]) -> Meaning:
+    search = _Search(_Sources(packages))
+    for module, name in starts:
+        source = search.sources.module(module)
+        assert source is not None, f"{module} has no source"
+        for start in [name] if name in source.definitions else source.definitions:
+            search.reach(_Definition(source, start))
+    digest = _hashed("\n".join(search.finish()))
+    return Meaning(digest, tuple(sorted(search.texts)), tuple(sorted(search.packages)))
+
+
+def _hashed(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+# ---- where things are defined
+
+
+@dataclass(eq=False)
+class _Module:
+    """The source of a module: what its top level defines, and what it imports."""
+
+    name: str
+    path: Path
+
+    @cached_property
+    def tree(self) -> ast.Module:
+        return ast.parse(self.path.read_bytes())
+
+    @cached_property
+    def definitions(self) -> dict[str, list[ast.stmt]]:
+        """The statements that define each name."""
+        found: dict[str, list[ast.stmt]] = defaultdict(list)
+        for statement in _flat(self.tree.body):
+            for name in _defined(statement):
+                found[name].append(statement)
+        return dict(found)
+
+    @cached_property
+    def imports(self) -> dict[str, str]:
+        """The full name of what each imported name stands for."""
+        statements = [statement for statement in _flat(self.tree.body)]
+        return dict(pair for statement in statements for pair in self.imported(statement))
+
+    def full_name(self, chain: list[str]) -> str | None:
+        """What a dotted name stands for at the top of this module; None if it is built in."""
+        first, *rest = chain
+        if first in self.definitions:
+            return ".".join([self.name, *chain])
+        return ".".join([self.imports[first], *rest]) if first in self.imports else None
+
+    def imported(self, node: ast.stmt) -> Iterator[tuple[str, str]]:
+        """The names that an import statement binds, with their full names."""
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield (alias.asname, alias.name) if alias.asname else (alias.name.split(".")[0],) * 2
+        elif isinstance(node, ast.ImportFrom):
+            package = self.name if self.path.name == "__init__.py" else self.name.rpartition(".")[0]
+            source = resolve_name("." * node.level + (node.module or ""), package)
+            yield from ((alias.asname or alias.name, f"{source}.{alias.name}") for alias in node.names)
+
+
+def _flat(statements: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """Statements, and those in the branches of `if`, `try` and `with` among them."""
+    for statement in statements:
+        if isinstance(statement, (ast.If, ast.Try, ast.With)):
+            yield from _flat(statement.body)
+            yield from _flat(getattr(statement, "orelse", []))
+            yield from _flat(getattr(statement, "finalbody", []))
+            for handler in getattr(statement, "handlers", []):
+                yield from _flat(handler.body)
+        else:
+            yield statement
+
+
+def _defined(statement: ast.stmt) -> list[str]:
+    """The names that a statement defines or changes."""
+    if isinstance(statement, (*_Function, ast.ClassDef)):
+        return [statement.name]
+    if isinstance(statement, (ast.Assign, ast.AnnAssign, ast.AugAssign)):
+        targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+        roots = [node for target in targets for node in ast.walk(target)]
+        return [node.id for node in roots if isinstance(node, ast.Name)]
+    return []
+
+
+@dataclass(frozen=True)
+class _Definition:
+    """A name at the top of a module."""
+
+    module: _Module
+    name: str
+
+    @property
+    def statements(self) -> list[ast.stmt]:
+        return self.module.definitions[self.name]
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.module.name}.{self.name}"
+
+
+class _Sources:
+    """The modules of some packages, by name."""
+
+    def __init__(self, packages: frozenset[str]) -> None:
+        self.packages, self.modules = packages, dict[str, "_Module | None"]()
+
+    def module(self, name: str) -> _Module | None:
+        """The module of that name; None if there is none in these packages."""
+        if name not in self.modules:
+            path = _file(name) if name.split(".")[0] in self.packages else None
+            self.modules[name] = _Module(name, path) if path else None
+        return self.modules[name]
+
+    def find(self, full_name: str) -> tuple[_Definition | None, list[str]]:
+        """The definition that a full name begins with, if there is one here, and the attributes of it that are meant.
+
+        A name that a module only imports is followed to where it is defined.
+        """
+        parts = full_name.split(".")
+        for n in range(len(parts), 0, -1):
+            if module := self.module(".".join(parts[:n])):
+                break
+        else:
+            return None, []
+        name, attributes = parts[n : n + 1], parts[n + 1 :]
+        if name and name[0] in module.definitions:
+            return _Definition(module, name[0]), attributes
+        handed_on = module.imports.get(name[0]) if name else None
+        if handed_on and handed_on != f"{module.name}.{name[0]}":
+            return self.find(".".join([handed_on, *attributes]))
+        return None, []
+
+
+def _file(name: str) -> Path | None:
+    """The source of a module, which is not imported for it."""
+    top, *parts = name.split(".")
+    package = sys.modules.get(top) or importlib.import_module(top)
+    for folder in getattr(package, "__path__", ()):
+        place = Path(folder, *parts)
+        for path in (place / "__init__.py", *([place.with_name(f"{place.name}.py")] if parts else [])):
+            if path.is_file():
+                return path
+    if not parts and not hasattr(package, "__path__") and package.__file__:
+        return Path(package.__file__)
+    return None
+
+
+# ---- what is reached
+
+
+class _Search:
+    """All definitions that are reached from those given to :meth:`reach`."""
+
+    def __init__(self, sources: _Sources) -> None:
+        self.sources = sources
+        self.texts: dict[str, str] = {}
+        """What each definition says, by its full name."""
+        self.uses: dict[str, set[str]] = defaultdict(set)
+        """The full names of the definitions that each one names."""
+        self.packages: set[str] = set()
+        self.seen: set[_Definition] = set()
+        self.waiting: list[_Definition] = []
+        self.used: set[str] = set()
+        """Names that are used on any object."""
+        self.methods: list[tuple[_Module, str, ast.FunctionDef | ast.AsyncFunctionDef]] = []
+        """Methods of reached classes that nothing has used so far."""
+
+    def reach(self, definition: _Definition) -> None:
+        if definition not in self.seen:
+            self.seen.add(definition)
+            self.waiting.append(definition)
+
+    def finish(self) -> list[str]:
+        """Follow everything that waits, and return what all definitions say, each with a digest of what it uses: two
+        that have one name stay apart."""
+        while self.waiting or self._take_used():
+            if self.waiting:
+                definition = self.waiting.pop()
+                for statement in definition.statements:
+                    self._read(definition.module, statement, definition.full_name)
+        digests = {name: _hashed(text) for name, text in self.texts.items()}
+        return sorted(
+            " ".join([text, *sorted(digests[used] for used in self.uses[name] if used in digests)])
+            for name, text in self.texts.items()
+        )
+
+    def _read(self, module: _Module, statement: ast.stmt, full_name: str) -> None:
+        if isinstance(statement, ast.ClassDef):
+            self._read_class(module, statement, full_name)
+        else:
+            self._add(module, statement, full_name)
+
+    def _read_class(self, module: _Module, statement: ast.ClassDef, full_name: str) -> None:
+        foreign = self._foreign_bases(module, statement)
+        inherited = {name for base in foreign for name in dir(base)}
+        is_model = any(base.__module__.startswith("pydantic.") for base in foreign)
+        kept: list[ast.stmt] = []
+        for member in statement.body:
+            if isinstance(member, _Function):
+                if any(_is_validator(decorator) for decorator in member.decorator_list):
+                    continue
+                special = member.name.startswith("__") and member.name.endswith("__")
+                if special or member.name in inherited:
+                    kept.append(member)
+                else:
+                    self.methods.append((module, f"{full_name}.{member.name}", member))
+            elif not (is_model and isinstance(member, (ast.AnnAssign, ast.Assign))):
+                kept.append(member)
+        head = ast.ClassDef(statement.name, statement.bases, statement.keywords, kept, statement.decorator_list)
+        self._add(module, head, full_name)
+
+    def _foreign_bases(self, module: _Module, statement: ast.ClassDef) -> list[type]:
+        """The classes of other packages among the ancestors of a class."""
+        found: list[type] = []
+        for base in statement.bases:
+            chain = _chain(base.value if isinstance(base, ast.Subscript) else base)
+            if not (full_name := chain and module.full_name(chain)):
+                continue
+            ours, _ = self.sources.find(full_name)
+            for inner in ours.statements if ours else ():
+                if isinstance(inner, ast.ClassDef) and ours:
+                    found += self._foreign_bases(ours.module, inner)
+            if ours is None and (foreign := _imported(full_name)) is not None:
+                found.append(foreign)
+        return found
+
+    def _take_used(self) -> bool:
+        """Read the methods whose names are used by now; whether there were any."""
+        used = [method for method in self.methods if method[2].name in self.used]
+        self.methods = [method for method in self.methods if method[2].name not in self.used]
+        for module, full_name, method in used:
+            self._add(module, method, full_name)
+        return bool(used)
+
+    def _add(self, module: _Module, node: ast.stmt, full_name: str) -> None:
+        text = _Reader(self, module, full_name).text(node)
+        # A property and its setter have one name.
+        self.texts[full_name] = f"{self.texts[full_name]}\n{text}" if full_name in self.texts else text
+
+
+@cache
+def _imported(full_name: str) -> type | None:
+    """A class of another package."""
+    module, _, name = full_name.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError):
+        return None
+    return found if isinstance(found, type) else None
+
+
+def _is_validator(decorator: ast.expr) -> bool:
+    name = (_chain(decorator.func if isinstance(decorator, ast.Call) else decorator) or [""])[-1]
+    return name.endswith(("_validator", "_serializer"))
+
+
+def _chain(node: ast.expr) -> list[str] | None:
+    """The parts of a dotted name."""
+    parts: list[str] = []
+    while isinstance(node, ast.Attribute):
+        parts.append(node.attr)
+        node = node.value
+    return [node.id, *parts[::-1]] if isinstance(node, ast.Name) else None
+
+
+class _Reader:
+    """Puts a definition into words, and tells the search what it uses."""
+
+    def __init__(self, search: _Search, module: _Module, definition: str) -> None:
+        self.search, self.module, self.definition = search, module, definition
+        self.scopes: list[dict[str, str | None]] = []
+        """Names that are local, innermost scope last, with the full names of those imported there."""
+
+    def full_name(self, chain: list[str]) -> str | None:
+        """What a dotted name stands for here; None if its beginning is local or built in."""
+        for scope in reversed(self.scopes):
+            if chain[0] in scope:
+                imported = scope[chain[0]]
+                return imported and ".".join([imported, *chain[1:]])
+        return self.module.full_name(chain)
+
+    def note(self, annotation: ast.AST | None) -> None:
+        """Reach the classes that an annotation names, directly or by a name for several."""
+        for node in ast.walk(annotation) if annotation else ():
+            if not isinstance(node, (ast.Name, ast.Attribute)):
+                continue
+            chain = _chain(node)
+            named, _ = self.search.sources.find(self.full_name(chain) or "") if chain else (None, [])
+            for statement in named.statements if named else ():
+                if isinstance(statement, ast.ClassDef) and named:
+                    self.search.reach(named)
+                elif isinstance(statement, ast.Assign) and named and named.full_name != self.definition:
+                    _Reader(self.search, named.module, named.full_name).note(statement.value)
+
+    def text(self, node: Any) -> str:
+        """What a node says."""
+        if isinstance(node, list):
+            return f"[{','.join(filter(None, map(self.text, node)))}]"
+        if not isinstance(node, ast.AST):
+            if isinstance(node, str) and node.isidentifier():
+                self.search.used.add(node)  # as in getattr(x, "name")
+            return repr(node)
+        special = getattr(self, f"_{type(node).__name__}", None)
+        return special(node) if special else self._plain(node)
+
+    def _plain(self, node: ast.AST, *leaving_out: str) -> str:
+        fields = [
+            self.text(value)
+            for name, value in ast.iter_fields(node)
+            if name not in ("ctx", "kind", "type_comment", "type_params", *leaving_out)
+        ]
+        return f"{type(node).__name__}({','.join(fields)})"
+
+    def _within(self, scope: dict[str, str | None], read: Callable[[], str]) -> str:
+        self.scopes.append(scope)
+        try:
+            return read()
+        finally:
+            self.scopes.pop()
+
+    # ---- what is left out
+
+    def _Expr(self, node: ast.Expr) -> str:
+        return "" if isinstance(node.value, ast.Constant) else self._plain(node)
+
+    def _arg(self, node: ast.arg) -> str:
+        self.note(node.annotation)
+        return node.arg
+
+    def _AnnAssign(self, node: ast.AnnAssign) -> str:
+        self.note(node.annotation)
+        if node.value is None:
+            return f"Declared({self.text(node.target)})"
+        return f"Assign([{self.text(node.target)}],{self.text(node.value)})"
+
+    def _Raise(self, node: ast.Raise) -> str:
+        """The kind of error, and not how it is worded."""
+        kind = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
+        return f"Raise({self.text(kind)})"
+
+    def _Assert(self, node: ast.Assert) -> str:
+        return f"Assert({self.text(node.test)})"
+
+    def _Import(self, node: ast.Import) -> str:
+        return ""
+
+    _ImportFrom = _Import
+
+    # ---- names
+
+    def _Name(self, node: ast.Name | ast.Attribute) -> str:
+        chain = _chain(node)
+        full_name = self.full_name(chain) if chain else None
+        if full_name is None:
+            if isinstance(node, ast.Name):
+                return node.id
+            self.search.used.add(node.attr)
+            return f"{self.text(node.value)}.{node.attr}"
+        definition, attributes = self.search.sources.find(full_name)
+        if definition is None:
+            if (top := full_name.split(".")[0]) not in self.search.sources.packages:
+                self.search.packages.add(top)
+            return full_name
+        self.search.reach(definition)
+        self.search.uses[self.definition].add(definition.full_name)
+        self.search.used.update(attributes)
+        return ".".join([definition.name, *attributes])
+
+    _Attribute = _Name
+
+    # ---- scopes
+
+    def _FunctionDef(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
+        outside = [self.text(node.decorator_list), self.text(node.args.defaults), self.text(node.args.kw_defaults)]
+        self.note(node.returns)
+        inside = self._within(self._locals(node), lambda: f"{self._parameters(node.args)}:{self.text(node.body)}")
+        return f"{type(node).__name__}({node.name},{','.join(outside)},{inside})"
+
+    _AsyncFunctionDef = _FunctionDef
+
+    def _Lambda(self, node: ast.Lambda) -> str:
+        outside = f"{self.text(node.args.defaults)},{self.text(node.args.kw_defaults)}"
+        scope: dict[str, str | None] = dict.fromkeys(arg.arg for arg in _every_arg(node.args))
+        inside = self._within(scope, lambda: f"{self._parameters(node.args)}:{self.text(node.body)}")
+        return f"Lambda({outside},{inside})"
+
+    def _parameters(self, args: ast.arguments) -> str:
+        kinds = ("posonlyargs", "args", "vararg", "kwonlyargs", "kwarg")
+        return ",".join(self.text(getattr(args, kind)) for kind in kinds)
+
+    def _locals(self, function: ast.AST) -> dict[str, str | None]:
+        """The names that are local to a function, without those of functions and comprehensions in it."""
+        found: dict[str, str | None] = dict.fromkeys(arg.arg for arg in _every_arg(function.args))  # pyright: ignore[reportAttributeAccessIssue]
+        waiting: list[ast.AST] = list(function.body)  # pyright: ignore[reportAttributeAccessIssue]
+        outer: set[str] = set()
+        while waiting:
+            node = waiting.pop()
+            if isinstance(node, (*_Function, ast.ClassDef)):
+                found[node.name] = None
+                continue
+            if isinstance(node, (ast.Global, ast.Nonlocal)):
+                outer.update(node.names)
+            elif isinstance(node, ast.ExceptHandler) and node.name:
+                found[node.name] = None
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                found[node.id] = None
+            elif isinstance(node, (ast.Import, ast.ImportFrom)):
+                found |= dict(self.module.imported(node))
+            if isinstance(node, ast.Lambda):
+                continue
+            if isinstance(node, _Comprehension):  # only := reaches out of it
+                waiting += [inner for inner in ast.walk(node) if isinstance(inner, ast.NamedExpr)]
+                continue
+            waiting += ast.iter_child_nodes(node)
+        return {name: value for name, value in found.items() if name not in outer}
+
+    def _ListComp(self, node: Any) -> str:
+        stored = (
+            inner.id
+            for generator in node.generators
+            for inner in ast.walk(generator.target)
+            if isinstance(inner, ast.Name)
+        )
+        return self._within(dict.fromkeys(stored), lambda: self._plain(node))
+
+    _SetComp = _DictComp = _GeneratorExp = _ListComp
+
+
+def _every_arg(args: ast.arguments) -> list[ast.arg]:
+    single = [arg for arg in (args.vararg, args.kwarg) if arg]
+    return [*args.posonlyargs, *args.args, *args.kwonlyargs, *single]
