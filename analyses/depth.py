@@ -243,4 +243,6 @@ ANALYSIS = Analysis(
 )
 
 if __name__ == "__main__":
-    ANALYSIS.main()
+    from mdm_interp.cli import run_one
+
+    run_one(ANALYSIS)

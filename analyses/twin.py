@@ -283,4 +283,6 @@ ANALYSIS = CheckpointAnalysis(
 )
 
 if __name__ == "__main__":
-    ANALYSIS.main()
+    from mdm_interp.cli import run_one
+
+    run_one(ANALYSIS)

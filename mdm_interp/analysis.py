@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import plotly.graph_objects as go
 
@@ -21,11 +21,11 @@ from mdm_interp.claims import Rule, Verdict, judge
 from mdm_interp.config import TrainConfig
 from mdm_interp.files import UserError
 from mdm_interp.presets import QUICK_SEEDS
-from mdm_interp.provenance import machine, tally, versions
-from mdm_interp.results import Result, tidy
+from mdm_interp.provenance import environment, tally, versions
+from mdm_interp.results import CheckpointOrigin, Result, TrainedOrigin, tidy
 from mdm_interp.runs import DEFAULT_ROOT, Run
 from mdm_interp.stats import Estimate
-from mdm_interp.training import train_all
+from mdm_interp.training import train, train_all
 
 ENTRY_POINTS = "mdm_interp.analyses"
 
@@ -74,53 +74,67 @@ class Analysis:
     order: int = 100
     """Place among the figures; lower comes first."""
 
-    def planned(self, lab: Lab) -> Result:
-        """The result as it will be, with nothing measured yet."""
-        configs = self.configs(lab.seeds)
-        first_seed = [config.model_dump(mode="json") for config in configs if config.seed == lab.seeds[0]]
-        runs = [config.digest() for config in configs]
-        return self._planned({"settings": dict(self.settings), "runs": runs, "first_seed": first_seed}, lab.seeds)
+    trainer: ClassVar[Callable[..., Any]] = staticmethod(train)
+    """What trains the models that it is measured on."""
+    opener: ClassVar[tuple[Callable[..., Any], ...]] = (Run,)
+    """What gives `measure` its subjects; its code decides the numbers too."""
 
-    def _planned(self, config: dict[str, Any], seeds: Sequence[int]) -> Result:
-        used = versions(self.measure.__module__)
-        return Result(self.name, self.question, config, list(seeds), used, [], {})
+    def load(self, path: str | Path) -> Result:
+        """Read a result of this analysis.
+
+        Raises:
+            UserError: the file is missing or is not a result.
+        """
+        return Result.load(path, self.summarize)
+
+    def origin(self, lab: Lab) -> TrainedOrigin:
+        """Name the models that it is measured on."""
+        configs = self.configs(lab.seeds)
+        return TrainedOrigin(
+            kind="runs" if all(isinstance(config, TrainConfig) for config in configs) else "demos",
+            runs=[config.digest() for config in configs],
+            first_seed=[config.model_dump(mode="json") for config in configs if config.seed == lab.seeds[0]],
+        )
+
+    def planned(self, lab: Lab) -> Result:
+        """Return the result as it will be, with nothing measured yet."""
+        return self._planned(self.origin(lab), lab.seeds)
+
+    def _planned(self, origin: TrainedOrigin | CheckpointOrigin, seeds: Sequence[int]) -> Result:
+        made_by = versions(self.measure, self.configs, *self.opener)
+        return Result(
+            self.name, self.question, origin, dict(self.settings), list(seeds), made_by, [], summarize=self.summarize
+        )
 
     def stored(self, lab: Lab, out: Path) -> Result | None:
-        """The result that `out` holds, if measuring again would repeat it."""
+        """Return the result that `out` holds, if measuring again would repeat it."""
         return self._stored(self.planned(lab), out)
 
     def _stored(self, planned: Result, out: Path) -> Result | None:
         path = out / f"{self.name}.json"
-        stored = Result.load(path) if path.exists() else None
+        stored = self.load(path) if path.exists() else None
         return stored if stored and stored.same_measurement(planned) else None
 
     def result(self, lab: Lab, out: Path, report: Callable[[int, int], None] | None = None) -> Result:
-        """The result of this analysis: from `out` if it is there, otherwise measured and saved there.
+        """Return the result of this analysis: from `out` if it is there, otherwise measured and saved there.
 
         Args:
             report: Told, while measuring, how many subjects are behind it and how many there are.
         """
         if stored := self.stored(lab, out):
             return stored
-        subjects, planned = self.subjects(lab), self.planned(lab)
-        planned = replace(planned, made_with=tally(map(lab.folder, planned.config["runs"])))
+        subjects = self.subjects(lab)
+        planned = replace(self.planned(lab), made_with=tally(map(lab.folder, self.origin(lab).runs)))
         return self._measured(planned, _Watched(subjects, report) if report else subjects, out)
 
     def subjects(self, lab: Lab) -> list[Any]:
-        """What `measure` is given: the finished runs of `configs`, trained first where they are missing."""
+        """Return what `measure` is given: the finished runs of `configs`, trained first where they are missing."""
         return lab.runs(self.configs(lab.seeds))
 
     def _measured(self, planned: Result, subjects: Sequence[Any], out: Path) -> Result:
-        measured = replace(planned, rows=tidy(self.measure(subjects)), machine=machine())
-        result = replace(measured, summary=dict(self.summarize(measured)))
+        result = replace(planned, rows=tidy(self.measure(subjects)), measured_with=environment(self.trainer))
         result.save(out / f"{self.name}.json")
-        return Result.load(out / f"{self.name}.json")
-
-    def main(self) -> None:
-        """Measure and draw this analysis alone, with the options of `mdm-interp reproduce`."""
-        from mdm_interp.cli import run_one
-
-        run_one(self)
+        return self.load(out / f"{self.name}.json")
 
 
 class _Watched(list):

@@ -23,7 +23,7 @@ from scipy.stats import false_discovery_control, rankdata, ttest_1samp
 from mdm_interp.files import UserError, write_text
 from mdm_interp.presets import SCOPE, scope_label
 from mdm_interp.results import Result, tidy
-from mdm_interp.stats import Estimate, correlation_estimate, mean_estimate, rank_correlation, where
+from mdm_interp.stats import Estimate, correlation_estimate, mean_estimate, rank_correlation
 
 CLAIMS = {
     "0": "A masked diffusion model answers reverse queries that an autoregressive model of the same facts does not.",
@@ -156,9 +156,9 @@ class ClaimTest:
         frame, scope = self.rows(result), [*SCOPE, "stage"]
         _check(self, result.name, frame, (*scope, "seed", self.effect, self.null))
         defined = frame.dropna(subset=[self.effect, self.null])
-        for at in defined[scope].drop_duplicates().to_dict("records"):
-            named = {str(name): value for name, value in at.items()}
-            per_seed = where(defined, **named).groupby("seed")[[self.effect, self.null]].mean()
+        for _, rows in defined.groupby(scope, sort=False, dropna=False):
+            named = {str(name): value for name, value in rows[scope].iloc[:1].to_dict("records")[0].items()}
+            per_seed = rows.groupby("seed")[[self.effect, self.null]].mean()
             effect, null = mean_estimate(per_seed[self.effect]), mean_estimate(per_seed[self.null])
             yield Line(named, role_of(named, self.identity(named)), effect, null, *self.lean(per_seed))
 
@@ -232,11 +232,11 @@ def _dealt(x: np.ndarray, y: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """Rank correlations of `y` with `x` dealt at random: among all points of one group, or as whole group means."""
     generator, members = np.random.default_rng(0), np.unique(groups, return_inverse=True)[1]
     means = np.bincount(members, x) / np.bincount(members)
-    dealt = x if len(means) == 1 else means
-    dealt = generator.permuted(np.tile(dealt, (N_PERMUTATIONS, 1)), axis=1)
-    if len(means) > 1:
-        dealt = x - means[members] + dealt[:, members]
-    ranks = rankdata(dealt.round(12), axis=1)
+    if len(means) == 1:
+        ranks = generator.permuted(np.tile(rankdata(x.round(12)), (N_PERMUTATIONS, 1)), axis=1)
+    else:
+        dealt = generator.permuted(np.tile(means, (N_PERMUTATIONS, 1)), axis=1)
+        ranks = rankdata((x - means[members] + dealt[:, members]).round(12), axis=1)
     ranks, outcome = ranks - ranks.mean(1, keepdims=True), rankdata(y) - (len(y) + 1) / 2
     sizes = np.linalg.norm(ranks, axis=1) * np.linalg.norm(outcome)
     return np.divide(ranks @ outcome, sizes, out=np.zeros(N_PERMUTATIONS), where=sizes > 0)

@@ -34,7 +34,11 @@ Workers = Annotated[
     typer.Option(min=1, help="Runs trained, and analyses measured, side by side. Default: one per CPU core."),
 ]
 Only = Annotated[list[str] | None, typer.Option(help="Only this analysis; may be given again.")]
-Out = Annotated[Path, typer.Option(help="Where figures go.")]
+FIGURES = Path("figures")
+Out = Annotated[Path, typer.Option(help="Where results and figures are.")]
+OutOfReproduce = Annotated[
+    Path | None, typer.Option("--out", help="Where figures go. Default: figures with --full, otherwise figures/quick.")
+]
 
 
 @app.command()
@@ -46,7 +50,7 @@ def reproduce(
     device: Device = "auto",
     workers: Workers = None,
     runs: Root = DEFAULT_ROOT,
-    out: Out = Path("figures"),
+    out: OutOfReproduce = None,
 ) -> None:
     """Train what is missing, measure, and draw every figure and the index page."""
     from mdm_interp.analysis import discover
@@ -70,48 +74,26 @@ def _reproduce(
     device: str,
     workers: int | None,
     runs: Path,
-    out: Path,
+    out: Path | None,
 ) -> None:
-    import torch
-
-    from mdm_interp.analysis import Lab, discover, ledger
-    from mdm_interp.claims import save_ledger
-    from mdm_interp.demo import DemoConfig
-    from mdm_interp.measuring import measure_all
+    from mdm_interp import runner
+    from mdm_interp.analysis import Lab
     from mdm_interp.presets import FULL_SEEDS, QUICK_SEEDS
-    from mdm_interp.probing import train_demos
-    from mdm_interp.results import Result
     from mdm_interp.training import check_device
-    from mdm_interp.viz.exhibits import PAGES, write_exhibits
-    from mdm_interp.viz.report import write_figures, write_index
 
     if quick and full:
         raise UserError("--quick --full: these exclude each other; give one")
-    console = Console(stderr=True)
     lab = Lab(seeds or (FULL_SEEDS if full else QUICK_SEEDS), runs, check_device(device), workers)
-    wanted = [config for analysis in analyses for config in analysis.configs(lab.seeds)]
-    lab.runs([config for config in wanted if isinstance(config, TrainConfig)])
-    train_demos(list(dict.fromkeys(config for config in wanted if isinstance(config, DemoConfig))), lab)
-    torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
-    measured = zip(analyses, measure_all(analyses, lab, out), strict=True)
-    with console.status("drawing"):
-        drawn = [(result, analysis.draw(result)) for analysis, result in measured]
-    with console.status("writing figures"):
-        if problem := write_figures(drawn, out):
-            console.print(problem, markup=False, soft_wrap=True)
-        installed = {analysis.name: analysis for analysis in discover()}
-        shown = {result.name: (result, figure) for result, figure in drawn}
-        for name, analysis in installed.items():
-            if name not in shown and (out / f"{name}.json").exists():
-                result = Result.load(out / f"{name}.json")
-                shown[name] = (result, analysis.draw(result))
-        order = [*installed, *(name for name in shown if name not in installed)]
-        results = {name: result for name, (result, _) in shown.items()}
-        if verdicts := ledger(installed.values(), results):
-            save_ledger(verdicts, out / "claims.json")
-        write_exhibits(lab, out)
-        write_index([shown[name] for name in order if name in shown], verdicts, out, PAGES)
-    console.print(f"{len(drawn)} figures in {out}; open {out / 'index.html'}", markup=False, soft_wrap=True)
+    out = out or (FIGURES if full else FIGURES / "quick")
+    _say(runner.reproduce(analyses, lab, out), out)
+
+
+def _say(reported: Any, out: Path) -> None:
+    console, n = Console(stderr=True), len(reported.figures)
+    if reported.problem:
+        console.print(reported.problem, markup=False, soft_wrap=True)
+    said = f"{n} figure{'' if n == 1 else 's'} in {out}; open {out / 'index.html'}"
+    console.print(said, markup=False, soft_wrap=True)
 
 
 def run_one(analysis: Any) -> None:
@@ -124,7 +106,7 @@ def run_one(analysis: Any) -> None:
         device: Device = "auto",
         workers: Workers = None,
         runs: Root = DEFAULT_ROOT,
-        out: Out = Path("figures"),
+        out: OutOfReproduce = None,
     ) -> None:
         _reproduce([analysis], quick, full, seeds, device, workers, runs, out)
 
@@ -134,8 +116,18 @@ def run_one(analysis: Any) -> None:
 
 
 @app.command()
+def report(out: Out = FIGURES) -> None:
+    """Draw every figure and the index page again, from the results that `reproduce` measured."""
+    from mdm_interp import runner
+
+    with Console(stderr=True).status("drawing"):
+        reported = runner.report(out)
+    _say(reported, out)
+
+
+@app.command()
 def verify(
-    out: Out = Path("figures"),
+    out: Out = FIGURES,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON array.")] = False,
     readme: Annotated[Path | None, typer.Option(help="Also write the table of findings into this file.")] = None,
 ) -> None:
@@ -144,7 +136,6 @@ def verify(
     from mdm_interp.analysis import discover, ledger
     from mdm_interp.claims import counts, save_ledger, write_findings
     from mdm_interp.presets import scope_label
-    from mdm_interp.results import Result
 
     judged = [analysis for analysis in discover() if analysis.claims]
     for analysis in judged:
@@ -153,7 +144,7 @@ def verify(
                 f"--out: {out} holds no {analysis.name}.json, from which claims are judged; run `mdm-interp reproduce "
                 f"--only {analysis.name} --out {out}` first"
             )
-    verdicts = ledger(judged, {analysis.name: Result.load(out / f"{analysis.name}.json") for analysis in judged})
+    verdicts = ledger(judged, {analysis.name: analysis.load(out / f"{analysis.name}.json") for analysis in judged})
     save_ledger(verdicts, out / "claims.json")
     if readme:
         write_findings(verdicts, readme)
@@ -213,9 +204,9 @@ def probe(
     if problem := write_figures(drawn, out):
         console.print(problem, markup=False, soft_wrap=True)
     write_index(drawn, [], out)
-    asked, skipped = (opened.about()[key] for key in ("pairs", "skipped"))
-    for kind in asked:
-        console.print(f"{kind}: {asked[kind]} pairs asked, {skipped[kind]} skipped", markup=False)
+    asked = opened.origin()
+    for kind in asked.pairs:
+        console.print(f"{kind}: {asked.pairs[kind]} pairs asked, {asked.skipped[kind]} skipped", markup=False)
     console.print(f"{len(drawn)} figures in {out}; open {out / 'index.html'}", markup=False, soft_wrap=True)
 
 
@@ -326,11 +317,12 @@ def show_run(
     """One run's config and metrics, and in what the code and versions that trained it differ from those here."""
     import pandas as pd
 
-    from mdm_interp.provenance import difference, made_with, versions
+    from mdm_interp.provenance import difference, environment, made_with, versions
+    from mdm_interp.training import train
 
     stored = _run_named(run, runs)
     print((stored.folder / "config.yaml").read_text())
-    if others := difference(made_with(stored.folder), versions("mdm_interp.training")):
+    if others := difference(made_with(stored.folder), environment(train) | versions(train)):
         print(f"trained by other code or versions: {others}\n")
     print(pd.DataFrame(stored.metrics()).to_string(index=False))
 

@@ -298,7 +298,7 @@ class _Training(Resumable):
         )
         schedule = torch.cos(torch.linspace(0, torch.pi / 2, config.steps + 1)).square().tolist()
         done, saved = self.load_state(model, optimizer, generator) if self.step else 0, time.monotonic()
-        stamp(self.folder, done + 1 if done else 0, provenance(__name__, device, model.W_E.dtype))
+        stamp(self.folder, done + 1 if done else 0, provenance(train_demo, device, model.W_E.dtype))
         bars = progress_bars()
         bars.disable = not progress
         bar = bars.add_task(f"demo {config.format}", total=config.steps, completed=done, values="")

@@ -5,7 +5,8 @@ own, and digest the syntax trees of all definitions reached. Docstrings, comment
 of errors and the names of modules are not part of it; operators, constants and defaults are. Nothing that the functions
 do not use is part of it, so a legend or an option of the command line changes no digest.
 
-Two rules stand in for what cannot be read off a text:
+Definitions in the modules of :data:`UNREAD` are named, but not read. Two rules stand in for what cannot be read off a
+text:
 
 - A method belongs to it if its class is reached and its name is used on any object, or if it overrides a method of
   another package's class, which may call it. Classes named in annotations count as reached.
@@ -15,6 +16,7 @@ Two rules stand in for what cannot be read off a text:
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -27,6 +29,10 @@ from functools import cache, cached_property
 from importlib.util import resolve_name
 from pathlib import Path
 from typing import Any
+
+UNREAD = ("mdm_interp.claims", "mdm_interp.cli", "mdm_interp.meaning", "mdm_interp.provenance", "mdm_interp.viz")
+UNREAD += ("mdm_interp.workers",)
+"""Modules that no number depends on: how it is judged, shown and recorded, and by which process it is computed."""
 
 _Function = (ast.FunctionDef, ast.AsyncFunctionDef)
 _Comprehension = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
@@ -46,11 +52,15 @@ class Meaning:
 def meaning(*functions: Callable[..., Any]) -> Meaning:
     """Digest what `functions` do.
 
-    Of a function that is not defined at the top of its module, as a lambda is not, the whole module is digested.
+    Of a function that is not defined at the top of its module, as a lambda is not, the whole module is digested. Of a
+    partial one, what it is given is digested too.
     """
-    starts = []
-    packages = {__name__.split(".")[0]}
+    starts: list[tuple[str, str]] = []
+    packages, given = {__name__.split(".")[0]}, ""
     for function in functions:
+        if isinstance(function, functools.partial):
+            given += repr((function.args, function.keywords))
+            function = function.func
         function = inspect.unwrap(function)
         name = function.__module__
         if name == "__main__":  # under `python -m`
@@ -58,18 +68,18 @@ def meaning(*functions: Callable[..., Any]) -> Meaning:
             name = spec.name if spec else name
         starts.append((name, getattr(function, "__qualname__", "<lambda>")))
         packages.add(name.split(".")[0])
-    return _digest(tuple(starts), frozenset(packages))
+    return _digest(tuple(starts), frozenset(packages), given)
 
 
 @cache
-def _digest(starts: tuple[tuple[str, str], ...], packages: frozenset[str]) -> Meaning:
+def _digest(starts: tuple[tuple[str, str], ...], packages: frozenset[str], given: str) -> Meaning:
     search = _Search(_Sources(packages))
     for module, name in starts:
         source = search.sources.module(module)
         assert source is not None, f"{module} has no source"
         for start in [name] if name in source.definitions else source.definitions:
             search.reach(_Definition(source, start))
-    digest = _hashed("\n".join(search.finish()))
+    digest = _hashed("\n".join([*search.finish(), given]))
     return Meaning(digest, tuple(sorted(search.texts)), tuple(sorted(search.packages)))
 
 
@@ -117,7 +127,8 @@ class _Module:
         """The names that an import statement binds, with their full names."""
         if isinstance(node, ast.Import):
             for alias in node.names:
-                yield (alias.asname, alias.name) if alias.asname else (alias.name.split(".")[0],) * 2
+                top = alias.name.split(".")[0]
+                yield (alias.asname, alias.name) if alias.asname else (top, top)
         elif isinstance(node, ast.ImportFrom):
             package = self.name if self.path.name == "__init__.py" else self.name.rpartition(".")[0]
             source = resolve_name("." * node.level + (node.module or ""), package)
@@ -232,7 +243,8 @@ class _Search:
         """Methods of reached classes that nothing has used so far."""
 
     def reach(self, definition: _Definition) -> None:
-        if definition not in self.seen:
+        unread = any(f"{definition.module.name}.".startswith(f"{module}.") for module in UNREAD)
+        if not unread and definition not in self.seen:
             self.seen.add(definition)
             self.waiting.append(definition)
 
@@ -280,7 +292,8 @@ class _Search:
         found: list[type] = []
         for base in statement.bases:
             chain = _chain(base.value if isinstance(base, ast.Subscript) else base)
-            if not (full_name := chain and module.full_name(chain)):
+            full_name = module.full_name(chain) if chain else None
+            if full_name is None:
                 continue
             ours, _ = self.sources.find(full_name)
             for inner in ours.statements if ours else ():

@@ -20,7 +20,7 @@ from mdm_interp.files import UserError
 from mdm_interp.presets import is_quick
 from mdm_interp.prompts import FactTable, FactTemplates, Kind, Prompts, load_facts, make_prompts
 from mdm_interp.queries import QueryPair
-from mdm_interp.results import Result
+from mdm_interp.results import CheckpointOrigin, Result
 from mdm_interp.workers import default_workers, progress_bars, side_by_side
 
 KINDS: tuple[Kind, ...] = ("positional", "relational")
@@ -61,21 +61,21 @@ class Probe:
     def pairs(self, kind: Kind) -> list[QueryPair]:
         return self.prompts[kind].pairs
 
-    def about(self) -> dict[str, Any]:
-        """What a result says of a probe: the model, what was asked and what could not be."""
+    def origin(self) -> CheckpointOrigin:
+        """Return what a result says of a probe: the model, what was asked and what could not be."""
         skipped = {kind: list(map(str, prompts.skipped)) for kind, prompts in self.prompts.items()}
         first_rows = self.model.W_E[:FINGERPRINT].detach().float().cpu().numpy().tobytes()
         asked = repr({kind: prompts.pairs for kind, prompts in self.prompts.items()}).encode()
-        return {
-            "checkpoint": self.name,
-            "model": self.model.cfg.model_dump(mode="json"),
-            "digest": hashlib.sha256(first_rows + asked).hexdigest()[:16],
-            "facts": len({pair.fact for prompts in self.prompts.values() for pair in prompts.pairs}),
-            "pairs": {kind: len(prompts.pairs) for kind, prompts in self.prompts.items()},
-            "skipped": {kind: len(reasons) for kind, reasons in skipped.items()},
-            "reasons": {kind: reasons[:REASONS] for kind, reasons in skipped.items()},
-            "twin": self.twin.about() if self.twin else None,
-        }
+        return CheckpointOrigin(
+            checkpoint=self.name,
+            model=self.model.cfg.model_dump(mode="json"),
+            digest=hashlib.sha256(first_rows + asked).hexdigest()[:16],
+            facts=len({pair.fact for prompts in self.prompts.values() for pair in prompts.pairs}),
+            pairs={kind: len(prompts.pairs) for kind, prompts in self.prompts.items()},
+            skipped={kind: len(reasons) for kind, reasons in skipped.items()},
+            reasons={kind: reasons[:REASONS] for kind, reasons in skipped.items()},
+            twin=self.twin.origin() if self.twin else None,
+        )
 
 
 FINGERPRINT = 64
@@ -163,6 +163,8 @@ class CheckpointAnalysis(Analysis):
     checkpoints, `mdm-interp probe` any other."""
 
     measure: Callable[[Sequence[Probe]], list[dict[str, Any]]]
+    trainer = staticmethod(train_demo)
+    opener = (open_probe,)
     needs_twin: bool = False
     """Whether it compares with a twin, and has nothing to say without one."""
 
@@ -180,5 +182,5 @@ class CheckpointAnalysis(Analysis):
 
     def probe(self, probe: Probe, out: Path) -> Result:
         """The result for one probe: from `out` if it is there, otherwise measured and saved there."""
-        planned = self._planned({"settings": dict(self.settings), **probe.about()}, [])
+        planned = self._planned(probe.origin(), [])
         return self._stored(planned, out) or self._measured(planned, [probe], out)

@@ -8,56 +8,57 @@ processor, its threads, the device and the number format are only recorded, for 
 
 from __future__ import annotations
 
-import ast
 import contextlib
-import hashlib
-import importlib
 import importlib.metadata
 import json
 import platform
-import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
-from importlib.util import resolve_name
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mdm_interp.files import write_text
+from mdm_interp.meaning import meaning
 
 FILE = "made_with.json"
-
-LATER = ("mdm_interp.claims", "mdm_interp.cli", "mdm_interp.provenance", "mdm_interp.viz", "mdm_interp.workers")
-"""Modules that no number depends on: how it is judged, looks, and is recorded, and by which process it is measured."""
-
-TRAINERS = ("mdm_interp.training", "mdm_interp.demo")
-"""Modules that train. What they train names their code by the module's name, and so does what is measured on it."""
-
 
 # ---- of a result
 
 
-@cache
-def versions(analysis: str) -> dict[str, str]:
-    """Return what the numbers of an analysis are made with: packages, Python, and digests of sources.
+def versions(*functions: Callable[..., Any]) -> dict[str, str]:
+    """Return what decides the numbers of functions: the digest of what their code means, and the versions of those
+    packages of :data:`DECIDING` that it uses."""
+    meant = meaning(*functions)
+    used = [package for package in DECIDING if package.replace("-", "_") in meant.packages]
+    return {"code": meant.digest, **{name: importlib.metadata.version(name) for name in used}}
 
-    `code` is that of all that makes them; the part of it that trains is told by the names of :data:`TRAINERS`.
+
+DECIDING = ("numpy", "scipy", "torch", "transformer-lens")
+"""Packages that compute."""
+
+
+def environment(trainer: Callable[..., Any]) -> dict[str, Any]:
+    """Return what a result is measured with that does not decide its numbers: versions, and the :func:`machine`.
 
     Args:
-        analysis: Name of its module.
+        trainer: What trains the models that it is measured on. The digest of its code says which of them it trained.
     """
-    found = sources(analysis)
-    training = {trainer: code(trainer) for trainer in TRAINERS if trainer in found}
-    packages = _installed("mdm-interp", "numpy", "scipy", "torch", "transformer-lens")
-    return {**packages, "code": code(analysis), **training}
+    return {**_installed("mdm-interp"), "training": meaning(trainer).digest, **machine()}
 
 
 def machine() -> dict[str, Any]:
-    """Name the processor, and count the threads with which torch computes."""
-    return {"cpu": _cpu(), "threads": torch.get_num_threads()}
+    """Return the processor, its instruction set, the threads with which torch computes, its BLAS, and the platform."""
+    blas = "MKL" if torch.backends.mkl.is_available() else "another"
+    return {
+        "cpu": _cpu(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "blas": blas,
+        "platform": platform.platform(),
+    }
 
 
 @cache
@@ -77,17 +78,17 @@ def _installed(*packages: str) -> dict[str, str]:
 # ---- of a model
 
 
-def provenance(trainer: str, device: str, dtype: torch.dtype) -> dict[str, Any]:
+def provenance(trainer: Callable[..., Any], device: str, dtype: torch.dtype) -> dict[str, Any]:
     """Return what a model that is trained now is made with: packages, Python, machine, device and number format.
 
     Args:
-        trainer: Name of the module that trains, one of :data:`TRAINERS`. The digest of its code is given under it.
+        trainer: What trains it. The digest of what its code means is given as `training`.
         device: As torch names it; of a GPU the model is recorded.
     """
     named = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else device
     return {
         **_installed("mdm-interp", "numpy", "torch"),
-        trainer: code(trainer),
+        "training": meaning(trainer).digest,
         **machine(),
         "device": named,
         "dtype": str(dtype).removeprefix("torch."),
@@ -139,80 +140,11 @@ def difference(made_by: Sequence[Mapping[str, Any]], here: Mapping[str, Any]) ->
     """Say in which code and versions the provenances of a model are not those of `here`; empty where they agree.
 
     Args:
-        here: As :func:`versions` returns it. Only what both name is compared.
+        here: As :func:`versions` and :func:`environment` return it. Only what both name is compared, and no machine.
     """
     said: list[str] = []
     for one in made_by:
-        shared = [name for name in one if name in here]
+        shared = [name for name in one if name in here and name not in machine()]
         others = [f"{name} {one[name]} instead of {here[name]}" for name in shared if one[name] != here[name]]
         said.append(", ".join(others) if shared else "unknown code and versions")
     return " and ".join(dict.fromkeys(filter(None, said)))
-
-
-# ---- code
-
-
-@cache
-def code(module: str) -> str:
-    """Digest the sources of a module and of all it reaches."""
-    return hashlib.sha256(b"\0".join(path.read_bytes() for path in sources(module).values())).hexdigest()[:16]
-
-
-def sources(module: str) -> dict[str, Path]:
-    """Find the source of a module and of all that it imports from `mdm_interp` and its own package, directly or through
-    others: module name to file, in the order of names. Read off the import statements; nothing else is imported.
-
-    Left out are the modules of :data:`LATER` and what only they import.
-    """
-    loaded = importlib.import_module(module)
-    name = loaded.__spec__.name if loaded.__spec__ else module  # not `__main__`, under `python -m`
-    assert loaded.__file__ is not None
-    packages = {name.split(".")[0], __name__.split(".")[0]}
-    found, waiting = {name: Path(loaded.__file__)}, [name]
-    while waiting:
-        importing = waiting.pop()
-        for imported, _ in _imports(importing, found[importing]):
-            reached, path = _resolved(imported, packages)
-            if path is not None and reached not in found:
-                found[reached] = path
-                waiting.append(reached)
-    return dict(sorted(found.items()))
-
-
-def _imports(module: str, path: Path) -> Iterator[tuple[str, str]]:
-    """What the import statements of a module import, and the name it is bound to."""
-    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    for node in ast.walk(ast.parse(path.read_bytes())):
-        if isinstance(node, ast.Import):
-            yield from ((alias.name, alias.asname or alias.name.split(".")[0]) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            source = resolve_name("." * node.level + (node.module or ""), package)
-            yield from ((f"{source}.{alias.name}", alias.asname or alias.name) for alias in node.names)
-
-
-def _resolved(imported: str, packages: AbstractSet[str]) -> tuple[str, Path | None]:
-    """The module of `packages` that an imported name is, or comes from; a package that only hands it on is passed
-    through."""
-    if imported.split(".")[0] not in packages or any(f"{imported}.".startswith(f"{later}.") for later in LATER):
-        return imported, None
-    path = _file(imported)
-    if path is not None or "." not in imported:
-        return imported, path
-    package, _, name = imported.rpartition(".")
-    path = _file(package)
-    if path is not None and path.name == "__init__.py":
-        for handed_on, bound in _imports(package, path):
-            if bound == name and handed_on != imported:
-                return _resolved(handed_on, packages)
-    return package, path
-
-
-def _file(module: str) -> Path | None:
-    """The source of a module of a package that is already imported."""
-    top, *parts = module.split(".")
-    for folder in getattr(sys.modules.get(top), "__path__", ()):
-        place = Path(folder, *parts)
-        for path in (place / "__init__.py", *([place.with_name(f"{place.name}.py")] if parts else [])):
-            if path.is_file():
-                return path
-    return None

@@ -147,7 +147,7 @@ def _train(run: Run, device: str, report: Report) -> None:
         pairs = run.query_pairs()
         forward, reverse = [pair.forward for pair in pairs], [pair.reverse for pair in pairs]
         latest: dict[str, Any] = run.metrics()[-1] if step >= 0 else {}
-        stamp(run.folder, step + 1, provenance(__name__, device, model.W_E.dtype))
+        stamp(run.folder, step + 1, provenance(train, device, model.W_E.dtype))
         loss, saved = torch.tensor(latest.get("loss", float("nan"))), time.monotonic()
         while step < config.steps:
             step += 1

@@ -22,7 +22,7 @@ from mdm_interp.claims import OUTCOMES, Verdict, counts
 from mdm_interp.files import write_text
 from mdm_interp.presets import SCOPE, scope_label, setting_labels
 from mdm_interp.provenance import difference
-from mdm_interp.results import Result
+from mdm_interp.results import CheckpointOrigin, Result, TrainedOrigin
 from mdm_interp.viz.page import TEMPLATES, asset, write_libraries
 from mdm_interp.viz.theme import DARK, NAME, WIDTH
 
@@ -99,8 +99,9 @@ def _render(template: str, **values: Any) -> str:
 
 def _measured(results: Sequence[Result]) -> str:
     """What the figures were made of, in one sentence."""
-    runs = {run for result in results for run in result.config.get("runs", [])}
-    checkpoints = dict.fromkeys(result.config["checkpoint"] for result in results if "checkpoint" in result.config)
+    origins = [result.origin for result in results]
+    runs = {run for origin in origins if isinstance(origin, TrainedOrigin) for run in origin.runs}
+    checkpoints = dict.fromkeys(origin.checkpoint for origin in origins if isinstance(origin, CheckpointOrigin))
     seeds = {seed for result in results for seed in result.seeds}
     of = [
         *([f"{len(runs):,} trained models with {len(seeds)} seeds"] if runs else []),
@@ -140,7 +141,7 @@ def _entry(result: Result, figure: go.Figure) -> dict[str, Any]:
         "runs": runs,
         "n_runs": sum(map(len, runs.values())),
         "checkpoints": [*_checkpoints(result), *_trained_otherwise(result)],
-        "is_of_checkpoints": "checkpoint" in result.config or bool(_demos(result)),
+        "is_of_checkpoints": result.origin.kind != "runs",
     }
 
 
@@ -152,8 +153,8 @@ def _plain(text: str | None) -> str:
 
 def _command(result: Result) -> str:
     """What measures it again."""
-    if "checkpoint" in result.config:
-        twin = " --twin TWIN" if result.config.get("twin") else ""
+    if isinstance(result.origin, CheckpointOrigin):
+        twin = " --twin TWIN" if result.origin.twin else ""
         return f"mdm-interp probe CHECKPOINT --facts FACTS.csv{twin} --only {result.name} --out DIR"
     return f"mdm-interp reproduce --only {result.name} --seeds {len(result.seeds)}"
 
@@ -161,26 +162,28 @@ def _command(result: Result) -> str:
 def _checkpoints(result: Result) -> list[str]:
     """The checkpoint that `mdm-interp probe` was given, and its twin, in a line each."""
     lines = []
-    about = result.config if "checkpoint" in result.config else None
-    while about:
-        model = about["model"]
-        pairs = "; ".join(f"{kind}: {n} pairs, {about['skipped'][kind]} skipped" for kind, n in about["pairs"].items())
+    origin = result.origin if isinstance(result.origin, CheckpointOrigin) else None
+    while origin:
+        model = origin.model
+        pairs = "; ".join(f"{kind}: {n} pairs, {origin.skipped[kind]} skipped" for kind, n in origin.pairs.items())
         lines.append(
-            f"{'Its twin' if lines else 'Checkpoint'} {about['checkpoint']}: {model['n_layers']} layers of "
-            f"{model['n_heads']} heads, width {model['d_model']}, digest {about['digest']}; asked about "
-            f"{about['facts']} facts ({pairs})."
+            f"{'Its twin' if lines else 'Checkpoint'} {origin.checkpoint}: {model['n_layers']} layers of "
+            f"{model['n_heads']} heads, width {model['d_model']}, digest {origin.digest}; asked about "
+            f"{origin.facts} facts ({pairs})."
         )
-        about = about.get("twin")
+        origin = origin.twin
     return lines
 
 
 def _trained_otherwise(result: Result) -> list[str]:
     """Name the runs that other code or versions trained than those that measured them, in one line if there are any."""
-    n_runs = len(result.config.get("runs", []))
+    if not isinstance(result.origin, TrainedOrigin):
+        return []
+    n_runs = len(result.origin.runs)
     unrecorded = [{"runs": n_runs, "by": [{}]}]
     others: Counter[str] = Counter()
     for alike in result.made_with or unrecorded:
-        others[difference(alike["by"], result.versions)] += alike["runs"]
+        others[difference(alike["by"], {**result.measured_with, **result.versions})] += alike["runs"]
     del others[""]
     n = others.total()
     named = "; ".join(f"{count} with {said}" for said, count in others.most_common())
@@ -188,21 +191,18 @@ def _trained_otherwise(result: Result) -> list[str]:
     return [line] if n else []
 
 
-def _demos(result: Result) -> dict[str, str]:
-    """The demo checkpoints it was measured on: digest to format."""
-    of_first_seed = zip(result.config.get("runs", []), result.config.get("first_seed", []), strict=False)
-    return {digest: config["format"] for digest, config in of_first_seed if "format" in config}
-
-
 def _runs(result: Result) -> dict[str, list[str]]:
     """The digests of the runs it was measured in, by setting as far as its rows tell them apart."""
-    names = {digest: f"demo checkpoint, {format}" for digest, format in _demos(result).items()}
+    if not isinstance(result.origin, TrainedOrigin):
+        return {}
+    formats = result.origin.formats if result.origin.kind == "demos" else {}
+    names = {digest: f"demo checkpoint, {format}" for digest, format in formats.items()}
     for row in result.rows:
         if "run" in row and set(SCOPE) <= row.keys():
             names[row["run"]] = scope_label({column: row[column] for column in SCOPE})
         elif "run" in row:
             names[row["run"]] = ", ".join(str(row[column]) for column in ("world", "variant") if column in row)
     groups: dict[str, list[str]] = {}
-    for digest in result.config.get("runs", []):
+    for digest in result.origin.runs:
         groups.setdefault(names.get(digest, ""), []).append(digest)
     return groups
