@@ -2,8 +2,8 @@
 
 Starting from the given functions, follow every name that they use to its definition, in this package or the function's
 own, and digest the syntax trees of all definitions reached. Docstrings, comments, annotations, formatting, the wording
-of errors and the names of modules are not part of it; operators, constants and defaults are. Nothing that the functions
-do not use is part of it, so a legend or an option of the command line changes no digest.
+of errors and the names of modules and of what they define are not part of it; operators, constants and defaults are.
+Nothing that the functions do not use is part of it, so a legend or an option of the command line changes no digest.
 
 Definitions in the modules of :data:`UNREAD` are named, but not read. Two rules stand in for what cannot be read off a
 text:
@@ -21,6 +21,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -85,6 +86,14 @@ def _digest(starts: tuple[tuple[str, str], ...], packages: frozenset[str], given
 
 def _hashed(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _named(full_name: str) -> str:
+    """What is written for a definition until all of them are read."""
+    return f"\0{full_name}\0"
+
+
+_NAMED = re.compile("\0([^\0]*)\0")
 
 
 # ---- where things are defined
@@ -232,8 +241,6 @@ class _Search:
         self.sources = sources
         self.texts: dict[str, str] = {}
         """What each definition says, by its full name."""
-        self.uses: dict[str, set[str]] = defaultdict(set)
-        """The full names of the definitions that each one names."""
         self.packages: set[str] = set()
         self.seen: set[_Definition] = set()
         self.waiting: list[_Definition] = []
@@ -249,18 +256,19 @@ class _Search:
             self.waiting.append(definition)
 
     def finish(self) -> list[str]:
-        """Follow everything that waits, and return what all definitions say, each with a digest of what it uses: two
-        that have one name stay apart."""
+        """Follow everything that waits, and return what all definitions say: in place of the name of a definition, a
+        digest of what that one says but for names."""
         while self.waiting or self._take_used():
             if self.waiting:
                 definition = self.waiting.pop()
                 for statement in definition.statements:
                     self._read(definition.module, statement, definition.full_name)
-        digests = {name: _hashed(text) for name, text in self.texts.items()}
-        return sorted(
-            " ".join([text, *sorted(digests[used] for used in self.uses[name] if used in digests)])
-            for name, text in self.texts.items()
-        )
+        digests = {name: _hashed(_NAMED.sub("", text)) for name, text in self.texts.items()}
+
+        def digest_of(named: re.Match[str]) -> str:
+            return digests.get(named[1], named[1].rpartition(".")[2])
+
+        return sorted(_NAMED.sub(digest_of, text) for text in self.texts.values())
 
     def _read(self, module: _Module, statement: ast.stmt, full_name: str) -> None:
         if isinstance(statement, ast.ClassDef):
@@ -284,7 +292,7 @@ class _Search:
                     self.methods.append((module, f"{full_name}.{member.name}", member))
             elif not (is_model and isinstance(member, (ast.AnnAssign, ast.Assign))):
                 kept.append(member)
-        head = ast.ClassDef(statement.name, statement.bases, statement.keywords, kept, statement.decorator_list)
+        head = ast.ClassDef("", statement.bases, statement.keywords, kept, statement.decorator_list)
         self._add(module, head, full_name)
 
     def _foreign_bases(self, module: _Module, statement: ast.ClassDef) -> list[type]:
@@ -441,9 +449,8 @@ class _Reader:
                 self.search.packages.add(top)
             return full_name
         self.search.reach(definition)
-        self.search.uses[self.definition].add(definition.full_name)
         self.search.used.update(attributes)
-        return ".".join([definition.name, *attributes])
+        return ".".join([_named(definition.full_name), *attributes])
 
     _Attribute = _Name
 
@@ -453,7 +460,9 @@ class _Reader:
         outside = [self.text(node.decorator_list), self.text(node.args.defaults), self.text(node.args.kw_defaults)]
         self.note(node.returns)
         inside = self._within(self._locals(node), lambda: f"{self._parameters(node.args)}:{self.text(node.body)}")
-        return f"{type(node).__name__}({node.name},{','.join(outside)},{inside})"
+        is_definition = not self.scopes and self.definition == f"{self.module.name}.{node.name}"
+        name = _named(self.definition) if is_definition else node.name
+        return f"{type(node).__name__}({name},{','.join(outside)},{inside})"
 
     _AsyncFunctionDef = _FunctionDef
 

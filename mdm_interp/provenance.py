@@ -33,7 +33,12 @@ def versions(*functions: Callable[..., Any]) -> dict[str, str]:
     packages of :data:`DECIDING` that it uses."""
     meant = meaning(*functions)
     used = [package for package in DECIDING if package.replace("-", "_") in meant.packages]
-    return {"code": meant.digest, **{name: importlib.metadata.version(name) for name in used}}
+    return {"code": meant.digest, **{name: _release(importlib.metadata.version(name)) for name in used}}
+
+
+def _release(version: str) -> str:
+    """A version without what it was built for, as in 2.13.0+cpu."""
+    return version.partition("+")[0]
 
 
 DECIDING = ("numpy", "scipy", "torch", "transformer-lens")
@@ -145,6 +150,7 @@ def difference(made_by: Sequence[Mapping[str, Any]], here: Mapping[str, Any]) ->
     said: list[str] = []
     for one in made_by:
         shared = [name for name in one if name in here and name not in machine()]
-        others = [f"{name} {one[name]} instead of {here[name]}" for name in shared if one[name] != here[name]]
+        pairs = [(name, _release(one[name]), _release(here[name])) for name in shared]
+        others = [f"{name} {theirs} instead of {ours}" for name, theirs, ours in pairs if theirs != ours]
         said.append(", ".join(others) if shared else "unknown code and versions")
     return " and ".join(dict.fromkeys(filter(None, said)))
