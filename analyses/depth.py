@@ -16,18 +16,20 @@ from jaxtyping import Float
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from mdm_interp.analysis import Analysis
-from mdm_interp.coupling import component_of
-from mdm_interp.facts import FactWorld
-from mdm_interp.model import HookedTransformer
-from mdm_interp.prediction import query_loss
-from mdm_interp.presets import DEPTH_SCHEMES, DEPTHS, STAGES, about, at_stages, depth_grid
-from mdm_interp.queries import Query, QueryPair, collate
-from mdm_interp.results import Result
-from mdm_interp.routing import route_correlation
-from mdm_interp.runs import Run
-from mdm_interp.stats import Estimate, curve, mean_estimate, where
-from mdm_interp.storage import evidence_scores
+from mdm_interp.data.queries import Query, QueryPair, collate
+from mdm_interp.data.worlds import FactWorld
+from mdm_interp.experiments.analysis import Analysis
+from mdm_interp.experiments.grids import DEPTH_SCHEMES, DEPTHS, depth_grid
+from mdm_interp.experiments.results import Result
+from mdm_interp.experiments.scope import STAGES, about, at_stages
+from mdm_interp.inference.prediction import query_loss
+from mdm_interp.measures.evidence import evidence_scores
+from mdm_interp.measures.gradients.alignment import component_of
+from mdm_interp.measures.routes import route_correlation
+from mdm_interp.models.transformer import HookedTransformer
+from mdm_interp.stats.estimates import Estimate, mean_estimate
+from mdm_interp.stats.tables import curve, where
+from mdm_interp.training.runs import Run
 from mdm_interp.viz.plots import add_level, add_points
 from mdm_interp.viz.theme import CHANCE, FORWARD, GREEN, GREY, ORANGE, PURPLE, REVERSE, legend_at, titled
 

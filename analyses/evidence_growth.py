@@ -11,16 +11,17 @@ from jaxtyping import Float, Int
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from mdm_interp.analysis import Analysis
 from mdm_interp.config import TrainConfig
-from mdm_interp.facts import FactWorld
-from mdm_interp.model import HookedTransformer
-from mdm_interp.presets import VARIANTS, grid, variant_of
-from mdm_interp.queries import Query
-from mdm_interp.results import Result
-from mdm_interp.runs import Run
-from mdm_interp.stats import Estimate, curve, mean_estimate, where
-from mdm_interp.storage import compute_evidence, evidence_matrix
+from mdm_interp.data.queries import Query
+from mdm_interp.data.worlds import FactWorld
+from mdm_interp.experiments.analysis import Analysis
+from mdm_interp.experiments.grids import VARIANTS, grid, variant_of
+from mdm_interp.experiments.results import Result
+from mdm_interp.measures.evidence import compute_evidence, evidence_matrix
+from mdm_interp.models.transformer import HookedTransformer
+from mdm_interp.stats.estimates import Estimate, mean_estimate
+from mdm_interp.stats.tables import curve, where
+from mdm_interp.training.runs import Run
 from mdm_interp.viz.plots import TRAINING_STEPS, add_curve, add_level, add_matrix
 from mdm_interp.viz.theme import CHANCE, legend_at, titled
 from mdm_interp.viz.theme import VARIANTS as COLORS

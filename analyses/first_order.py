@@ -11,23 +11,18 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from mdm_interp.analysis import Analysis
 from mdm_interp.config import TrainConfig
-from mdm_interp.coupling import (
-    COMPONENTS,
-    ROUTING,
-    STORAGE,
-    first_order,
-    inner_products,
-    mean_gradient,
-    random_direction,
-)
-from mdm_interp.model import HookedTransformer
-from mdm_interp.presets import STAGES, VARIANTS, about, at_stages, grid, variant_of
-from mdm_interp.queries import QueryPair
-from mdm_interp.results import Result
-from mdm_interp.runs import Run
-from mdm_interp.stats import Estimate, curve, mean_estimate, where
+from mdm_interp.data.queries import QueryPair
+from mdm_interp.experiments.analysis import Analysis
+from mdm_interp.experiments.grids import VARIANTS, grid, variant_of
+from mdm_interp.experiments.results import Result
+from mdm_interp.experiments.scope import STAGES, about, at_stages
+from mdm_interp.measures.gradients.alignment import COMPONENTS, ROUTING, STORAGE
+from mdm_interp.measures.gradients.first_order import first_order, inner_products, mean_gradient, random_direction
+from mdm_interp.models.transformer import HookedTransformer
+from mdm_interp.stats.estimates import Estimate, mean_estimate
+from mdm_interp.stats.tables import curve, where
+from mdm_interp.training.runs import Run
 from mdm_interp.viz.plots import add_curve, add_level, interval_bars
 from mdm_interp.viz.theme import CHANCE, GREEN, ORANGE, PURPLE, legend_at, titled
 

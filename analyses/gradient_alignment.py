@@ -9,14 +9,15 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from mdm_interp.analysis import Analysis
 from mdm_interp.config import TrainConfig
-from mdm_interp.coupling import gradient_alignment
-from mdm_interp.presets import VARIANTS, grid, variant_of
-from mdm_interp.results import Result
-from mdm_interp.runs import Run
-from mdm_interp.stats import Estimate, curve, mean_estimate, where
-from mdm_interp.storage import storage_coupling
+from mdm_interp.experiments.analysis import Analysis
+from mdm_interp.experiments.grids import VARIANTS, grid, variant_of
+from mdm_interp.experiments.results import Result
+from mdm_interp.measures.evidence import storage_coupling
+from mdm_interp.measures.gradients.alignment import gradient_alignment
+from mdm_interp.stats.estimates import Estimate, mean_estimate
+from mdm_interp.stats.tables import curve, where
+from mdm_interp.training.runs import Run
 from mdm_interp.viz.plots import TRAINING_STEPS, add_curve, add_level
 from mdm_interp.viz.theme import BLUE, CHANCE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, legend_at, titled
 

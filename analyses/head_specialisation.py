@@ -20,40 +20,21 @@ from jaxtyping import Float, Int
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from mdm_interp.analysis import Analysis
-from mdm_interp.facts import FactWorld
-from mdm_interp.heads import N_EXCHANGES, compute_contributions, compute_reading, specialisation
-from mdm_interp.interventions import project_even_routes, share_routes
-from mdm_interp.model import HookedTransformer
-from mdm_interp.presets import (
-    HEAD_SCHEMES,
-    HEADS,
-    MANY_HEADS,
-    SCOPE,
-    STAGES,
-    about,
-    at_stages,
-    head_grid,
-    scope_label,
-)
-from mdm_interp.queries import Query, QueryPair, batches
-from mdm_interp.results import Result
-from mdm_interp.runs import Run
-from mdm_interp.stats import LEVEL, Estimate, correlation_estimate, curve, mean_estimate, rank_correlation, where
+from mdm_interp.data.queries import Query, QueryPair, batches
+from mdm_interp.data.worlds import FactWorld
+from mdm_interp.experiments.analysis import Analysis
+from mdm_interp.experiments.grids import HEAD_SCHEMES, HEADS, MANY_HEADS, head_grid
+from mdm_interp.experiments.results import Result
+from mdm_interp.experiments.scope import SCOPE, STAGES, about, at_stages, scope_label
+from mdm_interp.interventions.effects import project_even_routes, share_routes
+from mdm_interp.measures.heads import N_EXCHANGES, compute_contributions, compute_reading, specialisation
+from mdm_interp.models.transformer import HookedTransformer
+from mdm_interp.stats.correlations import correlation_estimate, rank_correlation
+from mdm_interp.stats.estimates import LEVEL, Estimate, mean_estimate
+from mdm_interp.stats.tables import curve, where
+from mdm_interp.training.runs import Run
 from mdm_interp.viz.plots import add_estimates, add_points
-from mdm_interp.viz.theme import (
-    BLUE,
-    FORWARD,
-    GREEN,
-    GREY,
-    ORANGE,
-    PURPLE,
-    REVERSE,
-    SKY,
-    VERMILION,
-    legend_at,
-    titled,
-)
+from mdm_interp.viz.theme import BLUE, FORWARD, GREEN, GREY, ORANGE, PURPLE, REVERSE, SKY, VERMILION, legend_at, titled
 
 N_CONTEXTS = 1
 GAP = 0.1

@@ -13,32 +13,25 @@ from jaxtyping import Bool
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from mdm_interp.analysis import Analysis
 from mdm_interp.config import TrainConfig
-from mdm_interp.interventions import (
+from mdm_interp.data.queries import QueryPair
+from mdm_interp.experiments.analysis import Analysis
+from mdm_interp.experiments.grids import DEPTHS, SCHEMES, depth_grid, scheme_grid
+from mdm_interp.experiments.results import Result
+from mdm_interp.experiments.scope import about, at_stages
+from mdm_interp.interventions.effects import (
     Effect,
-    Patching,
     ablate_routes,
     ablate_storage,
-    patch_heads,
-    patch_positions,
     project_even_routes,
     transplant_routes,
 )
-from mdm_interp.model import HookedTransformer
-from mdm_interp.positions import SCHEMES as POSITION_SCHEMES
-from mdm_interp.presets import (
-    DEPTHS,
-    SCHEMES,
-    about,
-    at_stages,
-    depth_grid,
-    scheme_grid,
-)
-from mdm_interp.queries import QueryPair
-from mdm_interp.results import Result
-from mdm_interp.runs import Run
-from mdm_interp.stats import Estimate, mean_estimate, where
+from mdm_interp.interventions.patching import Patching, patch_heads, patch_positions
+from mdm_interp.models.positions import SCHEMES as POSITION_SCHEMES
+from mdm_interp.models.transformer import HookedTransformer
+from mdm_interp.stats.estimates import Estimate, mean_estimate
+from mdm_interp.stats.tables import where
+from mdm_interp.training.runs import Run
 from mdm_interp.viz.plots import add_estimates, add_matrix
 from mdm_interp.viz.theme import FORWARD, GREEN, GREY, REVERSE, legend_at, titled
 

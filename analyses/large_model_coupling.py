@@ -10,12 +10,14 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from mdm_interp.coupling import ROUTING, STORAGE
-from mdm_interp.layer_coupling import layer_alignment
-from mdm_interp.probing import KINDS, CheckpointAnalysis, Probe, demos
-from mdm_interp.resampling import FactSample, places_above
-from mdm_interp.results import Result
-from mdm_interp.stats import Estimate, estimate_in, where
+from mdm_interp.experiments.analysis import CheckpointAnalysis
+from mdm_interp.experiments.results import Result
+from mdm_interp.experiments.subjects import KINDS, Probe, demos
+from mdm_interp.measures.gradients.alignment import ROUTING, STORAGE
+from mdm_interp.measures.gradients.layers import layer_alignment
+from mdm_interp.stats.estimates import Estimate
+from mdm_interp.stats.resampling import FactSample, places_above
+from mdm_interp.stats.tables import estimate_in, where
 from mdm_interp.viz.plots import add_curve, add_level
 from mdm_interp.viz.theme import CHANCE, GREEN, ORANGE, SKY, legend_at, titled
 
@@ -75,7 +77,7 @@ def measure(probes: Sequence[Probe]) -> list[dict[str, Any]]:
 
 def summarize(result: Result) -> dict[str, Estimate]:
     """Give the cosines of all layers together, and the share of layers in which a group's exceeds its null, all layers
-    looked at (:func:`~mdm_interp.resampling.places_above`); a share has no interval."""
+    looked at (:func:`~mdm_interp.stats.resampling.places_above`); a share has no interval."""
     whole = result.frame[result.frame["layer"].isna()]
     summary = {}
     for row in whole.to_dict("records"):

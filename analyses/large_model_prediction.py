@@ -17,13 +17,15 @@ from jaxtyping import Float
 from numpy import ndarray
 from plotly.subplots import make_subplots
 
-from mdm_interp.prediction import Filled, infill, infill_any_length, orders, predict
-from mdm_interp.probing import KINDS, CheckpointAnalysis, Probe, demos, each_checkpoint
-from mdm_interp.prompts import Kind, render, right_answers
-from mdm_interp.queries import Query, QueryPair
-from mdm_interp.resampling import FactSample
-from mdm_interp.results import Result
-from mdm_interp.stats import Estimate, estimate_in, where
+from mdm_interp.data.prompts import Kind, render, right_answers
+from mdm_interp.data.queries import Query, QueryPair
+from mdm_interp.experiments.analysis import CheckpointAnalysis
+from mdm_interp.experiments.results import Result
+from mdm_interp.experiments.subjects import KINDS, Probe, demos, each_checkpoint
+from mdm_interp.inference.prediction import Filled, infill, infill_any_length, orders, predict
+from mdm_interp.stats.estimates import Estimate
+from mdm_interp.stats.resampling import FactSample
+from mdm_interp.stats.tables import estimate_in, where
 from mdm_interp.viz.plots import add_estimates
 from mdm_interp.viz.theme import CHANCE, FORWARD, REVERSE, legend_at, titled
 

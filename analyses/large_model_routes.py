@@ -12,20 +12,21 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mdm_interp.bridge import hooked
-from mdm_interp.probing import KINDS, CheckpointAnalysis, Probe, demos
-from mdm_interp.queries import Query, QueryPair
-from mdm_interp.resampling import Draws, FactSample, mean_over, rows_at, summary_of
-from mdm_interp.results import Result
-from mdm_interp.routing import (
+from mdm_interp.data.queries import Query, QueryPair
+from mdm_interp.experiments.analysis import CheckpointAnalysis
+from mdm_interp.experiments.results import Result
+from mdm_interp.experiments.subjects import KINDS, Probe, demos
+from mdm_interp.measures.rope import (
     compute_content,
-    compute_routes,
     isotropic_correlation,
     plane_products,
     require_rope,
     score_at_offset,
 )
-from mdm_interp.stats import Estimate
+from mdm_interp.measures.routes import compute_routes
+from mdm_interp.models.bridge import hooked
+from mdm_interp.stats.estimates import Estimate
+from mdm_interp.stats.resampling import Draws, FactSample, mean_over, rows_at, summary_of
 from mdm_interp.viz.layers import HeadMap, LayerCurves, draw_layers, layers_height, span_of
 from mdm_interp.viz.theme import CHANCE, FORWARD, GREEN, ORANGE, PURPLE, REVERSE, SKY, titled
 
@@ -41,21 +42,17 @@ def measure(probes: Sequence[Probe]) -> list[dict[str, Any]]:
 
     `forward` and `reverse` are shares of attention, beside what attention spread evenly would give (`uniform_…`).
     `correlation` is that over facts of the forward and the reverse contrast, the source's score less the mean of the
-    other keys' (:class:`~mdm_interp.routing.Routes`); `…_null` is the same with shuffled facts' reverse contrasts.
-    Facts are compared with those whose names have as many tokens: a longer source may draw more on either side,
-    whatever a model knows. There are such others for `matched` facts.
-
-    `selectivity` is the share of the odd part in the energy of the contrasts. It is of pairs whose two sources are at
-    mirrored offsets of the readout only (`mirrored` facts have some): elsewhere the distances differ as well as the
-    sides. Where the readout is one before the answer, as in Dream, no positional pair is mirrored.
-
-    For RoPE models `isotropic`, `spectrum` and `same_content` are the correlation that equal energy in all planes, the
-    measured energies, and the forward query's own content would give at the two queries' own offsets. They are
-    predictions of the raw score, from which no mean of other keys is subtracted: `score_correlation`, which changes
-    with what no softmax sees, is there to be compared with them. Where pairs share no source only shares of attention
-    are given.
-
-    `NAME_n` counts the independent clusters of facts behind a number, and `facts` and `clusters` all there are.
+    other keys' (`routes.Routes`); `…_null` is the same with shuffled facts' reverse contrasts. Facts are compared with
+    those whose names have as many tokens: a longer source may draw more on either side, whatever a model knows. There
+    are such others for `matched` facts. `selectivity` is the share of the odd part in the energy of the contrasts. It
+    is of pairs whose two sources are at mirrored offsets of the readout only (`mirrored` facts have some): elsewhere
+    the distances differ as well as the sides. Where the readout is one before the answer, as in Dream, no positional
+    pair is mirrored. For RoPE models `isotropic`, `spectrum` and `same_content` are the correlation that equal energy
+    in all planes, the measured energies, and the forward query's own content would give at the two queries' own
+    offsets. They are predictions of the raw score, from which no mean of other keys is subtracted: `score_correlation`,
+    which changes with what no softmax sees, is there to be compared with them. Where pairs share no source only shares
+    of attention are given. `NAME_n` counts the independent clusters of facts behind a number, and `facts` and
+    `clusters` all there are.
     """
     rows: list[dict[str, Any]] = []
     for probe in probes:

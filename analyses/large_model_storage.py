@@ -9,12 +9,13 @@ from typing import Any
 import plotly.graph_objects as go
 from torch import Tensor
 
-from mdm_interp.answer_evidence import answer_evidence
-from mdm_interp.probing import KINDS, CheckpointAnalysis, Probe, demos
-from mdm_interp.queries import QueryPair
-from mdm_interp.resampling import Draws, FactSample, rows_at, summary_of
-from mdm_interp.results import Result
-from mdm_interp.stats import Estimate
+from mdm_interp.data.queries import QueryPair
+from mdm_interp.experiments.analysis import CheckpointAnalysis
+from mdm_interp.experiments.results import Result
+from mdm_interp.experiments.subjects import KINDS, Probe, demos
+from mdm_interp.measures.answer_evidence import answer_evidence
+from mdm_interp.stats.estimates import Estimate
+from mdm_interp.stats.resampling import Draws, FactSample, rows_at, summary_of
 from mdm_interp.viz.layers import HeadMap, LayerCurves, draw_layers, layers_height, span_of
 from mdm_interp.viz.theme import CHANCE, FORWARD, PURPLE, REVERSE, titled
 
@@ -28,7 +29,7 @@ def measure(probes: Sequence[Probe]) -> list[dict[str, Any]]:
     one for the model (layer null too: mean over layers).
 
     `…_specific` is evidence, `…_beaten` the share of other answers beaten, `…_null_…` the same for another fact's
-    answer, as :class:`~mdm_interp.answer_evidence.AnswerEvidence` has them; each source is compared within its
+    answer, as :class:`~mdm_interp.measures.answer_evidence.AnswerEvidence` has them; each source is compared within its
     context. `place_index` is the variance of the layer's own-answer evidence over the two places of a pair over its
     variance over facts; null for heads, and where pairs share no source. `NAME_n` counts the independent clusters of
     facts behind a number, and `facts` and `clusters` all there are.
@@ -61,8 +62,8 @@ def measure(probes: Sequence[Probe]) -> list[dict[str, Any]]:
 
 
 def place_index(forward: Tensor, reverse: Tensor, pairs: Sequence[QueryPair], sample: FactSample) -> Draws:
-    """As :func:`mdm_interp.storage.place_index`, of own-answer evidence `[pair layer]` and with the variance over facts
-    taken within contexts."""
+    """As `evidence.place_index`, of own-answer evidence `[pair layer]` and with the variance over facts taken within
+    contexts."""
     if not all(pair.shared for pair in pairs):
         return Draws.nothing(forward.shape[1:])
     middle = (forward + reverse) / 2

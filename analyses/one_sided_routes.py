@@ -18,12 +18,14 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from mdm_interp.analysis import Analysis
 from mdm_interp.config import TrainConfig
-from mdm_interp.presets import BOTH_WAYS, LEARNT, POOL_CONTRASTS, POOL_MODELS, about, at_stages, pool_grid
-from mdm_interp.results import Result
-from mdm_interp.runs import Run
-from mdm_interp.stats import Estimate, curve, mean_estimate, where
+from mdm_interp.experiments.analysis import Analysis
+from mdm_interp.experiments.grids import BOTH_WAYS, POOL_CONTRASTS, POOL_MODELS, pool_grid
+from mdm_interp.experiments.results import Result
+from mdm_interp.experiments.scope import LEARNT, about, at_stages
+from mdm_interp.stats.estimates import Estimate, mean_estimate
+from mdm_interp.stats.tables import curve, where
+from mdm_interp.training.runs import Run
 from mdm_interp.viz.plots import TRAINING_STEPS, add_curve, add_level, add_points
 from mdm_interp.viz.theme import BLUE, CHANCE, PURPLE, SKY, VERMILION, legend_at, titled
 

@@ -16,14 +16,16 @@ from jaxtyping import Float
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from mdm_interp.analysis import Analysis
 from mdm_interp.config import TrainConfig
-from mdm_interp.positions import SCHEMES as POSITIONS
-from mdm_interp.presets import DEPTH_SCHEMES, SCHEMES, STAGES, about, at_stages, depth_grid, scheme_grid
-from mdm_interp.results import Result
-from mdm_interp.runs import Run
-from mdm_interp.stats import Estimate, curve, mean_estimate, where
-from mdm_interp.storage import evidence_matrix, pair_position_index, position_index
+from mdm_interp.experiments.analysis import Analysis
+from mdm_interp.experiments.grids import DEPTH_SCHEMES, SCHEMES, depth_grid, scheme_grid
+from mdm_interp.experiments.results import Result
+from mdm_interp.experiments.scope import STAGES, about, at_stages
+from mdm_interp.measures.evidence import evidence_matrix, pair_position_index, position_index
+from mdm_interp.models.positions import SCHEMES as POSITIONS
+from mdm_interp.stats.estimates import Estimate, mean_estimate
+from mdm_interp.stats.tables import curve, where
+from mdm_interp.training.runs import Run
 from mdm_interp.viz.plots import TRAINING_STEPS, add_curve, add_level, add_points
 from mdm_interp.viz.theme import CHANCE, GREEN, GREY, PURPLE, legend_at, titled
 from mdm_interp.viz.theme import SCHEMES as COLORS

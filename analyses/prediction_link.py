@@ -11,26 +11,23 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from mdm_interp.analysis import Analysis
-from mdm_interp.claims import CONSTANT, ClaimTest
 from mdm_interp.config import TrainConfig
-from mdm_interp.coupling import STORAGE, Direction, inner_products, mean_gradient
-from mdm_interp.facts import FactWorld
-from mdm_interp.model import HookedTransformer
-from mdm_interp.presets import MDM_SCHEMES, SCOPE, STAGES, WORLDS, about, at_stages, grid
-from mdm_interp.queries import QueryPair
-from mdm_interp.results import Result
-from mdm_interp.routing import route_correlation
-from mdm_interp.runs import Run
-from mdm_interp.stats import (
-    Estimate,
-    correlation_estimate,
-    mean_estimate,
-    partial_rank_correlation,
-    rank_correlation,
-    where,
-)
-from mdm_interp.storage import evidence_scores
+from mdm_interp.data.queries import QueryPair
+from mdm_interp.data.worlds import FactWorld
+from mdm_interp.experiments.analysis import Analysis
+from mdm_interp.experiments.claims import CONSTANT, ClaimTest
+from mdm_interp.experiments.grids import MDM_SCHEMES, WORLDS, grid
+from mdm_interp.experiments.results import Result
+from mdm_interp.experiments.scope import SCOPE, STAGES, about, at_stages
+from mdm_interp.measures.evidence import evidence_scores
+from mdm_interp.measures.gradients.alignment import STORAGE
+from mdm_interp.measures.gradients.first_order import Direction, inner_products, mean_gradient
+from mdm_interp.measures.routes import route_correlation
+from mdm_interp.models.transformer import HookedTransformer
+from mdm_interp.stats.correlations import correlation_estimate, partial_rank_correlation, rank_correlation
+from mdm_interp.stats.estimates import Estimate, mean_estimate
+from mdm_interp.stats.tables import where
+from mdm_interp.training.runs import Run
 from mdm_interp.viz.plots import add_estimates
 from mdm_interp.viz.theme import BLUE, CHANCE, ORANGE, legend_at, titled
 from mdm_interp.viz.theme import SCHEMES as COLORS

@@ -13,12 +13,14 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from mdm_interp.analysis import Analysis
 from mdm_interp.config import TrainConfig
-from mdm_interp.presets import MANY_HEADS, MDM_SCHEMES, VARIANTS, about, grid, head_grid, variant_of
-from mdm_interp.results import Result
-from mdm_interp.runs import Run
-from mdm_interp.stats import Estimate, curve, mean_estimate, where
+from mdm_interp.experiments.analysis import Analysis
+from mdm_interp.experiments.grids import MANY_HEADS, MDM_SCHEMES, VARIANTS, grid, head_grid, variant_of
+from mdm_interp.experiments.results import Result
+from mdm_interp.experiments.scope import about
+from mdm_interp.stats.estimates import Estimate, mean_estimate
+from mdm_interp.stats.tables import curve, where
+from mdm_interp.training.runs import Run
 from mdm_interp.viz.plots import TRAINING_STEPS, add_curve, add_level
 from mdm_interp.viz.theme import CHANCE, FORWARD, REVERSE, legend_at, titled
 

@@ -10,14 +10,17 @@ import plotly.graph_objects as go
 import torch
 from plotly.subplots import make_subplots
 
-from mdm_interp.analysis import Analysis
 from mdm_interp.config import TrainConfig
-from mdm_interp.presets import MDM_SCHEMES, grid, variant_of
-from mdm_interp.results import Result
-from mdm_interp.routing import compute_routes, correlate, distance_correlation
-from mdm_interp.routing import route_correlation as compute_route_correlation
-from mdm_interp.runs import Run
-from mdm_interp.stats import Estimate, curve, mean_estimate, where
+from mdm_interp.experiments.analysis import Analysis
+from mdm_interp.experiments.grids import MDM_SCHEMES, grid, variant_of
+from mdm_interp.experiments.results import Result
+from mdm_interp.measures.rope import distance_correlation
+from mdm_interp.measures.routes import compute_routes
+from mdm_interp.measures.routes import route_correlation as compute_route_correlation
+from mdm_interp.stats.correlations import correlate
+from mdm_interp.stats.estimates import Estimate, mean_estimate
+from mdm_interp.stats.tables import curve, where
+from mdm_interp.training.runs import Run
 from mdm_interp.viz.plots import TRAINING_STEPS, add_curve, add_level
 from mdm_interp.viz.theme import CHANCE, COLORS, legend_at, titled
 from mdm_interp.viz.theme import VARIANTS as VARIANT_COLORS

@@ -13,27 +13,20 @@ from jaxtyping import Float
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from mdm_interp.analysis import Analysis
-from mdm_interp.model import HookedTransformer
-from mdm_interp.parity import Parity, plane_spectrum, rope_parity, score_parity
-from mdm_interp.presets import SCHEMES, about, scheme_grid
-from mdm_interp.queries import QueryPair
-from mdm_interp.results import Result
-from mdm_interp.routing import compute_content, other_facts, plane_products, require_rope
-from mdm_interp.runs import Run
-from mdm_interp.stats import Estimate, curve, mean_estimate, where
+from mdm_interp.data.queries import QueryPair
+from mdm_interp.experiments.analysis import Analysis
+from mdm_interp.experiments.grids import SCHEMES, scheme_grid
+from mdm_interp.experiments.results import Result
+from mdm_interp.experiments.scope import about
+from mdm_interp.measures.parity import Parity, plane_spectrum, rope_parity, score_parity
+from mdm_interp.measures.rope import compute_content, plane_products, require_rope
+from mdm_interp.measures.routes import other_facts
+from mdm_interp.models.transformer import HookedTransformer
+from mdm_interp.stats.estimates import Estimate, mean_estimate
+from mdm_interp.stats.tables import curve, where
+from mdm_interp.training.runs import Run
 from mdm_interp.viz.plots import TRAINING_STEPS, add_curve, add_level
-from mdm_interp.viz.theme import (
-    BLUE,
-    CHANCE,
-    FORWARD,
-    GREY,
-    REVERSE,
-    SKY,
-    VERMILION,
-    legend_at,
-    titled,
-)
+from mdm_interp.viz.theme import BLUE, CHANCE, FORWARD, GREY, REVERSE, SKY, VERMILION, legend_at, titled
 from mdm_interp.viz.theme import SCHEMES as COLORS
 
 OF_RUN = ("selectivity", "null", "forward_probability", "reverse_probability", "chance")

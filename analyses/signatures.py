@@ -12,20 +12,22 @@ import plotly.graph_objects as go
 import torch
 from plotly.subplots import make_subplots
 
-from mdm_interp.analysis import Analysis
-from mdm_interp.claims import ClaimTest, LinkTest
-from mdm_interp.coupling import STORAGE, gradient_alignment
-from mdm_interp.facts import FactWorld
-from mdm_interp.interventions import transplant_routes
-from mdm_interp.model import HookedTransformer
-from mdm_interp.positions import SCHEMES as POSITIONS
-from mdm_interp.presets import SCOPE, STAGES, about, at_stages, every_run, scope_label
-from mdm_interp.queries import QueryPair
-from mdm_interp.results import Result
-from mdm_interp.routing import route_correlation, score_correlation, score_correlation_null
-from mdm_interp.runs import Run
-from mdm_interp.stats import Estimate, mean_estimate, where
-from mdm_interp.storage import compute_evidence, evidence_scores, place_index
+from mdm_interp.data.queries import QueryPair
+from mdm_interp.data.worlds import FactWorld
+from mdm_interp.experiments.analysis import Analysis
+from mdm_interp.experiments.claims import ClaimTest, LinkTest
+from mdm_interp.experiments.grids import every_run
+from mdm_interp.experiments.results import Result
+from mdm_interp.experiments.scope import SCOPE, STAGES, about, at_stages, scope_label
+from mdm_interp.interventions.effects import transplant_routes
+from mdm_interp.measures.evidence import compute_evidence, evidence_scores, place_index
+from mdm_interp.measures.gradients.alignment import STORAGE, gradient_alignment
+from mdm_interp.measures.routes import route_correlation, score_correlation, score_correlation_null
+from mdm_interp.models.positions import SCHEMES as POSITIONS
+from mdm_interp.models.transformer import HookedTransformer
+from mdm_interp.stats.estimates import Estimate, mean_estimate
+from mdm_interp.stats.tables import where
+from mdm_interp.training.runs import Run
 from mdm_interp.viz.plots import add_estimates
 from mdm_interp.viz.theme import BLUE, CHANCE, legend_at, titled
 from mdm_interp.viz.theme import SCHEMES as COLORS

@@ -16,13 +16,15 @@ from plotly.subplots import make_subplots
 from torch import Tensor
 
 from mdm_interp.config import ModelConfig
-from mdm_interp.probing import KINDS, CheckpointAnalysis, Probe, demos, each_checkpoint
-from mdm_interp.prompts import Kind
-from mdm_interp.queries import Query, QueryPair
-from mdm_interp.resampling import FactSample
-from mdm_interp.results import Result
-from mdm_interp.stats import Estimate, estimate_in, where
-from mdm_interp.trajectory import Denoised, denoise_answers
+from mdm_interp.data.prompts import Kind
+from mdm_interp.data.queries import Query, QueryPair
+from mdm_interp.experiments.analysis import CheckpointAnalysis
+from mdm_interp.experiments.results import Result
+from mdm_interp.experiments.subjects import KINDS, Probe, demos, each_checkpoint
+from mdm_interp.measures.trajectory import Denoised, denoise_answers
+from mdm_interp.stats.estimates import Estimate
+from mdm_interp.stats.resampling import FactSample
+from mdm_interp.stats.tables import estimate_in, where
 from mdm_interp.viz.plots import add_curve, add_estimates, add_matrix
 from mdm_interp.viz.theme import FORWARD, REVERSE, legend_at, titled
 

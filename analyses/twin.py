@@ -12,16 +12,18 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from mdm_interp.answer_evidence import answer_evidence
-from mdm_interp.files import UserError
-from mdm_interp.prediction import predict
-from mdm_interp.probing import KINDS, CheckpointAnalysis, Probe, demos
-from mdm_interp.prompts import Kind
-from mdm_interp.queries import Query, QueryPair
-from mdm_interp.resampling import Draws, FactSample, head_agreement, rows_at, summary_of
-from mdm_interp.results import Result
-from mdm_interp.routing import compute_routes
-from mdm_interp.stats import Estimate, where
+from mdm_interp.data.prompts import Kind
+from mdm_interp.data.queries import Query, QueryPair
+from mdm_interp.errors import UserError
+from mdm_interp.experiments.analysis import CheckpointAnalysis
+from mdm_interp.experiments.results import Result
+from mdm_interp.experiments.subjects import KINDS, Probe, demos
+from mdm_interp.inference.prediction import predict
+from mdm_interp.measures.answer_evidence import answer_evidence
+from mdm_interp.measures.routes import compute_routes
+from mdm_interp.stats.estimates import Estimate
+from mdm_interp.stats.resampling import Draws, FactSample, head_agreement, rows_at, summary_of
+from mdm_interp.stats.tables import where
 from mdm_interp.viz.layers import say, span_of
 from mdm_interp.viz.plots import interval_bars
 from mdm_interp.viz.theme import BLUE, GREEN, ORANGE, VERMILION, faded, legend_at, titled

@@ -24,16 +24,18 @@ from jaxtyping import Bool, Float, Int
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from mdm_interp.analysis import Analysis
 from mdm_interp.config import TrainConfig
-from mdm_interp.facts import FactWorld
-from mdm_interp.model import HookedTransformer
-from mdm_interp.prediction import predict
-from mdm_interp.presets import STAGES, about, at_stages, grid, variant_of
-from mdm_interp.queries import Query, QueryPair, batches
-from mdm_interp.results import Result
-from mdm_interp.runs import Run
-from mdm_interp.stats import Estimate, curve, mean_estimate, where
+from mdm_interp.data.queries import Query, QueryPair, batches
+from mdm_interp.data.worlds import FactWorld
+from mdm_interp.experiments.analysis import Analysis
+from mdm_interp.experiments.grids import grid, variant_of
+from mdm_interp.experiments.results import Result
+from mdm_interp.experiments.scope import STAGES, about, at_stages
+from mdm_interp.inference.prediction import predict
+from mdm_interp.models.transformer import HookedTransformer
+from mdm_interp.stats.estimates import Estimate, mean_estimate
+from mdm_interp.stats.tables import curve, where
+from mdm_interp.training.runs import Run
 from mdm_interp.viz.plots import add_level, add_points
 from mdm_interp.viz.theme import BLUE, CHANCE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, legend_at, titled
 

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from mdm_interp import model as model_module
 from mdm_interp.config import ModelConfig
-from mdm_interp.model import HookedTransformer
+from mdm_interp.models import transformer as model_module
+from mdm_interp.models.transformer import HookedTransformer
 
 FUSED_FROM = {"explicit": sys.maxsize, "fused": 1}
 

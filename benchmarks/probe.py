@@ -23,15 +23,16 @@ from pathlib import Path
 
 import torch
 
-from mdm_interp.analysis import discover
 from mdm_interp.checkpoints import load_checkpoint, save_checkpoint
-from mdm_interp.config import ModelConfig
-from mdm_interp.demo import DemoConfig, make_model_config, make_people, make_tokenizer
-from mdm_interp.model import HookedTransformer
-from mdm_interp.prediction import query_loss
-from mdm_interp.probing import KINDS, CheckpointAnalysis, Probe
-from mdm_interp.prompts import PARENT_CHILD, FactTable
-from mdm_interp.queries import Query, batches
+from mdm_interp.config import DemoConfig, ModelConfig
+from mdm_interp.data.people import make_people
+from mdm_interp.data.prompts import PARENT_CHILD, FactTable
+from mdm_interp.data.queries import Query, batches
+from mdm_interp.experiments.analysis import CheckpointAnalysis, discover
+from mdm_interp.experiments.subjects import KINDS, Probe
+from mdm_interp.inference.prediction import query_loss
+from mdm_interp.models.transformer import HookedTransformer
+from mdm_interp.training.demo import make_model_config, make_tokenizer
 
 
 def write_random_checkpoint(folder: Path, width: int, layers: int, n_facts: int, device: str, dtype: str) -> FactTable:

@@ -1,45 +1,25 @@
 """Mechanistic interpretability of masked diffusion language models.
 
     from mdm_interp import FactConfig, HookedTransformer, ModelConfig, TrainConfig, train
-    from mdm_interp import coupling, interventions, parity, routing, storage, viz
+    from mdm_interp import evidence, gradients, interventions, parity, rope, routes, viz
 
-Modules, each using only those before it: config, positions, queries, facts, model, bridge, diffusion, prediction, runs,
-training, checkpoints, prompts, demo; capture, routing, parity, storage, coupling, layer_coupling, answer_evidence,
-trajectory and interventions measure `(model, query_pairs)`, a TransformerBridge's as well; analysis and probing make
-results of them, claims judges these; viz and cli make figures and pages of it.
+Whatever is named here is imported when it is first used. Rooms, each using only those above it:
+
+    errors, files, devices, parallel, config    what everything stands on
+    meaning, provenance                         what code means, and what made a model or a result
+    models                                      the transformer, its layers, hooks and position schemes
+    data                                        queries, worlds of facts, facts in natural language
+    checkpoints                                 released formats and our own, read and written
+    inference                                   denoising and prediction
+    training                                    losses, the loop, stored runs, demo checkpoints
+    stats                                       estimates, intervals, correlations, tables
+    measures                                    routes, evidence and gradients of `(model, queries)`
+    interventions                               edits of routes and storage, and their effects
+    viz                                         parts of figures, and interactive pages
+    experiments                                 analyses, their results, the claims ledger, the report, the runner
+    cli                                         the command line
 """
 
-from mdm_interp import coupling, interventions, parity, routing, storage, viz
-from mdm_interp.checkpoints import load_checkpoint, save_checkpoint
-from mdm_interp.config import FactConfig, ModelConfig, TrainConfig
-from mdm_interp.diffusion import denoise
-from mdm_interp.facts import FactWorld
-from mdm_interp.files import UserError
-from mdm_interp.model import HookedTransformer
-from mdm_interp.prediction import predict
-from mdm_interp.queries import Query, QueryPair
-from mdm_interp.runs import Run
-from mdm_interp.training import train
+import lazy_loader
 
-__all__ = [
-    "FactConfig",
-    "FactWorld",
-    "HookedTransformer",
-    "ModelConfig",
-    "Query",
-    "QueryPair",
-    "Run",
-    "TrainConfig",
-    "UserError",
-    "coupling",
-    "denoise",
-    "interventions",
-    "load_checkpoint",
-    "parity",
-    "predict",
-    "routing",
-    "save_checkpoint",
-    "storage",
-    "train",
-    "viz",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from mdm_interp.config import TrainConfig, one_line
-from mdm_interp.files import UserError
-from mdm_interp.runs import DEFAULT_ROOT, Run
+from mdm_interp.errors import UserError
+from mdm_interp.training.runs import DEFAULT_ROOT, Run
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 runs_app = typer.Typer(help="Look into the run store, or clear it.")
@@ -53,7 +53,7 @@ def reproduce(
     out: OutOfReproduce = None,
 ) -> None:
     """Train what is missing, measure, and draw every figure and the index page."""
-    from mdm_interp.analysis import discover
+    from mdm_interp.experiments.analysis import discover
 
     _reproduce(_chosen(discover(), only), quick, full, seeds, device, workers, runs, out)
 
@@ -76,10 +76,10 @@ def _reproduce(
     runs: Path,
     out: Path | None,
 ) -> None:
-    from mdm_interp import runner
-    from mdm_interp.analysis import Lab
-    from mdm_interp.presets import FULL_SEEDS, QUICK_SEEDS
-    from mdm_interp.training import check_device
+    from mdm_interp.devices import check_device
+    from mdm_interp.experiments import runner
+    from mdm_interp.experiments.grids import FULL_SEEDS, QUICK_SEEDS
+    from mdm_interp.experiments.subjects import Lab
 
     if quick and full:
         raise UserError("--quick --full: these exclude each other; give one")
@@ -118,7 +118,7 @@ def run_one(analysis: Any) -> None:
 @app.command()
 def report(out: Out = FIGURES) -> None:
     """Draw every figure and the index page again, from the results that `reproduce` measured."""
-    from mdm_interp import runner
+    from mdm_interp.experiments import runner
 
     with Console(stderr=True).status("drawing"):
         reported = runner.report(out)
@@ -133,9 +133,9 @@ def verify(
 ) -> None:
     """The claims ledger: each claim of the paper, in every setting and at every stage that was measured, with its
     effect, null, interval and computed verdict. Reads what `reproduce` measured."""
-    from mdm_interp.analysis import discover, ledger
-    from mdm_interp.claims import counts, save_ledger, write_findings
-    from mdm_interp.presets import scope_label
+    from mdm_interp.experiments.analysis import discover, ledger
+    from mdm_interp.experiments.claims import counts, save_ledger, write_findings
+    from mdm_interp.experiments.scope import scope_label
 
     judged = [analysis for analysis in discover() if analysis.claims]
     for analysis in judged:
@@ -181,11 +181,11 @@ def probe(
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
 ) -> None:
     """Ask a checkpoint facts, forward and in reverse: routes, evidence, gradients and predictions, layer by layer."""
-    from mdm_interp.analysis import discover
-    from mdm_interp.probing import CheckpointAnalysis, open_probe
-    from mdm_interp.training import check_device
-    from mdm_interp.viz.report import write_figures, write_index
-    from mdm_interp.workers import progress_bars
+    from mdm_interp.devices import check_device
+    from mdm_interp.experiments.analysis import CheckpointAnalysis, discover
+    from mdm_interp.experiments.report import write_figures, write_index
+    from mdm_interp.experiments.subjects import open_probe
+    from mdm_interp.parallel import progress_bars
 
     usable = [a for a in discover() if isinstance(a, CheckpointAnalysis) and (twin or not a.needs_twin)]
     analyses = _chosen(usable, only)
@@ -263,7 +263,8 @@ def demo_checkpoint(
     device: Device = "auto",
 ) -> None:
     """Train a small checkpoint in a released format on sentences about invented people, with facts to probe it with."""
-    from mdm_interp.demo import DemoConfig, train_demo
+    from mdm_interp.config import DemoConfig
+    from mdm_interp.training.demo import train_demo
 
     print(train_demo(out, DemoConfig.model_validate({"format": format, "seed": seed}), device=device))
 
@@ -275,7 +276,7 @@ def train(
     runs: Root = DEFAULT_ROOT,
 ) -> None:
     """Train the run that CONFIG describes, resume it, or find it finished. Prints its folder."""
-    from mdm_interp.training import train as train_run
+    from mdm_interp.training.loop import train as train_run
 
     print(train_run(TrainConfig.from_yaml(config), root=runs, device=device).folder)
 
@@ -285,7 +286,7 @@ def list_runs(
     runs: Root = DEFAULT_ROOT, as_json: Annotated[bool, typer.Option("--json", help="One JSON array.")] = False
 ) -> None:
     """Every stored run: world, position scheme, objective, seed, steps done."""
-    from mdm_interp.runs import stored_runs
+    from mdm_interp.training.runs import stored_runs
 
     rows = [
         {
@@ -318,7 +319,7 @@ def show_run(
     import pandas as pd
 
     from mdm_interp.provenance import difference, environment, made_with, versions
-    from mdm_interp.training import train
+    from mdm_interp.training.loop import train
 
     stored = _run_named(run, runs)
     print((stored.folder / "config.yaml").read_text())
@@ -338,7 +339,7 @@ def _run_named(name: str, runs: Path) -> Run:
 @runs_app.command("prune")
 def prune_runs(runs: Root = DEFAULT_ROOT) -> None:
     """Delete the runs that were not finished, unless they are being trained."""
-    from mdm_interp.runs import stored_runs
+    from mdm_interp.training.runs import stored_runs
 
     deleted = 0
     for run in stored_runs(runs):

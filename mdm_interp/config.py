@@ -24,7 +24,8 @@ from pydantic import (
     model_validator,
 )
 
-from mdm_interp.files import UserError, write_text
+from mdm_interp.errors import UserError
+from mdm_interp.files import write_text
 
 Scheme = Literal["rope", "alibi", "t5_bias", "none", "learned", "sinusoidal"]
 Attention = Literal["bidirectional", "causal"]
@@ -87,7 +88,7 @@ class Config(BaseModel):
 
 
 class ModelConfig(Config):
-    """Architecture of a :class:`~mdm_interp.model.HookedTransformer`.
+    """Architecture of a :class:`~mdm_interp.models.transformer.HookedTransformer`.
 
     The default is the model the theory speaks of: attention only, RMSNorm, RoPE, bidirectional.
     """
@@ -215,7 +216,7 @@ class ModelConfig(Config):
 
 
 class FactConfig(Config):
-    """A synthetic world of facts `A r B`, each shown inside filler. See :mod:`mdm_interp.facts`."""
+    """A synthetic world of facts `A r B`, each shown inside filler. See :mod:`mdm_interp.data.worlds`."""
 
     world: World = "relation_cycle"
     n_entities: PositiveInt = 60
@@ -352,5 +353,35 @@ class TrainConfig(Config):
             raise ValueError(
                 f"model.mask_token_id: {self.model.mask_token_id} is not the world's mask "
                 f"{self.facts.mask_token_id}; leave it out"
+            )
+        return self
+
+
+class DemoConfig(Config):
+    """What a demo checkpoint is made from. Its fields fix the folder's content."""
+
+    format: Literal["llada", "dream", "qwen2"] = "llada"
+    seed: int = Field(default=0, ge=0)
+    """Drives the people, the initial weights and the order of the data."""
+    n_families: PositiveInt = 16
+    n_control: PositiveInt = 4
+    """Families whose parents are also stated in the reverse direction. They are not among the tested facts."""
+    n_bpe: PositiveInt = Field(default=600, ge=257)
+    """Most tokens of the byte-level BPE."""
+    d_model: PositiveInt = 96
+    n_layers: PositiveInt = 4
+    n_heads: PositiveInt = 4
+    d_mlp: PositiveInt = 256
+    steps: PositiveInt = 4000
+    batch_size: PositiveInt = 64
+    lr: PositiveFloat = 3e-3
+    warmup: PositiveInt = 100
+
+    @model_validator(mode="after")
+    def _check(self) -> DemoConfig:
+        if self.n_control >= self.n_families:
+            raise ValueError(
+                f"n_control: {self.n_control} of {self.n_families} families leave none to test; lower it or raise "
+                "n_families"
             )
         return self

@@ -9,11 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
-class UserError(ValueError):
-    """A mistake in what the user gave. The message names the field or file, its value and the fix; the CLI prints it
-    on one line and exits with 2."""
-
-
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` that takes its place on success and is removed on failure.

@@ -12,18 +12,18 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from mdm_interp import analysis as analysis_module
-from mdm_interp import presets, probing
-from mdm_interp.analysis import Lab, discover
-from mdm_interp.config import FactConfig, ModelConfig, TrainConfig
-from mdm_interp.demo import DemoConfig
-from mdm_interp.model import HookedTransformer
-from mdm_interp.results import Result
-from mdm_interp.runs import Run
-from mdm_interp.training import train
+from mdm_interp.config import DemoConfig, FactConfig, ModelConfig, TrainConfig
+from mdm_interp.experiments import analysis as analysis_module
+from mdm_interp.experiments import grids, subjects
+from mdm_interp.experiments.analysis import discover
+from mdm_interp.experiments.results import Result
+from mdm_interp.experiments.subjects import Lab
+from mdm_interp.models.transformer import HookedTransformer
+from mdm_interp.training.loop import train
+from mdm_interp.training.runs import Run
 
-REAL = {name: getattr(presets, name) for name in ("WORLDS", "small_model", "pool_world", "QUICK_SEEDS", "LEARNT")}
-REAL["WORLDS"] = dict(presets.WORLDS)
+REAL = {name: getattr(grids, name) for name in ("WORLDS", "small_model", "pool_world", "QUICK_SEEDS", "LEARNT")}
+REAL["WORLDS"] = dict(grids.WORLDS)
 """What :func:`tiny_grid` replaces, as it was."""
 
 TINY: dict[str, Any] = {"d_model": 16, "n_heads": 4, "n_layers": 2, "d_vocab": 13, "n_ctx": 12}
@@ -67,7 +67,7 @@ def tiny_run(
     rotary_base: float = 10_000.0,
     mlp: bool = False,
 ) -> TrainConfig:
-    """In place of `presets.small_model`."""
+    """In place of `grids.small_model`."""
     attention = "causal" if objective == "causal" else "bidirectional"
     model = ModelConfig(
         d_model=16,
@@ -87,9 +87,9 @@ def tiny_run(
 
 
 def tiny_pool_world(both_ways: float) -> FactConfig:
-    """In place of `presets.pool_world`."""
+    """In place of `grids.pool_world`."""
     return FactConfig(
-        world=presets.POOL, n_entities=20, n_filler=4, seq_len=6, filler="random", gap=(2, 4), reversed_share=both_ways
+        world=grids.POOL, n_entities=20, n_filler=4, seq_len=6, filler="random", gap=(2, 4), reversed_share=both_ways
     )
 
 
@@ -111,15 +111,15 @@ def one_after_the_other(function: Callable, tasks: Sequence[tuple], *, workers: 
 def tiny_grid() -> Iterator[None]:
     """The grids of `presets`, and the demo checkpoints, made tiny."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(presets.WORLDS, "relation_cycle", FactConfig(n_entities=9, n_filler=4))
-        patch.setitem(presets.WORLDS, "two_role", FactConfig(world="two_role", filler="none", seq_len=3, n_entities=8))
-        patch.setattr(presets, "small_model", tiny_run)
-        patch.setattr(presets, "pool_world", tiny_pool_world)
-        patch.setattr(presets, "QUICK_SEEDS", 1)  # so that two seeds have every setting
-        patch.setattr(presets, "LEARNT", 0.15)  # what so short a training reaches
+        patch.setitem(grids.WORLDS, "relation_cycle", FactConfig(n_entities=9, n_filler=4))
+        patch.setitem(grids.WORLDS, "two_role", FactConfig(world="two_role", filler="none", seq_len=3, n_entities=8))
+        patch.setattr(grids, "small_model", tiny_run)
+        patch.setattr(grids, "pool_world", tiny_pool_world)
+        patch.setattr(grids, "QUICK_SEEDS", 1)  # so that two seeds have every setting
+        patch.setattr(grids, "LEARNT", 0.15)  # what so short a training reaches
         patch.setattr(analysis_module, "train_all", train_here)
-        patch.setattr(probing, "DEMO", TINY_DEMO)
-        patch.setattr(probing, "side_by_side", one_after_the_other)
+        patch.setattr(subjects, "DEMO", TINY_DEMO)
+        patch.setattr(subjects, "side_by_side", one_after_the_other)
         yield
 
 

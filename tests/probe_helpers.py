@@ -9,8 +9,8 @@ from typing import Any
 import plotly.graph_objects as go
 from checkpoint_helpers import write_checkpoint
 
-from mdm_interp.probing import Probe, open_probe
-from mdm_interp.results import Result, tidy
+from mdm_interp.experiments.results import Result, tidy
+from mdm_interp.experiments.subjects import Probe, open_probe
 
 FACTS = """child,parent,parent_type
 Tom Cruise,Mary Lee Pfeiffer,mother

@@ -8,9 +8,9 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from mdm_interp.claims import CLAIMS, READINGS, Verdict
-from mdm_interp.results import Result
-from mdm_interp.stats import Estimate
+from mdm_interp.experiments.claims import CLAIMS, READINGS, Verdict
+from mdm_interp.experiments.results import Result
+from mdm_interp.stats.estimates import Estimate
 from mdm_interp.viz.plots import TRAINING_STEPS, add_curve, add_level, add_matrix
 from mdm_interp.viz.theme import CHANCE, FORWARD, REVERSE, legend_at, titled
 

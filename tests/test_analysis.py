@@ -23,16 +23,19 @@ from helpers import TINY_DEMO, train_here
 
 import analyses
 from analyses import evidence_growth, gradient_alignment, reversal_curse, route_correlation
-from mdm_interp import analysis as analysis_module
-from mdm_interp import claims, presets, probing, training
-from mdm_interp.analysis import ENTRY_POINTS, Analysis, Lab, discover, ledger
 from mdm_interp.config import FactConfig, ModelConfig, TrainConfig
-from mdm_interp.files import UserError
-from mdm_interp.model import HookedTransformer
+from mdm_interp.errors import UserError
+from mdm_interp.experiments import analysis as analysis_module
+from mdm_interp.experiments import claims, grids, subjects
+from mdm_interp.experiments.analysis import ENTRY_POINTS, Analysis, discover, ledger
+from mdm_interp.experiments.results import Result, tidy
+from mdm_interp.experiments.subjects import Lab
+from mdm_interp.models.transformer import HookedTransformer
 from mdm_interp.provenance import provenance, sources, stamp, versions
-from mdm_interp.results import Result, tidy
-from mdm_interp.runs import Run
-from mdm_interp.stats import Estimate, mean_estimate, where
+from mdm_interp.stats.estimates import Estimate, mean_estimate
+from mdm_interp.stats.tables import where
+from mdm_interp.training.loop import loop
+from mdm_interp.training.runs import Run
 
 ROOT = Path(__file__).parents[1]
 MODULES = {module.ANALYSIS.name: module for module in (reversal_curse, evidence_growth, route_correlation)}
@@ -47,7 +50,7 @@ COLUMNS = {
 SAME_COLUMNS_IN_EVERY_ROW = ("reversal_curse", "gradient_alignment")
 
 PLANTED = """
-from mdm_interp.analysis import Analysis
+from mdm_interp.experiments.analysis import Analysis
 
 ANALYSIS = Analysis(
     name={name!r},
@@ -217,10 +220,10 @@ def test_other_settings_seeds_or_runs_are_measured_again(lab: Lab, tmp_path: Pat
 
 def test_a_result_says_what_it_was_measured_with_and_what_trained_its_runs(lab: Lab, tmp_path: Path) -> None:
     result = Counted().analysis().result(lab, tmp_path)
-    here = provenance(training.__name__, "cpu", torch.float32)
+    here = provenance(loop.__name__, "cpu", torch.float32)
     assert result.made_with == [{"runs": 2, "by": [here]}]
     assert result.machine == {"cpu": here["cpu"], "threads": torch.get_num_threads()}
-    assert {"numpy", "scipy", "torch", "mdm_interp.training"} <= result.versions.keys()
+    assert {"numpy", "scipy", "torch", "mdm_interp.training.loop"} <= result.versions.keys()
 
 
 def test_runs_that_something_else_trained_are_used_and_counted(lab: Lab, tmp_path: Path) -> None:
@@ -230,7 +233,7 @@ def test_runs_that_something_else_trained_are_used_and_counted(lab: Lab, tmp_pat
     counted = Counted()
     result = counted.analysis().result(replace(lab, n_seeds=3), tmp_path)
     assert counted.measured == [[run.folder.name for run in runs]]
-    here = provenance(training.__name__, "cpu", torch.float32)
+    here = provenance(loop.__name__, "cpu", torch.float32)
     assert result.made_with == [{"runs": 1, "by": by} for by in ([{}], [here, other], [here])]
 
 
@@ -260,7 +263,7 @@ def test_other_packages_are_a_reason(lab: Lab, tmp_path: Path, monkeypatch: pyte
 
 
 def test_runs_and_demo_checkpoints_are_found_by_their_digests(lab: Lab) -> None:
-    demo = probing.demo_folder(TINY_DEMO, lab.root)
+    demo = subjects.demo_folder(TINY_DEMO, lab.root)
     demo.mkdir(parents=True)
     assert lab.folder(TINY_DEMO.digest()) == demo
     assert lab.folder(tiny().digest()) == Run.of(tiny(), lab.root).folder
@@ -456,19 +459,19 @@ QUOTED: dict[str, dict[str, str]] = {
         **{f"{setting} / ARM rope / reverse_probability": ".2g" for setting in reversal_curse.SETTINGS},
     },
     "evidence_growth": {
-        **{f"MDM {scheme} / reverse / final rank": ".1f" for scheme in presets.MDM_SCHEMES},
+        **{f"MDM {scheme} / reverse / final rank": ".1f" for scheme in grids.MDM_SCHEMES},
         "ARM rope / forward / final rank": ".1f",
         "ARM rope / reverse / final rank": ".1f",
     },
     "route_correlation": {
-        **{f"MDM {s} / {at} route correlation": ".2f" for s in presets.MDM_SCHEMES for at in ("initial", "final")},
+        **{f"MDM {s} / {at} route correlation": ".2f" for s in grids.MDM_SCHEMES for at in ("initial", "final")},
         **{
             f"MDM rope / final correlation at distance 2, {kind}": ".2f"
             for kind in ("measured", "spectrum", "isotropic")
         },
     },
     "gradient_alignment": {
-        **{f"{variant} / {at} mean_gradient": ".2f" for variant in presets.VARIANTS for at in ("initial", "final")},
+        **{f"{variant} / {at} mean_gradient": ".2f" for variant in grids.VARIANTS for at in ("initial", "final")},
         "ARM rope / final storage_term": ".2g",
     },
 }
@@ -488,7 +491,7 @@ def test_the_takeaway_quotes_the_summary(result_of: Callable[[str], Result], nam
 
 def test_the_takeaways_derived_figures_follow_the_summary(measured: dict[str, Result]) -> None:
     summary = measured["gradient_alignment"].summary
-    small = {f"MDM {scheme} / final storage_term": Estimate(3.0, 3.0, 3.0, 2) for scheme in presets.MDM_SCHEMES}
+    small = {f"MDM {scheme} / final storage_term": Estimate(3.0, 3.0, 3.0, 2) for scheme in grids.MDM_SCHEMES}
     small["MDM none / final storage_term"] = Estimate(0.0123, 0.0123, 0.0123, 2)
     assert "ends at 0.012 or more in every MDM" in gradient_alignment.takeaway({**summary, **small})
     ranks = {**measured["evidence_growth"].summary, "rank by chance": Estimate(10.5, 10.5, 10.5, 2)}
@@ -581,7 +584,7 @@ def test_symmetric_schemes_answer_both_ways_under_every_seed(variant: str) -> No
     last = at_the_end(variant)
     assert last["forward_accuracy"].mean() > 0.9
     # One seed's last checkpoint may fall into a passing dip, which another machine's arithmetic does not have.
-    assert last["forward_probability"].min() > presets.LEARNT
+    assert last["forward_probability"].min() > grids.LEARNT
     assert (last["forward_probability"] - last["reverse_probability"]).abs().max() <= 0.02
 
 

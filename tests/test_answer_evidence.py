@@ -13,12 +13,12 @@ from test_bridge import SHAPE, llama_bridge
 from torch import Tensor
 from torch.testing import assert_close
 
-from mdm_interp.answer_evidence import AnswerEvidence, _Contest, answer_evidence
 from mdm_interp.config import ModelConfig
-from mdm_interp.files import UserError
-from mdm_interp.model import HookedTransformer
-from mdm_interp.queries import Query
-from mdm_interp.storage import compute_evidence
+from mdm_interp.data.queries import Query
+from mdm_interp.errors import UserError
+from mdm_interp.measures.answer_evidence import AnswerEvidence, _Contest, answer_evidence
+from mdm_interp.measures.evidence import compute_evidence
+from mdm_interp.models.transformer import HookedTransformer
 
 MASK = 12
 NAMES = [(1, 2), (3,), (4, 4), (5, 2, 6), (7,), (8, 1)]
@@ -108,7 +108,7 @@ def test_own_evidence_is_that_of_compute_evidence() -> None:
 def test_padding_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model = random_model(**SHAPE)
     together = answer_evidence(model, QUERIES)
-    monkeypatch.setattr("mdm_interp.queries.MAX_LOGITS", 1)
+    monkeypatch.setattr("mdm_interp.data.queries.MAX_LOGITS", 1)
     for padded, alone in zip(together, answer_evidence(model, QUERIES), strict=True):
         for name in ("own", "specific", "null_specific"):
             assert_close(getattr(padded, name), getattr(alone, name), atol=1e-5, rtol=1e-5, equal_nan=True)

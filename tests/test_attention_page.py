@@ -20,12 +20,12 @@ from playwright.sync_api import Browser
 
 from mdm_interp import viz
 from mdm_interp.config import FactConfig
-from mdm_interp.files import UserError
-from mdm_interp.runs import Run
-from mdm_interp.training import train
-from mdm_interp.viz import attention_page
-from mdm_interp.viz.page import Page, packed, places
-from mdm_interp.viz.subject import Subject
+from mdm_interp.errors import UserError
+from mdm_interp.training.loop import train
+from mdm_interp.training.runs import Run
+from mdm_interp.viz.pages import attention
+from mdm_interp.viz.pages.page import Page, packed, places
+from mdm_interp.viz.pages.subject import Subject
 
 MASK = TINY["d_vocab"] - 1
 TOKENS = [3, MASK, 5, 7, 1, 0, 2]
@@ -91,7 +91,7 @@ def test_predictions_are_read_where_the_model_reads_them(shift: int) -> None:
     page = viz.attention(model, TOKENS)
     logits = model(torch.tensor([TOKENS]))[0, 1 + shift].clone()
     logits[MASK] = float("-inf")
-    top = logits.softmax(-1).topk(attention_page.TOP)
+    top = logits.softmax(-1).topk(attention.TOP)
     (filled,) = page.data["filled"]
     assert (page.data["masks"], page.data["readout"], filled["readout"]) == ([1], [1 + shift], 1 + shift)
     assert filled["tokens"] == [str(token) for token in top.indices.tolist()]
@@ -159,7 +159,7 @@ def test_mistakes_are_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
             viz.attention(model, TOKENS, **chosen)  # pyright: ignore[reportArgumentType]
     with refused(r"^heads: \[\] is no choice from 0 to 3"):
         viz.attention(model, TOKENS, heads=[])
-    monkeypatch.setattr(attention_page, "MAX_ENTRIES", 50)
+    monkeypatch.setattr(attention, "MAX_ENTRIES", 50)
     with refused(r"^prompt: 2 layers x 4 heads x 1 rows x 7 tokens are more than the 50 entries a page holds; choose"):
         viz.attention(model, TOKENS)
     assert viz.attention(model, TOKENS, layers=[0]).data["rows"] == [1], "only where predictions are read"

@@ -27,14 +27,16 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from mdm_interp import coupling, interventions, parity, routing, storage
-from mdm_interp.answer_evidence import answer_evidence
-from mdm_interp.bridge import hooked
-from mdm_interp.capture import LayerView, capture
-from mdm_interp.files import UserError
-from mdm_interp.model import HookedTransformer
-from mdm_interp.prediction import predict
-from mdm_interp.queries import Query, QueryPair, collate
+from mdm_interp.data.queries import Query, QueryPair, collate
+from mdm_interp.errors import UserError
+from mdm_interp.inference.prediction import predict
+from mdm_interp.interventions.edits import edits
+from mdm_interp.measures import evidence, parity, routes
+from mdm_interp.measures.answer_evidence import answer_evidence
+from mdm_interp.measures.capture import LayerView, capture
+from mdm_interp.measures.gradients import alignment
+from mdm_interp.models.bridge import hooked
+from mdm_interp.models.transformer import HookedTransformer
 
 SHAPE: dict[str, Any] = {"d_mlp": 24, "n_layers": 2, "n_key_value_heads": 2, "d_model": 32}
 TARGETS = torch.tensor([3, 9, 4])
@@ -60,33 +62,33 @@ def mirrored_pairs(causal: bool, count: int = 4) -> list[QueryPair]:
 
 MEASURES: dict[str, Callable[[Any, list[QueryPair]], Any]] = {
     "predict": lambda model, pairs: predict(model, [pair.forward for pair in pairs]),
-    "compute_routes": lambda model, pairs: routing.compute_routes(model, [pair.forward for pair in pairs]),
-    "compute_content": lambda model, pairs: routing.compute_content(model, [pair.forward for pair in pairs]),
-    "distance_correlation": lambda model, pairs: routing.distance_correlation(model, pairs, torch.arange(1.0, 4.0)),
+    "compute_routes": lambda model, pairs: routes.compute_routes(model, [pair.forward for pair in pairs]),
+    "compute_content": lambda model, pairs: routes.compute_content(model, [pair.forward for pair in pairs]),
+    "distance_correlation": lambda model, pairs: routes.distance_correlation(model, pairs, torch.arange(1.0, 4.0)),
     "plane_spectrum": parity.plane_spectrum,
-    "evidence_matrix": lambda model, pairs: storage.evidence_matrix(model, torch.arange(5), TARGETS),
-    "compute_evidence": lambda model, pairs: storage.compute_evidence(model, [p.forward for p in pairs], TARGETS),
-    "decompose_logits": lambda model, pairs: storage.decompose_logits(
+    "evidence_matrix": lambda model, pairs: evidence.evidence_matrix(model, torch.arange(5), TARGETS),
+    "compute_evidence": lambda model, pairs: evidence.compute_evidence(model, [p.forward for p in pairs], TARGETS),
+    "decompose_logits": lambda model, pairs: evidence.decompose_logits(
         model, collate([pair.forward for pair in pairs], hooked(model).cfg), TARGETS
     ),
     "answer_evidence": lambda model, pairs: answer_evidence(model, [pair.forward for pair in pairs])[0],
-    "storage_coupling": storage.storage_coupling,
-    "gradient_alignment": coupling.gradient_alignment,
-    "mean_gradient": lambda model, pairs: coupling.mean_gradient(model, [pair.forward for pair in pairs]),
-    "first_order": lambda model, pairs: coupling.first_order(model, pairs, [1e-2]),
+    "storage_coupling": evidence.storage_coupling,
+    "gradient_alignment": alignment.gradient_alignment,
+    "mean_gradient": lambda model, pairs: alignment.mean_gradient(model, [pair.forward for pair in pairs]),
+    "first_order": lambda model, pairs: alignment.first_order(model, pairs, [1e-2]),
 }
 SHARED_MEASURES: dict[str, Callable[[Any, list[QueryPair]], Any]] = {
     "score_parity": parity.score_parity,
     "rope_parity": parity.rope_parity,
     "route_coupling": parity.route_coupling,
-    "route_correlation": routing.route_correlation,
-    "pair_position_index": lambda model, pairs: storage.pair_position_index(model, pairs, TARGETS),
-    "transplant_routes": interventions.transplant_routes,
-    "project_even_routes": interventions.project_even_routes,
-    "ablate_storage": interventions.ablate_storage,
-    "ablate_routes": interventions.ablate_routes,
-    "patch_heads": interventions.patch_heads,
-    "patch_positions": interventions.patch_positions,
+    "route_correlation": routes.route_correlation,
+    "pair_position_index": lambda model, pairs: evidence.pair_position_index(model, pairs, TARGETS),
+    "transplant_routes": edits.transplant_routes,
+    "project_even_routes": edits.project_even_routes,
+    "ablate_storage": edits.ablate_storage,
+    "ablate_routes": edits.ablate_routes,
+    "patch_heads": edits.patch_heads,
+    "patch_positions": edits.patch_positions,
 }
 GRADIENTS = {"gradient_alignment", "mean_gradient", "first_order"}
 NEEDS_SCORES = {"compute_routes", "score_parity", "route_correlation", "project_even_routes", "ablate_routes"}
@@ -167,9 +169,9 @@ def test_on_a_bidirectional_native_bridge(native: tuple[HookedTransformer, Trans
 def test_gradients_on_a_native_bridge(native: tuple[HookedTransformer, TransformerBridge]) -> None:
     """It has output biases that ours has not, so only components without are compared."""
     pairs, both_have = mirrored_pairs(causal=False), ("embedding", "Q", "K", "V", "norms", "unembedding")
-    ours, theirs = (coupling.gradient_alignment(model, pairs).within(both_have) for model in native)
+    ours, theirs = (alignment.gradient_alignment(model, pairs).within(both_have) for model in native)
     assert_same(ours, theirs)
-    ours, theirs = (coupling.first_order(model, pairs, [1e-2], components=both_have) for model in native)
+    ours, theirs = (alignment.first_order(model, pairs, [1e-2], components=both_have) for model in native)
     assert_same(ours, theirs)
 
 
@@ -209,14 +211,14 @@ def test_fused_projections_have_no_gradients_of_their_own(tmp_path: Path) -> Non
     bridge = boot_from(tmp_path, peer)
     pairs = mirrored_pairs(causal=True)
     queries = [pair.forward for pair in pairs]
-    routes = routing.compute_routes(bridge, queries)
-    assert routes.pattern.shape == (4, 2, 4)
+    found = routes.compute_routes(bridge, queries)
+    assert found.pattern.shape == (4, 2, 4)
     batch = collate(queries, hooked(bridge).cfg)
     with torch.no_grad():
         logits = batch.at_readout(bridge(batch.tokens))[..., TARGETS]
-    assert_close(storage.decompose_logits(bridge, batch, TARGETS).total(), logits, atol=1e-4, rtol=1e-4)
+    assert_close(evidence.decompose_logits(bridge, batch, TARGETS).total(), logits, atol=1e-4, rtol=1e-4)
     with pytest.raises(UserError, match=r"parameter 'transformer\.h\.0\.attn\.qkv\.weight' of this bridge is no comp"):
-        coupling.gradient_alignment(bridge, pairs)
+        alignment.gradient_alignment(bridge, pairs)
 
 
 # ---- capture, which all of them stand on

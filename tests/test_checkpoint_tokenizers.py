@@ -24,7 +24,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from mdm_interp.checkpoints import load_checkpoint, save_checkpoint
-from mdm_interp.files import UserError
+from mdm_interp.errors import UserError
 
 TEXTS = [
     *SENTENCES,

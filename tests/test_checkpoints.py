@@ -33,10 +33,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qw
 
 from mdm_interp.checkpoints import load_checkpoint, save_checkpoint
 from mdm_interp.config import ModelConfig
-from mdm_interp.diffusion import mask_tokens, mdm_loss
-from mdm_interp.files import UserError
-from mdm_interp.model import HookedTransformer
-from mdm_interp.positions import PositionScheme, Rope
+from mdm_interp.errors import UserError
+from mdm_interp.models.positions import PositionScheme, Rope
+from mdm_interp.models.transformer import HookedTransformer
+from mdm_interp.training.losses import mask_tokens, mdm_loss
 
 TOLERANCE = 1e-4  # fp32, as large as any logit's rounding here several times over
 

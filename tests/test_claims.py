@@ -17,15 +17,25 @@ import torch
 from scipy import stats as scipy_stats
 
 from analyses import prediction_link, signatures
-from mdm_interp.analysis import discover, ledger
-from mdm_interp.claims import CLAIMS, ClaimTest, LinkTest, Verdict, counts, findings, judge, p_value, save_ledger
 from mdm_interp.config import FactConfig, ModelConfig
-from mdm_interp.facts import FactWorld
-from mdm_interp.files import UserError
-from mdm_interp.model import HookedTransformer
-from mdm_interp.presets import MDM_SCHEMES
-from mdm_interp.queries import QueryPair
-from mdm_interp.results import Result
+from mdm_interp.data.queries import QueryPair
+from mdm_interp.data.worlds import FactWorld
+from mdm_interp.errors import UserError
+from mdm_interp.experiments.analysis import discover, ledger
+from mdm_interp.experiments.claims import (
+    CLAIMS,
+    ClaimTest,
+    LinkTest,
+    Verdict,
+    counts,
+    findings,
+    judge,
+    p_value,
+    save_ledger,
+)
+from mdm_interp.experiments.grids import MDM_SCHEMES
+from mdm_interp.experiments.results import Result
+from mdm_interp.models.transformer import HookedTransformer
 
 FACTS = FactConfig(n_entities=30, n_filler=4, seq_len=6)
 SEEDS = range(20)

@@ -19,14 +19,16 @@ import yaml
 from filelock import FileLock
 
 from analyses import reversal_curse
-from mdm_interp import analysis as analysis_module
-from mdm_interp import claims, cli, presets, training, viz
-from mdm_interp.analysis import discover
+from mdm_interp import cli, viz
 from mdm_interp.checkpoints import save_checkpoint
 from mdm_interp.config import FactConfig, ModelConfig, TrainConfig
+from mdm_interp.experiments import analysis as analysis_module
+from mdm_interp.experiments import claims, grids
+from mdm_interp.experiments.analysis import discover
 from mdm_interp.provenance import stamp, versions
-from mdm_interp.runs import Run, save_tensors, stored_runs
-from mdm_interp.training import train
+from mdm_interp.tensors import save_tensors
+from mdm_interp.training.loop import loop, train
+from mdm_interp.training.runs import Run, stored_runs
 
 FACTS = FactConfig(world="relation_cycle", n_entities=6, n_filler=4, seq_len=5)
 MODEL = {"d_model": 8, "n_heads": 2, "d_vocab": FACTS.d_vocab, "n_ctx": FACTS.seq_len}
@@ -195,7 +197,7 @@ def test_a_mistake_in_a_config_is_one_line(
     assert contents(tmp_path) == before
 
 
-# ---- training, and the run store
+# ---- loop, and the run store
 
 
 def stored(root: Path, **changes: Any) -> Run:
@@ -223,7 +225,7 @@ def test_train_prints_the_folder_and_trains_once(
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("trained a finished run")
 
-    monkeypatch.setattr(training, "training_loss", refuse)
+    monkeypatch.setattr(loop, "training_loss", refuse)
     assert mdm_interp("train", "config.yaml").out == ended.out
     assert mdm_interp("train", folder / "config.yaml").out == ended.out
     assert contents(tmp_path) == before
@@ -258,7 +260,7 @@ def test_a_run_that_other_code_or_versions_trained_is_shown_with_them(
     mdm_interp: Callable[..., Ended], tmp_path: Path
 ) -> None:
     run = stored(tmp_path / "runs")
-    here = versions(training.__name__)
+    here = versions(loop.__name__)
     show = functools.partial(mdm_interp, "runs", "show", run.folder.name)
     said = "trained by other code or versions: "
     assert said not in show().out
@@ -351,9 +353,9 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Work:
     def no_browser(*_: Any, **__: Any) -> None:
         raise RuntimeError("there is no browser")
 
-    monkeypatch.setitem(presets.WORLDS, "relation_cycle", FactConfig(n_entities=6, n_filler=4))
-    monkeypatch.setitem(presets.WORLDS, "two_role", presets.TWO_ROLE.model_copy(update={"n_entities": 6}))
-    monkeypatch.setattr(presets, "small_model", tiny_layer)
+    monkeypatch.setitem(grids.WORLDS, "relation_cycle", FactConfig(n_entities=6, n_filler=4))
+    monkeypatch.setitem(grids.WORLDS, "two_role", grids.TWO_ROLE.model_copy(update={"n_entities": 6}))
+    monkeypatch.setattr(grids, "small_model", tiny_layer)
     monkeypatch.setattr(analysis_module, "train_all", train_here)
     monkeypatch.setattr(reversal_curse, "ANALYSIS", replace(reversal_curse.ANALYSIS, measure=counted))
     monkeypatch.setattr(pio, "write_images", no_browser)
@@ -460,7 +462,7 @@ def test_a_bug_is_not_reported_as_a_mistake(
     def bug(*_: Any, **__: Any) -> None:
         raise RuntimeError("planted")
 
-    monkeypatch.setattr(training, "train", bug)
+    monkeypatch.setattr(loop, "train", bug)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
     with pytest.raises(RuntimeError, match="planted"):  # Python prints its traceback and exits with 1
         mdm_interp("train", "config.yaml")
@@ -470,7 +472,7 @@ def test_ctrl_c_is_one_line(mdm_interp: Callable[..., Ended], tmp_path: Path, mo
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "train", interrupt)
+    monkeypatch.setattr(loop, "train", interrupt)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
     ended = mdm_interp("train", "config.yaml")
     assert ended == Ended(130, "", "mdm-interp: interrupted; the same command goes on from here\n")

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from mdm_interp.config import Config, FactConfig, ModelConfig, TrainConfig, one_line
-from mdm_interp.files import UserError, replacing, write_text
+from mdm_interp.errors import UserError
+from mdm_interp.files import replacing, write_text
 
 # ---- mistakes: fields, and what the message must say about the field, its value and the fix
 

@@ -13,24 +13,26 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from mdm_interp.config import FactConfig, Objective
-from mdm_interp.coupling import (
+from mdm_interp.data.queries import Query, QueryPair
+from mdm_interp.data.worlds import FactWorld
+from mdm_interp.errors import UserError
+from mdm_interp.measures.gradients.alignment import (
     COMPONENTS,
     ROUTING,
     STORAGE,
     Alignment,
-    FirstOrder,
     component_of,
-    first_order,
     gradient_alignment,
+    query_gradients,
+)
+from mdm_interp.measures.gradients.first_order import (
+    FirstOrder,
+    first_order,
     inner_products,
     mean_gradient,
-    query_gradients,
     random_direction,
 )
-from mdm_interp.facts import FactWorld
-from mdm_interp.files import UserError
-from mdm_interp.model import HookedTransformer
-from mdm_interp.queries import Query, QueryPair
+from mdm_interp.models.transformer import HookedTransformer
 
 MASK = 12
 # Lengths and spans differ, so a batch of them is padded; all sources stand left, so an ARM can be asked as well.

@@ -14,13 +14,15 @@ from helpers import seeded
 from pydantic import ValidationError
 from transformers import AutoTokenizer, Qwen2ForCausalLM
 
-from mdm_interp import demo
 from mdm_interp.checkpoints import load_checkpoint
-from mdm_interp.demo import DemoConfig, demo_loss, make_model_config, make_people, make_tokenizer, train_demo
-from mdm_interp.files import UserError
-from mdm_interp.model import HookedTransformer
-from mdm_interp.prediction import predict
-from mdm_interp.prompts import PARENT_CHILD, load_facts, make_prompts, render
+from mdm_interp.config import DemoConfig
+from mdm_interp.data.people import make_people
+from mdm_interp.data.prompts import PARENT_CHILD, load_facts, make_prompts, render
+from mdm_interp.errors import UserError
+from mdm_interp.inference.prediction import predict
+from mdm_interp.models.transformer import HookedTransformer
+from mdm_interp.training.demo import demo_loss, make_model_config, make_tokenizer, train_demo
+from mdm_interp.training.loop import demo
 
 TINY = DemoConfig(n_families=4, n_control=1, n_bpe=300, d_model=16, n_layers=2, n_heads=2, d_mlp=16, steps=6)
 FORMATS = ("llada", "dream", "qwen2")

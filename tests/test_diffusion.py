@@ -12,10 +12,11 @@ from scipy.stats import chisquare, kstest
 from torch import Tensor
 
 from mdm_interp.config import ModelConfig, Objective
-from mdm_interp.diffusion import Trajectory, arm_loss, denoise, mask_tokens, mdm_loss, training_loss
-from mdm_interp.facts import FactBatch
-from mdm_interp.files import UserError
-from mdm_interp.model import HookedTransformer
+from mdm_interp.data.worlds import FactBatch
+from mdm_interp.errors import UserError
+from mdm_interp.inference.denoising import Trajectory, denoise
+from mdm_interp.models.transformer import HookedTransformer
+from mdm_interp.training.losses import arm_loss, mask_tokens, mdm_loss, training_loss
 
 Order = Literal["confidence", "random", "left_to_right"]
 ORDERS: tuple[Order, ...] = ("confidence", "random", "left_to_right")

@@ -20,10 +20,10 @@ from document_helpers import ROOT, blocks, check_command, raised, targets, texts
 from helpers import TINY_DEMO, train_here
 
 import mdm_interp
-from mdm_interp import analysis
 from mdm_interp.config import TrainConfig
-from mdm_interp.demo import train_demo
-from mdm_interp.prompts import FactTemplates
+from mdm_interp.data.prompts import FactTemplates
+from mdm_interp.experiments import analysis
+from mdm_interp.training.demo import train_demo
 
 DOCS = ROOT / "docs"
 PAGES = sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts)

@@ -23,11 +23,11 @@ import pytest
 import torch
 from helpers import TINY_DEMO, random_model
 
-from mdm_interp.analysis import discover
-from mdm_interp.demo import train_demo
-from mdm_interp.files import UserError
-from mdm_interp.queries import Query
-from mdm_interp.results import Result
+from mdm_interp.data.queries import Query
+from mdm_interp.errors import UserError
+from mdm_interp.experiments.analysis import discover
+from mdm_interp.experiments.results import Result
+from mdm_interp.training.demo import train_demo
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -235,7 +235,7 @@ def choosing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., d
         monkeypatch.setattr(torch.cuda, "is_available", lambda: free is not None)
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, free))
         monkeypatch.setattr("mdm_interp.load_checkpoint", load)
-        monkeypatch.setattr("mdm_interp.demo.train_demo", lambda *_, **__: demo)
+        monkeypatch.setattr("mdm_interp.training.demo.train_demo", lambda *_, **__: demo)
         names: dict[str, Any] = {}
         exec(source, names)
         return names

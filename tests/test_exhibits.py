@@ -8,11 +8,10 @@ from helpers import tiny_grid
 from page_helpers import opened
 from playwright.sync_api import Browser
 
-from mdm_interp.analysis import Lab
-from mdm_interp.presets import scheme_grid
-from mdm_interp.probing import demos, train_demos
-from mdm_interp.training import train
-from mdm_interp.viz.exhibits import PAGES, write_exhibits
+from mdm_interp.experiments.exhibits import PAGES, write_exhibits
+from mdm_interp.experiments.grids import scheme_grid
+from mdm_interp.experiments.subjects import Lab, demos, train_demos
+from mdm_interp.training.loop import train
 
 
 def test_what_is_not_trained_is_not_shown(tmp_path: Path) -> None:

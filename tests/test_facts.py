@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from mdm_interp.config import FactConfig, World
-from mdm_interp.facts import FactBatch, FactWorld
+from mdm_interp.data.worlds import FactBatch, FactWorld
 
 WORLDS: tuple[World, ...] = ("two_role", "relation_cycle", "symmetric_pool")
 

@@ -12,10 +12,10 @@ from helpers import random_model
 
 from analyses import depth
 from mdm_interp.config import FactConfig
-from mdm_interp.coupling import gradient_alignment
-from mdm_interp.facts import FactWorld
-from mdm_interp.model import HookedTransformer
-from mdm_interp.results import Result
+from mdm_interp.data.worlds import FactWorld
+from mdm_interp.experiments.results import Result
+from mdm_interp.measures.gradients.alignment import gradient_alignment
+from mdm_interp.models.transformer import HookedTransformer
 
 WORLD = FactWorld(FactConfig(n_entities=12, n_filler=4), seed=0)
 PAIRS = WORLD.query_pairs(n_contexts=1)

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from analyses import first_order
-from mdm_interp.presets import STAGES, VARIANTS
-from mdm_interp.results import Result, tidy
+from mdm_interp.experiments.grids import VARIANTS
+from mdm_interp.experiments.results import Result, tidy
+from mdm_interp.experiments.scope import STAGES
 
 
 @pytest.fixture(scope="module")

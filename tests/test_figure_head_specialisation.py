@@ -13,12 +13,13 @@ from helpers import random_model
 
 from analyses import head_specialisation
 from mdm_interp.config import FactConfig
-from mdm_interp.facts import FactWorld
-from mdm_interp.heads import Specialisation, compute_contributions, specialisation
-from mdm_interp.interventions import project_even_routes
-from mdm_interp.prediction import predict
-from mdm_interp.presets import MANY_HEADS, STAGES, scope_label
-from mdm_interp.results import Result, tidy
+from mdm_interp.data.worlds import FactWorld
+from mdm_interp.experiments.grids import MANY_HEADS
+from mdm_interp.experiments.results import Result, tidy
+from mdm_interp.experiments.scope import STAGES, scope_label
+from mdm_interp.inference.prediction import predict
+from mdm_interp.interventions.effects import project_even_routes
+from mdm_interp.measures.heads import Specialisation, compute_contributions, specialisation
 
 WORLD = FactWorld(FactConfig(n_entities=12, n_filler=4), seed=0)
 PAIRS = WORLD.query_pairs(n_contexts=1)

@@ -12,10 +12,10 @@ from helpers import random_model
 
 from analyses import interventions
 from mdm_interp.config import FactConfig
-from mdm_interp.facts import FactWorld
-from mdm_interp.interventions import Effect, transplant_routes
-from mdm_interp.prediction import predict
-from mdm_interp.results import Result, tidy
+from mdm_interp.data.worlds import FactWorld
+from mdm_interp.experiments.results import Result, tidy
+from mdm_interp.inference.prediction import predict
+from mdm_interp.interventions.effects import Effect, transplant_routes
 
 WORLD = FactWorld(FactConfig(n_entities=12, n_filler=4), seed=0)
 PAIRS = WORLD.query_pairs(n_contexts=1)

@@ -12,11 +12,11 @@ from probe_helpers import result_of, tiny_probe, traces
 from scipy.stats import ttest_1samp
 
 from analyses import large_model_coupling as analysis
-from mdm_interp.layer_coupling import layer_alignment
-from mdm_interp.probing import KINDS, Probe
-from mdm_interp.prompts import load_facts
-from mdm_interp.results import Result
-from mdm_interp.stats import mean_estimate
+from mdm_interp.data.prompts import load_facts
+from mdm_interp.experiments.results import Result
+from mdm_interp.experiments.subjects import KINDS, Probe
+from mdm_interp.measures.gradients.layers import layer_alignment
+from mdm_interp.stats.estimates import mean_estimate
 
 STORAGE = "storage (V, O)"
 

@@ -14,13 +14,13 @@ from probe_helpers import result_of, tiny_probe
 from test_bridge import llama_bridge
 
 from analyses import large_model_prediction as analysis
-from mdm_interp.bridge import hooked
-from mdm_interp.prediction import Filled, Order, infill, infill_any_length, orders, predict
-from mdm_interp.probing import KINDS, Probe
-from mdm_interp.prompts import render
-from mdm_interp.queries import Query, QueryPair
-from mdm_interp.resampling import FactSample
-from mdm_interp.results import Result
+from mdm_interp.data.prompts import render
+from mdm_interp.data.queries import Query, QueryPair
+from mdm_interp.experiments.results import Result
+from mdm_interp.experiments.subjects import KINDS, Probe
+from mdm_interp.inference.prediction import Filled, Order, infill, infill_any_length, orders, predict
+from mdm_interp.models.bridge import hooked
+from mdm_interp.stats.resampling import FactSample
 
 
 @pytest.fixture(scope="module")

@@ -16,20 +16,14 @@ from test_bridge import SHAPE, mirrored_pairs
 from torch.testing import assert_close
 
 from analyses import large_model_routes
-from mdm_interp.probing import KINDS, Probe
-from mdm_interp.queries import Query, QueryPair
-from mdm_interp.resampling import FactSample, NullDraws
-from mdm_interp.results import Result
-from mdm_interp.routing import (
-    compute_content,
-    compute_routes,
-    correlate,
-    distance_correlation,
-    plane_products,
-    require_rope,
-    score_correlation,
-)
-from mdm_interp.stats import estimate_in
+from mdm_interp.data.queries import Query, QueryPair
+from mdm_interp.experiments.results import Result
+from mdm_interp.experiments.subjects import KINDS, Probe
+from mdm_interp.measures.rope import compute_content, distance_correlation, plane_products, require_rope
+from mdm_interp.measures.routes import compute_routes, score_correlation
+from mdm_interp.stats.correlations import correlate
+from mdm_interp.stats.resampling import FactSample, NullDraws
+from mdm_interp.stats.tables import estimate_in
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,11 @@ from probe_helpers import at, result_of, tiny_probe, traces
 from torch.testing import assert_close
 
 from analyses import large_model_storage
-from mdm_interp.answer_evidence import answer_evidence
-from mdm_interp.probing import KINDS, Probe
-from mdm_interp.resampling import FactSample
-from mdm_interp.results import Result
-from mdm_interp.storage import place_index
+from mdm_interp.experiments.results import Result
+from mdm_interp.experiments.subjects import KINDS, Probe
+from mdm_interp.measures.answer_evidence import answer_evidence
+from mdm_interp.measures.evidence import place_index
+from mdm_interp.stats.resampling import FactSample
 
 
 @pytest.fixture(scope="module")

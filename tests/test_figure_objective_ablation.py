@@ -9,9 +9,9 @@ from itertools import product
 import pytest
 
 from analyses import objective_ablation
-from mdm_interp.presets import MDM_SCHEMES, OBJECTIVES, objective_grid
-from mdm_interp.results import Result
-from mdm_interp.stats import Estimate
+from mdm_interp.experiments.grids import MDM_SCHEMES, OBJECTIVES, objective_grid
+from mdm_interp.experiments.results import Result
+from mdm_interp.stats.estimates import Estimate
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ from scipy.stats import ttest_rel
 
 from analyses import one_sided_routes
 from analyses.one_sided_routes import ARM, LEARNED, MDMS, ROPE
-from mdm_interp.facts import FactWorld
-from mdm_interp.presets import BOTH_WAYS, POOL_MODELS, every_run, pool_grid, pool_world
-from mdm_interp.results import Result, tidy
+from mdm_interp.data.worlds import FactWorld
+from mdm_interp.experiments.grids import BOTH_WAYS, POOL_MODELS, every_run, pool_grid, pool_world
+from mdm_interp.experiments.results import Result, tidy
 
 SEEDS = range(4)
 CHANCE = 1 / 60

@@ -11,9 +11,9 @@ import torch
 from helpers import seeded
 
 from analyses import position_invariance
-from mdm_interp.positions import SCHEMES
-from mdm_interp.presets import OTHER_SCHEMES
-from mdm_interp.results import Result, tidy
+from mdm_interp.experiments.grids import OTHER_SCHEMES
+from mdm_interp.experiments.results import Result, tidy
+from mdm_interp.models.positions import SCHEMES
 
 
 def test_the_summary_follows_from_the_rows(tiny_result: Callable[[str], Result]) -> None:

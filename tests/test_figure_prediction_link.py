@@ -12,14 +12,14 @@ import pytest
 from scipy.stats import spearmanr
 
 from analyses import prediction_link
-from mdm_interp.claims import judge
 from mdm_interp.config import TrainConfig
-from mdm_interp.prediction import predict
-from mdm_interp.presets import MDM_SCHEMES
-from mdm_interp.results import Result
-from mdm_interp.routing import route_correlation
-from mdm_interp.runs import Run
-from mdm_interp.stats import where
+from mdm_interp.experiments.claims import judge
+from mdm_interp.experiments.grids import MDM_SCHEMES
+from mdm_interp.experiments.results import Result
+from mdm_interp.inference.prediction import predict
+from mdm_interp.measures.routes import route_correlation
+from mdm_interp.stats.tables import where
+from mdm_interp.training.runs import Run
 
 PLACE = {
     "world": "relation_cycle",

@@ -10,9 +10,9 @@ import pytest
 
 from analyses import reversal_curse
 from analyses.reversal_curse import SETTINGS
-from mdm_interp.facts import FactWorld
-from mdm_interp.presets import FULL_SEEDS, MANY_HEADS, QUICK_SEEDS, VARIANTS, WORLDS, every_run
-from mdm_interp.results import Result, tidy
+from mdm_interp.data.worlds import FactWorld
+from mdm_interp.experiments.grids import FULL_SEEDS, MANY_HEADS, QUICK_SEEDS, VARIANTS, WORLDS, every_run
+from mdm_interp.experiments.results import Result, tidy
 
 CONTRAST = f"relation_cycle, {MANY_HEADS} heads"
 SEEDS = range(3)

@@ -11,10 +11,10 @@ from helpers import random_model, seeded
 
 from analyses import route_parity
 from mdm_interp.config import FactConfig
-from mdm_interp.facts import FactWorld
-from mdm_interp.parity import Parity, rope_parity
-from mdm_interp.presets import OTHER_SCHEMES
-from mdm_interp.results import Result, tidy
+from mdm_interp.data.worlds import FactWorld
+from mdm_interp.experiments.grids import OTHER_SCHEMES
+from mdm_interp.experiments.results import Result, tidy
+from mdm_interp.measures.parity import Parity, rope_parity
 
 WORLD = FactWorld(FactConfig(n_entities=60, n_filler=4), seed=0)
 PAIRS = WORLD.query_pairs(n_contexts=1)

@@ -11,12 +11,12 @@ from helpers import random_model
 
 from analyses import signatures
 from mdm_interp.config import FactConfig
-from mdm_interp.facts import FactWorld
-from mdm_interp.prediction import query_loss
-from mdm_interp.presets import SCOPE, scope_label
-from mdm_interp.queries import collate
-from mdm_interp.results import Result
-from mdm_interp.storage import evidence_scores, pair_position_index
+from mdm_interp.data.queries import collate
+from mdm_interp.data.worlds import FactWorld
+from mdm_interp.experiments.results import Result
+from mdm_interp.experiments.scope import SCOPE, scope_label
+from mdm_interp.inference.prediction import query_loss
+from mdm_interp.measures.evidence import evidence_scores, pair_position_index
 
 FACTS = FactConfig(n_entities=6, n_filler=4, seq_len=6)
 

@@ -12,11 +12,11 @@ from helpers import tiny_config
 from probe_helpers import result_of, tiny_probe
 
 from analyses import trajectory as analysis
-from mdm_interp.probing import KINDS, Probe
-from mdm_interp.queries import Query, QueryPair
-from mdm_interp.resampling import FactSample
-from mdm_interp.results import Result
-from mdm_interp.trajectory import denoise_answers
+from mdm_interp.data.queries import Query, QueryPair
+from mdm_interp.experiments.results import Result
+from mdm_interp.experiments.subjects import KINDS, Probe
+from mdm_interp.measures.trajectory import denoise_answers
+from mdm_interp.stats.resampling import FactSample
 
 MASK = 12
 

@@ -12,12 +12,12 @@ from probe_helpers import result_of, tiny_probe, traces
 from scipy.stats import spearmanr
 
 from analyses import twin
-from mdm_interp.answer_evidence import answer_evidence
-from mdm_interp.files import UserError
-from mdm_interp.prediction import predict
-from mdm_interp.probing import KINDS, Probe
-from mdm_interp.results import Result
-from mdm_interp.routing import compute_routes
+from mdm_interp.errors import UserError
+from mdm_interp.experiments.results import Result
+from mdm_interp.experiments.subjects import KINDS, Probe
+from mdm_interp.inference.prediction import predict
+from mdm_interp.measures.answer_evidence import answer_evidence
+from mdm_interp.measures.routes import compute_routes
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from analyses import two_slots
 from mdm_interp.config import FactConfig
-from mdm_interp.facts import FactWorld
-from mdm_interp.results import Result, tidy
-from mdm_interp.storage import readout_directions
+from mdm_interp.data.worlds import FactWorld
+from mdm_interp.experiments.results import Result, tidy
+from mdm_interp.measures.evidence import readout_directions
 
 WORLD = FactWorld(FactConfig(n_entities=30, n_filler=4), seed=0)
 PAIRS = WORLD.query_pairs(n_contexts=two_slots.N_CONTEXTS)

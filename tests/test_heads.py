@@ -15,12 +15,12 @@ from scipy.stats import kstest
 from torch import Tensor
 
 from mdm_interp.config import FactConfig, ModelConfig
-from mdm_interp.facts import FactWorld
-from mdm_interp.files import UserError
-from mdm_interp.heads import Contributions, compute_contributions, compute_reading, specialisation
-from mdm_interp.model import HookedTransformer
-from mdm_interp.queries import Query, QueryPair, collate
-from mdm_interp.storage import decompose_logits
+from mdm_interp.data.queries import Query, QueryPair, collate
+from mdm_interp.data.worlds import FactWorld
+from mdm_interp.errors import UserError
+from mdm_interp.measures.evidence import decompose_logits
+from mdm_interp.measures.heads import Contributions, compute_contributions, compute_reading, specialisation
+from mdm_interp.models.transformer import HookedTransformer
 
 FACTS = FactConfig(n_entities=9, n_filler=4, seq_len=7, gap=2)
 WORLD = FactWorld(FACTS, 0)

@@ -10,13 +10,13 @@ from test_model_parity import native_peer
 from torch import Tensor
 from torch.testing import assert_close
 
-from mdm_interp import layer_coupling
-from mdm_interp.coupling import COMPONENTS, component_of, gradient_alignment
-from mdm_interp.files import UserError
-from mdm_interp.layer_coupling import layer_alignment
-from mdm_interp.model import HookedTransformer
-from mdm_interp.prediction import query_loss
-from mdm_interp.queries import Query, collate
+from mdm_interp.data.queries import Query, collate
+from mdm_interp.errors import UserError
+from mdm_interp.inference.prediction import query_loss
+from mdm_interp.measures.gradients import layers
+from mdm_interp.measures.gradients.alignment import COMPONENTS, component_of, gradient_alignment
+from mdm_interp.measures.gradients.layers import layer_alignment
+from mdm_interp.models.transformer import HookedTransformer
 
 
 def gradient_of(model: HookedTransformer, query: Query) -> dict[str, Tensor]:
@@ -89,13 +89,13 @@ def test_the_model_is_left_as_it_was() -> None:
 
 def test_one_gradient_of_each_parameter_is_held_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whenever a gradient is looked at, none is left on the parameters: each was taken as it came."""
-    model, left, inner = random_model(**SHAPE), [], layer_coupling._inner
+    model, left, inner = random_model(**SHAPE), [], layers._inner
 
     def looked_at(one: Tensor, other: Tensor) -> float:
         left.append(sum(parameter.grad is not None for parameter in model.parameters()))
         return inner(one, other)
 
-    monkeypatch.setattr(layer_coupling, "_inner", looked_at)
+    monkeypatch.setattr(layers, "_inner", looked_at)
     layer_alignment(model, mirrored_pairs(causal=False, count=2))
     assert len(left) == 2 * (1 + 2 + 2) * len(list(model.parameters()))
     assert max(left) == 0
@@ -106,14 +106,14 @@ def test_one_gradient_of_each_parameter_is_held_and_no_more(monkeypatch: pytest.
 def test_an_inner_product_is_of_entries_wherever_they_lie_in_memory(
     monkeypatch: pytest.MonkeyPatch, layout: tuple[int, ...], other_layout: tuple[int, ...]
 ) -> None:
-    monkeypatch.setattr(layer_coupling, "CHUNK", 7)
+    monkeypatch.setattr(layers, "CHUNK", 7)
     left, right = torch.randn(2, 3, 4, 5, dtype=torch.float64)
 
     def laid_out(x: Tensor, order: tuple[int, ...]) -> Tensor:
         back = [order.index(dim) for dim in range(x.ndim)]
         return x.permute(order).contiguous().permute(back)
 
-    inner = layer_coupling._inner(laid_out(left, layout), laid_out(right, other_layout))
+    inner = layers._inner(laid_out(left, layout), laid_out(right, other_layout))
     assert inner == pytest.approx((left * right).sum().item(), abs=1e-12)
 
 

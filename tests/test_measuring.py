@@ -10,23 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mdm_interp.measuring import measure_all
 
 from mdm_interp import cli, measuring
-from mdm_interp.analysis import ENTRY_POINTS, Analysis, Lab, discover
-from mdm_interp.files import UserError
-from mdm_interp.measuring import measure_all
-from mdm_interp.results import Result
-from mdm_interp.training import train
+from mdm_interp.errors import UserError
+from mdm_interp.experiments.analysis import ENTRY_POINTS, Analysis, discover
+from mdm_interp.experiments.results import Result
+from mdm_interp.experiments.subjects import Lab
+from mdm_interp.training.loop import train
 
 STUDY = """
 import os
 
 import plotly.graph_objects as go
 
-from mdm_interp.analysis import Analysis
+from mdm_interp.experiments.analysis import Analysis
 from mdm_interp.config import FactConfig, ModelConfig, TrainConfig
 from mdm_interp.files import UserError
-from mdm_interp.stats import mean_estimate
+from mdm_interp.stats.estimates import mean_estimate
 
 FACTS = FactConfig(n_entities=6, n_filler=4, seq_len=5)
 MODEL = ModelConfig(d_model=8, n_heads=2, d_vocab=FACTS.d_vocab, n_ctx=FACTS.seq_len)

@@ -21,10 +21,10 @@ from torch.func import functional_call, vmap
 from torch.testing import assert_close
 from transformer_lens import ActivationCache, FactoredMatrix, patching
 
-from mdm_interp.bridge import hooked
-from mdm_interp.files import UserError
-from mdm_interp.model import HookedTransformer
-from mdm_interp.positions import SCHEMES, PositionScheme, Rope
+from mdm_interp.errors import UserError
+from mdm_interp.models.bridge import hooked
+from mdm_interp.models.positions import SCHEMES, PositionScheme, Rope
+from mdm_interp.models.transformer import HookedTransformer
 
 ATTENTION = ["bidirectional", "causal"]
 GATED: dict[str, Any] = {"d_mlp": 24, "gated_mlp": True, "act_fn": "silu"}
@@ -67,7 +67,7 @@ def test_fused_attention_equals_explicit_attention_gradients_too(
     monkeypatch.setattr(F, "scaled_dot_product_attention", counted)
 
     def run(fused_from: int) -> tuple[Tensor, list[Tensor]]:
-        monkeypatch.setattr("mdm_interp.model.FUSED_FROM", fused_from)
+        monkeypatch.setattr("mdm_interp.models.layers.FUSED_FROM", fused_from)
         model.zero_grad()
         logits = model(tokens, mask)
         (logits * weights).sum().backward()
@@ -84,7 +84,7 @@ def test_fused_attention_equals_explicit_attention_gradients_too(
 
 
 def test_looking_at_a_pattern_takes_the_explicit_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mdm_interp.model.FUSED_FROM", 1)
+    monkeypatch.setattr("mdm_interp.models.layers.FUSED_FROM", 1)
     model, tokens = random_model(), random_tokens()
     plain = model(tokens)
     logits, cache = model.run_with_cache(tokens, names_filter=lambda name: name.endswith("pattern"))
@@ -159,7 +159,7 @@ def test_positions_without_padding_in_front_are_the_columns_bit_for_bit() -> Non
 def test_a_row_of_padding_alone_stays_finite_and_reads_nothing(
     position: str, fused_from: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mdm_interp.model.FUSED_FROM", fused_from)
+    monkeypatch.setattr("mdm_interp.models.layers.FUSED_FROM", fused_from)
     model, tokens = random_model(position=position), random_tokens()
     attn_out: list[Tensor] = []
     model.add_hook("blocks.0.hook_attn_out", lambda tensor, hook: attn_out.append(tensor))
@@ -1004,7 +1004,7 @@ def test_norms_are_computed_in_float32_at_least(norm: str) -> None:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("fused_from", [1, 100])
 def test_half_precision_follows_full_precision(dtype: str, fused_from: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mdm_interp.model.FUSED_FROM", fused_from)
+    monkeypatch.setattr("mdm_interp.models.layers.FUSED_FROM", fused_from)
     tokens, real = random_tokens(), padded("left", [7, 4])
     for position in SCHEMES:
         changes: dict[str, Any] = {"position": position, "attention": "causal", "initializer_range": 0.2}

@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm, Qwen2RotaryEmbedding
 
-from mdm_interp.model import HookedTransformer
+from mdm_interp.models.transformer import HookedTransformer
 
 # What others call our parameters; `*` stands for the layer.
 NATIVE_NAMES = {

@@ -86,7 +86,7 @@ def test_the_wheel_works_where_the_repository_is_not(environment: Path, tmp_path
     assert helped.returncode == 0, helped.stderr
     assert "--only" in helped.stdout
     report = (
-        "import analyses, mdm_interp; from mdm_interp.analysis import discover;"
+        "import analyses, mdm_interp; from mdm_interp.experiments.analysis import discover;"
         "print(mdm_interp.__file__, analyses.__file__, *(analysis.name for analysis in discover()))"
     )
     reported = run(environment / "bin" / "python", "-c", report, cwd=tmp_path)

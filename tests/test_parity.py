@@ -16,13 +16,13 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from mdm_interp.config import FactConfig, ModelConfig
-from mdm_interp.facts import FactWorld
-from mdm_interp.files import UserError
-from mdm_interp.model import HookedTransformer
-from mdm_interp.parity import Parity, plane_spectrum, rope_parity, route_coupling, score_parity
-from mdm_interp.positions import SCHEMES, PositionScheme, Rope
-from mdm_interp.queries import Query, QueryPair
-from mdm_interp.routing import distance_correlation, require_rope
+from mdm_interp.data.queries import Query, QueryPair
+from mdm_interp.data.worlds import FactWorld
+from mdm_interp.errors import UserError
+from mdm_interp.measures.parity import Parity, plane_spectrum, rope_parity, route_coupling, score_parity
+from mdm_interp.measures.rope import distance_correlation, require_rope
+from mdm_interp.models.positions import SCHEMES, PositionScheme, Rope
+from mdm_interp.models.transformer import HookedTransformer
 
 MASK = 12
 WORLD = FactWorld(FactConfig(n_entities=6, n_filler=3, seq_len=7, gap=(2, 5)), seed=1)

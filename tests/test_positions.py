@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.testing import assert_close
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from mdm_interp.model import HookedTransformer
-from mdm_interp.positions import SCHEMES, Alibi, Learned, PositionScheme, Rope, Sinusoidal, T5Bias
+from mdm_interp.models.positions import SCHEMES, Alibi, Learned, PositionScheme, Rope, Sinusoidal, T5Bias
+from mdm_interp.models.transformer import HookedTransformer
 
 RELATIVE = ["rope", "alibi", "t5_bias", "none"]
 positions_far_apart = st.integers(0, 5000)

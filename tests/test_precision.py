@@ -12,15 +12,17 @@ from helpers import random_model, seeded, tiny_config
 from torch import Tensor
 from torch.testing import assert_close
 
-from mdm_interp import interventions, parity, routing, storage
-from mdm_interp.answer_evidence import answer_evidence
-from mdm_interp.coupling import COMPONENTS, gradient_alignment, mean_gradient, query_gradients
-from mdm_interp.layer_coupling import layer_alignment
-from mdm_interp.model import HookedTransformer
-from mdm_interp.positions import T5Bias
-from mdm_interp.prediction import predict
-from mdm_interp.queries import Query, QueryPair, collate
-from mdm_interp.trajectory import denoise_answers
+from mdm_interp.data.queries import Query, QueryPair, collate
+from mdm_interp.inference.prediction import predict
+from mdm_interp.interventions.edits import edits
+from mdm_interp.measures import evidence, parity, routes
+from mdm_interp.measures.answer_evidence import answer_evidence
+from mdm_interp.measures.gradients.alignment import COMPONENTS, gradient_alignment, query_gradients
+from mdm_interp.measures.gradients.first_order import mean_gradient
+from mdm_interp.measures.gradients.layers import layer_alignment
+from mdm_interp.measures.trajectory import denoise_answers
+from mdm_interp.models.positions import T5Bias
+from mdm_interp.models.transformer import HookedTransformer
 
 ROUNDING = 2**-8
 """How far the nearest number of 8 significant bits may be, as a share."""
@@ -88,61 +90,61 @@ def parts(result: Any, *names: str) -> Tensor:
 
 
 def logit_parts(model: Any, pairs: list[QueryPair]) -> Tensor:
-    found = storage.decompose_logits(model, collate(forwards(pairs), model.cfg), TARGETS)
+    found = evidence.decompose_logits(model, collate(forwards(pairs), model.cfg), TARGETS)
     return torch.cat([part.double().flatten() for part in vars(found).values()])
 
 
-def effect(intervention: Callable[..., interventions.Effect]) -> Measure:
+def effect(intervention: Callable[..., edits.Effect]) -> Measure:
     return lambda model, pairs: parts(intervention(model, pairs), "forward", "before", "after", "control")
 
 
 SUMS: dict[str, Measure] = {
-    "compute_evidence": lambda model, pairs: storage.compute_evidence(model, forwards(pairs), TARGETS),
+    "compute_evidence": lambda model, pairs: evidence.compute_evidence(model, forwards(pairs), TARGETS),
     "answer_evidence": lambda model, pairs: parts(
         answer_evidence(model, forwards(pairs))[0], "own", "specific", "null_specific"
     ),
     "decompose_logits": logit_parts,
     "score_parity": lambda model, pairs: parts(parity.score_parity(model, pairs), "even", "odd"),
-    "scores of compute_routes": lambda model, pairs: routing.compute_routes(model, forwards(pairs)).scores,
-    "pattern of compute_routes": lambda model, pairs: routing.compute_routes(model, forwards(pairs)).pattern,
-    "compute_content": lambda model, pairs: parts(routing.compute_content(model, forwards(pairs)), "q", "k"),
+    "scores of compute_routes": lambda model, pairs: routes.compute_routes(model, forwards(pairs)).scores,
+    "pattern of compute_routes": lambda model, pairs: routes.compute_routes(model, forwards(pairs)).pattern,
+    "compute_content": lambda model, pairs: parts(routes.compute_content(model, forwards(pairs)), "q", "k"),
     "route of denoise_answers": lambda model, pairs: denoise_answers(model, forwards(pairs), 1).route,
     "evidence of denoise_answers": lambda model, pairs: denoise_answers(model, forwards(pairs), 1).evidence,
 }
 RATIOS: dict[str, Measure] = {
-    "pair_position_index": lambda model, pairs: storage.pair_position_index(model, pairs, TARGETS),
+    "pair_position_index": lambda model, pairs: evidence.pair_position_index(model, pairs, TARGETS),
     "evidence_scores": lambda model, pairs: torch.stack(
-        storage.evidence_scores(model, forwards(pairs), candidates(pairs))
+        evidence.evidence_scores(model, forwards(pairs), candidates(pairs))
     ),
     "selectivity": lambda model, pairs: parity.score_parity(model, pairs).selectivity(),
-    "score_correlation": routing.score_correlation,
-    "route_correlation": routing.route_correlation,
+    "score_correlation": routes.score_correlation,
+    "route_correlation": routes.route_correlation,
 }
 """Of the size of 1, over many queries each."""
 ROPE: dict[str, Measure] = {
     "rope_parity": lambda model, pairs: parts(parity.rope_parity(model, pairs), "even", "odd"),
     "plane_spectrum": parity.plane_spectrum,
     "distance_correlation": lambda model, pairs: parts(
-        routing.distance_correlation(model, pairs, torch.arange(1.0, 5.0)), "measured", "spectrum"
+        routes.distance_correlation(model, pairs, torch.arange(1.0, 5.0)), "measured", "spectrum"
     ),
 }
 WEIGHTS: dict[str, Measure] = {
-    "evidence_matrix": lambda model, pairs: storage.evidence_matrix(model, TARGETS, TARGETS, torch.arange(3)),
+    "evidence_matrix": lambda model, pairs: evidence.evidence_matrix(model, TARGETS, TARGETS, torch.arange(3)),
     "position_index": lambda model, pairs: torch.tensor(
-        storage.position_index(storage.evidence_matrix(model, TARGETS, TARGETS, torch.arange(8)))
+        evidence.position_index(evidence.evidence_matrix(model, TARGETS, TARGETS, torch.arange(8)))
     ),
     "route_coupling": parity.route_coupling,
 }
 """These run a norm of the model's themselves."""
-COUPLING: dict[str, Measure] = {"storage_coupling": storage.storage_coupling}
+COUPLING: dict[str, Measure] = {"storage_coupling": evidence.storage_coupling}
 LOG_PROBABILITIES: dict[str, Measure] = {
     "predict": lambda model, pairs: predict(model, forwards(pairs)).log_probability,
-    "transplant_routes": effect(interventions.transplant_routes),
-    "project_even_routes": effect(interventions.project_even_routes),
-    "ablate_storage": effect(interventions.ablate_storage),
-    "ablate_routes": effect(interventions.ablate_routes),
-    "patch_heads": lambda model, pairs: interventions.patch_heads(model, pairs[:6]).change,
-    "patch_positions": lambda model, pairs: interventions.patch_positions(model, pairs[:6]).change,
+    "transplant_routes": effect(edits.transplant_routes),
+    "project_even_routes": effect(edits.project_even_routes),
+    "ablate_storage": effect(edits.ablate_storage),
+    "ablate_routes": effect(edits.ablate_routes),
+    "patch_heads": lambda model, pairs: edits.patch_heads(model, pairs[:6]).change,
+    "patch_positions": lambda model, pairs: edits.patch_positions(model, pairs[:6]).change,
 }
 ABSOLUTE = {"project_even_routes"}
 """What an absolute scheme has none of."""
@@ -192,7 +194,7 @@ def test_log_probabilities_of_a_half_model_are_as_exact_as_two_logits(name: str,
 def test_storage_coupling_of_certain_answers_survives_half_precision(name: str) -> None:
     """Its factor 1 - p is small where p has few digits left: each pair must be right in relation to itself."""
     full, pairs = DOUBLES[name], PAIRS[name]
-    got, expected = storage.storage_coupling(HALVES[name], pairs).double(), storage.storage_coupling(full, pairs)
+    got, expected = evidence.storage_coupling(HALVES[name], pairs).double(), evidence.storage_coupling(full, pairs)
     both = largest_logits(full, forwards(pairs)) + largest_logits(full, [pair.reverse for pair in pairs])
     assert (((got - expected) / expected).abs().amax((1, 2)) < 2 * LOGIT * both).all()
 
@@ -250,19 +252,19 @@ def test_the_evidence_matrix_is_the_product_of_the_weights(name: str) -> None:
         values = torch.einsum("sm,hmd->shd", x, attn.W_V)
         values = values + attn.get_parameter("b_V") if full.cfg.qkv_bias else values
         written = torch.einsum("shd,hdm->hsm", values.repeat_interleave(4 // full.cfg.kv_heads, 1), attn.W_O)
-        expected = torch.einsum("tm,hsm->hts", storage.readout_directions(full, TARGETS), written)
-        got = storage.evidence_matrix(half, TARGETS, TARGETS, torch.tensor([2]))[..., 0]
+        expected = torch.einsum("tm,hsm->hts", evidence.readout_directions(full, TARGETS), written)
+        got = evidence.evidence_matrix(half, TARGETS, TARGETS, torch.tensor([2]))[..., 0]
     assert_close(got.double(), expected, atol=SUMMED * expected.abs().max().item(), rtol=0)
 
 
 def test_position_indices_of_half_precision_evidence_are_computed_in_more() -> None:
     evidence = torch.randn(2, 30, 30, 4, generator=seeded(0)).to(torch.bfloat16)
-    expected = storage.position_index(evidence.double())
-    assert storage.position_index(evidence) == pytest.approx(expected, rel=SUMMED)
+    expected = evidence.position_index(evidence.double())
+    assert evidence.position_index(evidence) == pytest.approx(expected, rel=SUMMED)
     one, other = evidence[0, :, :, :1], evidence[0, :, :, 1:2]  # [pair target layer]
     one, other = one.transpose(1, 2), other.transpose(1, 2)
-    index = storage.place_index(one, other).double()
-    assert_close(index, storage.place_index(one.double(), other.double()), atol=0, rtol=SUMMED)
+    index = evidence.place_index(one, other).double()
+    assert_close(index, evidence.place_index(one.double(), other.double()), atol=0, rtol=SUMMED)
 
 
 # ---- gradients

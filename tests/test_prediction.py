@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from test_bridge import SHAPE
 from test_model_parity import native_peer
 
-from mdm_interp.coupling import query_gradients
-from mdm_interp.files import UserError
-from mdm_interp.model import HookedTransformer
-from mdm_interp.prediction import (
+from mdm_interp.data.queries import Query, collate
+from mdm_interp.errors import UserError
+from mdm_interp.inference.prediction import (
     ORDERS,
     Filled,
     Order,
@@ -25,7 +24,8 @@ from mdm_interp.prediction import (
     predict,
     query_loss,
 )
-from mdm_interp.queries import Query, collate
+from mdm_interp.measures.gradients.alignment import query_gradients
+from mdm_interp.models.transformer import HookedTransformer
 
 MASK = 12
 

@@ -8,29 +8,26 @@ from typing import Any
 
 import pytest
 
-from mdm_interp import presets
-from mdm_interp.presets import (
+from mdm_interp.experiments import grids
+from mdm_interp.experiments.grids import (
     BOTH_WAYS,
     CYCLE,
     FULL_SEEDS,
     POOL,
     QUICK_SEEDS,
-    about,
-    at_stages,
     every_run,
     head_grid,
     pool_grid,
-    scope_label,
-    stages,
 )
-from mdm_interp.runs import Run
+from mdm_interp.experiments.scope import about, at_stages, scope_label, stages
+from mdm_interp.training.runs import Run
 
 pytestmark = pytest.mark.usefixtures("real_grid")
 
 
 def run_with(metrics: dict[int, float], folder: Path, **model: Any) -> Run:
     """A run of which only the metrics are there: the forward probability at every checkpoint."""
-    run = Run.of(presets.small_model(CYCLE, "rope", "any_order", 0, **model), folder)
+    run = Run.of(grids.small_model(CYCLE, "rope", "any_order", 0, **model), folder)
     (run.folder / "checkpoints").mkdir(parents=True)
     for step in metrics:
         run.checkpoint_path(step).touch()
@@ -81,20 +78,20 @@ def test_settings_are_called_by_what_sets_them_apart(tmp_path: Path) -> None:
     one, four = about(run_with({0: 0.0}, tmp_path)), about(run_with({0: 0.0}, tmp_path, n_heads=4))
     assert scope_label(one) == "relation_cycle, any_order rope, 1 layer, 1 head of 64"
     assert scope_label({**four, "stage": "end"}) == "relation_cycle, any_order rope, 1 layer, 4 heads of 16, end"
-    pool = presets.small_model(presets.pool_world(0.8), "rope", "any_order", 0, d_head=64, rotary_base=1e6)
+    pool = grids.small_model(grids.pool_world(0.8), "rope", "any_order", 0, d_head=64, rotary_base=1e6)
     said = scope_label(about(Run.of(pool, tmp_path)))
     assert said == "symmetric_pool 80% both ways, any_order rope base 1e+06, 1 layer, 1 head of 64"
     assert scope_label({"world": None, "scheme": "all schemes", "stage": "end"}) == "all settings, all schemes, end"
 
 
 def test_the_default_model_has_one_head() -> None:
-    assert (presets.small_model(CYCLE, "rope", "any_order", 0).model.n_heads, presets.HEADS) == (1, (1, 2, 4, 8))
+    assert (grids.small_model(CYCLE, "rope", "any_order", 0).model.n_heads, grids.HEADS) == (1, (1, 2, 4, 8))
 
 
 @pytest.mark.parametrize("n_seeds", [1, QUICK_SEEDS, FULL_SEEDS])
 def test_no_run_is_listed_twice_and_every_setting_has_the_first_seed(n_seeds: int) -> None:
     seeds = range(n_seeds)
-    for grid in (every_run, head_grid, pool_grid, presets.grid, presets.depth_grid, presets.objective_grid):
+    for grid in (every_run, head_grid, pool_grid, grids.grid, grids.depth_grid, grids.objective_grid):
         digests = [config.digest() for config in grid(seeds)]
         assert len(digests) == len(set(digests))
         settings = {config.model_copy(update={"seed": 0}).digest() for config in grid(seeds)}
@@ -105,7 +102,7 @@ def test_heads_are_an_axis_at_equal_width_and_at_equal_head_dimension() -> None:
     shapes = {(c.model.n_heads, c.model.head_dim) for c in head_grid(range(FULL_SEEDS)) if c.model.position == "rope"}
     assert shapes == {(1, 64), (2, 32), (4, 16), (8, 8), (1, 16), (4, 64)}
     contrast = {(c.model.position, c.objective) for c in head_grid(range(FULL_SEEDS)) if c.model.n_heads == 4}
-    assert contrast == set(presets.VARIANTS.values())
+    assert contrast == set(grids.VARIANTS.values())
 
 
 def test_the_pool_is_shown_both_ways_in_part_and_never_where_it_is_tested() -> None:

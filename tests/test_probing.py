@@ -15,19 +15,19 @@ from test_cli import Ended, assert_refused, mdm_interp  # noqa: F401
 from transformer_lens.model_bridge import TransformerBridge
 
 from analyses import large_model_coupling
-from mdm_interp.analysis import discover
 from mdm_interp.checkpoints import load_checkpoint, save_checkpoint
 from mdm_interp.config import FactConfig
-from mdm_interp.coupling import gradient_alignment
-from mdm_interp.demo import train_demo
-from mdm_interp.files import UserError
-from mdm_interp.layer_coupling import layer_alignment
-from mdm_interp.parity import score_parity
-from mdm_interp.probing import KINDS, CheckpointAnalysis, Probe, demos, each_checkpoint, open_probe
-from mdm_interp.prompts import load_facts
-from mdm_interp.results import Result
-from mdm_interp.routing import score_correlation
-from mdm_interp.storage import compute_evidence
+from mdm_interp.data.prompts import load_facts
+from mdm_interp.errors import UserError
+from mdm_interp.experiments.analysis import CheckpointAnalysis, discover
+from mdm_interp.experiments.results import Result
+from mdm_interp.experiments.subjects import KINDS, Probe, demos, each_checkpoint, open_probe
+from mdm_interp.measures.evidence import compute_evidence
+from mdm_interp.measures.gradients.alignment import gradient_alignment
+from mdm_interp.measures.gradients.layers import layer_alignment
+from mdm_interp.measures.parity import score_parity
+from mdm_interp.measures.routes import score_correlation
+from mdm_interp.training.demo import train_demo
 
 ALONE = [a for a in discover() if isinstance(a, CheckpointAnalysis) and not a.needs_twin]
 

@@ -20,9 +20,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from mdm_interp.config import ModelConfig
-from mdm_interp.files import UserError
-from mdm_interp.prediction import predict
-from mdm_interp.prompts import (
+from mdm_interp.data.prompts import (
     PARENT_CHILD,
     FactTemplates,
     Prompts,
@@ -32,7 +30,9 @@ from mdm_interp.prompts import (
     render,
     right_answers,
 )
-from mdm_interp.queries import Query, batches, require_shared
+from mdm_interp.data.queries import Query, batches, require_shared
+from mdm_interp.errors import UserError
+from mdm_interp.inference.prediction import predict
 
 RELEASED = Path(__file__).parents[1].parent / "shared" / "data" / "parent_child_pairs.csv"
 MASK = "<|mask|>"
@@ -284,7 +284,7 @@ def test_any_name_is_asked_rightly_or_skipped(child: str, parent: str, kind: Any
 
 
 def load_facts_of(values: dict[str, str]) -> Any:
-    from mdm_interp.prompts import FactTable
+    from mdm_interp.data.prompts import FactTable
 
     return FactTable({0: values}, PARENT_CHILD, ())
 

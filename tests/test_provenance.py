@@ -16,9 +16,7 @@ import pytest
 import torch
 from helpers import TINY_DEMO
 
-from mdm_interp import demo
-from mdm_interp.analysis import discover
-from mdm_interp.demo import train_demo
+from mdm_interp.experiments.analysis import discover
 from mdm_interp.provenance import (
     FILE,
     LATER,
@@ -33,10 +31,12 @@ from mdm_interp.provenance import (
     tally,
     versions,
 )
-from mdm_interp.runs import Resumable
+from mdm_interp.training.demo import train_demo
+from mdm_interp.training.loop import demo
+from mdm_interp.training.runs import Resumable
 
 TRAINING, DEMO = TRAINERS
-OLD: dict[str, Any] = {"torch": "2.6.0", "mdm_interp.training": "0ld", "cpu": "One", "threads": 1}
+OLD: dict[str, Any] = {"torch": "2.6.0", "mdm_interp.training.loop": "0ld", "cpu": "One", "threads": 1}
 NEW: dict[str, Any] = {**OLD, "torch": "2.13.0"}
 UNKNOWN = {"step": 0}
 
@@ -49,13 +49,13 @@ def test_a_models_provenance_is_what_trains_here() -> None:
     assert provenance(TRAINING, "cpu", torch.bfloat16) == {
         **{name: version(name) for name in ("mdm-interp", "numpy", "torch")},
         "python": platform.python_version(),
-        "mdm_interp.training": code(TRAINING),
+        "mdm_interp.training.loop": code(TRAINING),
         **machine(),
         "threads": threads,
         "device": "cpu",
         "dtype": "bfloat16",
     }
-    assert provenance(DEMO, "cpu", torch.float32)["mdm_interp.demo"] == code(DEMO) != code(TRAINING)
+    assert provenance(DEMO, "cpu", torch.float32)["mdm_interp.training.demo"] == code(DEMO) != code(TRAINING)
 
 
 def test_a_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,8 +83,8 @@ def test_versions_name_what_trains_apart_from_the_rest() -> None:
     found = versions("analyses.depth")
     packages = {name: version(name) for name in ("mdm-interp", "numpy", "scipy", "torch", "transformer-lens")}
     assert found.items() >= {**packages, "python": platform.python_version()}.items()
-    assert found["mdm_interp.training"] == code(TRAINING) != found["code"]
-    assert "mdm_interp.demo" not in found
+    assert found["mdm_interp.training.loop"] == code(TRAINING) != found["code"]
+    assert "mdm_interp.training.demo" not in found
     assert versions("analyses.twin").items() >= {trainer: code(trainer) for trainer in TRAINERS}.items()
 
 
@@ -182,7 +182,7 @@ def test_models_are_counted_by_what_trained_them(tmp_path: Path) -> None:
 
 # ---- what differs
 
-HERE = {"torch": "2.13.0", "mdm_interp.training": "0ld", "code": "c0de", "scipy": "1"}
+HERE = {"torch": "2.13.0", "mdm_interp.training.loop": "0ld", "code": "c0de", "scipy": "1"}
 
 
 @pytest.mark.parametrize(
@@ -193,8 +193,8 @@ HERE = {"torch": "2.13.0", "mdm_interp.training": "0ld", "code": "c0de", "scipy"
         ([NEW, {**NEW, "cpu": "Two"}], ""),
         ([OLD], "torch 2.6.0 instead of 2.13.0"),
         (
-            [{**OLD, "mdm_interp.training": "n3w"}],
-            "torch 2.6.0 instead of 2.13.0, mdm_interp.training n3w instead of 0ld",
+            [{**OLD, "mdm_interp.training.loop": "n3w"}],
+            "torch 2.6.0 instead of 2.13.0, mdm_interp.training.loop n3w instead of 0ld",
         ),
         ([NEW, OLD, NEW, OLD], "torch 2.6.0 instead of 2.13.0"),
         ([{}], "unknown code and versions"),
@@ -255,19 +255,21 @@ def test_sources_go_through_what_only_hands_names_on(study: Path) -> None:
         "planted_study.shared",
     ]
     ours = {name for name in found if name.startswith("mdm_interp")}
-    assert {"mdm_interp.routing", "mdm_interp.queries", "mdm_interp.positions"} <= ours
-    assert ours.isdisjoint({"mdm_interp", "mdm_interp.cli", "mdm_interp.storage", "mdm_interp.interventions"})
+    assert {"mdm_interp.measures.routes", "mdm_interp.data.queries", "mdm_interp.models.positions"} <= ours
+    assert ours.isdisjoint(
+        {"mdm_interp", "mdm_interp.cli", "mdm_interp.measures.evidence", "mdm_interp.interventions.edits"}
+    )
     (study / "one.py").write_text("from mdm_interp import HookedTransformer as Model, storage as s\n")
     found = sources("planted_study.one")
-    assert {"mdm_interp.model", "mdm_interp.storage"} <= found.keys()
-    assert found.keys().isdisjoint({"mdm_interp", "mdm_interp.routing"})
+    assert {"mdm_interp.models.transformer", "mdm_interp.measures.evidence"} <= found.keys()
+    assert found.keys().isdisjoint({"mdm_interp", "mdm_interp.measures.routes"})
     (study / "one.py").write_text("import mdm_interp\nfrom planted_study import *\n")
-    assert {"mdm_interp", "mdm_interp.routing", "planted_study.other"} <= sources("planted_study.one").keys()
+    assert {"mdm_interp", "mdm_interp.measures.routes", "planted_study.other"} <= sources("planted_study.one").keys()
 
 
 def test_an_analysis_run_as_a_program_is_made_of_the_same_sources() -> None:
     program = "import sys, runpy; sys.argv[1:] = ['--help']\n"
-    program += "from mdm_interp.analysis import Analysis\nfrom mdm_interp.provenance import versions\n"
+    program += "from mdm_interp.experiments.analysis import Analysis\nfrom mdm_interp.provenance import versions\n"
     program += "Analysis.main = lambda self: print(versions(self.measure.__module__)['code'])\n"
     program += "runpy.run_module('analyses.depth', run_name='__main__', alter_sys=True)\n"
     root = Path(__file__).parents[1]
@@ -281,4 +283,4 @@ def test_looks_and_verdicts_are_in_no_digest(later: str) -> None:
     for analysis in discover():
         found = sources(analysis.measure.__module__)
         assert not [name for name in found if f"{name}.".startswith(f"{later}.")]
-        assert "mdm_interp.model" in found
+        assert "mdm_interp.models.transformer" in found

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from mdm_interp.config import Attention, FactConfig, ModelConfig, Objective, Scheme
-from mdm_interp.facts import FactWorld
-from mdm_interp.files import UserError
-from mdm_interp.model import HookedTransformer
-from mdm_interp.prediction import predict, query_loss
-from mdm_interp.queries import Query, QueryPair, Span, batches, collate, require_shared
+from mdm_interp.data.queries import Query, QueryPair, Span, batches, collate, require_shared
+from mdm_interp.data.worlds import FactWorld
+from mdm_interp.errors import UserError
+from mdm_interp.inference.prediction import predict, query_loss
+from mdm_interp.models.transformer import HookedTransformer
 
 WORLDS = {
     "two_role bare": FactConfig(world="two_role", n_entities=8, filler="none", seq_len=3),

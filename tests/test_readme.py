@@ -13,11 +13,11 @@ from document_helpers import ROOT, blocks, check_command, targets
 from helpers import TINY_DEMO
 
 from mdm_interp import cli
-from mdm_interp.analysis import discover
 from mdm_interp.config import TrainConfig
-from mdm_interp.demo import train_demo
-from mdm_interp.presets import FULL_SEEDS, QUICK_SEEDS
-from mdm_interp.runs import Run
+from mdm_interp.experiments.analysis import discover
+from mdm_interp.experiments.grids import FULL_SEEDS, QUICK_SEEDS
+from mdm_interp.training.demo import train_demo
+from mdm_interp.training.runs import Run
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 

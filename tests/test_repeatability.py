@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from helpers import tiny_grid
 
-from mdm_interp.analysis import Analysis, Lab, discover
+from mdm_interp.experiments.analysis import Analysis, discover
+from mdm_interp.experiments.subjects import Lab
 
 ANALYSES = [analysis for analysis in discover() if type(analysis) is Analysis]
 """Those of the grids of runs, which are tiny here."""

@@ -18,11 +18,10 @@ from playwright.sync_api import Browser, Page, expect
 from plotly.offline import get_plotlyjs
 from report_helpers import QUESTION, SETTING, SUMMARY, TAKEAWAY, drawing, result, verdict
 
-from mdm_interp.analysis import discover
-from mdm_interp.probing import CheckpointAnalysis
-from mdm_interp.results import Result
-from mdm_interp.stats import Estimate
-from mdm_interp.viz.report import write_figures, write_index
+from mdm_interp.experiments.analysis import CheckpointAnalysis, discover
+from mdm_interp.experiments.report import write_figures, write_index
+from mdm_interp.experiments.results import Result
+from mdm_interp.stats.estimates import Estimate
 from mdm_interp.viz.theme import legend_at
 
 FIGURES = Path(__file__).parents[1] / "figures"
@@ -113,7 +112,7 @@ def test_a_figure_names_the_runs_behind_it_by_setting(tmp_path: Path) -> None:
     assert "1 analysis of 4 trained models with 3 seeds, 3 rows of measurements." in text_of(index)
 
 
-HERE = {"torch": "2.13.0", "numpy": "2.2.0", "mdm_interp.training": "n3w", "code": "c0de"}
+HERE = {"torch": "2.13.0", "numpy": "2.2.0", "mdm_interp.training.loop": "n3w", "code": "c0de"}
 
 
 def trained(n: int, *by: dict[str, Any]) -> dict[str, Any]:
@@ -129,14 +128,14 @@ def test_a_figure_names_the_runs_that_other_code_or_versions_trained(tmp_path: P
         trained(4, {"torch": "2.6.0"}),
         trained(1, {}),
         trained(2, same, {"torch": "2.6.0", "cpu": "Two"}),
-        trained(3, {"mdm_interp.training": "0ld", "numpy": "1.26.4"}),
+        trained(3, {"mdm_interp.training.loop": "0ld", "numpy": "1.26.4"}),
     ]
     measured = result(config=config, versions=HERE, made_with=[*alike, *others])
     index = write(tmp_path, (measured, drawing()))
     for page in (index, tmp_path / "tiny.html"):
         assert (
             "10 of 20 runs were trained by other code or versions: 6 with torch 2.6.0 instead of 2.13.0; 3 with numpy "
-            "1.26.4 instead of 2.2.0, mdm_interp.training 0ld instead of n3w; 1 with unknown code and versions."
+            "1.26.4 instead of 2.2.0, mdm_interp.training.loop 0ld instead of n3w; 1 with unknown code and versions."
         ) in text_of(page)
 
 

@@ -12,8 +12,10 @@ from helpers import seeded
 from torch import Tensor
 from torch.testing import assert_close
 
-from mdm_interp.queries import Query, QueryPair
-from mdm_interp.resampling import (
+from mdm_interp.data.queries import Query, QueryPair
+from mdm_interp.stats.correlations import correlate
+from mdm_interp.stats.estimates import mean_estimate
+from mdm_interp.stats.resampling import (
     CorrelationDraws,
     Draws,
     FactSample,
@@ -24,8 +26,6 @@ from mdm_interp.resampling import (
     rows_at,
     summary_of,
 )
-from mdm_interp.routing import correlate
-from mdm_interp.stats import mean_estimate
 
 FACTS = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 4, 4, 4])
 CONTEXTS = torch.tensor([0, 1, 2, 0, 1, 0, 1, 2, 0, 2, 0, 1, 2])

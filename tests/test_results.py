@@ -15,9 +15,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mdm_interp.files import UserError
-from mdm_interp.results import Result, tidy
-from mdm_interp.stats import Estimate, curve, mean_estimate, where
+from mdm_interp.errors import UserError
+from mdm_interp.experiments.results import Result, tidy
+from mdm_interp.stats.estimates import Estimate, mean_estimate
+from mdm_interp.stats.tables import curve, where
 
 NAN = float("nan")
 ESTIMATE = Estimate(0.5, 0.25, 0.75, 3)

@@ -21,15 +21,15 @@ from test_bridge import SHAPE, llama_bridge, mirrored_pairs
 
 from mdm_interp import viz
 from mdm_interp.config import FactConfig
-from mdm_interp.files import UserError
-from mdm_interp.parity import score_parity
-from mdm_interp.queries import Query, QueryPair
-from mdm_interp.routing import compute_routes
-from mdm_interp.runs import Run
-from mdm_interp.training import train
-from mdm_interp.viz import routes_page
-from mdm_interp.viz.page import Page, tidy
-from mdm_interp.viz.routes_page import evenly
+from mdm_interp.data.queries import Query, QueryPair
+from mdm_interp.errors import UserError
+from mdm_interp.measures.parity import score_parity
+from mdm_interp.measures.routes import compute_routes
+from mdm_interp.training.loop import train
+from mdm_interp.training.runs import Run
+from mdm_interp.viz.pages import routes
+from mdm_interp.viz.pages.page import Page, tidy
+from mdm_interp.viz.pages.routes import evenly
 
 MASK = TINY["d_vocab"] - 1
 PAIR = QueryPair(
@@ -173,17 +173,17 @@ def test_what_does_not_fit_is_thinned_to_rows_then_to_fewer_checkpoints_then_ref
 ) -> None:
     pair, n = run.query_pairs()[0], len(run.query_pairs()[0].forward.tokens)
     whole = 2 * 2 * n * n  # both queries, two heads of one layer
-    monkeypatch.setattr(routes_page, "MAX_ENTRIES", 3 * whole)
+    monkeypatch.setattr(routes, "MAX_ENTRIES", 3 * whole)
     page = viz.routes(run, pair)
     assert page.data["steps"] == evenly(run.steps, 3)
     assert page.about.endswith(f"Of the run's {len(run.steps)} checkpoints, 3 are shown.")
-    monkeypatch.setattr(routes_page, "MAX_ENTRIES", whole - 1)
+    monkeypatch.setattr(routes, "MAX_ENTRIES", whole - 1)
     page = viz.routes(run, pair)
     assert [page.data[side]["rows"] for side in SIDES] == [page.data[side]["readout"] for side in SIDES]
     at = page.data["forward"]["readout"][0]
-    monkeypatch.setattr(routes_page, "MAX_ENTRIES", whole)
+    monkeypatch.setattr(routes, "MAX_ENTRIES", whole)
     assert patterns(page, "forward")[:, :, 0] == pytest.approx(patterns(viz.routes(run, pair), "forward")[:, :, at])
-    monkeypatch.setattr(routes_page, "MAX_ENTRIES", 4 * n - 1)
+    monkeypatch.setattr(routes, "MAX_ENTRIES", 4 * n - 1)
     with pytest.raises(UserError, match=rf"^pair: 1 layers x 2 heads x {n} and {n} tokens are more than the .* choose"):
         viz.routes(run, pair)
     assert len(viz.routes(run, pair, heads=[1]).data["steps"]) == 1

@@ -12,26 +12,28 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from mdm_interp.config import Attention, FactConfig
-from mdm_interp.facts import FactWorld
-from mdm_interp.files import UserError
-from mdm_interp.model import HookedTransformer
-from mdm_interp.positions import SCHEMES, Rope, T5Bias
-from mdm_interp.queries import Query, QueryPair
-from mdm_interp.routing import (
+from mdm_interp.data.queries import Query, QueryPair
+from mdm_interp.data.worlds import FactWorld
+from mdm_interp.errors import UserError
+from mdm_interp.measures.rope import (
     Content,
     compute_content,
-    compute_routes,
-    correlate,
     distance_correlation,
     isotropic_correlation,
-    other_facts,
     plane_products,
-    route_correlation,
     score_at_offset,
-    score_correlation,
-    score_correlation_null,
     spectrum_correlation,
 )
+from mdm_interp.measures.routes import (
+    compute_routes,
+    other_facts,
+    route_correlation,
+    score_correlation,
+    score_correlation_null,
+)
+from mdm_interp.models.positions import SCHEMES, Rope, T5Bias
+from mdm_interp.models.transformer import HookedTransformer
+from mdm_interp.stats.correlations import correlate
 
 MASK = 12
 # Lengths, source spans and answer spans all differ, so a batch of them is padded.

@@ -11,15 +11,16 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-import mdm_interp.runs
-import mdm_interp.training
+import mdm_interp.training.loop
+import mdm_interp.training.runs
 from mdm_interp.config import FactConfig, ModelConfig, TrainConfig
-from mdm_interp.facts import FactWorld
-from mdm_interp.files import UserError
-from mdm_interp.model import HookedTransformer
+from mdm_interp.data.worlds import FactWorld
+from mdm_interp.errors import UserError
+from mdm_interp.models.transformer import HookedTransformer
 from mdm_interp.provenance import made_with
-from mdm_interp.runs import Run, load_tensors, save_tensors, stored_runs
-from mdm_interp.training import train
+from mdm_interp.tensors import load_tensors, save_tensors
+from mdm_interp.training.loop import train
+from mdm_interp.training.runs import Run, stored_runs
 
 FACTS = FactConfig(n_entities=6, n_filler=4, seq_len=5)
 
@@ -125,7 +126,7 @@ def test_a_run_that_does_not_say_what_trained_it_is_used_as_it_is(
     path.unlink()
     if text is not None:
         path.write_text(text)
-    monkeypatch.setattr(mdm_interp.training, "training_loss", None)  # no step is taken
+    monkeypatch.setattr(mdm_interp.training.loop, "training_loss", None)  # no step is taken
     assert train(run.config, root=run.folder.parent, progress=False) == run
     assert list(stored_runs(run.folder.parent)) == [run]
     assert run.finished and run.metrics()[1:] == trained.metrics()[1:]  # the first row's loss is NaN
@@ -272,7 +273,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
         Path(where).write_bytes(b"half")
         raise OSError("no space left")
 
-    monkeypatch.setattr(mdm_interp.runs, "save_file", half_written)
+    monkeypatch.setattr(mdm_interp.training.runs, "save_file", half_written)
     with pytest.raises(OSError, match="no space left"):
         save_tensors(path, {"x": torch.zeros(2)})
     assert [entry.name for entry in tmp_path.iterdir()] == ["t.safetensors"]

@@ -13,16 +13,9 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 from scipy.stats import spearmanr
 
-from mdm_interp.stats import (
-    LEVEL,
-    Estimate,
-    correlation_estimate,
-    curve,
-    mean_estimate,
-    partial_rank_correlation,
-    rank_correlation,
-    where,
-)
+from mdm_interp.stats.correlations import correlation_estimate, partial_rank_correlation, rank_correlation
+from mdm_interp.stats.estimates import LEVEL, Estimate, mean_estimate
+from mdm_interp.stats.tables import curve, where
 
 
 def normal(count: int, seed: int = 0) -> np.ndarray:

@@ -17,12 +17,10 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from mdm_interp.config import FactConfig, ModelConfig
-from mdm_interp.facts import FactWorld
-from mdm_interp.files import UserError
-from mdm_interp.model import HookedTransformer, Norm
-from mdm_interp.positions import SCHEMES, PositionScheme
-from mdm_interp.queries import Query, QueryPair, collate
-from mdm_interp.storage import (
+from mdm_interp.data.queries import Query, QueryPair, collate
+from mdm_interp.data.worlds import FactWorld
+from mdm_interp.errors import UserError
+from mdm_interp.measures.evidence import (
     compute_evidence,
     decompose_logits,
     evidence_matrix,
@@ -32,6 +30,9 @@ from mdm_interp.storage import (
     readout_directions,
     storage_coupling,
 )
+from mdm_interp.models.layers import Norm
+from mdm_interp.models.positions import SCHEMES, PositionScheme
+from mdm_interp.models.transformer import HookedTransformer
 
 MASK = 12
 VOCAB = torch.arange(13)

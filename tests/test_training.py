@@ -20,16 +20,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from mdm_interp import training, workers
+from mdm_interp import parallel
 from mdm_interp.config import FactConfig, ModelConfig, Objective, Scheme, TrainConfig
-from mdm_interp.diffusion import training_loss
-from mdm_interp.facts import FactWorld
-from mdm_interp.files import UserError
-from mdm_interp.model import HookedTransformer
-from mdm_interp.prediction import predict
+from mdm_interp.data.worlds import FactWorld
+from mdm_interp.devices import check_device
+from mdm_interp.errors import UserError
+from mdm_interp.inference.prediction import predict
+from mdm_interp.models.transformer import HookedTransformer
 from mdm_interp.provenance import made_with, provenance
-from mdm_interp.runs import Run, save_tensors
-from mdm_interp.training import Progressed, check_device, checkpoint_steps, train, train_all
+from mdm_interp.tensors import save_tensors
+from mdm_interp.training.loop import Progressed, checkpoint_steps, loop, train, train_all
+from mdm_interp.training.losses import training_loss
+from mdm_interp.training.runs import Run
 
 if TYPE_CHECKING:
     from multiprocessing.context import ForkServerContext, ForkServerProcess
@@ -54,7 +56,7 @@ def refuse_to_train(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any) -> None:
         raise AssertionError("a training step was taken")
 
-    monkeypatch.setattr(training, "training_loss", refuse)
+    monkeypatch.setattr(loop, "training_loss", refuse)
 
 
 # ---- what a run records
@@ -142,7 +144,7 @@ def test_progress_is_reported_and_the_bar_keeps_to_stderr(
 
 def test_a_run_says_what_trained_it(tmp_path: Path) -> None:
     run = train(tiny(), root=tmp_path, progress=False)
-    assert made_with(run.folder) == [{"step": 0, **provenance(training.__name__, "cpu", torch.float32)}]
+    assert made_with(run.folder) == [{"step": 0, **provenance(loop.__name__, "cpu", torch.float32)}]
 
 
 def train_as(monkeypatch: pytest.MonkeyPatch, root: Path, torch_version: str, *, saves: int) -> Run:
@@ -155,8 +157,8 @@ def train_as(monkeypatch: pytest.MonkeyPatch, root: Path, torch_version: str, *,
         save_state(self, *args)
 
     with monkeypatch.context() as patch, contextlib.suppress(Killed):
-        patch.setattr(training, "SAVE_SECONDS", -1.0)
-        patch.setattr(training, "provenance", lambda *_: {"torch": torch_version})
+        patch.setattr(loop, "SAVE_SECONDS", -1.0)
+        patch.setattr(loop, "provenance", lambda *_: {"torch": torch_version})
         patch.setattr(Run, "save_state", save_or_die)
         train(tiny(), root=root, progress=False)
     return Run.of(tiny(), root)
@@ -201,7 +203,7 @@ def test_a_finished_run_is_loaded_not_trained(tmp_path: Path, monkeypatch: pytes
 def test_train_all_starts_no_process_for_finished_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     configs = [tiny(seed=1), tiny(seed=0)]
     runs = [train(config, root=tmp_path, progress=False) for config in configs]
-    monkeypatch.setattr(workers, "ProcessPoolExecutor", None)
+    monkeypatch.setattr(parallel, "ProcessPoolExecutor", None)
     assert train_all([*configs, configs[0]], root=tmp_path) == [*runs, runs[0]]
     assert train_all([], root=tmp_path) == []
 
@@ -261,7 +263,7 @@ def kill_at_write(monkeypatch: pytest.MonkeyPatch, number: int, landed: bool) ->
 def test_killed_between_any_two_writes_it_resumes_to_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save_seconds: float, landed: bool
 ) -> None:
-    monkeypatch.setattr(training, "SAVE_SECONDS", save_seconds)
+    monkeypatch.setattr(loop, "SAVE_SECONDS", save_seconds)
     config = tiny(steps=4, n_checkpoints=4)
     with monkeypatch.context() as patch:
         written = kill_at_write(patch, 0, landed)
@@ -280,7 +282,7 @@ def test_killed_between_any_two_writes_it_resumes_to_the_same_bits(
 
 def test_killed_again_and_again_it_ends_in_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every attempt gets only a little further: the first state it saves is its last."""
-    monkeypatch.setattr(training, "SAVE_SECONDS", -1.0)
+    monkeypatch.setattr(loop, "SAVE_SECONDS", -1.0)
     whole = train(tiny(), root=tmp_path / "whole", progress=False)
     attempts = 0
     while not Run.of(tiny(), tmp_path).finished:
@@ -321,8 +323,8 @@ TRAIN = """
 import torch
 from mdm_interp import training
 torch.set_num_threads(1)
-training.SAVE_SECONDS = -1.0
-training.train(config, root=root, progress=False)
+loop.SAVE_SECONDS = -1.0
+loop.train(config, root=root, progress=False)
 """
 
 
@@ -332,7 +334,7 @@ def processes() -> ForkServerContext:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         pytest.skip("needs the forkserver start method")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mdm_interp.training", "torch._dynamo"])
+    context.set_forkserver_preload(["mdm_interp.training.loop", "torch._dynamo"])
     return context
 
 
@@ -399,7 +401,7 @@ class CountingPool(ProcessPoolExecutor):
 @pytest.mark.slow
 def test_train_all_gives_the_runs_of_train_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CountingPool, "submitted", [], raising=False)
-    monkeypatch.setattr(workers, "ProcessPoolExecutor", CountingPool)
+    monkeypatch.setattr(parallel, "ProcessPoolExecutor", CountingPool)
     configs = [tiny(seed=2), tiny("causal"), tiny(seed=1), tiny(seed=2), tiny(seed=3)]
     stored = train(configs[2], root=tmp_path, progress=False)
     runs = train_all(configs, root=tmp_path, workers=2)

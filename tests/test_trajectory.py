@@ -9,10 +9,10 @@ import torch
 from helpers import random_model
 from torch.testing import assert_close
 
-from mdm_interp.files import UserError
-from mdm_interp.model import HookedTransformer
-from mdm_interp.queries import Query
-from mdm_interp.trajectory import Denoised, denoise_answers
+from mdm_interp.data.queries import Query
+from mdm_interp.errors import UserError
+from mdm_interp.measures.trajectory import Denoised, denoise_answers
+from mdm_interp.models.transformer import HookedTransformer
 
 MASK = 12
 STAGES = 3
@@ -115,7 +115,7 @@ def test_a_stage_in_which_the_answer_was_filled_already_is_left_out() -> None:
 def test_batches_and_padding_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model = mdm(dtype="float32")
     together = denoise_answers(model, QUERIES, STAGES)
-    monkeypatch.setattr("mdm_interp.queries.MAX_LOGITS", 1)
+    monkeypatch.setattr("mdm_interp.data.queries.MAX_LOGITS", 1)
     alone = denoise_answers(model, QUERIES, STAGES)
     for name in Denoised.__dataclass_fields__:
         assert_close(getattr(together, name), getattr(alone, name), atol=1e-5, rtol=1e-4, equal_nan=True)

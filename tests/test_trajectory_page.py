@@ -20,11 +20,11 @@ from playwright.sync_api import Browser, expect
 
 from mdm_interp import viz
 from mdm_interp.config import FactConfig
-from mdm_interp.files import UserError
-from mdm_interp.queries import Query
-from mdm_interp.training import train
-from mdm_interp.viz import trajectory_page
-from mdm_interp.viz.page import Page
+from mdm_interp.data.queries import Query
+from mdm_interp.errors import UserError
+from mdm_interp.training.loop import train
+from mdm_interp.viz.pages import trajectory
+from mdm_interp.viz.pages.page import Page
 
 MASK = TINY["d_vocab"] - 1
 TOKENS = [3, MASK, 5, MASK, 1, MASK, 2, MASK]
@@ -136,7 +136,7 @@ def test_mistakes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
         viz.trajectory(random_model(mask_token_id=MASK, readout_shift=-1), [MASK, 1])
     with pytest.raises(UserError, match=r"^layers: \[5\] is no choice from 0 to 1"):
         viz.trajectory(model, TOKENS, layers=[5])
-    monkeypatch.setattr(trajectory_page, "MAX_ENTRIES", 2 * 4 * 4 * 8 - 1)
+    monkeypatch.setattr(trajectory, "MAX_ENTRIES", 2 * 4 * 4 * 8 - 1)
     with pytest.raises(UserError, match=r"^prompt: 2 layers x 4 heads x 4 masks x 8 tokens are more than the 255 entr"):
         viz.trajectory(model, TOKENS)
     assert len(viz.trajectory(model, TOKENS, heads=[0]).data["filled"]) == 4

@@ -10,7 +10,7 @@ import pytest
 from plotly.subplots import make_subplots
 from report_helpers import CURVE, NAN, drawing
 
-from mdm_interp.stats import Estimate
+from mdm_interp.stats.estimates import Estimate
 from mdm_interp.viz import theme
 from mdm_interp.viz.plots import add_estimates, add_points
 from mdm_interp.viz.theme import DARK, FORWARD, NAME, REVERSE, SCHEMES, VARIANTS, faded

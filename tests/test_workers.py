@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import torch
 
-from mdm_interp.files import UserError
-from mdm_interp.workers import default_workers, side_by_side
+from mdm_interp.errors import UserError
+from mdm_interp.parallel import default_workers, side_by_side
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals are those of POSIX")
 
@@ -49,7 +49,7 @@ def test_a_gpu_has_one_worker_and_the_cpu_one_per_core() -> None:
 
 SLEEPERS = """
     import os, signal, sys, time
-    from mdm_interp.workers import side_by_side
+    from mdm_interp.parallel import side_by_side
 
     def sleep(seconds, report):
         report(os.getpid())

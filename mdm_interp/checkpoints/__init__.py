@@ -37,9 +37,10 @@ from mdm_interp.checkpoints.weights import (
     read_json,
     save_weights,
 )
-from mdm_interp.files import UserError, write_text
-from mdm_interp.model import HookedTransformer
-from mdm_interp.positions import SCHEMES, PositionScheme
+from mdm_interp.errors import UserError
+from mdm_interp.files import write_text
+from mdm_interp.models.positions import SCHEMES, PositionScheme
+from mdm_interp.models.transformer import HookedTransformer
 
 __all__ = ["FORMATS", "load_checkpoint", "save_checkpoint"]
 

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from mdm_interp.config import ModelConfig, one_line
-from mdm_interp.files import UserError
+from mdm_interp.errors import UserError
 
 LINEAR_LAYOUT = {
     "W_Q": ("(head d_head) d_model", "head d_model d_head"),

@@ -1,7 +1,7 @@
 """Which device each parameter lies on, for models larger than one GPU.
 
 accelerate decides what fits where; blocks then fetch the residual stream to their own device
-(:class:`mdm_interp.model.Block`), so nothing is wrapped, and hooks, gradients and copies work as on one device.
+(:class:`mdm_interp.models.layers.Block`), so nothing is wrapped, and hooks, gradients and copies work as on one device.
 Activations stay where they were computed, and logits come on the embedding's device, which is `cfg.device`. Blocks that
 go to the CPU are computed there; nothing is offloaded to the disk.
 """
@@ -12,9 +12,9 @@ from collections.abc import Mapping
 
 import torch
 
-from mdm_interp.files import UserError
-from mdm_interp.model import HookedTransformer
-from mdm_interp.training import check_device
+from mdm_interp.devices import check_device
+from mdm_interp.errors import UserError
+from mdm_interp.models.transformer import HookedTransformer
 
 DeviceMap = str | Mapping[str, int | str | torch.device]
 

@@ -17,7 +17,8 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 from mdm_interp.checkpoints.weights import read_json
-from mdm_interp.files import UserError, replacing, write_text
+from mdm_interp.errors import UserError
+from mdm_interp.files import replacing, write_text
 
 QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

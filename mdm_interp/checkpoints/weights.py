@@ -22,9 +22,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from mdm_interp.checkpoints.format import Format
-from mdm_interp.files import UserError, write_text
-from mdm_interp.model import HookedTransformer
-from mdm_interp.runs import save_tensors
+from mdm_interp.errors import UserError
+from mdm_interp.files import write_text
+from mdm_interp.models.transformer import HookedTransformer
+from mdm_interp.tensors import save_tensors
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}

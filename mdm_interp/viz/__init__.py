@@ -4,9 +4,9 @@ page = viz.attention(model, "Anna's mother is [M]")      # shows itself in a not
 page.save("page.html")
 """
 
-from mdm_interp.viz.attention_page import attention
-from mdm_interp.viz.page import Page
-from mdm_interp.viz.routes_page import routes
-from mdm_interp.viz.trajectory_page import trajectory
+from mdm_interp.viz.pages.attention import attention
+from mdm_interp.viz.pages.page import Page
+from mdm_interp.viz.pages.routes import routes
+from mdm_interp.viz.pages.trajectory import trajectory
 
 __all__ = ["Page", "attention", "routes", "trajectory"]

@@ -1,7 +1,7 @@
 """Figures of every layer and head: one row of panels per checkpoint and kind of reverse query.
 
 Their frames have columns `checkpoint`, `kind`, `layer`, `head` (null: all heads of the layer) and, as
-:func:`mdm_interp.resampling.rows_at` names them, the measures.
+:func:`mdm_interp.stats.resampling.rows_at` names them, the measures.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from mdm_interp.resampling import estimates_in
-from mdm_interp.stats import Estimate, where
+from mdm_interp.stats.estimates import Estimate
+from mdm_interp.stats.resampling import estimates_in
+from mdm_interp.stats.tables import where
 from mdm_interp.viz.plots import add_curve
 from mdm_interp.viz.theme import DIVERGING, legend_at
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from mdm_interp.stats import Estimate
+from mdm_interp.stats.estimates import Estimate
 from mdm_interp.viz.theme import DIVERGING, faded
 
 TRAINING_STEPS = {"type": "log", "tickvals": [1, 10, 100, 1000, 10_000], "ticktext": ["1", "10", "100", "1k", "10k"]}

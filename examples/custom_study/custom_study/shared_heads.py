@@ -13,15 +13,17 @@ from plotly.subplots import make_subplots
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from mdm_interp.analysis import Analysis
 from mdm_interp.config import TrainConfig
-from mdm_interp.model import HookedTransformer
-from mdm_interp.prediction import predict
-from mdm_interp.presets import MDM_SCHEMES, about, grid
-from mdm_interp.queries import Query
-from mdm_interp.results import Result
-from mdm_interp.runs import Run
-from mdm_interp.stats import Estimate, mean_estimate, where
+from mdm_interp.data.queries import Query
+from mdm_interp.experiments.analysis import Analysis
+from mdm_interp.experiments.grids import MDM_SCHEMES, grid
+from mdm_interp.experiments.results import Result
+from mdm_interp.experiments.scope import about
+from mdm_interp.inference.prediction import predict
+from mdm_interp.models.transformer import HookedTransformer
+from mdm_interp.stats.estimates import Estimate, mean_estimate
+from mdm_interp.stats.tables import where
+from mdm_interp.training.runs import Run
 from mdm_interp.viz.plots import add_estimates
 from mdm_interp.viz.theme import FORWARD, GREY, REVERSE, legend_at, titled
 

@@ -1,0 +1,205 @@
+"""Queries: a sequence with a masked answer, its source, and where the prediction is read.
+
+A *forward query* has its mask where training had it; the *reverse query* of the same :class:`QueryPair` has the sides
+swapped. Spans are half-open `(start, stop)`: one token for a toy entity, several for a name in a large model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Int, Shaped
+from torch import Tensor
+
+from mdm_interp.config import ModelConfig
+from mdm_interp.errors import UserError
+from mdm_interp.models.transformer import check_token_ids
+
+Span = tuple[int, int]
+MAX_LOGITS = 2**27
+"""In one pass over queries: half a GB in float32. That is 53 sentences of 20 tokens in LLaDA's vocabulary."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """A sequence whose answer is masked.
+
+    Raises:
+        UserError: a span lies outside the sequence or is empty, the spans overlap, or the answer does not fill its
+            span.
+    """
+
+    tokens: tuple[int, ...]
+    """Token ids, the mask token in place of the answer; a causal model's query holds the answer itself, each token of
+    which is read before it is seen."""
+    answer: tuple[int, ...]
+    """Token ids of the true answer."""
+    answer_span: Span
+    source_span: Span
+    """Where the tokens stand that determine the answer."""
+
+    def __post_init__(self) -> None:
+        for name, (start, stop) in (("answer_span", self.answer_span), ("source_span", self.source_span)):
+            if not 0 <= start < stop <= len(self.tokens):
+                raise UserError(f"{name}: ({start}, {stop}) is not a span of the {len(self.tokens)} tokens; correct it")
+        if self.answer_span[0] < self.source_span[1] and self.source_span[0] < self.answer_span[1]:
+            raise UserError(f"answer_span: {self.answer_span} overlaps source_span {self.source_span}; keep them apart")
+        if len(self.answer) != self.answer_span[1] - self.answer_span[0]:
+            raise UserError(f"answer: {len(self.answer)} tokens do not fill answer_span {self.answer_span}")
+
+    @property
+    def source(self) -> tuple[int, ...]:
+        """Token ids of the source."""
+        return self.tokens[slice(*self.source_span)]
+
+    @property
+    def offset(self) -> int:
+        """Positions from the start of the answer to the start of the source; positive when the source stands right."""
+        return self.source_span[0] - self.answer_span[0]
+
+    def readout(self, cfg: ModelConfig) -> tuple[int, ...]:
+        """The positions whose logits predict the answer's tokens in a model with `cfg.readout_shift`.
+
+        Raises:
+            UserError: a position has no prediction, or a causal model cannot see the source from there.
+        """
+        assert cfg.readout_shift is not None
+        rows = tuple(position + cfg.readout_shift for position in range(*self.answer_span))
+        if rows[0] < 0:
+            raise UserError(
+                "answer_span: position 0 has no prediction in a shifted model; put the answer further right"
+            )
+        if cfg.is_causal and self.source_span[1] - 1 > rows[0]:
+            raise UserError(
+                f"source_span: {self.source_span} lies right of readout position {rows[0]}, where a causal model "
+                "cannot see it; ask for the query pairs of the 'causal' objective"
+            )
+        return rows
+
+
+@dataclass(frozen=True)
+class QueryPair:
+    """A forward query and the reverse query of the same fact."""
+
+    forward: Query
+    reverse: Query
+    fact: int
+    """Which fact of its world this is."""
+    side: Literal["left", "right"]
+    """Which entity of the fact the forward query asks for."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether both queries have the same answer and the same source. An ARM's pairs do not."""
+        return self.forward.answer == self.reverse.answer and self.forward.source == self.reverse.source
+
+
+def require_shared(pairs: Sequence[QueryPair], measure: str) -> None:
+    """Refuse pairs for which `measure` is undefined.
+
+    Raises:
+        UserError: there are no pairs, or a pair's queries differ in answer or source.
+    """
+    if not pairs:
+        raise UserError(f"query_pairs: {measure} needs at least one pair, got none")
+    if not all(pair.shared for pair in pairs):
+        raise UserError(
+            f"query_pairs: {measure} is undefined for pairs that share neither answer nor source (an ARM's); use "
+            "an MDM's pairs"
+        )
+
+
+def mirrored_positions(pair: QueryPair, n_pos: int) -> Int[Tensor, "pos"]:
+    """Give for each position of the reverse query its counterpart in the forward query: answer and source swap.
+
+    Args:
+        n_pos: Positions of the batch that holds both.
+
+    Raises:
+        UserError: the two queries are not mirror images of each other.
+    """
+    forward, reverse = pair.forward, pair.reverse
+    if (forward.answer_span, forward.source_span) != (reverse.source_span, reverse.answer_span):
+        raise UserError(
+            f"query_pairs: fact {pair.fact} has answer and source at {forward.answer_span} and {forward.source_span} "
+            f"forward, {reverse.answer_span} and {reverse.source_span} in reverse; only pairs that swap them mirror "
+            "each other"
+        )
+    if len(forward.answer) != len(forward.source):
+        raise UserError(
+            f"query_pairs: fact {pair.fact} has an answer of {len(forward.answer)} tokens and a source of "
+            f"{len(forward.source)}; only spans of one length mirror each other"
+        )
+    columns = torch.arange(n_pos)
+    answer, source = columns[slice(*forward.answer_span)].clone(), columns[slice(*forward.source_span)].clone()
+    columns[answer], columns[source] = source, answer
+    return columns
+
+
+@dataclass(frozen=True)
+class QueryBatch:
+    """Queries as tensors, padded on the right to one length."""
+
+    tokens: Int[Tensor, "query pos"]
+    attention_mask: Bool[Tensor, "query pos"] | None
+    """False at padding; None when nothing is padded."""
+    readout: Int[Tensor, "query span"]
+    """Positions whose logits predict the answer; 0 where `answered` is False."""
+    answer: Int[Tensor, "query span"]
+    answered: Bool[Tensor, "query span"]
+    """Which entries of `readout` and `answer` are real."""
+    source: Bool[Tensor, "query pos"]
+
+    def at_readout(self, x: Shaped[Tensor, "query pos *rest"]) -> Shaped[Tensor, "query span *rest"]:
+        """The rows of `x` at the positions whose logits predict the answers."""
+        return x[torch.arange(len(x), device=x.device)[:, None], self.readout.to(x.device)]
+
+    def to(self, device: torch.device) -> QueryBatch:
+        """The same on another device."""
+        return replace(self, **{name: tensor.to(device) for name, tensor in vars(self).items() if tensor is not None})
+
+
+def collate(queries: Sequence[Query], cfg: ModelConfig) -> QueryBatch:
+    """Stack queries for the model of `cfg`, on its device.
+
+    Raises:
+        UserError: a token is outside the vocabulary, or a query's answer cannot be read (:meth:`Query.readout`).
+    """
+    n_pos = max(len(query.tokens) for query in queries)
+    span = max(len(query.answer) for query in queries)
+    shape = (len(queries), n_pos)
+    tokens, kept, source = (
+        torch.zeros(shape, dtype=torch.long),
+        torch.zeros(shape, dtype=torch.bool),
+        torch.zeros(shape, dtype=torch.bool),
+    )
+    readout, answer = torch.zeros(2, len(queries), span, dtype=torch.long)
+    answered = torch.zeros(len(queries), span, dtype=torch.bool)
+    for row, query in enumerate(queries):
+        length, n_answer = len(query.tokens), len(query.answer)
+        tokens[row, :length], kept[row, :length] = torch.tensor(query.tokens), True
+        readout[row, :n_answer], answer[row, :n_answer] = torch.tensor(query.readout(cfg)), torch.tensor(query.answer)
+        answered[row, :n_answer] = True
+        source[row, slice(*query.source_span)] = True
+    check_token_ids("tokens", tokens, cfg.d_vocab)
+    check_token_ids("answer", answer, cfg.d_vocab)
+    tensors = [tensor.to(cfg.device) for tensor in (tokens, kept, readout, answer, answered, source)]
+    tokens, kept, readout, answer, answered, source = tensors
+    return QueryBatch(tokens, None if bool(kept.all()) else kept, readout, answer, answered, source)
+
+
+def answer_positions(batch: QueryBatch, cfg: ModelConfig) -> Int[Tensor, "query span"]:
+    """Where the answers' tokens stand; any place where `answered` is False."""
+    return batch.readout - (cfg.readout_shift or 0)
+
+
+def batches(queries: Sequence[Query], cfg: ModelConfig, size: int | None = None) -> Iterator[QueryBatch]:
+    """The queries in order, `size` at a time; by default 512, or fewer to keep to :data:`MAX_LOGITS`."""
+    if size is None:
+        longest = max((len(query.tokens) for query in queries), default=1)
+        size = max(1, min(512, MAX_LOGITS // (longest * cfg.d_vocab)))
+    for start in range(0, len(queries), size):
+        yield collate(queries[start : start + size], cfg)

@@ -1,0 +1,217 @@
+"""The settings that the figures are made in, by name: worlds, models, and the grids of runs that analyses share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mdm_interp.config import FactConfig, ModelConfig, Objective, Scheme, TrainConfig
+
+CYCLE = FactConfig(world="relation_cycle", filler="random")
+"""Three roles in a cycle, random filler around the fact: attention has something to choose."""
+
+TWO_ROLE = FactConfig(world="two_role", filler="none", seq_len=3)
+"""The fact and nothing else: attention has almost nothing to choose."""
+
+WORLDS = {"relation_cycle": CYCLE, "two_role": TWO_ROLE}
+
+MDM_SCHEMES: tuple[Scheme, ...] = ("rope", "alibi", "none", "learned")
+OTHER_SCHEMES: tuple[Scheme, ...] = ("t5_bias", "sinusoidal")
+SCHEMES = MDM_SCHEMES + OTHER_SCHEMES
+
+QUICK_SEEDS, FULL_SEEDS = 3, 10
+
+
+def small_model(
+    facts: FactConfig,
+    position: Scheme,
+    objective: Objective,
+    seed: int,
+    *,
+    n_layers: int = 1,
+    n_heads: int = 1,
+    d_head: int | None = None,
+    rotary_base: float = 10_000.0,
+    mlp: bool = False,
+) -> TrainConfig:
+    """A model of width 64, attention-only unless `mlp`, trained on `facts`.
+
+    It has one head, as the theory speaks of one attention map.
+
+    Args:
+        d_head: Default: the width shared out among the heads.
+    """
+    d_model = 64
+    model = ModelConfig(
+        d_model=d_model,
+        n_heads=n_heads,
+        d_head=d_head,
+        n_layers=n_layers,
+        d_mlp=4 * d_model if mlp else None,
+        d_vocab=facts.d_vocab,
+        n_ctx=facts.seq_len,
+        position=position,
+        rotary_base=rotary_base,
+        attention="causal" if objective == "causal" else "bidirectional",
+    )
+    return TrainConfig(model=model, facts=facts, objective=objective, seed=seed)
+
+
+VARIANTS: dict[str, tuple[Scheme, Objective]] = {
+    **{f"MDM {scheme}": (scheme, "any_order") for scheme in MDM_SCHEMES},
+    "ARM rope": ("rope", "causal"),
+}
+"""What most figures compare: MDMs under four position schemes, and an ARM."""
+
+
+def variant_of(config: TrainConfig) -> str:
+    """The name of a run's variant, as in `VARIANTS`."""
+    return f"{'ARM' if config.objective == 'causal' else 'MDM'} {config.model.position}"
+
+
+# ---- grids of runs. A run that stands in several is trained once.
+
+
+def every_second(seeds: Sequence[int]) -> Sequence[int]:
+    """Half of the seeds, at least one: for grids that would otherwise take too long."""
+    return seeds[: max(1, len(seeds) // 2)]
+
+
+def is_quick(seeds: Sequence[int]) -> bool:
+    """Whether a run has so few seeds because it has to end soon."""
+    return len(seeds) <= QUICK_SEEDS
+
+
+def grid(seeds: Sequence[int], worlds: Sequence[str] = tuple(WORLDS)) -> list[TrainConfig]:
+    """Every variant in every world; in `two_role`, the control, for every second seed."""
+    return [
+        small_model(WORLDS[world], position, objective, seed)
+        for world in worlds
+        for seed in (every_second(seeds) if world == "two_role" else seeds)
+        for position, objective in VARIANTS.values()
+    ]
+
+
+def scheme_grid(seeds: Sequence[int]) -> list[TrainConfig]:
+    """MDMs under all six position schemes, in the world with filler; `OTHER_SCHEMES` for every second seed."""
+    others = every_second(seeds)
+    return [
+        small_model(WORLDS["relation_cycle"], scheme, "any_order", seed)
+        for seed in seeds
+        for scheme in (SCHEMES if seed in others else MDM_SCHEMES)
+    ]
+
+
+OBJECTIVES: tuple[Objective, ...] = ("any_order", "source_only", "target_only", "causal")
+CONTROL_SCHEMES: tuple[Scheme, ...] = ("rope", "learned")
+"""The schemes of single-sided models in `two_role`. Under ALiBi and without positions a reverse query is a mirror image
+there."""
+
+
+def objective_grid(seeds: Sequence[int], worlds: Sequence[str] = tuple(WORLDS)) -> list[TrainConfig]:
+    """Every objective under every position scheme of `MDM_SCHEMES` in `relation_cycle`, and what masks one side only
+    under `CONTROL_SCHEMES` in `two_role`; any-order masking for every seed, the others for every second one. Any-order
+    masking gives a source of `relation_cycle` two answers, single-sided masking one; in `two_role` every objective
+    gives it one."""
+    few, configs = every_second(seeds), grid(seeds, worlds)
+    for world in worlds:
+        control = world == "two_role"
+        configs += [
+            small_model(WORLDS[world], scheme, objective, seed)
+            for seed in few
+            for objective in (OBJECTIVES[1:3] if control else OBJECTIVES[1:])
+            for scheme in (CONTROL_SCHEMES if control else MDM_SCHEMES)
+        ]
+    return list({config.digest(): config for config in configs}.values())
+
+
+DEPTHS = (1, 2, 4)
+DEPTH_SCHEMES: tuple[Scheme, ...] = ("rope", "alibi")
+
+
+def depth_grid(seeds: Sequence[int]) -> list[TrainConfig]:
+    """MDMs of 1, 2 and 4 layers, with and without MLP, under `DEPTH_SCHEMES`, in the world with filler; for every
+    third seed, as deep models train for long, and without the deepest in a quick run."""
+    return [
+        small_model(WORLDS["relation_cycle"], scheme, "any_order", seed, n_layers=n_layers, mlp=mlp)
+        for seed in seeds[: max(1, len(seeds) // 3)]
+        for scheme in DEPTH_SCHEMES
+        for n_layers in (DEPTHS[:-1] if is_quick(seeds) else DEPTHS)
+        for mlp in (False, True)
+    ]
+
+
+HEADS = (1, 2, 4, 8)
+HEAD_SCHEMES: tuple[Scheme, ...] = ("rope", "learned")
+MANY_HEADS = 4
+"""How many heads the contrast to one head has."""
+
+
+def head_grid(seeds: Sequence[int]) -> list[TrainConfig]:
+    """Models of 1, 2, 4 and 8 heads in the world with filler: the width shared out among the heads, and 1 and 4 heads
+    of 16 and of 64 dimensions each, under `HEAD_SCHEMES`; and every variant with 4 heads. For every second seed; rope
+    with the width shared out, and learned positions with 4 heads, for every seed. A quick run has every seed of rope
+    with 1 and 4 heads, one of the rest, and no other dimensions."""
+    quick, few = is_quick(seeds), every_second(seeds)
+    shared: list[tuple[int, int | None]] = [(n_heads, None) for n_heads in HEADS]
+    shapes = shared if quick else [*shared, (1, 16), (MANY_HEADS, 64)]
+    made: list[tuple[int, Scheme, Objective, int, int | None]] = []
+    for seed in seeds:
+        for n_heads in (1, MANY_HEADS) if quick else HEADS:
+            made.append((seed, "rope", "any_order", n_heads, None))
+        if not quick:
+            made.append((seed, "learned", "any_order", MANY_HEADS, None))
+        if seed in few:
+            for scheme in HEAD_SCHEMES:
+                for n_heads, d_head in shapes:
+                    made.append((seed, scheme, "any_order", n_heads, d_head))
+            for scheme, objective in VARIANTS.values():
+                made.append((seed, scheme, objective, MANY_HEADS, None))
+    return [
+        small_model(WORLDS["relation_cycle"], scheme, objective, seed, n_heads=n_heads, d_head=d_head)
+        for seed, scheme, objective, n_heads, d_head in dict.fromkeys(made)
+    ]
+
+
+BOTH_WAYS = (0.0, 0.5, 0.8)
+"""Shares of facts that training shows both ways; the others are tested."""
+POOL = "symmetric_pool"
+POOL_MODELS: dict[str, tuple[Scheme, Objective, int, float]] = {
+    "MDM rope, d_head 64, base 1e6": ("rope", "any_order", 64, 1e6),
+    "MDM rope, d_head 16, base 1e4": ("rope", "any_order", 16, 1e4),
+    "MDM learned, d_head 64": ("learned", "any_order", 64, 1e4),
+    "ARM rope, d_head 64, base 1e6": ("rope", "causal", 64, 1e6),
+}
+"""Scheme, objective, dimensions of the one head, and RoPE's base."""
+
+
+POOL_CONTRASTS = ("MDM rope, d_head 64, base 1e6", "MDM learned, d_head 64")
+"""What is compared for every seed; the others are for every second one."""
+
+
+def pool_grid(seeds: Sequence[int]) -> list[TrainConfig]:
+    """One-head models of a pool in which every entity stands in one fact, so that training shows a tested fact's
+    source on one side only, while a share of *other* facts is shown both ways. A quick run has one seed of the two
+    extremes."""
+    few, shares = every_second(seeds), BOTH_WAYS
+    if is_quick(seeds):
+        seeds, shares = few, (BOTH_WAYS[0], BOTH_WAYS[-1])
+    return [
+        small_model(pool_world(share), scheme, objective, seed, d_head=d_head, rotary_base=base)
+        for seed in seeds
+        for share in shares
+        for name, (scheme, objective, d_head, base) in POOL_MODELS.items()
+        if seed in few or name in POOL_CONTRASTS
+    ]
+
+
+def pool_world(both_ways: float) -> FactConfig:
+    """A pool of entities with random filler and free gaps, this share of whose facts training shows both ways."""
+    return FactConfig(world=POOL, filler="random", gap=(2, 5), reversed_share=both_ways)
+
+
+def every_run(seeds: Sequence[int]) -> list[TrainConfig]:
+    """The union of all grids, each run once; a quick one leaves out the objectives' control world."""
+    worlds = ("relation_cycle",) if is_quick(seeds) else tuple(WORLDS)
+    union = [*grid(seeds), *scheme_grid(seeds), *objective_grid(seeds, worlds), *depth_grid(seeds)]
+    union += [*head_grid(seeds), *pool_grid(seeds)]
+    return list({config.digest(): config for config in union}.values())

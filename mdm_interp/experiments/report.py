@@ -1,0 +1,208 @@
+"""Figures as files: HTML that works offline with one shared plotly.js, PNG where a browser is there, and the report.
+
+A figure's page and the report are filled from `assets/report*.html`; `assets/report.js` draws and filters in the
+reader's browser, in light or dark, on whatever width and on paper.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+import plotly.io as pio
+
+from mdm_interp.experiments.claims import OUTCOMES, Verdict, counts
+from mdm_interp.experiments.results import CheckpointOrigin, Result, TrainedOrigin
+from mdm_interp.experiments.scope import SCOPE, scope_label, setting_labels
+from mdm_interp.files import write_text
+from mdm_interp.provenance import difference
+from mdm_interp.viz.pages.page import TEMPLATES, asset, write_libraries
+from mdm_interp.viz.theme import DARK, NAME, WIDTH
+
+FILTERS = ("claim", "world", "scheme", "objective", "layers", "heads", "stage", "role", "verdict")
+"""What the ledger is filtered by: its first columns."""
+
+HEIGHT = 450
+"""Of a figure that does not say."""
+
+
+def write_figures(drawn: Sequence[tuple[Result, go.Figure]], out: Path) -> str | None:
+    """Write each figure as NAME.html and NAME.png, and the plotly.js they share.
+
+    Returns:
+        Why there are no PNGs, on one line; None when there are.
+    """
+    write_libraries(out, "plotly")
+    for result, figure in drawn:
+        write_text(out / f"{result.name}.html", _render("report_figure.html", entry=_entry(result, figure)))
+    figures = [figure for _, figure in drawn]
+    layouts: list[Any] = [figure.layout for figure in figures]
+    sizes = {"width": [layout.width for layout in layouts], "height": [layout.height for layout in layouts]}
+    with tempfile.TemporaryDirectory(dir=out) as folder:
+        images: list[str | Path] = [Path(folder) / f"{result.name}.png" for result, _ in drawn]
+        try:
+            pio.write_images(figures, images, **sizes)
+        except Exception as error:  # Kaleido's own are many, and none should cost the user the rest
+            reason = str(error).strip().splitlines()
+            return f"no PNGs: {reason[0] if reason else type(error).__name__}"
+        for image in images:
+            Path(image).replace(out / Path(image).name)
+    return None
+
+
+def write_index(
+    drawn: Sequence[tuple[Result, go.Figure]],
+    verdicts: Sequence[Verdict],
+    out: Path,
+    pages: Mapping[str, str] | None = None,
+) -> None:
+    """Write index.html, the report: the claims ledger, and every figure with its numbers and where they come from.
+
+    Args:
+        pages: Interactive pages to link to: file name in `out` to what it shows. Those that are not there are left out.
+    """
+    results = [result for result, _ in drawn]
+    entries = [_entry(result, figure) for result, figure in drawn]
+    groups: dict[str, list[dict[str, Any]]] = {"Of small models, trained on facts": [], "Of checkpoints": []}
+    for entry in entries:
+        groups["Of checkpoints" if entry["is_of_checkpoints"] else "Of small models, trained on facts"].append(entry)
+    ledger = [(verdict, _cells(verdict)) for verdict in verdicts]
+    sentences = {verdict.claim["id"]: verdict.claim["sentence"] for verdict in verdicts}
+    page = _render(
+        "report_index.html",
+        measured=_measured(results),
+        pages={file: title for file, title in (pages or {}).items() if (out / file).exists()},
+        ledger=ledger,
+        filters={name: list(dict.fromkeys(cells[i] for _, cells in ledger)) for i, name in enumerate(FILTERS)},
+        counted=list(counts(verdicts)),
+        overview=[(claim, sentences[str(claim)], row) for claim, row in counts(verdicts).to_dict("index").items()],
+        rules=dict.fromkeys(
+            f"Claim {verdict.claim['id']}: {verdict.measure}. Null: {verdict.null_is}. Rule: {verdict.rule}."
+            for verdict in verdicts
+        ),
+        groups={name: of_group for name, of_group in groups.items() if of_group},
+    )
+    write_text(out / "index.html", page)
+
+
+def _render(template: str, **values: Any) -> str:
+    themes = {scheme: pio.templates[name].to_plotly_json() for scheme, name in (("light", NAME), ("dark", DARK))}
+    return TEMPLATES.get_template(template).render(asset=asset, themes=themes, outcomes=OUTCOMES, **values)
+
+
+def _measured(results: Sequence[Result]) -> str:
+    """What the figures were made of, in one sentence."""
+    origins = [result.origin for result in results]
+    runs = {run for origin in origins if isinstance(origin, TrainedOrigin) for run in origin.runs}
+    checkpoints = dict.fromkeys(origin.checkpoint for origin in origins if isinstance(origin, CheckpointOrigin))
+    seeds = {seed for result in results for seed in result.seeds}
+    of = [
+        *([f"{len(runs):,} trained models with {len(seeds)} seeds"] if runs else []),
+        *([f"the checkpoint {' and '.join(checkpoints)}"] if checkpoints else []),
+    ]
+    n_rows = sum(len(result.rows) for result in results)
+    analyses = f"{len(results)} {'analysis' if len(results) == 1 else 'analyses'}"
+    return f"{analyses}{' of ' if of else ''}{' and of '.join(of)}, {n_rows:,} rows of measurements."
+
+
+def _cells(verdict: Verdict) -> list[str]:
+    """What a verdict is filtered by."""
+    scope, every = verdict.scope, ["all", verdict.scope["scheme"], "all", "all", "all"]
+    setting = every if scope["world"] is None else setting_labels(scope)
+    return [verdict.claim["id"], *setting, str(scope["stage"]), verdict.role, verdict.verdict]
+
+
+# ---- one figure
+
+
+def _entry(result: Result, figure: go.Figure) -> dict[str, Any]:
+    """What the templates show of a figure: the drawing, its text alternative, and where it comes from."""
+    layout: Any = figure.layout
+    width, height = layout.width or WIDTH, layout.height or HEIGHT
+    drawn = json.loads(figure.to_json() or "")
+    drawn["layout"].pop("template", None)  # the page has the theme, in the reader's colours
+    drawn["layout"] |= {"width": width, "height": height}
+    runs = _runs(result)
+    return {
+        "result": result,
+        "drawing": {"data": drawn["data"], "layout": drawn["layout"]},
+        "width": width,
+        "height": height,
+        "title": _plain(layout.title.text) or result.question,
+        "takeaway": _plain(layout.title.subtitle.text),
+        "command": _command(result),
+        "runs": runs,
+        "n_runs": sum(map(len, runs.values())),
+        "checkpoints": [*_checkpoints(result), *_trained_otherwise(result)],
+        "is_of_checkpoints": result.origin.kind != "runs",
+    }
+
+
+def _plain(text: str | None) -> str:
+    """A text of Plotly's without its markup."""
+    text = re.sub(r"<br\s*/?>", " ", text or "")
+    return html.unescape(re.sub(r"</?(?:b|i|em|s|u|a|sub|sup|span)\b[^>]*>", "", text))
+
+
+def _command(result: Result) -> str:
+    """What measures it again."""
+    if isinstance(result.origin, CheckpointOrigin):
+        twin = " --twin TWIN" if result.origin.twin else ""
+        return f"mdm-interp probe CHECKPOINT --facts FACTS.csv{twin} --only {result.name} --out DIR"
+    return f"mdm-interp reproduce --only {result.name} --seeds {len(result.seeds)}"
+
+
+def _checkpoints(result: Result) -> list[str]:
+    """The checkpoint that `mdm-interp probe` was given, and its twin, in a line each."""
+    lines = []
+    origin = result.origin if isinstance(result.origin, CheckpointOrigin) else None
+    while origin:
+        model = origin.model
+        pairs = "; ".join(f"{kind}: {n} pairs, {origin.skipped[kind]} skipped" for kind, n in origin.pairs.items())
+        lines.append(
+            f"{'Its twin' if lines else 'Checkpoint'} {origin.checkpoint}: {model['n_layers']} layers of "
+            f"{model['n_heads']} heads, width {model['d_model']}, digest {origin.digest}; asked about "
+            f"{origin.facts} facts ({pairs})."
+        )
+        origin = origin.twin
+    return lines
+
+
+def _trained_otherwise(result: Result) -> list[str]:
+    """Name the runs that other code or versions trained than those that measured them, in one line if there are any."""
+    if not isinstance(result.origin, TrainedOrigin):
+        return []
+    n_runs = len(result.origin.runs)
+    unrecorded = [{"runs": n_runs, "by": [{}]}]
+    others: Counter[str] = Counter()
+    for alike in result.made_with or unrecorded:
+        others[difference(alike["by"], {**result.measured_with, **result.versions})] += alike["runs"]
+    del others[""]
+    n = others.total()
+    named = "; ".join(f"{count} with {said}" for said, count in others.most_common())
+    line = f"{n} of {n_runs} runs {'was' if n == 1 else 'were'} trained by other code or versions: {named}."
+    return [line] if n else []
+
+
+def _runs(result: Result) -> dict[str, list[str]]:
+    """The digests of the runs it was measured in, by setting as far as its rows tell them apart."""
+    if not isinstance(result.origin, TrainedOrigin):
+        return {}
+    formats = result.origin.formats if result.origin.kind == "demos" else {}
+    names = {digest: f"demo checkpoint, {format}" for digest, format in formats.items()}
+    for row in result.rows:
+        if "run" in row and set(SCOPE) <= row.keys():
+            names[row["run"]] = scope_label({column: row[column] for column in SCOPE})
+        elif "run" in row:
+            names[row["run"]] = ", ".join(str(row[column]) for column in ("world", "variant") if column in row)
+    groups: dict[str, list[str]] = {}
+    for digest in result.origin.runs:
+        groups.setdefault(names.get(digest, ""), []).append(digest)
+    return groups

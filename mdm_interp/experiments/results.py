@@ -1,0 +1,191 @@
+"""Results: what an analysis measured, as one JSON file from which its figure is drawn without a model."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from mdm_interp.errors import UserError
+from mdm_interp.files import write_text
+from mdm_interp.stats.estimates import Estimate
+
+DIGITS = 6
+
+
+class _Origin(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TrainedOrigin(_Origin):
+    """Models that were trained to be measured."""
+
+    kind: Literal["runs", "demos"]
+    """Runs, or demo checkpoints."""
+    runs: list[str]
+    """The digest of each one's config."""
+    first_seed: list[dict[str, Any]]
+    """The configs of the first seed."""
+
+    @property
+    def formats(self) -> dict[str, str]:
+        """The format of each demo checkpoint, by its digest."""
+        return dict(zip(self.runs, (config["format"] for config in self.first_seed), strict=True))
+
+
+class CheckpointOrigin(_Origin):
+    """A checkpoint, and what it was asked."""
+
+    kind: Literal["checkpoint"] = "checkpoint"
+    checkpoint: str
+    """Its name."""
+    model: dict[str, Any]
+    """Its config."""
+    digest: str
+    """Of the first rows of its embedding and of what it was asked."""
+    facts: int
+    pairs: dict[str, int]
+    """How many query pairs of each kind it was asked."""
+    skipped: dict[str, int]
+    """How many facts of each kind could not be asked."""
+    reasons: dict[str, list[str]]
+    """Why not, for the first of them."""
+    twin: CheckpointOrigin | None
+
+
+Origin = Annotated[TrainedOrigin | CheckpointOrigin, Field(discriminator="kind")]
+_ORIGIN: TypeAdapter[TrainedOrigin | CheckpointOrigin] = TypeAdapter(Origin)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one analysis measured."""
+
+    name: str
+    question: str
+    """One sentence."""
+    origin: TrainedOrigin | CheckpointOrigin
+    """What it was measured on."""
+    settings: dict[str, Any]
+    """What the measurement depends on besides."""
+    seeds: list[int]
+    versions: dict[str, str]
+    """What decides its numbers, as :func:`~mdm_interp.provenance.versions` returns it."""
+    rows: list[dict[str, Any]]
+    """Tidy: one measurement per row, the same columns in each."""
+    measured_with: dict[str, Any] = field(default_factory=dict)
+    """As :func:`~mdm_interp.provenance.environment` returns it. Measured with something else, it is the same result."""
+    made_with: list[dict[str, Any]] = field(default_factory=list)
+    """What trained the runs it was measured on, as :func:`~mdm_interp.provenance.tally` counts them."""
+    summarize: Callable[[Result], Mapping[str, Estimate]] = field(default=lambda result: {}, repr=False, compare=False)
+    """Its analysis' rows to the figures quoted anywhere. Not stored."""
+
+    @cached_property
+    def frame(self) -> pd.DataFrame:
+        """The rows as a table."""
+        return pd.DataFrame(self.rows)
+
+    @cached_property
+    def summary(self) -> dict[str, Estimate]:
+        """The figures quoted anywhere, each computed from the rows."""
+        return dict(self.summarize(self))
+
+    def save(self, path: str | Path) -> None:
+        """Write the result as JSON, a field or column per line, atomically."""
+        fields = {name: getattr(self, name) for name in _STORED} | {"origin": self.origin.model_dump(mode="json")}
+        lines = [f"{json.dumps(name)}: {_compact(value)}" for name, value in fields.items()]
+        names = dict.fromkeys(name for row in self.rows for name in row)
+        columns = [f"  {json.dumps(name)}: {_column([row.get(name) for row in self.rows])}" for name in names]
+        lines += [f'"n_rows": {len(self.rows)}', "\n".join(['"columns": {', ",\n".join(columns), " }"])]
+        write_text(path, "{\n " + ",\n ".join(lines) + "\n}\n")
+
+    @classmethod
+    def load(cls, path: str | Path, summarize: Callable[[Result], Mapping[str, Estimate]] | None = None) -> Result:
+        """Read a result.
+
+        Args:
+            summarize: As of its analysis. Without it the result has no summary.
+
+        Raises:
+            UserError: the file is missing or is not a result.
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            columns = {name: _values(column) for name, column in content.pop("columns").items()}
+            n_rows = content.pop("n_rows")
+            if any(len(column) != n_rows for column in columns.values()):
+                raise ValueError(f"a column does not have {n_rows} rows")
+            content["rows"] = [{name: column[i] for name, column in columns.items()} for i in range(n_rows)]
+            content["origin"] = _ORIGIN.validate_python(content["origin"])
+            result = cls(**content)
+            return replace(result, summarize=summarize) if summarize else result
+        except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+            said = " ".join(str(error).split())[:200]
+            raise UserError(f"{path}: not a result file ({said}); measure it again") from error
+
+    def same_measurement(self, other: Result) -> bool:
+        """Whether measuring again would repeat this: the same settings, models and seeds, and code and packages that
+        mean the same."""
+
+        def identity(result: Result) -> str:
+            """As JSON, which knows no tuples."""
+            origin = result.origin.model_dump(mode="json")
+            return json.dumps([result.name, origin, result.settings, result.seeds, result.versions], sort_keys=True)
+
+        return identity(self) == identity(other)
+
+
+_STORED = ("name", "question", "settings", "seeds", "versions", "measured_with", "made_with")
+
+
+def _column(values: list[Any]) -> str:
+    """A column as JSON: its values one by one or, if that is shorter, its different values and in which runs of how
+    many rows they come."""
+    whole = _compact(values)
+    different = dict.fromkeys((type(value), value) for value in values)
+    if len(different) > len(values) // 2:
+        return whole
+    place = {value: i for i, value in enumerate(different)}
+    runs = [
+        [place[value], len(list(group))] for value, group in itertools.groupby((type(value), value) for value in values)
+    ]
+    coded = _compact({"values": [value for _, value in different], "runs": runs})
+    return min(whole, coded, key=len)
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+
+
+def _values(column: list[Any] | dict[str, Any]) -> list[Any]:
+    """The values of a stored column."""
+    if isinstance(column, list):
+        return column
+    return [column["values"][i] for i, count in column["runs"] for _ in range(count)]
+
+
+def tidy(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows as JSON holds them, each with every column: floats to 6 significant digits, NaN and what is missing as
+    null."""
+    names = dict.fromkeys(str(name) for row in rows for name in row)
+    return [{**dict.fromkeys(names), **plain(dict(row))} for row in rows]
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON holds it: of Python's own types, floats to 6 significant digits, NaN as null."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    value = value.item() if hasattr(value, "item") else value  # a number of numpy or torch
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
+    return value

@@ -1,0 +1,101 @@
+"""What a row says of the run it was measured on: its setting and its stage of training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from mdm_interp.training.runs import Run
+
+LEARNT = 0.5
+"""Forward probability from which a model counts as having learnt its facts: the stage `early` is there."""
+STAGES = ("initial", "early", "end")
+
+
+# ---- what a row says of the run it was measured on
+
+
+SCOPE = ("world", "reversed_share", "scheme", "rotary_base", "objective", "n_layers", "n_heads", "d_head", "mlp")
+"""The columns that say in which setting something was measured; a claim is judged in each by itself."""
+
+
+def scope_label(scope: Mapping[str, Any]) -> str:
+    """Name a setting in a few words, and its training stage if it has one.
+
+    A scope without a world is that of all settings.
+    """
+    stage = [str(scope["stage"])] if "stage" in scope else []
+    if scope["world"] is None:
+        return ", ".join(["all settings", scope["scheme"], *stage])
+    world, scheme, objective, depth, heads = setting_labels(scope)
+    return ", ".join([world, f"{objective} {scheme}", depth, heads, *stage])
+
+
+def setting_labels(scope: Mapping[str, Any]) -> list[str]:
+    """Name a setting's world, scheme, objective, depth and heads."""
+    world = scope["world"] + (f" {scope['reversed_share']:.0%} both ways" if scope["reversed_share"] else "")
+    base = f" base {scope['rotary_base']:.0e}" if scope["rotary_base"] not in (0, 10_000) else ""
+    depth = f"{scope['n_layers']} layer{'s' if scope['n_layers'] > 1 else ''}{' + MLP' if scope['mlp'] else ''}"
+    heads = f"{scope['n_heads']} head{'s' if scope['n_heads'] > 1 else ''} of {scope['d_head']}"
+    return [world, scope["scheme"] + base, scope["objective"], depth, heads]
+
+
+def about(run: Run) -> dict[str, Any]:
+    """The columns that every row begins with: the scope, seed and run."""
+    config, model = run.config, run.config.model
+    return {
+        "world": config.facts.world,
+        "reversed_share": config.facts.reversed_share,
+        "scheme": model.position,
+        "rotary_base": model.rotary_base if model.position == "rope" else 0.0,  # nothing rotates
+        "objective": config.objective,
+        "n_layers": model.n_layers,
+        "n_heads": model.n_heads,
+        "d_head": model.head_dim,
+        "mlp": not model.attn_only,
+        "seed": config.seed,
+        "run": run.folder.name,
+    }
+
+
+def stages(run: Run) -> dict[str, dict[int, float]]:
+    """The checkpoints of each training stage, as step and weight: `initial`, `early`, `end`.
+
+    `early` is where forward probability first reaches `LEARNT`, between two checkpoints, so that settings are compared
+    at one forward probability; absent if it never does.
+    """
+    metrics = run.metrics()
+    found: dict[str, dict[int, float]] = {"initial": {run.steps[0]: 1.0}}
+    learnt = next((i for i, row in enumerate(metrics) if row["forward_probability"] >= LEARNT), None)
+    if learnt is not None:
+        before, after = metrics[max(learnt - 1, 0)], metrics[learnt]
+        rise = after["forward_probability"] - before["forward_probability"]
+        share = (LEARNT - before["forward_probability"]) / rise if rise > 0 else 1.0
+        found["early"] = {before["step"]: 1 - share, after["step"]: share}
+    return {**found, "end": {run.steps[-1]: 1.0}}
+
+
+def at_stages(
+    run: Run, measure: Callable[[int], Sequence[Mapping[str, Any]]], which: Sequence[str] = STAGES
+) -> list[dict[str, Any]]:
+    """The rows that `measure` gives of a step, at each stage, with the columns `stage` and `step`.
+
+    Between two checkpoints, floats that differ are interpolated; whatever else they hold is the later one's.
+
+    Args:
+        measure: Gives rows in the same order for every step.
+        which: Stages that are wanted.
+    """
+    rows = []
+    for stage, weights in stages(run).items():
+        if stage not in which:
+            continue
+        step = round(sum(step * weight for step, weight in weights.items()))
+        weights = {step: weight for step, weight in weights.items() if weight}
+        for measured in zip(*(measure(step) for step in weights), strict=True):
+            row = dict(measured[-1])
+            for name, value in row.items():
+                if isinstance(value, float) and any(one[name] != value for one in measured):
+                    row[name] = sum(one[name] * weight for one, weight in zip(measured, weights.values(), strict=True))
+            rows.append({"stage": stage, "step": step, **row})
+    return rows

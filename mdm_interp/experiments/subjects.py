@@ -1,0 +1,178 @@
+"""What analyses measure: a lab's runs, and probes, which are checkpoints and the facts they are asked."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from mdm_interp.checkpoints import load_checkpoint
+from mdm_interp.config import DemoConfig, TrainConfig
+from mdm_interp.data.prompts import FactTable, FactTemplates, Kind, Prompts, load_facts, make_prompts
+from mdm_interp.data.queries import QueryPair
+from mdm_interp.errors import UserError
+from mdm_interp.experiments.grids import QUICK_SEEDS, is_quick
+from mdm_interp.experiments.results import CheckpointOrigin
+from mdm_interp.models.bridge import hooked
+from mdm_interp.parallel import default_workers, progress_bars, side_by_side
+from mdm_interp.training.demo import train_demo
+from mdm_interp.training.loop import train_all
+from mdm_interp.training.runs import DEFAULT_ROOT, Run
+
+
+@dataclass(frozen=True)
+class Lab:
+    """Where analyses get their runs: seeds, run store and device."""
+
+    n_seeds: int = QUICK_SEEDS
+    root: Path = DEFAULT_ROOT
+    device: str = "cpu"
+    workers: int | None = None
+
+    @property
+    def seeds(self) -> range:
+        return range(self.n_seeds)
+
+    def runs(self, configs: Sequence[TrainConfig]) -> list[Run]:
+        """The finished runs of `configs`; what the store lacks is trained first."""
+        return train_all(configs, root=self.root, device=self.device, workers=self.workers)
+
+    def folder(self, digest: str) -> Path:
+        """Find a run or, below `demos`, a demo checkpoint: the name of either's folder ends in its digest."""
+        return next(self.root.glob(f"demos/*-{digest}"), self.root / digest)
+
+
+KINDS: tuple[Kind, ...] = ("positional", "relational")
+DEMO = DemoConfig()
+"""What the demo checkpoints of `reproduce` have in common."""
+TWIN: Literal["qwen2"] = "qwen2"
+"""The format of the demo MDMs' causal twin."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A model and what it is asked."""
+
+    name: str
+    """The checkpoint's."""
+    model: Any
+    """As :func:`~mdm_interp.models.bridge.hooked` returns it."""
+    prompts: Mapping[Kind, Prompts]
+    """Both kinds of reverse query, kept apart."""
+    twin: Probe | None = None
+    """Another model, asked about the same facts."""
+
+    @classmethod
+    def of(cls, name: str, model: Any, table: FactTable, tokenizer: Any = None, twin: Probe | None = None) -> Probe:
+        """A model, asked about the facts of a table.
+
+        Args:
+            tokenizer: Default: the model's.
+
+        Raises:
+            UserError: there is no tokenizer, or no fact can be asked.
+        """
+        model, tokenizer = hooked(model), tokenizer or model.tokenizer
+        if tokenizer is None:
+            raise UserError(f"{name}: has no tokenizer, which the facts are phrased in; add its tokenizer.json")
+        return cls(name, model, {kind: make_prompts(table, tokenizer, model.cfg, kind) for kind in KINDS}, twin)
+
+    def pairs(self, kind: Kind) -> list[QueryPair]:
+        return self.prompts[kind].pairs
+
+    def origin(self) -> CheckpointOrigin:
+        """Return what a result says of a probe: the model, what was asked and what could not be."""
+        skipped = {kind: list(map(str, prompts.skipped)) for kind, prompts in self.prompts.items()}
+        first_rows = self.model.W_E[:FINGERPRINT].detach().float().cpu().numpy().tobytes()
+        asked = repr({kind: prompts.pairs for kind, prompts in self.prompts.items()}).encode()
+        return CheckpointOrigin(
+            checkpoint=self.name,
+            model=self.model.cfg.model_dump(mode="json"),
+            digest=hashlib.sha256(first_rows + asked).hexdigest()[:16],
+            facts=len({pair.fact for prompts in self.prompts.values() for pair in prompts.pairs}),
+            pairs={kind: len(prompts.pairs) for kind, prompts in self.prompts.items()},
+            skipped={kind: len(reasons) for kind, reasons in skipped.items()},
+            reasons={kind: reasons[:REASONS] for kind, reasons in skipped.items()},
+            twin=self.twin.origin() if self.twin else None,
+        )
+
+
+FINGERPRINT = 64
+"""From how many rows of the embedding a result tells whether it is of the same weights."""
+REASONS = 20
+"""How many of the reasons for which something was skipped a result quotes."""
+
+
+def open_probe(
+    checkpoint: str | Path,
+    facts: str | Path,
+    *,
+    templates: FactTemplates | str | Path | None = None,
+    limit: int | None = None,
+    twin: str | Path | None = None,
+    **loading: Any,
+) -> Probe:
+    """Load a checkpoint and phrase the facts in its tokens.
+
+    Args:
+        checkpoint: Folder or hub id, as for :func:`~mdm_interp.checkpoints.load_checkpoint`.
+        facts: A CSV, as for :func:`~mdm_interp.data.prompts.load_facts`.
+        templates: How to state them.
+        limit: Ask about the first so many usable facts only.
+        twin: A second checkpoint, asked about the same facts.
+        loading: `device`, `dtype`, `device_map`, `revision` of `load_checkpoint`; the last is not the twin's.
+
+    Raises:
+        UserError: a checkpoint or the facts cannot be used, or a checkpoint has no tokenizer.
+    """
+    table = load_facts(facts, templates)
+    if limit is not None:
+        table = replace(table, rows=dict(list(table.rows.items())[:limit]))
+    name, model, other = Path(checkpoint).absolute().name, load_checkpoint(checkpoint, **loading), None
+    if twin is not None:
+        alike = {name: value for name, value in loading.items() if name != "revision"}
+        of_twin = Path(twin).absolute().name
+        of_twin += " (twin)" if of_twin == name else ""  # run1/final and run2/final stay apart
+        other = Probe.of(of_twin, load_checkpoint(twin, **alike), table)
+    return Probe.of(name, model, table, twin=other)
+
+
+def each_checkpoint(probes: Iterable[Probe]) -> list[Probe]:
+    """The probes and their twins, every checkpoint once."""
+    members = (member for probe in probes for member in (probe, probe.twin) if member is not None)
+    return list({member.name: member for member in members}.values())
+
+
+def demos(seeds: Sequence[int]) -> list[DemoConfig]:
+    """The demo checkpoints of `reproduce`, of the first seed, their intervals being over facts: LLaDA's and the twin's,
+    and in a full run Dream's."""
+    formats = ("llada", TWIN) if is_quick(seeds) else ("llada", "dream", TWIN)
+    return [DEMO.model_copy(update={"format": format, "seed": seeds[0]}) for format in formats]
+
+
+def demo_folder(config: DemoConfig, root: Path) -> Path:
+    """Where the run store keeps a demo checkpoint."""
+    return root / "demos" / f"{config.format}-{config.digest()}"
+
+
+def train_demos(configs: Sequence[DemoConfig], lab: Lab) -> list[Path]:
+    """The folders of the demo checkpoints of `configs`; those that the run store lacks are trained first."""
+    wanted = {config: demo_folder(config, lab.root) for config in configs}
+    missing = [(config, folder) for config, folder in wanted.items() if not (folder / "config.json").exists()]
+    if missing:
+        with progress_bars() as bars:
+            bar = bars.add_task("training demo checkpoints", total=len(missing), values="")
+            side_by_side(
+                _train_demo,
+                [(folder, config, lab.device) for config, folder in missing],
+                workers=lab.workers or default_workers(lab.device),
+                show=lambda done: bars.advance(bar),
+            )
+    return [wanted[config] for config in configs]
+
+
+def _train_demo(folder: Path, config: DemoConfig, device: str, report: Callable[[None], None]) -> None:
+    train_demo(folder, config, device=device, progress=False)
+    report(None)

@@ -1,0 +1,153 @@
+"""The masked diffusion process: masking, training losses and the denoising loop.
+
+The loss follows LLaDA (arXiv 2502.09992, eq. 3): draw t ~ U(0, 1], mask every token with probability t, and weight the
+cross-entropy of the masked tokens by 1/t.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from mdm_interp.errors import UserError
+
+FillOrder = Literal["confidence", "random", "left_to_right"]
+"""Which blanks come first: where the model is most certain of its choice, any, or from the left."""
+
+
+@dataclass(frozen=True)
+class FillStep:
+    """One step of filling blanks."""
+
+    logits: Float[Tensor, "batch pos d_vocab"]
+    """The network's own, of the sequences before this step."""
+    filled: Bool[Tensor, "batch pos"]
+    """What this step filled."""
+    probability: Float[Tensor, "batch pos"]
+    """The model's probability of the token it would fill in; 0 where there is no blank."""
+    tokens: Int[Tensor, "batch pos"]
+    """The sequences after this step."""
+
+
+@torch.no_grad()
+def fill_blanks(
+    model: Any,
+    tokens: Int[Tensor, "batch pos"],
+    blank: Bool[Tensor, "batch pos"],
+    *,
+    steps: int,
+    order: FillOrder,
+    truth: Int[Tensor, "batch pos"] | None = None,
+    attention_mask: Bool[Tensor, "batch pos"] | None = None,
+    temperature: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> Iterator[FillStep]:
+    """Fill the blanks in up to `steps` steps, each filling an equal share of what is left. The mask token is never
+    filled in.
+
+    Args:
+        blank: Not position 0 of a shifted model, which has no prediction.
+        truth: What is filled in instead of the model's choice; the order stays that of its choices.
+        attention_mask: False at padding.
+        temperature, generator: As for :func:`denoise`.
+    """
+    cfg, shift = model.cfg, model.cfg.readout_shift or 0
+    padding = {} if attention_mask is None else {"attention_mask": attention_mask}
+    for step in range(1, steps + 1):
+        if not bool(blank.any()):
+            return
+        logits = model(tokens, **padding)
+        rows, at = blank.nonzero(as_tuple=True)
+        seen = logits[rows, at + shift].float()
+        if cfg.mask_token_id is not None:
+            seen[:, cfg.mask_token_id] = float("-inf")
+        probs = seen.softmax(-1)
+        if temperature > 0:
+            choice = torch.multinomial((seen / temperature).softmax(-1), 1, generator=generator).squeeze(-1)
+        else:
+            choice = probs.argmax(-1)
+        probability = probs.new_zeros(tokens.shape)
+        probability[rows, at] = probs.gather(-1, choice[:, None]).squeeze(-1)
+        if order == "confidence":
+            priority = probability
+        elif order == "random":
+            priority = torch.rand(tokens.shape, generator=generator, device=tokens.device)
+        else:
+            priority = -torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens).float()
+        place = priority.masked_fill(~blank, float("-inf")).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+        quota = torch.ceil(blank.sum(1, keepdim=True) / (steps - step + 1))
+        filled = blank & (place < quota)
+        proposed = truth
+        if proposed is None:
+            proposed = tokens.clone()
+            proposed[rows, at] = choice
+        tokens, blank = torch.where(filled, proposed, tokens), blank & ~filled
+        yield FillStep(logits, filled, probability, tokens)
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """What a denoising loop did."""
+
+    tokens: Int[Tensor, "step batch pos"]
+    """The sequences before the first step and after each."""
+    filled_at: Int[Tensor, "batch pos"]
+    """The step (from 1) that filled a position; 0 where it was given."""
+    probability: Float[Tensor, "batch pos"]
+    """The model's probability of a filled token when it was filled; 1 where it was given."""
+
+
+@torch.no_grad()
+def denoise(
+    model: Any,
+    tokens: Int[Tensor, "batch pos"],
+    *,
+    steps: int,
+    order: FillOrder = "confidence",
+    attention_mask: Bool[Tensor, "batch pos"] | None = None,
+    temperature: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> Trajectory:
+    """Fill the mask tokens in `steps` steps, each filling an equal share of what is left.
+
+    Args:
+        tokens: Any pattern of masks; tokens that are not the mask are kept.
+        attention_mask: False at padding, which is left alone.
+        temperature: 0 takes the likeliest token; otherwise tokens are drawn from softmax(logits / temperature).
+        generator: On the model's device; draws the random order and the tokens.
+
+    Raises:
+        UserError: the model is causal or has no mask token, `steps` is below 1, or a shifted model's position 0 is
+            masked.
+    """
+    cfg = model.cfg
+    if cfg.is_causal or cfg.mask_token_id is None:
+        raise UserError("model: denoising needs bidirectional attention and a mask_token_id; use an MDM")
+    if steps < 1:
+        raise UserError(f"steps: {steps} is too few; use at least 1")
+    blank = tokens == cfg.mask_token_id
+    if attention_mask is not None:
+        blank = blank & attention_mask
+    if cfg.readout_shift and bool(blank[:, 0].any()):
+        raise UserError("tokens: position 0 is masked, but has no prediction in a shifted model; give its token")
+    history, filled_at = [tokens.clone()], torch.zeros_like(tokens)
+    certainty = torch.ones(tokens.shape, device=tokens.device)
+    filling = fill_blanks(
+        model,
+        tokens,
+        blank,
+        steps=steps,
+        order=order,
+        attention_mask=attention_mask,
+        temperature=temperature,
+        generator=generator,
+    )
+    for number, step in enumerate(filling, 1):
+        filled_at[step.filled], certainty[step.filled] = number, step.probability[step.filled]
+        history.append(step.tokens)
+    return Trajectory(torch.stack(history), filled_at, certainty)

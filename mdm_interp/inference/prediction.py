@@ -1,0 +1,213 @@
+"""What a model answers to a query: log-probability and rank of the true answer, and the answer it fills in itself.
+
+An answer of several tokens is read or filled in one of three orders:
+
+    one_shot        every token from one pass, as if the others were unknown
+    confidence      one token per pass, first the one whose likeliest token is most probable
+    left_to_right   one token per pass, from the left
+
+A causal model knows the last only, and reads a true answer in one pass: it sees each token after predicting it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from mdm_interp.config import ModelConfig
+from mdm_interp.data.queries import Query, QueryBatch, answer_positions, batches
+from mdm_interp.errors import UserError
+from mdm_interp.inference.denoising import FillOrder, fill_blanks
+from mdm_interp.models.bridge import hooked
+
+Order = Literal["one_shot", "confidence", "left_to_right"]
+ORDERS: tuple[Order, ...] = ("one_shot", "confidence", "left_to_right")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One entry per query."""
+
+    log_probability: Float[Tensor, "query"]
+    """Nats; summed over the answer's tokens."""
+    rank: Int[Tensor, "query"]
+    """1 is the model's first choice; of several tokens, the worst. Ties count against the answer."""
+
+    @property
+    def probability(self) -> Float[Tensor, "query"]:
+        return self.log_probability.exp()
+
+    @property
+    def correct(self) -> Bool[Tensor, "query"]:
+        """Whether every token of the answer is the model's first choice."""
+        return self.rank == 1
+
+
+def orders(cfg: ModelConfig) -> tuple[Order, ...]:
+    """The orders in which a model can fill an answer in."""
+    return ("left_to_right",) if cfg.is_causal else ORDERS
+
+
+def query_loss(logits: Float[Tensor, "query pos d_vocab"], batch: QueryBatch) -> Float[Tensor, "query"]:
+    """Negative log-probability of each answer, in nats, summed over its tokens."""
+    rows = batch.at_readout(logits)
+    log_probs = rows.log_softmax(-1, dtype=torch.promote_types(rows.dtype, torch.float32))
+    chosen = log_probs.gather(-1, batch.answer[..., None]).squeeze(-1)
+    return -(chosen * batch.answered).sum(-1)
+
+
+@torch.no_grad()
+def predict(model: Any, queries: Sequence[Query], order: Order = "one_shot") -> Prediction:
+    """Ask `model` every query.
+
+    Beyond `one_shot`, each token is read when its turn comes, beside the true tokens of the turns before it. In order
+    of `confidence` the turn goes to where the model's own likeliest token is most probable. So the answer is `correct`
+    if :func:`infill` in the same order fills it in, unless it is in a tie or the mask token is likelier still.
+
+    Raises:
+        UserError: a causal model is asked in order of confidence.
+    """
+    model = hooked(model)
+    if model.cfg.is_causal and order == "confidence":
+        raise UserError("order: 'confidence' needs bidirectional attention; read a causal model 'left_to_right'")
+    log_probability, rank = [], []
+    for batch in batches(queries, model.cfg):
+        total, worst = torch.zeros(len(batch.tokens)), torch.zeros(len(batch.tokens), dtype=torch.long)
+        for logits, read in _readings(model, batch, order):
+            total = total - query_loss(logits, replace(batch, answered=read)).cpu()
+            rows = batch.at_readout(logits)
+            beaten_by = (rows >= rows.gather(-1, batch.answer[..., None])).sum(-1)  # the answer itself included
+            worst = torch.maximum(worst, (beaten_by * read).amax(-1).cpu())
+        log_probability.append(total)
+        rank.append(worst)
+    return Prediction(torch.cat(log_probability), torch.cat(rank))
+
+
+def _readings(model: Any, batch: QueryBatch, order: Order) -> Iterator[tuple[Tensor, Bool[Tensor, "query span"]]]:
+    """Logits of each pass, and the answer tokens that are read from it."""
+    if order == "one_shot" or model.cfg.is_causal:
+        yield model(batch.tokens, attention_mask=batch.attention_mask), batch.answered
+        return
+    blank, truth = _blanks(batch, model.cfg)
+    for step in fill_blanks(
+        model,
+        batch.tokens,
+        blank,
+        steps=batch.answer.shape[1],
+        order=order,
+        truth=truth,
+        attention_mask=batch.attention_mask,
+    ):
+        yield step.logits, step.filled.gather(1, answer_positions(batch, model.cfg)) & batch.answered
+
+
+def _blanks(batch: QueryBatch, cfg: ModelConfig) -> tuple[Bool[Tensor, "query pos"], Int[Tensor, "query pos"]]:
+    """Where answers stand, and the sequences with the true answers in place."""
+    rows, _ = batch.answered.nonzero(as_tuple=True)
+    at = rows, answer_positions(batch, cfg)[batch.answered]
+    blank, truth = torch.zeros_like(batch.tokens, dtype=torch.bool), batch.tokens.clone()
+    blank[at], truth[at] = True, batch.answer[batch.answered]
+    return blank, truth
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A model's own answer to one query."""
+
+    tokens: tuple[int, ...]
+    log_probabilities: tuple[float, ...]
+    """Nats; of each token when it was filled in, the mask token being no choice."""
+
+
+@torch.no_grad()
+def infill(model: Any, queries: Sequence[Query], order: Order = "confidence") -> list[Filled]:
+    """The likeliest tokens in place of every query's answer, as many as the answer has. What a causal model's query
+    holds there is not read.
+
+    Raises:
+        UserError: a causal model is to fill in another order than from the left.
+    """
+    model = hooked(model)
+    cfg: ModelConfig = model.cfg
+    if order not in orders(cfg):
+        raise UserError(f"order: {order!r} needs bidirectional attention; fill a causal model's answer 'left_to_right'")
+    fill_order: FillOrder = "left_to_right" if order == "left_to_right" else "confidence"
+    answers: list[Filled] = []
+    for batch in batches(queries, cfg):
+        blank, _ = _blanks(batch, cfg)
+        tokens, log_probs = batch.tokens, torch.zeros(blank.shape, device=blank.device)
+        steps = 1 if order == "one_shot" else batch.answer.shape[1]
+        for step in fill_blanks(
+            model, tokens, blank, steps=steps, order=fill_order, attention_mask=batch.attention_mask
+        ):
+            tokens, log_probs = step.tokens, torch.where(step.filled, step.probability.log(), log_probs)
+        filled, logs = (of_all.gather(1, answer_positions(batch, cfg)).tolist() for of_all in (tokens, log_probs))
+        for answer, log_prob, length in zip(filled, logs, batch.answered.sum(1).tolist(), strict=True):
+            answers.append(Filled(tuple(answer[:length]), tuple(log_prob[:length])))
+    return answers
+
+
+def infill_any_length(
+    model: Any,
+    queries: Sequence[Query],
+    order: Order = "confidence",
+    *,
+    longest: int,
+    ends: Sequence[Collection[int]] = (),
+) -> list[Filled]:
+    """What a model fills in when the answer's number of tokens is not known.
+
+    An MDM fills in every number of masks from 1 to `longest`, and the filling with the highest mean log-probability per
+    token is taken (each token's as it was filled in; the shortest of equals). A causal model goes on until the end of
+    the answer, or until `longest` tokens and one more. Only what the context holds is tried.
+
+    Args:
+        ends: For each query of a causal model, the tokens that end the answer: what follows it in the sentence.
+
+    Raises:
+        UserError: as :func:`infill`; `longest` is below 1, or a causal model is not told the ends.
+    """
+    model = hooked(model)
+    cfg: ModelConfig = model.cfg
+    if longest < 1:
+        raise UserError(f"longest: {longest} tokens are no answer; use at least 1")
+    if cfg.is_causal:
+        if len(ends) != len(queries):
+            raise UserError(f"ends: {len(ends)} for {len(queries)} queries of a causal model; give one for each")
+        room = [min(longest + 1, cfg.n_ctx - query.answer_span[0]) for query in queries]
+        written = infill(model, [_resized(*asked) for asked in zip(queries, room, strict=True)], order)
+        return [_until(answer, end) for answer, end in zip(written, ends, strict=True)]
+    best: list[Filled | None] = [None] * len(queries)
+    for length in range(1, longest + 1):
+        fitting = [i for i, query in enumerate(queries) if len(query.tokens) - len(query.answer) + length <= cfg.n_ctx]
+        filled = infill(model, [_resized(queries[i], length) for i in fitting], order)
+        for i, answer in zip(fitting, filled, strict=True):
+            known = best[i]
+            if known is None or _mean(answer) > _mean(known):
+                best[i] = answer
+    return [answer for answer in best if answer is not None]  # all of them: one mask always fits
+
+
+def _mean(answer: Filled) -> float:
+    return sum(answer.log_probabilities) / len(answer.log_probabilities)
+
+
+def _until(answer: Filled, ends: Collection[int]) -> Filled:
+    """The answer before the first token that ends it."""
+    length = next((i for i, token in enumerate(answer.tokens) if token in ends), len(answer.tokens))
+    return Filled(answer.tokens[:length], answer.log_probabilities[:length])
+
+
+def _resized(query: Query, length: int) -> Query:
+    """The query with `length` tokens to answer, all of them what its answer's first place holds: the mask, or what a
+    causal model does not see."""
+    (start, stop), (first, last) = query.answer_span, query.source_span
+    moved = length - (stop - start) if first >= stop else 0
+    blanks = (query.tokens[start],) * length
+    tokens = (*query.tokens[:start], *blanks, *query.tokens[stop:])
+    return Query(tokens, blanks, (start, start + length), (first + moved, last + moved))

@@ -1,0 +1,41 @@
+"""Edits of a model's routes and of its storage while it runs, and what they do to reverse prediction.
+
+Each edit exists twice: as a context manager of hooks (`even_routes`), and as a call that returns its effect beside that
+of a control (`project_even_routes`). What only looks belongs in `measures`.
+"""
+
+from mdm_interp.interventions.edits import (
+    ablated_routes,
+    ablated_storage,
+    even_routes,
+    shared_routes,
+    transplanted_routes,
+)
+from mdm_interp.interventions.effects import (
+    Effect,
+    ablate_routes,
+    ablate_storage,
+    other_positions,
+    project_even_routes,
+    share_routes,
+    transplant_routes,
+)
+from mdm_interp.interventions.patching import Patching, patch_heads, patch_positions
+
+__all__ = [
+    "Effect",
+    "Patching",
+    "ablate_routes",
+    "ablate_storage",
+    "ablated_routes",
+    "ablated_storage",
+    "even_routes",
+    "other_positions",
+    "patch_heads",
+    "patch_positions",
+    "project_even_routes",
+    "share_routes",
+    "shared_routes",
+    "transplant_routes",
+    "transplanted_routes",
+]

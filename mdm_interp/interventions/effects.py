@@ -1,0 +1,140 @@
+"""What an edit does to reverse prediction, beside the same edit at random other positions."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mdm_interp.config import ModelConfig
+from mdm_interp.data.queries import Query, QueryPair, require_shared
+from mdm_interp.errors import UserError
+from mdm_interp.interventions.edits import (
+    CHUNK,
+    At,
+    Editing,
+    Head,
+    _chosen,
+    ablated_routes,
+    ablated_storage,
+    collate_pairs,
+    even_routes,
+    log_probability,
+    shared_routes,
+    transplanted_routes,
+)
+from mdm_interp.models.bridge import hooked
+
+
+@dataclass(frozen=True)
+class Effect:
+    """Log-probabilities of the answers, in nats."""
+
+    forward: Float[Tensor, "pair"]
+    """Of the forward queries."""
+    before: Float[Tensor, "pair"]
+    """Of the reverse queries, nothing edited."""
+    after: Float[Tensor, "pair"]
+    """Of the reverse queries, edited."""
+    control: Float[Tensor, "pair"]
+    """Of the reverse queries, edited alike at as many random other positions (or heads, where heads are chosen; NaN
+    where the model has too few others)."""
+
+
+EditingAt = Callable[[Any, Sequence[QueryPair], At], AbstractContextManager[None]]
+
+
+# ---- the same in one call
+
+
+def transplant_routes(model: Any, query_pairs: Sequence[QueryPair], seed: int = 0) -> Effect:
+    """Effect of :func:`transplanted_routes`. In a one-layer model with a relative scheme that reads at the mask,
+    `after` equals `forward`, with or without MLP: what is stored does not know where it stands, and what the reverse
+    query lacks is the route."""
+    return _effect(model, query_pairs, transplanted_routes, _elsewhere(transplanted_routes, seed))
+
+
+def share_routes(model: Any, query_pairs: Sequence[QueryPair], seed: int = 0) -> Effect:
+    """Effect of :func:`shared_routes`. Where all heads attend alike it is that of :func:`transplant_routes`."""
+    return _effect(model, query_pairs, shared_routes, _elsewhere(shared_routes, seed))
+
+
+def project_even_routes(
+    model: Any, query_pairs: Sequence[QueryPair], seed: int = 0, heads: Sequence[Head] | None = None
+) -> Effect:
+    """Effect of :func:`even_routes`: nothing under ALiBi and no encoding, whose scores have no odd part. The control of
+    chosen `heads` is as many others, drawn at random from all layers."""
+    if heads is None:
+        return _effect(model, query_pairs, even_routes, _elsewhere(even_routes, seed, like="answer"))
+    chosen = _chosen(hooked(model).cfg, heads)
+    others, needed = [(layer, head) for layer, head in (~chosen).nonzero().tolist()], int(chosen.sum())
+    drawn = random.Random(seed).sample(others, needed) if len(others) >= needed else None
+    control = None if drawn is None else partial(even_routes, heads=drawn)
+    return _effect(model, query_pairs, partial(even_routes, heads=heads), control)
+
+
+def ablate_storage(model: Any, query_pairs: Sequence[QueryPair], seed: int = 0) -> Effect:
+    """Effect of :func:`ablated_storage`."""
+    return _effect(model, query_pairs, ablated_storage, _elsewhere(ablated_storage, seed))
+
+
+def ablate_routes(model: Any, query_pairs: Sequence[QueryPair], seed: int = 0) -> Effect:
+    """Effect of :func:`ablated_routes`."""
+    return _effect(model, query_pairs, ablated_routes, _elsewhere(ablated_routes, seed))
+
+
+@torch.no_grad()
+def _effect(model: Any, query_pairs: Sequence[QueryPair], editing: Editing, control: Editing | None) -> Effect:
+    """Ask forward, reverse, and reverse under the edit and under its control, if there is one."""
+    require_shared(query_pairs, "an intervention between forward and reverse query")
+    model, chunks = hooked(model), []
+    for start in range(0, len(query_pairs), CHUNK):
+        pairs = query_pairs[start : start + CHUNK]
+        forward, reverse = collate_pairs(model, pairs)
+        asked = [log_probability(model, forward), log_probability(model, reverse)]
+        for edit in filter(None, (editing, control)):
+            with edit(model, pairs):
+                asked.append(log_probability(model, reverse))
+        chunks.append(torch.stack(asked if control else [*asked, torch.full_like(asked[0], torch.nan)]))
+    return Effect(*torch.cat(chunks, dim=1).unbind(0))
+
+
+def _elsewhere(editing: EditingAt, seed: int, like: Literal["source", "answer"] = "source") -> Editing:
+    """Make the same edit at random other positions, as many as the reverse query's `like` has tokens."""
+    chooser = random.Random(seed)
+
+    def edit(model: Any, query_pairs: Sequence[QueryPair]) -> AbstractContextManager[None]:
+        others = torch.zeros(len(query_pairs), max(len(pair.reverse.tokens) for pair in query_pairs), dtype=torch.bool)
+        for row, pair in enumerate(query_pairs):
+            others[row, chooser.sample(*other_positions(pair.reverse, model.cfg, like))] = True
+        return editing(model, query_pairs, others)
+
+    return edit
+
+
+def other_positions(
+    query: Query, cfg: ModelConfig, like: Literal["source", "answer"] = "source"
+) -> tuple[list[int], int]:
+    """Positions of a query that are neither answer, source nor readout, and how many of them a control takes.
+
+    Raises:
+        UserError: there are fewer than that.
+    """
+    taken = {*range(*query.answer_span), *range(*query.source_span), *query.readout(cfg)}
+    free, needed = (
+        [position for position in range(len(query.tokens)) if position not in taken],
+        len(getattr(query, like)),
+    )
+    if len(free) < needed:
+        raise UserError(
+            f"query_pairs: the control needs {needed} positions besides answer, source and readout, a query has "
+            f"{len(free)}; ask in a longer context"
+        )
+    return free, needed

@@ -1,0 +1,125 @@
+"""Activation patching from the forward query into the reverse query."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.hook_points import HookPoint
+
+from mdm_interp.data.queries import QueryPair, mirrored_positions, require_shared
+from mdm_interp.interventions.edits import collate_pairs, hook_names, log_probability
+from mdm_interp.models.bridge import hooked
+
+# ---- activation patching
+
+
+@dataclass(frozen=True)
+class Patching:
+    """Change of the reverse answer's log-probability, in nats; positive means that the patch helps."""
+
+    change: Float[Tensor, "pair layer place"]
+    """Patched from the pair's own forward run; NaN at padding."""
+    control: Float[Tensor, "pair layer place"]
+    """Patched from the forward run of a random pair of another fact, asked for the same side; NaN where none fits."""
+
+
+def patch_heads(model: Any, query_pairs: Sequence[QueryPair], seed: int = 0) -> Patching:
+    """Put each head's output at the forward readout into the reverse run's readout, one layer and head (`place`) at a
+    time.
+
+    Source: docs/theory.md, section 9.
+    """
+    model = hooked(model)
+    forward, reverse = collate_pairs(model, query_pairs)
+    pair, span = reverse.answered.nonzero(as_tuple=True)
+
+    def edit(z: Tensor, given: Tensor, giver: Tensor, head: int) -> Tensor:
+        edited = z.clone()
+        edited[pair, reverse.readout[pair, span], head] = given[giver[pair], forward.readout[giver[pair], span], head]
+        return edited
+
+    def alike(pair: QueryPair) -> Hashable:
+        return pair.side, len(pair.forward.answer)
+
+    return _patch(model, query_pairs, "attn.hook_z", model.cfg.n_heads, edit, alike, seed)
+
+
+def patch_positions(model: Any, query_pairs: Sequence[QueryPair], seed: int = 0) -> Patching:
+    """Put the forward run's residual stream before each layer into the reverse run, one layer and position (`place`) at
+    a time; each position takes what stands at its mirror image about the fact. The control's fact stands in the same
+    positions.
+
+    Before the first layer of a relative scheme both hold the same: the change is 0 there.
+
+    Raises:
+        UserError: a pair's queries are not mirror images.
+
+    Source: docs/theory.md, section 9.
+    """
+    model = hooked(model)
+    _, reverse = collate_pairs(model, query_pairs)
+    n_pos = reverse.tokens.shape[1]
+    columns = torch.stack([mirrored_positions(pair, n_pos) for pair in query_pairs]).to(reverse.tokens.device)
+
+    def edit(resid: Tensor, given: Tensor, giver: Tensor, place: int) -> Tensor:
+        edited = resid.clone()
+        edited[:, place] = given[giver, columns[:, place]]
+        return edited
+
+    def alike(pair: QueryPair) -> Hashable:
+        return pair.side, pair.forward.answer_span, pair.forward.source_span, len(pair.forward.tokens)
+
+    patched = _patch(model, query_pairs, "hook_resid_pre", n_pos, edit, alike, seed)
+    if reverse.attention_mask is None:
+        return patched
+    padding = ~reverse.attention_mask[:, None].cpu()
+    return Patching(*(x.masked_fill(padding, torch.nan) for x in (patched.change, patched.control)))
+
+
+@torch.no_grad()
+def _patch(
+    model: Any,
+    query_pairs: Sequence[QueryPair],
+    hook: str,
+    n_places: int,
+    edit: Callable[[Tensor, Tensor, Tensor, int], Tensor],
+    alike: Callable[[QueryPair], Hashable],
+    seed: int,
+) -> Patching:
+    """Ask every reverse query under `edit(activation, forward activation, whose forward run, place)`, for every layer
+    and place: from the own forward run, and from another fact's pair that is `alike`."""
+    require_shared(query_pairs, "activation patching")
+    forward, reverse = collate_pairs(model, query_pairs)
+    names, chooser = hook_names(model, hook, None), random.Random(seed)
+    _, cache = model.run_with_cache(forward.tokens, attention_mask=forward.attention_mask, names_filter=names)
+    before, own = log_probability(model, reverse), list(range(len(query_pairs)))
+    fitting = [
+        [i for i, other in enumerate(query_pairs) if other.fact != pair.fact and alike(other) == alike(pair)]
+        for pair in query_pairs
+    ]
+    others = [chooser.choice(fits) if fits else i for i, fits in enumerate(fitting)]
+    changes = []
+    for giver in (torch.tensor(own), torch.tensor(others)):
+        grid = []
+        for name in names:
+            for place in range(n_places):
+                given = partial(_patched, edit=edit, given=cache[name], giver=giver, place=place)
+                with model.hooks(fwd_hooks=[(name, given)]):
+                    grid.append(log_probability(model, reverse) - before)
+        changes.append(torch.stack(grid, dim=1).unflatten(1, (len(names), n_places)))
+    alone = torch.tensor([not fits for fits in fitting])
+    return Patching(changes[0], changes[1].masked_fill(alone[:, None, None], torch.nan))
+
+
+def _patched(x: Tensor, hook: HookPoint, edit: Callable, given: Tensor, giver: Tensor, place: int) -> Tensor:
+    return edit(x, given, giver.to(x.device), place)
+
+
+# ---- what they share

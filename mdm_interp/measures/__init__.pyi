@@ -1,0 +1,9 @@
+from . import answer_evidence as answer_evidence
+from . import capture as capture
+from . import evidence as evidence
+from . import gradients as gradients
+from . import heads as heads
+from . import parity as parity
+from . import rope as rope
+from . import routes as routes
+from . import trajectory as trajectory

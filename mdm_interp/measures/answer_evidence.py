@@ -1,0 +1,165 @@
+"""Evidence for names: what a source's value writes toward its own answer, against the answers of other facts.
+
+A token that every source writes toward, or a source that writes toward every name, would look like knowledge. Both are
+taken out: of every token the mean over sources, of every source the mean over the other answers. A token of an answer
+that stands in the source too, as a family name does, is left out where answers are compared: writing it is copying.
+
+Sign and unit are those of :mod:`mdm_interp.measures.evidence`: positive raises the logits, the final norm's scale is
+left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from einops import einsum
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mdm_interp.data.queries import Query, batches
+from mdm_interp.errors import UserError
+from mdm_interp.measures.capture import LayerView, capture
+from mdm_interp.measures.evidence import readout_directions
+from mdm_interp.models.bridge import hooked
+
+
+@dataclass(frozen=True)
+class AnswerEvidence:
+    """Evidence that each query's source gives, per layer and head; without a head axis, all heads of a layer summed.
+
+    NaN where there is nothing to compare: fewer than two other answers, or no token that the source lacks.
+    """
+
+    own: Float[Tensor, "query layer *head"]
+    """Toward the answer: summed over its tokens and the source's, nothing taken out."""
+    specific: Float[Tensor, "query layer *head"]
+    """Toward the answer, beyond what other sources write toward it and what this one writes toward other answers."""
+    beaten: Float[Tensor, "query layer *head"]
+    """Share of the other answers that the answer has more evidence than; ties count half."""
+    null_specific: Float[Tensor, "query layer *head"]
+    """The same of another fact's answer in its place."""
+    null_beaten: Float[Tensor, "query layer *head"]
+    """The same of another fact's answer."""
+
+
+N_MEASURES = len(fields(AnswerEvidence))
+
+
+@torch.no_grad()
+def answer_evidence(
+    model: Any, queries: Sequence[Query], contexts: Int[Tensor, "query"] | None = None
+) -> tuple[AnswerEvidence, AnswerEvidence]:
+    """Evidence for each query's answer along the direct path, against the answers of the other queries in its context.
+
+    Only values at the source are kept of a forward pass, and only the answers' rows of the unembedding are read.
+
+    Args:
+        queries: Answers of queries that have the same source are no others to each other.
+        contexts: Which queries are asked in the same way; default: all.
+
+    Returns:
+        By head, and with all heads of a layer summed.
+
+    Raises:
+        UserError: there are no queries.
+
+    Source: docs/theory.md, section 11.
+    """
+    if not queries:
+        raise UserError("queries: evidence for answers needs several queries, got none")
+    model = hooked(model)
+    contexts = torch.zeros(len(queries), dtype=torch.long) if contexts is None else contexts
+    contests = [_Contest.of(model, queries, (contexts == context).nonzero().flatten()) for context in contexts.unique()]
+    by_head, by_layer = [], []
+    for layer, v in enumerate(_source_values(model, queries)):
+        W_O = model.blocks[layer].attn.W_O
+        v = v.repeat_interleave(W_O.shape[0] // v.shape[1], dim=1)
+        of_heads, of_layer = (torch.empty(N_MEASURES, *shape, dtype=v.dtype) for shape in (v.shape[:2], v.shape[:1]))
+        for contest in contests:
+            members, whole = contest.members, torch.zeros((), device=contest.directions.device)
+            for head in range(W_O.shape[0]):
+                written = contest.written(v[members, head], W_O[head])
+                of_heads[:, members, head] = contest.judge(written)
+                whole = whole + written
+            of_layer[:, members] = contest.judge(whole)
+        by_head.append(of_heads)
+        by_layer.append(of_layer)
+    return AnswerEvidence(*torch.stack(by_head, dim=2)), AnswerEvidence(*torch.stack(by_layer, dim=2))
+
+
+@dataclass(frozen=True)
+class _Contest:
+    """The queries of one context, the answers that each one's own is compared with, and by which tokens."""
+
+    members: Int[Tensor, "query"]
+    """Which of all queries they are."""
+    directions: Float[Tensor, "token d_model"]
+    """Of every token of their answers."""
+    counts: Float[Tensor, "answer token"]
+    """How often each token stands in an answer."""
+    counted: Float[Tensor, "query token"]
+    """0 where the source has the token."""
+    own: Int[Tensor, "query"]
+    other: Int[Tensor, "query"]
+    """The rival that comes next after a query's own answer; its own where there is none."""
+    against: Float[Tensor, "query answer"]
+    """1 where the own answer and the other are compared with this one."""
+
+    @classmethod
+    def of(cls, model: Any, all_queries: Sequence[Query], members: Int[Tensor, "query"]) -> _Contest:
+        queries = [all_queries[member] for member in members.tolist()]
+        answers = {answer: at for at, answer in enumerate(dict.fromkeys(query.answer for query in queries))}
+        sources = {source: at for at, source in enumerate(dict.fromkeys(query.source for query in queries))}
+        tokens = torch.tensor(sorted({token for answer in answers for token in answer}))
+        counts = torch.stack([(torch.tensor(answer)[:, None] == tokens).sum(0) for answer in answers]).float()
+        counted = torch.stack([~torch.isin(tokens, torch.tensor(query.source)) for query in queries]).float()
+        own = torch.tensor([answers[query.answer] for query in queries])
+        source = torch.tensor([sources[query.source] for query in queries])
+        linked = torch.zeros(len(sources), len(answers), dtype=torch.bool)
+        linked[source, own] = True
+        rivals = ~linked[source] & (counted @ counts.T > 0)
+        steps = (torch.arange(len(answers)) - own[:, None]) % len(answers)
+        other = torch.where(rivals.any(1), steps.masked_fill(~rivals, len(answers)).argmin(1), own)
+        against = rivals.float().scatter(1, other[:, None], 0.0)
+        directions = readout_directions(model, tokens.to(model.W_U.device))
+        return cls(
+            members, directions, *(part.to(directions.device) for part in (counts, counted, own, other, against))
+        )
+
+    def written(
+        self, v: Float[Tensor, "query d_head"], W_O: Float[Tensor, "d_head d_model"]
+    ) -> Float[Tensor, "query token"]:
+        """What one head writes toward every token."""
+        return v.to(self.directions) @ (W_O.to(self.directions) @ self.directions.T)
+
+    def judge(self, written: Float[Tensor, "query token"]) -> Float[Tensor, "measure query"]:
+        """The measures of :class:`AnswerEvidence`, from what one head, or one layer, writes toward every token."""
+        counts, counted, against = (part.to(written) for part in (self.counts, self.counted, self.against))
+        usual = (written * counted).sum(0) / counted.sum(0).clamp(min=1)
+        toward = ((written - usual) * counted) @ counts.T  # [query answer]
+        each, compared = torch.arange(len(toward), device=toward.device), against.sum(1)
+        undefined = (compared == 0) | ((counted * counts[self.own]).sum(1) == 0)
+        judged = [(written * counts[self.own]).sum(1)]
+        for chosen in (self.own, self.other):
+            given = toward[each, chosen][:, None]
+            beaten = (toward < given).to(toward) + 0.5 * (toward == given).to(toward)
+            for number in (
+                given.squeeze(1) - (toward * against).sum(1) / compared,
+                (beaten * against).sum(1) / compared,
+            ):
+                judged.append(number.masked_fill(undefined, torch.nan))
+        return torch.stack(judged).cpu()
+
+
+def _source_values(model: Any, queries: Sequence[Query]) -> list[Float[Tensor, "query kv_head d_head"]]:
+    """Values at each query's source, summed over its tokens; one entry per layer."""
+
+    def read(view: LayerView) -> Float[Tensor, "query kv_head d_head"]:
+        source = view.batch.source.to(view.v)
+        return einsum(view.v, source, "query pos kv_head d_head, query pos -> query kv_head d_head")
+
+    kept = [capture(model, batch, read)[1] for batch in batches(queries, model.cfg)]
+    return [torch.cat(of_layer) for of_layer in zip(*kept, strict=True)]

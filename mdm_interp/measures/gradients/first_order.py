@@ -1,0 +1,160 @@
+"""The first-order effect of a forward step on the reverse loss. Formulas: docs/theory.md, section 8."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mdm_interp.data.queries import Query, QueryBatch, QueryPair, batches
+from mdm_interp.errors import UserError
+from mdm_interp.inference.prediction import query_loss
+from mdm_interp.measures.gradients.alignment import COMPONENTS, answer_logits, component_of, precise_parameters
+from mdm_interp.models.bridge import hooked
+
+# ---- first order: the step taken
+
+Direction = Mapping[str, Tensor]
+"""One tensor per parameter, by its name."""
+
+
+def _mean_loss(model: Any, parameters: Mapping[str, Tensor], batch: QueryBatch, count: int) -> Tensor:
+    """What a batch adds to the mean loss of `count` queries."""
+    return query_loss(answer_logits(model, parameters, batch), batch).sum() / count
+
+
+def mean_gradient(model: Any, queries: Sequence[Query]) -> dict[str, Tensor]:
+    """The gradient of the mean loss (nats) over the queries, per parameter; one backward pass per batch of them.
+    Computed in float32 at least, which takes the memory of the weights once more in a model of half precision."""
+    model = hooked(model)
+    parameters = {name: parameter.requires_grad_() for name, parameter in precise_parameters(model).items()}
+    total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+    for batch in batches(queries, model.cfg):
+        loss = _mean_loss(model, parameters, batch, len(queries))
+        for name, part in zip(total, torch.autograd.grad(loss, list(parameters.values())), strict=True):
+            total[name] = total[name] + part
+    return total
+
+
+def inner_products(left: Direction, right: Direction) -> dict[str, float]:
+    """Inner product of two directions in every component that has parameters, and last in `all`."""
+    inner: dict[str, float] = {}
+    for name in left:
+        product = (left[name].double() * right[name].double()).sum().item()
+        inner[component_of(name)] = inner.get(component_of(name), 0.0) + product
+    ordered = {component: inner[component] for component in COMPONENTS if component in inner}
+    return {**ordered, "all": sum(ordered.values())}
+
+
+def random_direction(like: Direction, seed: int) -> dict[str, Tensor]:
+    """A random direction that has the norm of `like` in every component: the null of a step."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = {name: torch.randn(tensor.shape, generator=generator).to(tensor) for name, tensor in like.items()}
+    wanted, got = inner_products(like, like), inner_products(drawn, drawn)
+    scale = {component: (wanted[component] / got[component]) ** 0.5 for component in wanted}
+    return {name: scale[component_of(name)] * tensor for name, tensor in drawn.items()}
+
+
+@dataclass(frozen=True)
+class FirstOrder:
+    """Steps theta - eta d: the change of the mean losses that gradients predict, and the one that comes. In nats;
+    negative is learnt."""
+
+    components: tuple[str, ...]
+    """Those that were moved, and last `all`, their sum."""
+    etas: Float[Tensor, "eta"]
+    """Step sizes, in increasing order."""
+    predicted: Float[Tensor, "component eta"]
+    """Of the reverse loss: -eta <d, g_r>."""
+    predicted_forward: Float[Tensor, "component eta"]
+    """Of the forward loss: -eta <d, g_f>."""
+    reverse: Float[Tensor, "eta"]
+    """Actual change of the mean reverse loss."""
+    forward: Float[Tensor, "eta"]
+    """Actual change of the mean forward loss."""
+
+    def slope(self) -> Float[Tensor, "eta"]:
+        """Actual over predicted change of the reverse loss: 1 to first order; NaN where nothing is predicted."""
+        predicted = self.predicted[-1]
+        return torch.where(predicted != 0, self.reverse / predicted, torch.nan)
+
+    def regime_end(self, tolerance: float = 0.1) -> float:
+        """The largest step up to which the slope stays within `tolerance` of 1; NaN if no step does."""
+        inside = ((self.slope() - 1).abs() <= tolerance).cumprod(0)
+        return self.etas[int(inside.sum()) - 1].item() if inside.any() else float("nan")
+
+
+def first_order(
+    model: Any,
+    query_pairs: Sequence[QueryPair],
+    etas: Sequence[float],
+    components: Sequence[str] | None = None,
+    direction: Direction | None = None,
+) -> FirstOrder:
+    """Step down the mean forward loss and see what that does to the mean reverse loss, against the prediction.
+
+    Computed in a float64 copy of the model, as a change of 1e-9 nats is lost in float32. The model stays as it is.
+    Defined for an ARM's pairs as well. Of a bridge, whatever computes in float32 by itself (norms, rotary embeddings)
+    goes on to do so, and steps below 1e-4 are lost in that.
+
+    Args:
+        etas: Step sizes.
+        components: Which of :data:`COMPONENTS` move. Default: all that the model has.
+        direction: Step along this instead of the mean forward gradient (:func:`random_direction` for a null).
+
+    Raises:
+        UserError: there are no pairs or no steps, a step is not positive, or the model lacks a component.
+
+    Source: docs/theory.md, section 8.
+    """
+    if not query_pairs:
+        raise UserError("query_pairs: a mean loss needs at least one pair, got none")
+    if not etas or min(etas) <= 0:
+        raise UserError(f"etas: expected positive step sizes, got {list(etas)}; a step of 0 changes nothing")
+    model = hooked(copy.deepcopy(model).to(torch.float64))
+    queries = {"forward": [pair.forward for pair in query_pairs], "reverse": [pair.reverse for pair in query_pairs]}
+    gradients = {kind: mean_gradient(model, asked) for kind, asked in queries.items()}
+    along = gradients["forward"] if direction is None else direction
+    inner = {kind: inner_products(along, gradient) for kind, gradient in gradients.items()}
+    moved = tuple(inner["forward"])[:-1] if components is None else tuple(components)
+    unknown = set(moved) - set(inner["forward"])
+    if unknown:
+        has = ", ".join(list(inner["forward"])[:-1])
+        raise UserError(f"components: the model has no {sorted(unknown)[0]!r}; choose among {has}")
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+    @torch.no_grad()
+    def losses(eta: float) -> dict[str, float]:
+        stepped = {
+            name: parameter - eta * along[name].to(parameter) if component_of(name) in moved else parameter
+            for name, parameter in parameters.items()
+        }
+        return {
+            kind: sum(_mean_loss(model, stepped, batch, len(asked)).item() for batch in batches(asked, model.cfg))
+            for kind, asked in queries.items()
+        }
+
+    steps, before = sorted(etas), losses(0.0)
+    after = [losses(eta) for eta in steps]
+    size = torch.tensor(steps, dtype=torch.float64)
+
+    def predicted(kind: str) -> Tensor:
+        parts = torch.tensor([inner[kind][component] for component in moved], dtype=torch.float64)
+        return -torch.cat([parts, parts.sum(0, keepdim=True)])[:, None] * size
+
+    def actual(kind: str) -> Tensor:
+        return torch.tensor([losses[kind] - before[kind] for losses in after], dtype=torch.float64)
+
+    return FirstOrder(
+        components=(*moved, "all"),
+        etas=size,
+        predicted=predicted("reverse"),
+        predicted_forward=predicted("forward"),
+        reverse=actual("reverse"),
+        forward=actual("forward"),
+    )

@@ -1,0 +1,180 @@
+"""What rotation lets scores of both sides have in common: predictions for RoPE. Formulas: docs/theory.md, section 3."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from einops import einsum
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.hook_points import HookPoint
+
+from mdm_interp.config import ModelConfig
+from mdm_interp.data.queries import Query, QueryPair, batches
+from mdm_interp.errors import UserError
+from mdm_interp.measures.routes import readout_weights
+from mdm_interp.models.bridge import hooked
+from mdm_interp.models.positions import Rope
+from mdm_interp.stats.correlations import correlate
+
+
+def require_rope(model: Any) -> Rope:
+    """Return the model's rotation, for which closed forms hold: RoPE's own, by any angles.
+
+    Raises:
+        UserError: the model has none, or one that turns heads or planes otherwise, or does more than to rotate.
+    """
+    scheme = hooked(model).pos_embed
+    if not isinstance(scheme, Rope):
+        raise UserError(f"model: position scheme {model.cfg.position!r} has no rotation to predict from; use 'rope'")
+    methods = ("rotate", "planes", "_split", "embed", "bias")
+    changed = [name for name in methods if getattr(getattr(scheme, name), "__func__", None) is not getattr(Rope, name)]
+    if changed or scheme.theta.ndim > 1:
+        raise UserError(
+            f"model: {type(scheme).__name__} has its own {', '.join(changed) or 'theta of each head'}, and closed "
+            "forms are for Rope's; use score_parity or route_correlation, which evaluate scores"
+        )
+    return scheme
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a route is made of, before any rotation."""
+
+    q: Float[Tensor, "query layer head d_head"]
+    """At the readout position, averaged over the answer's tokens."""
+    k: Float[Tensor, "query layer head d_head"]
+    """At the source, summed over its tokens; grouped keys repeated per query head."""
+
+
+@torch.no_grad()
+def compute_content(model: Any, queries: Sequence[Query]) -> Content:
+    """Queries at the readout and keys at the source of every query."""
+    model = hooked(model)
+    cfg: ModelConfig = model.cfg
+    kept: dict[str, list[Tensor]] = {"q": [], "k": []}
+    for batch in batches(queries, cfg):
+        reduced: dict[str, dict[int, Tensor]] = {kind: {} for kind in kept}
+
+        def reduce(x: Tensor, hook: HookPoint, into: dict, layer: int, weights: Tensor) -> None:
+            x = x.to(torch.promote_types(x.dtype, torch.float32))
+            x = einsum(x, weights.to(x), "query pos head d_head, query pos -> query head d_head")
+            into[layer] = x.repeat_interleave(cfg.n_heads // x.shape[1], dim=1).cpu()
+
+        weights = {"q": readout_weights(batch, torch.float64), "k": batch.source}
+        hooks = [
+            (
+                f"blocks.{layer}.attn.hook_{kind}",
+                partial(reduce, into=reduced[kind], layer=layer, weights=weights[kind]),
+            )
+            for kind in kept
+            for layer in range(cfg.n_layers)
+        ]
+        model.run_with_hooks(batch.tokens, attention_mask=batch.attention_mask, fwd_hooks=hooks)
+        for kind, of_kind in kept.items():
+            of_kind.append(torch.stack([reduced[kind][layer] for layer in range(cfg.n_layers)], dim=1))
+    return Content(torch.cat(kept["q"]), torch.cat(kept["k"]))
+
+
+def plane_products(content: Content, rope: Rope) -> Tensor:
+    """conj(q_p) k_p per rotating plane, complex `[query layer head plane]`.
+
+    The score at offset delta is the real part of their sum turned by `exp(i delta theta_p)`, over sqrt(d_head).
+    """
+    return rope.planes(content.q).conj() * rope.planes(content.k)
+
+
+def score_at_offset(
+    products: Tensor, rope: Rope, offset: Float[Tensor, "offset"]
+) -> Float[Tensor, "offset query layer head"]:
+    """Scores for fixed content with the source `offset` positions to the right (negative: left) of the readout.
+
+    Planes that do not rotate are left out: they add the same to every offset.
+
+    Source: docs/theory.md, section 3.
+    """
+    angle = offset.to(torch.float64)[:, None] * rope.theta
+    turn = torch.polar(torch.ones_like(angle), angle).to(products.dtype)
+    turned = einsum(products, turn, "query layer head plane, offset plane -> offset query layer head")
+    return turned.real * rope.cfg.head_dim**-0.5
+
+
+def isotropic_correlation(
+    theta: Float[Tensor, "plane"], distance: Float[Tensor, "distance"]
+) -> Float[Tensor, "distance"]:
+    """Predicted correlation of s(distance) and s(-distance) when every plane carries the same energy:
+    the mean over planes of cos(2 distance theta_p).
+
+    Source: docs/theory.md, section 4.
+    """
+    return torch.cos(2 * distance.to(theta.dtype)[:, None] * theta).mean(1)
+
+
+def energy_shares(products: Tensor) -> Float[Tensor, "layer head plane"]:
+    """Each plane's share of the energy, the variance over queries of its product conj(q_p) k_p: what all queries share
+    shifts every score alike and drops out of a correlation. NaN where nothing varies.
+
+    Source: docs/theory.md, section 4.
+    """
+    energy = (products - products.mean(0)).abs().pow(2).mean(0)
+    return energy / energy.sum(-1, keepdim=True)
+
+
+def spectrum_correlation(
+    products: Tensor, theta: Float[Tensor, "plane"], distance: Float[Tensor, "distance"]
+) -> Float[Tensor, "distance layer head"]:
+    """The same prediction with each plane weighted by the energy it was measured to carry, per layer and head.
+
+    Source: docs/theory.md, section 4.
+    """
+    shares = energy_shares(products).to(theta.dtype)
+    kernel = torch.cos(2 * distance.to(theta.dtype)[:, None] * theta)
+    return einsum(shares, kernel, "layer head plane, distance plane -> distance layer head")
+
+
+@dataclass(frozen=True)
+class DistanceCorrelation:
+    """Correlation over pairs of the score at +distance and at -distance, for the content the model has."""
+
+    distance: Float[Tensor, "distance"]
+    """Positions between readout and source."""
+    measured: Float[Tensor, "distance layer head"]
+    spectrum: Float[Tensor, "distance layer head"]
+    """Predicted from the measured energy per plane."""
+    isotropic: Float[Tensor, "distance"]
+    """Predicted from equal energy per plane."""
+
+
+def distance_correlation(
+    model: Any, query_pairs: Sequence[QueryPair], distance: Float[Tensor, "distance"]
+) -> DistanceCorrelation:
+    """How alike routes to both sides are at each distance: measured, and by the two predictions.
+
+    Raises:
+        UserError: the model has no RoPE, or there are no pairs.
+
+    Source: docs/theory.md, section 4.
+    """
+    rope = require_rope(model)
+    if not query_pairs:
+        raise UserError("query_pairs: a correlation needs several pairs, got none")
+    content = compute_content(model, [pair.forward for pair in query_pairs])
+    products = plane_products(content, rope).to(torch.complex128)
+    still = (content.q * content.k)[..., rope.cfg.rotary_dim :].double().sum(-1)
+    right, left = (
+        score_at_offset(products, rope, at) + still * rope.cfg.head_dim**-0.5 for at in (distance, -distance)
+    )
+    # Dimensions that do not rotate act as planes that turn by 0; a real product varies in one part only: root of 2.
+    products = torch.cat([products, 2**0.5 * still[..., None].to(products.dtype)], dim=-1)
+    theta = torch.cat([rope.theta, rope.theta.new_zeros(1)])
+    per_dimension = torch.cat([rope.theta.repeat(2), rope.theta.new_zeros(rope.cfg.head_dim - 2 * len(rope.theta))])
+    return DistanceCorrelation(
+        distance=distance,
+        measured=correlate(right.transpose(0, 1), left.transpose(0, 1)),
+        spectrum=spectrum_correlation(products, theta, distance),
+        isotropic=isotropic_correlation(per_dimension, distance),
+    )

@@ -1,0 +1,193 @@
+"""Routing, the QK side: how strongly a query's readout position attends to its source, and how alike the forward and
+the reverse route are.
+
+A route is read at the readout rows only. For spans it is summed over source tokens and averaged over answer tokens.
+Formulas: docs/theory.md, sections 3 and 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from mdm_interp.data.queries import Query, QueryBatch, QueryPair, batches, mirrored_positions, require_shared
+from mdm_interp.errors import UserError
+from mdm_interp.measures.capture import LayerView, capture
+from mdm_interp.models.bridge import hooked
+from mdm_interp.stats.correlations import correlate
+
+
+@dataclass(frozen=True)
+class Routes:
+    """Attention from readout to source."""
+
+    scores: Float[Tensor, "query layer head"]
+    """Before the softmax; position bias included. Adding to every key of a head what no softmax sees changes them."""
+    contrast: Float[Tensor, "query layer head"]
+    """Mean score of the source's tokens less that of the other keys the readout may read: what the softmax sees. NaN
+    where there are no others."""
+    pattern: Float[Tensor, "query layer head"]
+    """Share of attention, 0 to 1."""
+
+
+def readout_weights(batch: QueryBatch, dtype: torch.dtype) -> Float[Tensor, "query pos"]:
+    """Weights that average over each query's readout positions."""
+    weights = torch.zeros(batch.tokens.shape, dtype=dtype, device=batch.tokens.device)
+    share = (batch.answered / batch.answered.sum(1, keepdim=True)).to(dtype)
+    return weights.scatter_add(1, batch.readout, share)
+
+
+@torch.no_grad()
+def compute_routes(model: Any, queries: Sequence[Query]) -> Routes:
+    """Scores and attention from every query's readout to its source.
+
+    Only the reduced numbers are kept, so memory does not grow with the square of the length.
+
+    Source: docs/theory.md, section 1.
+    """
+    model, kept = hooked(model), []
+
+    def averaged(rows: Float[Tensor, "query span head"], batch: QueryBatch) -> Float[Tensor, "query head"]:
+        total = rows.masked_fill(~batch.answered[..., None], 0).sum(1)
+        return (total / batch.answered.sum(1, keepdim=True)).cpu()
+
+    def route(rows: Float[Tensor, "query span head key_pos"], batch: QueryBatch) -> Float[Tensor, "query head"]:
+        # Select before adding: a masked score is the most negative number there is, and twice that is infinite.
+        return averaged(rows.masked_fill(~batch.source[:, None, None], 0).sum(-1), batch)
+
+    def contrast(view: LayerView) -> Float[Tensor, "query head"]:
+        source, readable = view.batch.source[:, None, None], _readable(view.scores)
+        at_source, elsewhere = (_masked_mean(view.scores, keys & readable) for keys in (source, ~source))
+        return averaged(at_source - elsewhere, view.batch)
+
+    def reduce(view: LayerView) -> Float[Tensor, "measure query head"]:
+        return torch.stack([route(view.scores, view.batch), contrast(view), route(view.pattern, view.batch)])
+
+    for batch in batches(queries, model.cfg):
+        _, layers = capture(model, batch, reduce)
+        kept.append(torch.stack(layers, dim=2))
+    return Routes(*torch.cat(kept, dim=1))
+
+
+def _readable(scores: Float[Tensor, "*rows key_pos"]) -> Bool[Tensor, "*rows key_pos"]:
+    """Which keys a row of attention may read."""
+    return scores > torch.finfo(scores.dtype).min / 2
+
+
+def _masked_mean(scores: Float[Tensor, "*rows key_pos"], keys: Bool[Tensor, "*rows key_pos"]) -> Float[Tensor, "*rows"]:
+    """Mean over these keys; NaN where there are none."""
+    return scores.masked_fill(~keys, 0).sum(-1) / keys.sum(-1)
+
+
+def score_correlation(model: Any, query_pairs: Sequence[QueryPair]) -> Float[Tensor, "layer head"]:
+    """Correlate over pairs the raw forward score at the source with the raw reverse score, per layer and head.
+
+    1 means that what sets one source apart from another does so from either side; 0 that the sides are unrelated. It
+    says nothing of how sources differ from other tokens, and changes with what no softmax sees
+    (:func:`route_correlation` does not).
+
+    Raises:
+        UserError: there are no pairs, or their queries do not share answer and source (an ARM's).
+
+    Source: docs/theory.md, section 3.
+    """
+    require_shared(query_pairs, "score correlation")
+    forward, reverse = _both_scores(hooked(model), query_pairs)
+    return correlate(forward, reverse)
+
+
+def _both_scores(
+    model: Any, query_pairs: Sequence[QueryPair]
+) -> tuple[Float[Tensor, "pair layer head"], Float[Tensor, "pair layer head"]]:
+    forward = compute_routes(model, [pair.forward for pair in query_pairs]).scores
+    return forward, compute_routes(model, [pair.reverse for pair in query_pairs]).scores
+
+
+def route_correlation(model: Any, query_pairs: Sequence[QueryPair]) -> Float[Tensor, "layer head"]:
+    """Correlate the forward query's row of scores with the reverse query's, per layer and head.
+
+    Every key that a readout may read counts: source, relation, filler and the mask itself. The reverse row is mirrored
+    about the fact, so that each token meets itself, and each row's mean is subtracted, which no softmax sees. 1 means
+    that attention prefers the same tokens from either side; 0 is what keys dealt at random give; -1 that it prefers
+    from one side what it avoids from the other. NaN where a head prefers nothing.
+
+    Raises:
+        UserError: there are no pairs, their queries do not share answer and source (an ARM's), or are not mirror
+            images of each other.
+
+    Source: docs/theory.md, section 3.
+    """
+    require_shared(query_pairs, "route correlation")
+    model = hooked(model)
+    forward = _centred_rows(model, [pair.forward for pair in query_pairs])
+    reverse = _centred_rows(model, [pair.reverse for pair in query_pairs])
+    columns = torch.stack([mirrored_positions(pair, forward.shape[-1]) for pair in query_pairs])
+    reverse = reverse.gather(-1, columns[:, None, None].expand_as(reverse))
+    product, forward_square, reverse_square = (
+        (one * other).sum((0, 3)) for one, other in ((forward, reverse), (forward, forward), (reverse, reverse))
+    )
+    size = (forward_square * reverse_square).sqrt()
+    return torch.where(size > 0, product / size, torch.nan)
+
+
+@torch.no_grad()
+def _centred_rows(model: Any, queries: Sequence[Query]) -> Float[Tensor, "query layer head key_pos"]:
+    """Scores from the readout to every key less their mean over the keys it may read, in float64; 0 at the others."""
+
+    def centred(view: LayerView) -> Float[Tensor, "query head key_pos"]:
+        scores, readable = view.scores.double(), _readable(view.scores)
+        scores = (scores - _masked_mean(scores, readable)[..., None]).masked_fill(~readable, 0)
+        answered = view.batch.answered
+        scores = scores.masked_fill(~answered[..., None, None], 0).sum(1) / answered.sum(1)[:, None, None]
+        return scores.cpu()
+
+    longest, rows = max(len(query.tokens) for query in queries), []
+    for batch in batches(queries, model.cfg):
+        stacked = torch.stack(capture(model, batch, centred)[1], dim=1)
+        rows.append(torch.nn.functional.pad(stacked, (0, longest - stacked.shape[-1])))
+    return torch.cat(rows)
+
+
+def other_facts(query_pairs: Sequence[QueryPair]) -> Iterator[Int[Tensor, "pair"]]:
+    """Give, in every rotation of the facts but the first, another fact's pair that is asked for the same side.
+
+    A pair whose side has fewer facts meets them several times, its own never.
+
+    Args:
+        query_pairs: One context per fact, and of each side two facts or more.
+
+    Raises:
+        UserError: a side has one fact only.
+    """
+    sides = {side: [i for i, pair in enumerate(query_pairs) if pair.side == side] for side in ("left", "right")}
+    asked = {side: torch.tensor(members) for side, members in sides.items() if members}
+    for side, members in asked.items():
+        if len(members) < 2:
+            raise UserError(
+                f"query_pairs: one fact is asked for its {side} entity, and a null takes others; give two or more"
+            )
+    for shift in range(1, max(map(len, asked.values()), default=1)):
+        other = torch.arange(len(query_pairs))
+        for members in asked.values():
+            other[members] = members.roll(1 + (shift - 1) % (len(members) - 1))
+        yield other
+
+
+def score_correlation_null(model: Any, query_pairs: Sequence[QueryPair]) -> Float[Tensor, "layer head"]:
+    """Return what :func:`score_correlation` would be if a fact did not matter: the correlation of forward scores with
+    the reverse scores of other facts that are asked for the same side, mean over all rotations of the facts.
+
+    Args:
+        query_pairs: One context per fact, and of each side two facts or more.
+
+    Raises:
+        UserError: there are too few pairs, or their queries do not share answer and source (an ARM's).
+    """
+    require_shared(query_pairs, "score correlation")
+    forward, reverse = _both_scores(hooked(model), query_pairs)
+    return torch.stack([correlate(forward, reverse[other]) for other in other_facts(query_pairs)]).nanmean(0)

@@ -1,0 +1,46 @@
+"""Estimates with intervals: thin wrappers on scipy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.stats import t as student_t
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its interval; a single observation has none (NaN)."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    """How many independent observations (seeds, unless said otherwise)."""
+
+    def __str__(self) -> str:
+        interval = "" if np.isnan(self.low) else f" [{self.low:.3g}, {self.high:.3g}]"
+        return f"{self.value:.3g}{interval}"
+
+
+def mean_estimate(values: Sequence[float] | np.ndarray | pd.Series) -> Estimate:
+    """Return the mean and its 95 % t interval over independent observations. NaNs are left out.
+
+    With three observations as with many it covers 95 % if they are normal, that within 2 % if their skewness is at most
+    0.8, and 88 to 92 % if they are exponential (skewness 2). It is undefined (NaN) for a single one.
+
+    Source: Student, The probable error of a mean, 1908; docs/theory.md, section 10.
+    """
+    observed = np.asarray(values, dtype=float)
+    observed = observed[~np.isnan(observed)]
+    if not len(observed):
+        return Estimate(float("nan"), float("nan"), float("nan"), 0)
+    mean = float(observed.mean())
+    if len(observed) == 1:
+        return Estimate(mean, float("nan"), float("nan"), 1)
+    half = float(student_t.ppf((1 + LEVEL) / 2, len(observed) - 1) * observed.std(ddof=1) / len(observed) ** 0.5)
+    return Estimate(mean, mean - half, mean + half, len(observed))

@@ -1,0 +1,65 @@
+"""Training losses of masked diffusion and of next-token prediction.
+
+The masked loss follows LLaDA (arXiv 2502.09992, eq. 3): draw t ~ U(0, 1], mask every token with probability t, and
+weight the cross-entropy of the masked tokens by 1/t.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from mdm_interp.config import Objective
+from mdm_interp.data.worlds import FactBatch
+
+
+def mask_tokens(
+    tokens: Int[Tensor, "batch pos"],
+    mask_token_id: int,
+    generator: torch.Generator,
+    maskable: Bool[Tensor, "batch pos"] | None = None,
+) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"], Float[Tensor, "batch 1"]]:
+    """Mask each (maskable) token with probability t ~ U(0, 1], one t per sequence.
+
+    Returns:
+        The masked tokens, which ones were masked, and t.
+    """
+    t = 1 - torch.rand(len(tokens), 1, generator=generator)
+    masked = torch.rand(tokens.shape, generator=generator) < t
+    masked = masked if maskable is None else masked & maskable
+    return torch.where(masked, mask_token_id, tokens), masked, t
+
+
+def mdm_loss(
+    logits: Float[Tensor, "batch pos d_vocab"],
+    tokens: Int[Tensor, "batch pos"],
+    masked: Bool[Tensor, "batch pos"],
+    t: Float[Tensor, "batch 1"],
+) -> Float[Tensor, ""]:
+    """Cross-entropy of the masked tokens in nats, weighted 1/t, divided by batch * length."""
+    losses = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none")
+    return (losses.view_as(tokens) * masked / t).mean()
+
+
+def arm_loss(logits: Float[Tensor, "batch pos d_vocab"], tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, ""]:
+    """Next-token cross-entropy in nats, averaged over batch and positions."""
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+
+
+def training_loss(model: Any, batch: FactBatch, objective: Objective, generator: torch.Generator) -> Float[Tensor, ""]:
+    """The loss of one batch under `objective`; `generator` (on the CPU) draws the masks."""
+    device = model.cfg.device
+    if objective == "causal":
+        tokens = batch.tokens.to(device)
+        return arm_loss(model(tokens), tokens)
+    maskable = None
+    if objective != "any_order":
+        only = batch.left if objective == "source_only" else batch.right
+        maskable = torch.arange(batch.tokens.shape[1]) == only[:, None]
+    drawn = mask_tokens(batch.tokens, model.cfg.mask_token_id, generator, maskable)
+    noisy, masked, t = (tensor.to(device) for tensor in drawn)
+    return mdm_loss(model(noisy), batch.tokens.to(device), masked, t)

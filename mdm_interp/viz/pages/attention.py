@@ -1,0 +1,104 @@
+"""Attention patterns: every head of every layer over one prompt, through CircuitsVis."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mdm_interp.data.queries import Query
+from mdm_interp.errors import UserError
+from mdm_interp.measures.capture import LayerView, capture
+from mdm_interp.viz.pages.page import Page, packed, places
+from mdm_interp.viz.pages.subject import Prompt, Subject
+
+MAX_ENTRIES = 8_000_000
+"""How many entries of patterns a page holds: 2.7 bytes each, so 21 MB."""
+MAX_DRAWN = 128
+"""Up to how many tokens whole patterns are drawn; of longer prompts, one row at a time."""
+TOP = 5
+"""How many of the likeliest tokens are named for each mask."""
+
+
+@torch.no_grad()
+def attention(
+    model: Any,
+    prompt: str | Sequence[int] | Tensor | Query,
+    *,
+    layers: Iterable[int] | None = None,
+    heads: Iterable[int] | None = None,
+    rows: Iterable[int] | None = None,
+    source: str | None = None,
+) -> Page:
+    """Attention patterns: the full square of a bidirectional model, the triangle of a causal one.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge, or a Run, of which the last checkpoint is taken.
+        prompt: Text with `[M]` for each mask token, token ids, or a Query, whose source and answer are marked.
+        layers, heads: Which to show; default: all.
+        rows: Positions that attention is shown from; default: all or, where those are more than a page holds, the ones
+            that masked tokens are predicted from.
+        source: Words of the text to mark as the source.
+
+    Raises:
+        UserError: the prompt cannot be read, a layer, head or row is not there, or the choice has more than
+            :data:`MAX_ENTRIES` entries.
+    """
+    subject = Subject.of(model)
+    model, cfg, given = subject.model, subject.model.cfg, subject.prompt(prompt, source)
+    n = len(given.tokens)
+    of_layers, of_heads = places(cfg.n_layers, layers, "layers"), places(cfg.n_heads, heads, "heads")
+    per_row = len(of_layers) * len(of_heads) * n
+    whole = rows is None and per_row * n <= MAX_ENTRIES
+    shown = places(n, rows, "rows") if whole or rows is not None else sorted(set(given.readout))
+    if not shown or per_row * len(shown) > MAX_ENTRIES:
+        raise UserError(
+            f"prompt: {len(of_layers)} layers x {len(of_heads)} heads x {len(shown) or n} rows x {n} tokens are more "
+            f"than the {MAX_ENTRIES:,} entries a page holds; choose some by layers, heads or rows"
+        )
+
+    def reduce(view: LayerView) -> str | None:
+        return packed(view.pattern[0][:, of_heads].transpose(0, 1)) if view.layer in of_layers else None
+
+    logits, patterns = capture(model, given.batch(shown, cfg.device), reduce)
+    data = given.marks() | {
+        "causal": bool(cfg.is_causal),
+        "layers": of_layers,
+        "heads": of_heads,
+        "rows": shown,
+        "max_drawn": MAX_DRAWN,
+        "patterns": [pattern for pattern in patterns if pattern is not None],
+        "filled": predictions(subject, given, logits[0]),
+    }
+    kind = "causal attention: a token reads those up to it" if cfg.is_causal else "bidirectional attention"
+    about = f"{len(of_layers)} of {cfg.n_layers} layers, {len(of_heads)} of {cfg.n_heads} heads, {n} tokens, {kind}."
+    if len(shown) < n:
+        about += f" Attention is shown from {len(shown)} of the {n} positions."
+    return Page("attention", f"Attention: {shortened(given)}", about, ("circuitsvis",), data)
+
+
+def predictions(subject: Subject, given: Prompt, logits: Tensor) -> list[dict[str, Any]]:
+    """The likeliest tokens at each readout position, with their probabilities; the mask is never one.
+
+    Args:
+        logits: [pos d_vocab].
+    """
+    if not given.readout:
+        return []
+    seen = logits[list(given.readout)].float()
+    if subject.model.cfg.mask_token_id is not None:
+        seen[:, subject.model.cfg.mask_token_id] = float("-inf")
+    top = seen.softmax(-1).topk(min(TOP, seen.shape[-1]))
+    return [
+        {"readout": row, "tokens": list(subject.names(tokens)), "probabilities": probabilities}
+        for row, tokens, probabilities in zip(given.readout, top.indices.tolist(), top.values.tolist(), strict=True)
+    ]
+
+
+def shortened(given: Prompt, length: int = 60) -> str:
+    """The beginning of a prompt's text."""
+    spaced = "" if any(text.startswith(" ") for text in given.texts) else " "
+    text = spaced.join(given.texts).strip()
+    return text if len(text) <= length else text[: length - 1] + "…"

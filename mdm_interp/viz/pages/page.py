@@ -1,0 +1,134 @@
+"""Interactive pages: one HTML file each that works offline, in a notebook, or beside others that share its scripts.
+
+A page is data and the script that draws it. `assets/` holds the frame and the style of all pages (`page.html`,
+`page.css`, `page.js`) and, for each kind, its controls (`KIND.html`) and its script (`KIND.js`). Text reaches a page as
+JSON or through Jinja's escaping and is put into it as text, never as HTML.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import circuitsvis
+from jaxtyping import Float
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+from torch import Tensor
+
+from mdm_interp.errors import UserError
+from mdm_interp.files import write_text
+
+
+def _circuitsvis() -> str:
+    return (resources.files(circuitsvis) / "dist" / "cdn" / "iife.js").read_text(encoding="utf-8")
+
+
+LIBRARIES: Mapping[str, tuple[str, Callable[[], str]]] = {
+    "circuitsvis": ("circuitsvis.js", _circuitsvis),
+    "plotly": ("plotly.min.js", get_plotlyjs),
+}
+"""What pages draw with: the file that pages of one folder share, and its content."""
+
+TEMPLATES = Environment(
+    loader=PackageLoader("mdm_interp.viz", "assets"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+)
+
+
+def asset(name: str) -> Markup:
+    """A style or script of `assets/`, to be put into a page as it is."""
+    return Markup((resources.files("mdm_interp.viz") / "assets" / name).read_text(encoding="utf-8"))
+
+
+def write_libraries(folder: Path, *names: str) -> None:
+    """Write the scripts that the pages of a folder share; one that is there is not written again."""
+    for name in names:
+        file, content = LIBRARIES[name]
+        text = content()
+        path = folder / file
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            write_text(path, text)
+
+
+@dataclass(frozen=True)
+class Page:
+    """An interactive page."""
+
+    kind: str
+    """Which controls and which script of `assets/` it has."""
+    title: str
+    about: str
+    """What it shows, in words: its text alternative."""
+    libraries: tuple[str, ...]
+    """What it draws with, of :data:`LIBRARIES`."""
+    data: Mapping[str, Any] = field(repr=False)
+    """What its script reads."""
+
+    def html(self, *, shared: bool = False) -> str:
+        """The page as one HTML document; with `shared`, its libraries are files beside it."""
+        return TEMPLATES.get_template("page.html").render(
+            page=self,
+            files=[LIBRARIES[name][0] for name in self.libraries] if shared else [],
+            inlined=[] if shared else [_inline(LIBRARIES[name][1]()) for name in self.libraries],
+            asset=asset,
+        )
+
+    def save(self, path: str | Path, *, shared: bool = False) -> Path:
+        """Write the page.
+
+        Args:
+            shared: Put its libraries beside it, once for all pages of the folder, instead of into it.
+
+        Raises:
+            OSError: the file cannot be written; one that was there stays as it was.
+        """
+        path = Path(path)
+        if shared:
+            write_libraries(path.parent, *self.libraries)
+        write_text(path, self.html(shared=shared))
+        return path
+
+    def _repr_html_(self) -> str:
+        """In a notebook: a frame of its own, so that neither changes the other's style. It takes its page's height."""
+        attributes = 'style="width: 100%; height: 40rem; border: 0"'
+        return f'<iframe title="{html.escape(self.title)}" srcdoc="{html.escape(self.html())}" {attributes}></iframe>'
+
+
+def _inline(script: str) -> Markup:
+    """A script that no `</script>` within it ends early."""
+    return Markup(script.replace("</script", r"<\/script"))
+
+
+def packed(shares: Float[Tensor, "*shape"]) -> str:
+    """Numbers from 0 to 1 in 16 bits each, in base64; exact to 8e-6. `page.js` unpacks them."""
+    rounded = (shares.double() * 0xFFFF).round().cpu().numpy().astype("<u2")
+    return base64.b64encode(rounded.tobytes()).decode("ascii")
+
+
+def tidy(values: Tensor) -> Any:
+    """Numbers as nested lists, to 6 significant digits; None where one is not finite, which JSON cannot say."""
+    if values.ndim:
+        return [tidy(of_first) for of_first in values]
+    value = float(values)
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def places(count: int, chosen: Iterable[int] | None, name: str) -> list[int]:
+    """Which of `count` layers, heads or rows are `chosen`, in order; None: all.
+
+    Raises:
+        UserError: one is not there, or none is chosen.
+    """
+    if chosen is None:
+        return list(range(count))
+    wanted = sorted(set(chosen))
+    if not wanted or wanted[0] < 0 or wanted[-1] >= count:
+        raise UserError(f"{name}: {wanted} is no choice from 0 to {count - 1}; correct it")
+    return wanted

@@ -1,0 +1,160 @@
+"""Subjects: what a page looks at. A model with names for its tokens, and a prompt with its masks, source and answer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mdm_interp.data.queries import Query, QueryBatch, Span
+from mdm_interp.data.worlds import FactWorld
+from mdm_interp.errors import UserError
+from mdm_interp.models.bridge import hooked
+from mdm_interp.training.runs import Run
+
+MASK = "[M]"
+"""How a mask token is written in a text, and shown."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Tokens, and what is marked among them."""
+
+    tokens: tuple[int, ...]
+    texts: tuple[str, ...]
+    """How each token reads."""
+    masks: tuple[int, ...]
+    """Positions that hold the mask token."""
+    readout: tuple[int, ...]
+    """Positions whose logits predict the masked tokens."""
+    source: Span | None
+    answer: Span | None
+
+    def batch(self, rows: Sequence[int], device: Any) -> QueryBatch:
+        """The prompt as a batch of one, read at `rows`."""
+        at, nothing = torch.tensor([list(rows)]), torch.zeros(1, len(rows), dtype=torch.long)
+        tokens, all_of_them = torch.tensor([self.tokens]), torch.ones(1, len(rows), dtype=torch.bool)
+        batch = QueryBatch(tokens, None, at, nothing, all_of_them, torch.zeros_like(tokens, dtype=torch.bool))
+        return batch.to(torch.device(device))
+
+    def marks(self) -> dict[str, Any]:
+        """What a page's script needs to know of it."""
+        return {
+            "tokens": list(self.texts),
+            "masks": list(self.masks),
+            "readout": list(self.readout),
+            "source": self.source,
+            "answer": self.answer,
+        }
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model, and how text becomes tokens for it and tokens text."""
+
+    model: Any
+    """As :func:`mdm_interp.models.bridge.hooked` returns it."""
+    names: Callable[[Sequence[int]], Sequence[str]]
+    """Token ids to texts, one each."""
+    encode: Callable[[str], tuple[list[int], list[Span]]]
+    """A text without masks to token ids and the characters that each stands for."""
+
+    @classmethod
+    def of(cls, model: Any) -> Subject:
+        """A model with its tokenizer; of a `Run`, the last checkpoint with its world's names.
+
+        Without a tokenizer, tokens are named by their ids.
+        """
+        if isinstance(model, Run):
+            return cls.of_world(model.model(), model.facts)
+        model = hooked(model)
+        tokenizer = getattr(model, "tokenizer", None)
+        if tokenizer is None:
+            return cls(model, lambda tokens: [str(token) for token in tokens], _no_text)
+
+        def encode(text: str) -> tuple[list[int], list[Span]]:
+            encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+            return encoded["input_ids"], [tuple(span) for span in encoded["offset_mapping"]]
+
+        return cls(model, lambda tokens: [tokenizer.decode([token]) for token in tokens], encode)
+
+    @classmethod
+    def of_world(cls, model: Any, world: FactWorld) -> Subject:
+        """A model of a synthetic world, whose tokens are written with spaces between them."""
+        names = world.token_names
+
+        def encode(text: str) -> tuple[list[int], list[Span]]:
+            words = list(re.finditer(r"\S+", text))
+            if unknown := [word[0] for word in words if word[0] not in names]:
+                raise UserError(f"text: {unknown[0]!r} is no token of this run's world; there are {', '.join(names)}")
+            return [names.index(word[0]) for word in words], [word.span() for word in words]
+
+        return cls(hooked(model), lambda tokens: [names[token] for token in tokens], encode)
+
+    def prompt(self, prompt: str | Sequence[int] | Tensor | Query, source: str | None = None) -> Prompt:
+        """Tokens to look at.
+
+        Args:
+            prompt: A text, in which each `[M]`, with a space before it, is one mask token; token ids; or a query, whose
+                source and answer are then marked.
+            source: Words of the text to mark as the source.
+
+        Raises:
+            UserError: the text cannot be read, there are no tokens or too many, one is outside the vocabulary, or
+                `source` is not in the text.
+        """
+        cfg = self.model.cfg
+        source_span = answer_span = None
+        if isinstance(prompt, str):
+            tokens, source_span = self._read(prompt, source)
+        elif source is not None:
+            raise UserError(f"source: {source!r} names words of a text, and the prompt is none; give a text or a Query")
+        elif isinstance(prompt, Query):
+            tokens, source_span, answer_span = prompt.tokens, prompt.source_span, prompt.answer_span
+        else:
+            tokens = torch.as_tensor(prompt).flatten().tolist()
+        if not 0 < len(tokens) <= cfg.n_ctx:
+            raise UserError(f"prompt: {len(tokens)} tokens, and the model reads 1 to {cfg.n_ctx}; change its length")
+        if wrong := [token for token in tokens if not 0 <= token < cfg.d_vocab]:
+            raise UserError(f"prompt: token {wrong[0]} is outside the model's vocabulary of {cfg.d_vocab}; correct it")
+        masks = [position for position, token in enumerate(tokens) if token == cfg.mask_token_id]
+        texts = [MASK if position in masks else text for position, text in enumerate(self.names(tokens))]
+        asked = range(*answer_span) if answer_span else masks
+        readout = [position + (cfg.readout_shift or 0) for position in asked]
+        if cfg.is_causal and not asked:
+            readout = [len(tokens) - 1]  # what comes next
+        if readout and readout[0] < 0:
+            raise UserError("prompt: position 0 is masked, but has no prediction in a shifted model; give its token")
+        return Prompt(tuple(tokens), tuple(texts), tuple(masks), tuple(readout), source_span, answer_span)
+
+    def _read(self, text: str, source: str | None) -> tuple[list[int], Span | None]:
+        """A text's tokens, and those of the words `source`."""
+        tokens: list[int] = []
+        characters: list[Span] = []
+        start = 0
+        for mask in [*re.finditer(rf" ?{re.escape(MASK)}", text), None]:
+            between = text[start : mask.start() if mask else len(text)]
+            found, spans = self.encode(between) if between else ([], [])
+            tokens += found
+            characters += [(start + first, start + last) for first, last in spans]
+            if mask:
+                if self.model.cfg.mask_token_id is None:
+                    raise UserError(f"text: holds {MASK}, and the model has no mask token; leave it out")
+                tokens.append(self.model.cfg.mask_token_id)
+                characters.append(mask.span())
+                start = mask.end()
+        if source is None:
+            return tokens, None
+        at = text.find(source)
+        inside = [i for i, (first, last) in enumerate(characters) if first < at + len(source) and last > at]
+        if at < 0 or not inside:
+            raise UserError(f"source: {source!r} is not in the text {text!r}; name words of it")
+        return tokens, (inside[0], inside[-1] + 1)
+
+
+def _no_text(text: str) -> tuple[list[int], list[Span]]:
+    raise UserError(f"text: {text!r} cannot be read, since the model has no tokenizer; give token ids")
