@@ -28,11 +28,11 @@ def tiny_result(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[
 
 @pytest.fixture
 def real_grid(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The grids of `presets` as they are, whatever `tiny_result` has made of them for the session."""
+    """The grids as they are, whatever `tiny_result` has made of them for the session."""
     import helpers
 
     for name, value in helpers.REAL.items():
-        monkeypatch.setattr(helpers.presets, name, value)
+        monkeypatch.setattr(helpers.grids, name, value)
 
 
 @pytest.fixture(scope="session")

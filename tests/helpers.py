@@ -13,16 +13,15 @@ from filelock import FileLock
 from torch import Tensor
 
 from mdm_interp.config import DemoConfig, FactConfig, ModelConfig, TrainConfig
-from mdm_interp.experiments import analysis as analysis_module
-from mdm_interp.experiments import grids, subjects
+from mdm_interp.experiments import grids, scope, subjects
 from mdm_interp.experiments.analysis import discover
-from mdm_interp.experiments.results import Result
+from mdm_interp.experiments.results import Result, TrainedOrigin, tidy
 from mdm_interp.experiments.subjects import Lab
 from mdm_interp.models.transformer import HookedTransformer
 from mdm_interp.training.loop import train
 from mdm_interp.training.runs import Run
 
-REAL = {name: getattr(grids, name) for name in ("WORLDS", "small_model", "pool_world", "QUICK_SEEDS", "LEARNT")}
+REAL = {name: getattr(grids, name) for name in ("WORLDS", "small_model", "pool_world", "QUICK_SEEDS")}
 REAL["WORLDS"] = dict(grids.WORLDS)
 """What :func:`tiny_grid` replaces, as it was."""
 
@@ -109,18 +108,25 @@ def one_after_the_other(function: Callable, tasks: Sequence[tuple], *, workers: 
 
 @contextlib.contextmanager
 def tiny_grid() -> Iterator[None]:
-    """The grids of `presets`, and the demo checkpoints, made tiny."""
+    """The grids of `experiments.grids`, and the demo checkpoints, made tiny."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(grids.WORLDS, "relation_cycle", FactConfig(n_entities=9, n_filler=4))
         patch.setitem(grids.WORLDS, "two_role", FactConfig(world="two_role", filler="none", seq_len=3, n_entities=8))
         patch.setattr(grids, "small_model", tiny_run)
         patch.setattr(grids, "pool_world", tiny_pool_world)
         patch.setattr(grids, "QUICK_SEEDS", 1)  # so that two seeds have every setting
-        patch.setattr(grids, "LEARNT", 0.15)  # what so short a training reaches
-        patch.setattr(analysis_module, "train_all", train_here)
+        patch.setattr(scope, "LEARNT", 0.15)  # what so short a training reaches
+        patch.setattr(subjects, "train_all", train_here)
         patch.setattr(subjects, "DEMO", TINY_DEMO)
         patch.setattr(subjects, "side_by_side", one_after_the_other)
         yield
+
+
+def planted_result(name: str, rows: Sequence[dict[str, Any]], **changed: Any) -> Result:
+    """A result of one's own rows."""
+    origin = TrainedOrigin(kind="runs", runs=[], first_seed=[])
+    parts: dict[str, Any] = {"question": "Planted?", "origin": origin, "settings": {}, "seeds": [0], "versions": {}}
+    return Result(**{"name": name, "rows": tidy(rows), **parts, **changed})
 
 
 class TinyResults:

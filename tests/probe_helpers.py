@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
 from checkpoint_helpers import write_checkpoint
+from helpers import planted_result
 
-from mdm_interp.experiments.results import Result, tidy
+from mdm_interp.experiments.results import Result
 from mdm_interp.experiments.subjects import Probe, open_probe
 
 FACTS = """child,parent,parent_type
@@ -36,9 +36,9 @@ def tiny_probe(folder: Path, format: str, *, twin: str | None = None, facts: int
 
 def result_of(analysis: Any, probes: list[Probe], folder: Path) -> Result:
     """Measured, saved and loaded as a probe's result is."""
-    measured = Result(analysis.name, analysis.question, {}, [0], {}, tidy(analysis.measure(probes)), {})
-    replace(measured, summary=dict(analysis.summarize(measured))).save(folder / "result.json")
-    return Result.load(folder / "result.json")
+    measured = planted_result(analysis.name, analysis.measure(probes), question=analysis.question)
+    measured.save(folder / "result.json")
+    return Result.load(folder / "result.json", analysis.summarize)
 
 
 def traces(figure: go.Figure, **properties: Any) -> list[Any]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
+from helpers import planted_result
 from plotly.subplots import make_subplots
 
 from mdm_interp.experiments.claims import CLAIMS, READINGS, Verdict
@@ -23,8 +24,10 @@ CURVE["n"] = 3
 
 
 def result(name: str = "tiny", question: str = QUESTION, **changed: Any) -> Result:
-    parts = {"config": {}, "versions": {"code": "c0de"}, "rows": [{"seed": 0, "value": 1.0}], "summary": SUMMARY}
-    return Result(name, question, seeds=[0, 1, 2], **parts | changed)
+    rows = changed.pop("rows", [{"seed": 0, "value": 1.0}])
+    summary = changed.pop("summary", SUMMARY)
+    parts = {"versions": {"code": "c0de"}, "seeds": [0, 1, 2], "summarize": lambda result: summary}
+    return planted_result(name, rows, question=question, **parts | changed)
 
 
 def drawing(question: str = QUESTION) -> go.Figure:

@@ -37,7 +37,7 @@ from mdm_interp.stats.tables import where
 from mdm_interp.training.loop import loop
 from mdm_interp.training.runs import Run
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 MODULES = {module.ANALYSIS.name: module for module in (reversal_curse, evidence_growth, route_correlation)}
 MODULES["gradient_alignment"] = gradient_alignment
 BUILTIN = [analysis.name for analysis in discover()]

@@ -34,7 +34,7 @@ from mdm_interp.data.queries import Query, batches, require_shared
 from mdm_interp.errors import UserError
 from mdm_interp.inference.prediction import predict
 
-RELEASED = Path(__file__).parents[1].parent / "shared" / "data" / "parent_child_pairs.csv"
+RELEASED = Path(__file__).parents[2].parent / "shared" / "data" / "parent_child_pairs.csv"
 MASK = "<|mask|>"
 NAMES = ["Anna Berg", "Bea Clark-Jones", "Carl O'Neill", "José Muñoz", "Dora", "Emil Anna", "Fay de la Cruz", "Gus"]
 KINDS = ("positional", "relational")

@@ -24,7 +24,7 @@ from mdm_interp.experiments.results import Result
 from mdm_interp.stats.estimates import Estimate
 from mdm_interp.viz.theme import legend_at
 
-FIGURES = Path(__file__).parents[1] / "figures"
+FIGURES = Path(__file__).parents[2] / "figures"
 NAMES = [analysis.name for analysis in discover()]
 CHECKPOINTS = {analysis.name for analysis in discover() if isinstance(analysis, CheckpointAnalysis)}
 VERDICTS = [verdict("1", "rope", "holds"), verdict("1", "alibi", "fails"), verdict("5", "rope", "fails")]

@@ -29,7 +29,7 @@ from mdm_interp.experiments.analysis import discover
 from mdm_interp.experiments.results import Result
 from mdm_interp.training.demo import train_demo
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 NOTEBOOKS = sorted(path.name for path in EXAMPLES.glob("*.ipynb"))
 NUMBER = r"-?\d+\.?\d*(?:e-?\d+)?"
