@@ -1,4 +1,7 @@
-"""The command line, `mdm-interp`. A user's mistake ends in one line on stderr and exit code 2."""
+"""The command line, `mdm-interp`. A user's mistake ends in one line on stderr and exit code 2.
+
+A command imports what it needs when it runs: `--help` waits for nothing.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,9 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from filelock import FileLock, Timeout
-from pydantic import ValidationError
-from rich.console import Console
-from rich.table import Table
 
-from mdm_interp.config import TrainConfig, one_line
 from mdm_interp.errors import UserError
-from mdm_interp.training.runs import DEFAULT_ROOT, Run
+from mdm_interp.files import DEFAULT_ROOT
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 runs_app = typer.Typer(help="Look into the run store, or clear it.")
@@ -89,6 +87,8 @@ def _reproduce(
 
 
 def _say(reported: Any, out: Path) -> None:
+    from rich.console import Console
+
     console, n = Console(stderr=True), len(reported.figures)
     if reported.problem:
         console.print(reported.problem, markup=False, soft_wrap=True)
@@ -118,6 +118,8 @@ def run_one(analysis: Any) -> None:
 @app.command()
 def report(out: Out = FIGURES) -> None:
     """Draw every figure and the index page again, from the results that `reproduce` measured."""
+    from rich.console import Console
+
     from mdm_interp.experiments import runner
 
     with Console(stderr=True).status("drawing"):
@@ -133,6 +135,9 @@ def verify(
 ) -> None:
     """The claims ledger: each claim of the paper, in every setting and at every stage that was measured, with its
     effect, null, interval and computed verdict. Reads what `reproduce` measured."""
+    from rich.console import Console
+    from rich.table import Table
+
     from mdm_interp.experiments.analysis import discover, ledger
     from mdm_interp.experiments.claims import counts, save_ledger, write_findings
     from mdm_interp.experiments.scope import scope_label
@@ -181,6 +186,8 @@ def probe(
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
 ) -> None:
     """Ask a checkpoint facts, forward and in reverse: routes, evidence, gradients and predictions, layer by layer."""
+    from rich.console import Console
+
     from mdm_interp.devices import check_device
     from mdm_interp.experiments.analysis import CheckpointAnalysis, discover
     from mdm_interp.experiments.report import write_figures, write_index
@@ -247,6 +254,8 @@ def _numbers(option: str, text: str | None) -> list[int] | None:
 def _opened(subject: str, runs: Path, device: str, dtype: str | None) -> Any:
     """A run, or a checkpoint's model."""
     from mdm_interp.checkpoints import load_checkpoint
+    from mdm_interp.config import TrainConfig
+    from mdm_interp.training.runs import Run
 
     if (Path(subject) / "checkpoints").is_dir():
         return Run(TrainConfig.from_yaml(Path(subject) / "config.yaml"), Path(subject))
@@ -276,6 +285,7 @@ def train(
     runs: Root = DEFAULT_ROOT,
 ) -> None:
     """Train the run that CONFIG describes, resume it, or find it finished. Prints its folder."""
+    from mdm_interp.config import TrainConfig
     from mdm_interp.training.loop import train as train_run
 
     print(train_run(TrainConfig.from_yaml(config), root=runs, device=device).folder)
@@ -286,6 +296,9 @@ def list_runs(
     runs: Root = DEFAULT_ROOT, as_json: Annotated[bool, typer.Option("--json", help="One JSON array.")] = False
 ) -> None:
     """Every stored run: world, position scheme, objective, seed, steps done."""
+    from rich.console import Console
+    from rich.table import Table
+
     from mdm_interp.training.runs import stored_runs
 
     rows = [
@@ -328,8 +341,11 @@ def show_run(
     print(pd.DataFrame(stored.metrics()).to_string(index=False))
 
 
-def _run_named(name: str, runs: Path) -> Run:
+def _run_named(name: str, runs: Path) -> Any:
     """The stored run whose name is, or begins with, `name`."""
+    from mdm_interp.config import TrainConfig
+    from mdm_interp.training.runs import Run
+
     matching = list(runs.glob(f"{glob.escape(name)}*/config.yaml"))
     if len(matching) != 1:
         raise UserError(f"run: {name!r} names {len(matching)} runs of {runs}; `mdm-interp runs list` shows their names")
@@ -339,6 +355,8 @@ def _run_named(name: str, runs: Path) -> Run:
 @runs_app.command("prune")
 def prune_runs(runs: Root = DEFAULT_ROOT) -> None:
     """Delete the runs that were not finished, unless they are being trained."""
+    from filelock import FileLock, Timeout
+
     from mdm_interp.training.runs import stored_runs
 
     deleted = 0
@@ -354,18 +372,29 @@ def _run(command: typer.Typer) -> None:
     """Run a command line, and end it on a mistake as this module promises."""
     try:
         code = command(standalone_mode=False)
-    except (UserError, ValidationError) as error:
-        _fail(one_line(error) if isinstance(error, ValidationError) else str(error), 2)
+    except UserError as error:
+        _fail(str(error), 2)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except Exception as error:
-        # Typer's own complaints about the command line; their class has moved between its versions.
-        if not hasattr(error, "format_message"):
-            raise
-        _fail(f"{error.format_message().rstrip('.')}; try --help", 2)  # pyright: ignore[reportAttributeAccessIssue]
+        _fail(_mistake(error), 2)
     if code == 130:  # Typer's own answer to Ctrl-C
         _fail("interrupted; the same command goes on from here", 130)
     sys.exit(code)
+
+
+def _mistake(error: Exception) -> str:
+    """What a config's or the command line's error says, on one line; any other error is raised again."""
+    from pydantic import ValidationError
+
+    from mdm_interp.config import one_line
+
+    if isinstance(error, ValidationError):
+        return one_line(error)
+    # Typer's own complaints about the command line; their class has moved between its versions.
+    if hasattr(error, "format_message"):
+        return f"{error.format_message().rstrip('.')}; try --help"  # pyright: ignore[reportAttributeAccessIssue]
+    raise error
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -8,6 +8,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+DEFAULT_ROOT = Path("runs")
+"""Where the run store is, unless one says otherwise."""
+
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:

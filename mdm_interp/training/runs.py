@@ -27,11 +27,9 @@ from mdm_interp.config import TrainConfig
 from mdm_interp.data.queries import QueryPair
 from mdm_interp.data.worlds import FactWorld
 from mdm_interp.errors import UserError
-from mdm_interp.files import write_text
+from mdm_interp.files import DEFAULT_ROOT, write_text
 from mdm_interp.models.transformer import HookedTransformer
 from mdm_interp.tensors import load_tensors, save_tensors
-
-DEFAULT_ROOT = Path("runs")
 
 
 class Resumable:
