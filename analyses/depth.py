@@ -6,7 +6,7 @@ answer by other paths, which these measures do not see.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -17,21 +17,21 @@ from plotly.subplots import make_subplots
 from torch import Tensor
 
 from mdm_interp.data.queries import Query, QueryPair, collate
-from mdm_interp.data.worlds import FactWorld
 from mdm_interp.experiments.analysis import Analysis
 from mdm_interp.experiments.grids import DEPTH_SCHEMES, DEPTHS, depth_grid
 from mdm_interp.experiments.results import Result
-from mdm_interp.experiments.scope import STAGES, about, at_stages
+from mdm_interp.experiments.scope import STAGES
 from mdm_interp.inference.prediction import query_loss
 from mdm_interp.measures.evidence import evidence_scores
 from mdm_interp.measures.gradients.alignment import component_of
 from mdm_interp.measures.routes import route_correlation
 from mdm_interp.models.transformer import HookedTransformer
 from mdm_interp.stats.estimates import Estimate, mean_estimate
+from mdm_interp.stats.resampling import places_above
 from mdm_interp.stats.tables import curve, where
 from mdm_interp.training.runs import Run
 from mdm_interp.viz.plots import add_level, add_points
-from mdm_interp.viz.theme import CHANCE, FORWARD, GREEN, GREY, ORANGE, PURPLE, REVERSE, legend_at, titled
+from mdm_interp.viz.theme import CHANCE, FORWARD, GREEN, GREY, ORANGE, PURPLE, REVERSE, legend_at
 
 PARTS = {"VO": ("V", "O"), "QK": ("Q", "K"), "MLP": ("MLP",)}
 """The components of a layer whose gradients are compared, by what they do: store, route, transform."""
@@ -47,27 +47,14 @@ COLORS = dict(zip(DEPTHS, (GREEN, ORANGE, PURPLE), strict=True))
 SHOWN_STAGES = {"early": "dash", "end": "solid"}
 
 
-def measure(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """One row per run, stage and layer; the probabilities are the whole model's and repeat in each of its layers."""
-    rows = []
-    for run in runs:
-        pairs, metrics = run.query_pairs(n_contexts=1), {entry["step"]: entry for entry in run.metrics()}
-
-        def at(step: int, run: Run = run, pairs: list[QueryPair] = pairs, metrics: dict = metrics) -> list[dict]:
-            asked = {f"{side}_probability": metrics[step][f"{side}_probability"] for side in ("forward", "reverse")}
-            return [{**asked, **row} for row in layer_rows(run.model(step), pairs, run.facts)]
-
-        rows += [{**about(run), "chance": run.facts.chance, **row} for row in at_stages(run, at)]
-    return rows
-
-
-def layer_rows(model: HookedTransformer, pairs: Sequence[QueryPair], world: FactWorld) -> list[dict[str, Any]]:
-    """Every signature and its null, one row per layer; the null of a route correlation is 0, that of keys dealt at
+def measure(run: Run, step: int) -> list[dict[str, Any]]:
+    """One row per layer: every signature and its null; the null of a route correlation is 0, that of keys dealt at
     random."""
+    model, pairs = run.model(step), run.query_pairs(n_contexts=1)
     measured, reverse = gradient_cosines(model, pairs), [pair.reverse for pair in pairs]
     routes = route_correlation(model, pairs).nanmean(1)
     measured["route"] = (routes, torch.zeros_like(routes))
-    measured["evidence"] = evidence_scores(model, reverse, world.candidates(reverse))
+    measured["evidence"] = evidence_scores(model, reverse, run.facts.candidates(reverse))
     return [
         {
             "layer": layer,
@@ -152,13 +139,14 @@ def _name(scheme: str, mlp: bool, n_layers: int) -> str:
     return f"{scheme} {n_layers} layer{'s' if n_layers > 1 else ''}{' with MLP' if mlp else ''}"
 
 
-def takeaway(summary: Mapping[str, Estimate]) -> str:
+def takeaway(result: Result) -> str:
+    summary = result.summary
     end = {key: estimate for key, estimate in summary.items() if " / end / " in key}
 
     def counted(name: str, scheme: str) -> str:
         layers = [e for key, e in end.items() if key.startswith(scheme) and key.endswith(f"/ {name} over null")]
-        layers = [estimate for estimate in layers if estimate.n > 1]
-        return f"{sum(estimate.low > 0 for estimate in layers)} of {len(layers)}"
+        above = places_above([estimate.p_above_zero for estimate in layers])
+        return f"{above.sum()} of {sum(estimate.n > 1 for estimate in layers)}"
 
     def probability(scheme: str, mlp: bool) -> str:
         values = [end[f"{_name(scheme, mlp, n)} / end / reverse_probability"].value for n in measured]
@@ -173,7 +161,7 @@ def takeaway(summary: Mapping[str, Estimate]) -> str:
         f"{probability(scheme, True)} with MLPs"
         for scheme in DEPTH_SCHEMES
     ]
-    return f"Layers above the null (95 % interval) at the end of training. {'. '.join(said)}."
+    return f"Layers above the null at the end of training, adjusted for looking at all of them. {'. '.join(said)}."
 
 
 def draw(result: Result) -> go.Figure:
@@ -207,7 +195,8 @@ def draw(result: Result) -> go.Figure:
     figure.update_xaxes(title_text="layers of the model", tickvals=DEPTHS, row=1)
     figure.update_yaxes(title_text="probability of<br>answer", row=1, col=1)
     figure.update_layout(legend=legend_at(0.5, -0.045), legend2=legend_at(0.5, -0.07))
-    return titled(figure, result.question, takeaway(result.summary), height=1750)
+    figure.update_layout(height=1750)
+    return figure
 
 
 def _draw_probabilities(figure: go.Figure, models: pd.DataFrame, col: int) -> None:
@@ -240,6 +229,7 @@ ANALYSIS = Analysis(
     configs=depth_grid,
     measure=measure,
     summarize=summarize,
+    takeaway=takeaway,
     draw=draw,
     order=80,
 )

@@ -17,13 +17,14 @@ from mdm_interp.data.worlds import FactWorld
 from mdm_interp.experiments.analysis import Analysis
 from mdm_interp.experiments.grids import VARIANTS, grid, variant_of
 from mdm_interp.experiments.results import Result
+from mdm_interp.experiments.scope import checkpoints
 from mdm_interp.measures.evidence import compute_evidence, evidence_matrix
 from mdm_interp.models.transformer import HookedTransformer
 from mdm_interp.stats.estimates import Estimate, mean_estimate
 from mdm_interp.stats.tables import curve, where
 from mdm_interp.training.runs import Run
 from mdm_interp.viz.plots import TRAINING_STEPS, add_curve, add_level, add_matrix
-from mdm_interp.viz.theme import CHANCE, legend_at, titled
+from mdm_interp.viz.theme import CHANCE, legend_at
 from mdm_interp.viz.theme import VARIANTS as COLORS
 
 MATRICES = {"MDM rope": ("A given B",), "ARM rope": ("B given A", "A given B")}
@@ -35,32 +36,19 @@ def configs(seeds: Sequence[int]) -> list[TrainConfig]:
     return grid(seeds, ["relation_cycle"])
 
 
-def measure(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Margin and rank per run, checkpoint and query kind; for the first seed, matrices of the first relation."""
+def measure(run: Run, step: int) -> list[dict[str, Any]]:
+    """Margin and rank per query kind; for the first seed, before and after, matrices of the first relation."""
+    model, pairs, variant = run.model(step), run.query_pairs(), variant_of(run.config)
+    asked = {"forward": [pair.forward for pair in pairs], "reverse": [pair.reverse for pair in pairs]}
     rows: list[dict[str, Any]] = []
-    for run in runs:
-        about = {"variant": variant_of(run.config), "seed": run.config.seed, "run": run.folder.name}
-        pairs = run.query_pairs()
-        asked = {"forward": [pair.forward for pair in pairs], "reverse": [pair.reverse for pair in pairs]}
-        for step in run.steps:
-            model = run.model(step)
-            for kind, queries in asked.items():
-                margin, rank = margin_and_rank(model, queries, run.facts)
-                rows.append(
-                    {
-                        **about,
-                        "step": step,
-                        "query": kind,
-                        "margin": margin.mean().item(),
-                        "rank": rank.float().mean().item(),
-                        "chance_rank": (len(run.facts.role(0)) + 1) / 2,
-                    }
-                )
-            if run.config.seed == runs[0].config.seed and step in (run.steps[0], run.steps[-1]):
-                for cells in MATRICES.get(about["variant"], ()):
-                    entries = matrix(model, run.facts, cells)
-                    rows += [{**about, "step": step, "query": cells, **entry} for entry in entries]
-    return rows
+    for kind, queries in asked.items():
+        margin, rank = margin_and_rank(model, queries, run.facts)
+        measured = {"margin": margin.mean().item(), "rank": rank.float().mean().item()}
+        rows.append({"query": kind, **measured, "chance_rank": (len(run.facts.role(0)) + 1) / 2})
+    if run.config.seed == 0 and step in (run.steps[0], run.steps[-1]):
+        for cells in MATRICES.get(variant, ()):
+            rows += [{"query": cells, **entry} for entry in matrix(model, run.facts, cells)]
+    return [{"variant": variant, **row} for row in rows]
 
 
 def margin_and_rank(
@@ -104,7 +92,9 @@ def summarize(result: Result) -> dict[str, Estimate]:
     return summary
 
 
-def takeaway(summary: dict[str, Estimate]) -> str:
+def takeaway(result: Result) -> str:
+    summary = result.summary
+
     def rank(variant: str, kind: str) -> str:
         return f"{summary[f'{variant} / {kind} / final rank'].value:.1f}"
 
@@ -169,7 +159,8 @@ def draw(result: Result) -> go.Figure:
         figure.update_xaxes(title_text="source", showticklabels=False, ticks="", row=2, col=col)
         figure.update_yaxes(title_text="answer" if col == 1 else None, showticklabels=False, ticks="", row=2, col=col)
     figure.update_layout(legend=legend_at(0.5, 0.51))
-    return titled(figure, result.question, takeaway(result.summary), height=1000)
+    figure.update_layout(height=1000)
+    return figure
 
 
 ANALYSIS = Analysis(
@@ -177,7 +168,9 @@ ANALYSIS = Analysis(
     question="Does forward training store evidence that the reverse query reads?",
     configs=configs,
     measure=measure,
+    when=checkpoints,
     summarize=summarize,
+    takeaway=takeaway,
     draw=draw,
     order=20,
 )

@@ -16,7 +16,7 @@ from mdm_interp.data.queries import QueryPair
 from mdm_interp.experiments.analysis import Analysis
 from mdm_interp.experiments.grids import VARIANTS, grid, variant_of
 from mdm_interp.experiments.results import Result
-from mdm_interp.experiments.scope import STAGES, about, at_stages
+from mdm_interp.experiments.scope import STAGES
 from mdm_interp.measures.gradients.alignment import COMPONENTS, ROUTING, STORAGE
 from mdm_interp.measures.gradients.first_order import first_order, inner_products, mean_gradient, random_direction
 from mdm_interp.models.transformer import HookedTransformer
@@ -24,7 +24,7 @@ from mdm_interp.stats.estimates import Estimate, mean_estimate
 from mdm_interp.stats.tables import curve, where
 from mdm_interp.training.runs import Run
 from mdm_interp.viz.plots import add_curve, add_level, interval_bars
-from mdm_interp.viz.theme import CHANCE, GREEN, ORANGE, PURPLE, legend_at, titled
+from mdm_interp.viz.theme import CHANCE, GREEN, ORANGE, PURPLE, legend_at
 
 ETAS = [float(f"{eta:.3g}") for eta in np.logspace(-6, 0, 13)]
 """Step sizes, two per decade."""
@@ -51,19 +51,12 @@ def configs(seeds: Sequence[int]) -> list[TrainConfig]:
     return grid(seeds, ["relation_cycle"])
 
 
-def measure(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """One row per run, stage, group of components that moves, and step size. Changes are in nats, negative is learnt;
-    transfers are relative to the first-order drop of the forward loss when everything moves."""
-    rows: list[dict[str, Any]] = []
-    for run in runs:
-        pairs, named = run.query_pairs(n_contexts=1), {**about(run), "variant": variant_of(run.config)}
-
-        def at(step: int, run: Run = run, pairs: list[QueryPair] = pairs) -> list[dict[str, Any]]:
-            seed = int(run.folder.name, 16) ^ step  # no two steps share a random direction
-            return step_rows(run.model(step), pairs, seed)
-
-        rows += [{**named, **row} for row in at_stages(run, at)]
-    return rows
+def measure(run: Run, step: int) -> list[dict[str, Any]]:
+    """One row per group of components that moves, and step size. Changes are in nats, negative is learnt; transfers are
+    relative to the first-order drop of the forward loss when everything moves."""
+    seed = int(run.folder.name, 16) ^ step  # no two steps share a random direction
+    rows = step_rows(run.model(step), run.query_pairs(n_contexts=1), seed)
+    return [{"variant": variant_of(run.config), **row} for row in rows]
 
 
 def step_rows(model: HookedTransformer, pairs: Sequence[QueryPair], seed: int) -> list[dict[str, Any]]:
@@ -119,7 +112,8 @@ def last_steps(frame: pd.DataFrame) -> pd.Series:
     return np.log10(frame[(frame["group"] == "whole") & (frame["in_regime"] == 1)].groupby("run")["eta"].max())
 
 
-def takeaway(summary: dict[str, Estimate]) -> str:
+def takeaway(result: Result) -> str:
+    summary = result.summary
     places = [f"{variant} / {stage}" for variant in VARIANTS for stage in STAGES]
     places = [place for place in places if summary[f"{place} / whole transfer"].n]
     slopes = [summary[f"{place} / whole slope"].value for place in places]
@@ -217,7 +211,8 @@ def draw(result: Result) -> go.Figure:
     groups = {"tickvals": list(range(len(GROUPS))), "ticktext": list(GROUPS), "tickangle": 60}
     figure.update_xaxes(groups | {"title_text": "what moves"}, row=3)
     figure.update_layout(legend=legend_at(0.5, 0.685), legend2=legend_at(0.5, 0.31), legend3=legend_at(0.5, -0.17))
-    return titled(figure, result.question, takeaway(result.summary), height=1350)
+    figure.update_layout(height=1350)
+    return figure
 
 
 ANALYSIS = Analysis(
@@ -226,6 +221,7 @@ ANALYSIS = Analysis(
     configs=configs,
     measure=measure,
     summarize=summarize,
+    takeaway=takeaway,
     draw=draw,
     settings={"etas": ETAS, "part_etas": PART_ETAS, "tolerance": TOLERANCE},
     order=60,

@@ -13,13 +13,14 @@ from mdm_interp.config import TrainConfig
 from mdm_interp.experiments.analysis import Analysis
 from mdm_interp.experiments.grids import VARIANTS, grid, variant_of
 from mdm_interp.experiments.results import Result
+from mdm_interp.experiments.scope import second_checkpoints
 from mdm_interp.measures.evidence import storage_coupling
 from mdm_interp.measures.gradients.alignment import gradient_alignment
 from mdm_interp.stats.estimates import Estimate, mean_estimate
 from mdm_interp.stats.tables import curve, where
 from mdm_interp.training.runs import Run
 from mdm_interp.viz.plots import TRAINING_STEPS, add_curve, add_level
-from mdm_interp.viz.theme import BLUE, CHANCE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, legend_at, titled
+from mdm_interp.viz.theme import BLUE, CHANCE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, legend_at
 
 SHOWN = {"Q": ORANGE, "K": SKY, "V": GREEN, "O": PURPLE, "unembedding": VERMILION, "all": BLUE}
 
@@ -28,31 +29,23 @@ def configs(seeds: Sequence[int]) -> list[TrainConfig]:
     return grid(seeds, ["relation_cycle"])
 
 
-def measure(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """One row per run, every second checkpoint and component; the storage term stands in the rows of `all`."""
-    rows: list[dict[str, Any]] = []
-    for run in runs:
-        pairs = run.query_pairs(n_contexts=1)
-        for step in sorted({run.steps[0], *run.steps[::-2]}):
-            model = run.model(step)
-            alignment = gradient_alignment(model, pairs)
-            mean, matched, mismatched = alignment.mean_cosine(), alignment.matched(), alignment.mismatched()
-            storage = storage_coupling(model, pairs).sum(2)[:, -1].mean().item()
-            rows += [
-                {
-                    "variant": variant_of(run.config),
-                    "seed": run.config.seed,
-                    "run": run.folder.name,
-                    "step": step,
-                    "component": component,
-                    "mean_gradient": mean[i].item(),
-                    "matched": matched[i].nanmean().item(),
-                    "mismatched": mismatched[i].nanmean().item(),
-                    "storage_term": storage if component == "all" else float("nan"),
-                }
-                for i, component in enumerate(alignment.components)
-            ]
-    return rows
+def measure(run: Run, step: int) -> list[dict[str, Any]]:
+    """One row per component; the storage term is in the rows of `all`."""
+    model, pairs = run.model(step), run.query_pairs(n_contexts=1)
+    alignment = gradient_alignment(model, pairs)
+    mean, matched, mismatched = alignment.mean_cosine(), alignment.matched(), alignment.mismatched()
+    storage = storage_coupling(model, pairs).sum(2)[:, -1].mean().item()
+    return [
+        {
+            "variant": variant_of(run.config),
+            "component": component,
+            "mean_gradient": mean[i].item(),
+            "matched": matched[i].nanmean().item(),
+            "mismatched": mismatched[i].nanmean().item(),
+            "storage_term": storage if component == "all" else float("nan"),
+        }
+        for i, component in enumerate(alignment.components)
+    ]
 
 
 def summarize(result: Result) -> dict[str, Estimate]:
@@ -76,7 +69,9 @@ def last_aligned_step(run: Any) -> float:
     return float(ordered.loc[aligned, "step"].max()) if aligned.any() else 0.0
 
 
-def takeaway(summary: dict[str, Estimate]) -> str:
+def takeaway(result: Result) -> str:
+    summary = result.summary
+
     def moved(variant: str) -> str:
         initial, final = (summary[f"{variant} / {stage} mean_gradient"].value for stage in ("initial", "final"))
         return f"{initial:.2f} to {final:.2f} ({variant})"
@@ -128,7 +123,8 @@ def draw(result: Result) -> go.Figure:
     figure.update_xaxes(TRAINING_STEPS)
     figure.update_xaxes(title_text="training step", row=3)
     figure.update_layout(legend=legend_at(0.5, 0.705), legend2=legend_at(0.5, 0.34))
-    return titled(figure, result.question, takeaway(result.summary), height=1150)
+    figure.update_layout(height=1150)
+    return figure
 
 
 ANALYSIS = Analysis(
@@ -136,7 +132,9 @@ ANALYSIS = Analysis(
     question="Does a step down the forward loss lower the reverse loss?",
     configs=configs,
     measure=measure,
+    when=second_checkpoints,
     summarize=summarize,
+    takeaway=takeaway,
     draw=draw,
     order=40,
 )

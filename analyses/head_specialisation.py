@@ -9,7 +9,6 @@ the second when the source no longer names its partners.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from mdm_interp.data.worlds import FactWorld
 from mdm_interp.experiments.analysis import Analysis
 from mdm_interp.experiments.grids import HEAD_SCHEMES, HEADS, MANY_HEADS, head_grid
 from mdm_interp.experiments.results import Result
-from mdm_interp.experiments.scope import SCOPE, STAGES, about, at_stages, scope_label
+from mdm_interp.experiments.scope import SCOPE, STAGES, scope_label
 from mdm_interp.interventions.effects import project_even_routes, share_routes
 from mdm_interp.measures.heads import N_EXCHANGES, compute_contributions, compute_reading, specialisation
 from mdm_interp.models.transformer import HookedTransformer
@@ -34,7 +33,7 @@ from mdm_interp.stats.estimates import LEVEL, Estimate, mean_estimate
 from mdm_interp.stats.tables import curve, where
 from mdm_interp.training.runs import Run
 from mdm_interp.viz.plots import add_estimates, add_points
-from mdm_interp.viz.theme import BLUE, FORWARD, GREEN, GREY, ORANGE, PURPLE, REVERSE, SKY, VERMILION, legend_at, titled
+from mdm_interp.viz.theme import BLUE, FORWARD, GREEN, GREY, ORANGE, PURPLE, REVERSE, SKY, VERMILION, legend_at
 
 N_CONTEXTS = 1
 GAP = 0.1
@@ -56,27 +55,19 @@ HEAD = (
 )
 
 
-def measure(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Give one row of the `model` per run and stage, and one per `head`; what is undefined for an ARM is NaN.
+def measure(run: Run, step: int) -> list[dict[str, Any]]:
+    """Give one row of the `model`, and one per `head`; what is undefined for an ARM is NaN.
 
     Contributions and evidence are in logits, gaps in nats; all are means over pairs. `left` and `right` are the
     answer's side in its fact, except in `attention_…`, where they are the source's side of the readout.
     """
-    rows = []
-    for run in runs:
-        pairs, width = run.query_pairs(N_CONTEXTS), run.config.model.d_model
-        rows += [{**about(run), "d_model": width, **row} for row in at_stages(run, partial(measure_step, run, pairs))]
-    return rows
-
-
-def measure_step(run: Run, pairs: Sequence[QueryPair], step: int) -> list[dict[str, Any]]:
-    model = run.model(step)
+    model, pairs = run.model(step), run.query_pairs(N_CONTEXTS)
     rows = [{"kind": "model", **answers(model, run.facts, pairs)}]
     if all(pair.shared for pair in pairs):
         of_model, of_heads = compare_heads(model, run.facts, pairs)
         rows = [rows[0] | of_model, *({"kind": "head", **of_head} for of_head in of_heads)]
     unmeasured = dict.fromkeys(("kind", *ANSWERS, *INDICES, *EDITS, *HEAD), float("nan"))
-    return [{**unmeasured, **row} for row in rows]
+    return [{"d_model": model.cfg.d_model, **unmeasured, **row} for row in rows]
 
 
 def answers(model: HookedTransformer, world: FactWorld, pairs: Sequence[QueryPair]) -> dict[str, float]:
@@ -294,7 +285,8 @@ def draw(result: Result) -> go.Figure:
     figure.update_yaxes(title_text="reverse probability", row=2, col=1)
     figure.update_yaxes(title_text="specialisation index", row=2, col=2)
     figure.update_layout(legend=legend_at(0.5, 0.56), legend2=legend_at(0.5, -0.09))
-    return titled(figure, result.question, takeaway(result), height=1100)
+    figure.update_layout(height=1100)
+    return figure
 
 
 def _heads(n_heads: int) -> str:
@@ -388,6 +380,7 @@ ANALYSIS = Analysis(
     configs=head_grid,
     measure=measure,
     summarize=summarize,
+    takeaway=takeaway,
     draw=draw,
     settings={"n_contexts": N_CONTEXTS, "n_exchanges": N_EXCHANGES, "gap": GAP},
     order=12,

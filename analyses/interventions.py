@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from mdm_interp.data.queries import QueryPair
 from mdm_interp.experiments.analysis import Analysis
 from mdm_interp.experiments.grids import DEPTHS, SCHEMES, depth_grid, scheme_grid
 from mdm_interp.experiments.results import Result
-from mdm_interp.experiments.scope import about, at_stages
+from mdm_interp.experiments.scope import trained_stages
 from mdm_interp.interventions.effects import (
     Effect,
     ablate_routes,
@@ -33,7 +33,7 @@ from mdm_interp.stats.estimates import Estimate, mean_estimate
 from mdm_interp.stats.tables import where
 from mdm_interp.training.runs import Run
 from mdm_interp.viz.plots import add_estimates, add_matrix
-from mdm_interp.viz.theme import FORWARD, GREEN, GREY, REVERSE, legend_at, titled
+from mdm_interp.viz.theme import FORWARD, GREEN, GREY, REVERSE, legend_at
 
 EDITS = {
     "transplant": transplant_routes,
@@ -62,21 +62,13 @@ def configs(seeds: Sequence[int]) -> list[TrainConfig]:
     return list({config.digest(): config for config in union}.values())
 
 
-def measure(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """One row per run, stage and edit; for the patches (`head`, `position`) also per layer and place, a head or a
-    position's role. Probabilities and log-probabilities (nats) are means over the pairs."""
-    rows = []
-    for run in runs:
-        pairs = run.query_pairs(n_contexts=1)
-
-        def at(step: int, run: Run = run, pairs: list[QueryPair] = pairs) -> list[dict[str, Any]]:
-            model = run.model(step)
-            found = edit_effects(model, pairs)
-            described = [described_as(edit, effect) for edit, effect in found.items()]
-            return described + patch_rows(model, pairs, found["transplant"])
-
-        rows += [{**about(run), **row} for row in at_stages(run, at, TRAINED)]
-    return rows
+def measure(run: Run, step: int) -> list[dict[str, Any]]:
+    """One row per edit; for the patches (`head`, `position`) also per layer and place, a head or a position's role.
+    Probabilities and log-probabilities (nats) are means over the pairs."""
+    model, pairs = run.model(step), run.query_pairs(n_contexts=1)
+    found = edit_effects(model, pairs)
+    described = [described_as(edit, effect) for edit, effect in found.items()]
+    return described + patch_rows(model, pairs, found["transplant"])
 
 
 def edit_effects(model: HookedTransformer, pairs: Sequence[QueryPair]) -> dict[str, Effect]:
@@ -166,7 +158,9 @@ def setting(scheme: str, n_layers: int = 1, mlp: bool = False, stage: str = "end
     return f"{scheme}, {n_layers} layer{'s' if n_layers > 1 else ''}{' + MLP' if mlp else ''}, {stage}"
 
 
-def takeaway(summary: Mapping[str, Estimate]) -> str:
+def takeaway(result: Result) -> str:
+    summary = result.summary
+
     def value(quantity: str, *model: Any) -> str:
         return f"{summary[f'{setting(*model)} / {quantity}'].value:.2g}"
 
@@ -221,7 +215,8 @@ def draw(result: Result) -> go.Figure:
     _draw_patches(figure, where(rope, n_layers=1, edit="head"), "seed", "head", columns=(1, 3), scale_at=0.335)
     _draw_patches(figure, deep, "layer_number", "position", columns=(7, 10), scale_at=1.0)
     figure.update_layout(legend=legend_at(0.5, 0.237))
-    return titled(figure, result.question, takeaway(result.summary), height=1750)
+    figure.update_layout(height=1750)
+    return figure
 
 
 def _draw_edits(figure: go.Figure, at: pd.DataFrame, row: int, col: int, listed: bool) -> None:
@@ -265,7 +260,9 @@ ANALYSIS = Analysis(
     question="What has to be changed for the reverse query to be answered?",
     configs=configs,
     measure=measure,
+    when=trained_stages,
     summarize=summarize,
+    takeaway=takeaway,
     draw=draw,
     order=70,
 )

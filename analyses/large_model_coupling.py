@@ -3,7 +3,6 @@ gradients."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from mdm_interp.stats.estimates import Estimate
 from mdm_interp.stats.resampling import FactSample, places_above
 from mdm_interp.stats.tables import estimate_in, where
 from mdm_interp.viz.plots import add_curve, add_level
-from mdm_interp.viz.theme import CHANCE, GREEN, ORANGE, SKY, legend_at, titled
+from mdm_interp.viz.theme import CHANCE, GREEN, ORANGE, SKY, legend_at
 
 GROUPS = {"storage (V, O)": STORAGE, "routing (Q, K)": ROUTING, "MLP": ("MLP",)}
 """What is shown of each layer."""
@@ -32,7 +31,7 @@ WHOLE = {
 COLORS = {"storage (V, O)": GREEN, "routing (Q, K)": ORANGE, "MLP": SKY}
 
 
-def measure(probes: Sequence[Probe]) -> list[dict[str, Any]]:
+def measure(probe: Probe) -> list[dict[str, Any]]:
     """Give one row per checkpoint, kind, layer and group of components, and one per group over all layers (layer null).
 
     `null` is the cosine with another fact's reverse gradient, `p` the one-sided chance of so large an excess of the
@@ -40,38 +39,36 @@ def measure(probes: Sequence[Probe]) -> list[dict[str, Any]]:
     count the independent clusters of facts behind a cosine, and `facts` and `clusters` all there are.
     """
     rows: list[dict[str, Any]] = []
-    for probe in probes:
-        layers = list(range(probe.model.cfg.n_layers))
-        for kind in KINDS:
-            pairs = probe.pairs(kind)
-            alignment, sample = layer_alignment(probe.model, pairs), FactSample.of(pairs)
-            present = {component for _, component in alignment.parts}
-            places = [(layer, [layer], name, GROUPS[name]) for layer in layers for name in GROUPS]
-            places += [(None, [None, *layers], name, parts) for name, parts in (GROUPS | WHOLE).items()]
-            for layer, within, name, components in places:
-                if not present & set(components):
-                    continue
-                own, control = alignment.cosine(within, components)
-                (matched,), (null,) = sample.mean(own).estimates(), sample.mean(control).estimates()
-                rows.append(
-                    {
-                        "checkpoint": probe.name,
-                        "kind": kind,
-                        "layer": layer,
-                        "group": name,
-                        "cosine": matched.value,
-                        "low": matched.low,
-                        "high": matched.high,
-                        "null": null.value,
-                        "null_low": null.low,
-                        "null_high": null.high,
-                        **sample.counts,
-                        "n": matched.n,
-                        "null_n": null.n,
-                        "p": sample.mean(own - control).p_above_zero.item(),
-                        "positive": sample.mean((own > 0).double()).value.item(),
-                    }
-                )
+    layers = list(range(probe.model.cfg.n_layers))
+    for kind in KINDS:
+        pairs = probe.pairs(kind)
+        alignment, sample = layer_alignment(probe.model, pairs), FactSample.of(pairs)
+        present = {component for _, component in alignment.parts}
+        places = [(layer, [layer], name, GROUPS[name]) for layer in layers for name in GROUPS]
+        places += [(None, [None, *layers], name, parts) for name, parts in (GROUPS | WHOLE).items()]
+        for layer, within, name, components in places:
+            if not present & set(components):
+                continue
+            own, control = alignment.cosine(within, components)
+            (matched,), (null,) = sample.mean(own).estimates(), sample.mean(control).estimates()
+            rows.append(
+                {
+                    "kind": kind,
+                    "layer": layer,
+                    "group": name,
+                    "cosine": matched.value,
+                    "low": matched.low,
+                    "high": matched.high,
+                    "null": null.value,
+                    "null_low": null.low,
+                    "null_high": null.high,
+                    **sample.counts,
+                    "n": matched.n,
+                    "null_n": null.n,
+                    "p": sample.mean(own - control).p_above_zero.item(),
+                    "positive": sample.mean((own > 0).double()).value.item(),
+                }
+            )
     return rows
 
 
@@ -94,7 +91,8 @@ def summarize(result: Result) -> dict[str, Estimate]:
     return summary
 
 
-def takeaway(summary: dict[str, Estimate]) -> str:
+def takeaway(result: Result) -> str:
+    summary = result.summary
     said = []
     for name, own in summary.items():
         checkpoint, kind, *what = name.split(" / ")
@@ -146,7 +144,8 @@ def draw(result: Result) -> go.Figure:
     figure.update_xaxes(dtick=1 if layered["layer"].max() < 12 else 4)
     height = 330 + 330 * len(checkpoints)
     figure.update_layout(legend=legend_at(0.5, -95 / (height - 300)))
-    return titled(figure, result.question, takeaway(result.summary), height=height)
+    figure.update_layout(height=height)
+    return figure
 
 
 ANALYSIS = CheckpointAnalysis(
@@ -155,6 +154,7 @@ ANALYSIS = CheckpointAnalysis(
     configs=demos,
     measure=measure,
     summarize=summarize,
+    takeaway=takeaway,
     draw=draw,
     order=230,
 )

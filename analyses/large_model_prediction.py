@@ -21,13 +21,13 @@ from mdm_interp.data.prompts import Kind, render, right_answers
 from mdm_interp.data.queries import Query, QueryPair
 from mdm_interp.experiments.analysis import CheckpointAnalysis
 from mdm_interp.experiments.results import Result
-from mdm_interp.experiments.subjects import KINDS, Probe, demos, each_checkpoint
+from mdm_interp.experiments.subjects import KINDS, Probe, demos
 from mdm_interp.inference.prediction import Filled, infill, infill_any_length, orders, predict
 from mdm_interp.stats.estimates import Estimate
 from mdm_interp.stats.resampling import FactSample
 from mdm_interp.stats.tables import estimate_in, where
 from mdm_interp.viz.plots import add_estimates
-from mdm_interp.viz.theme import CHANCE, FORWARD, REVERSE, legend_at, titled
+from mdm_interp.viz.theme import CHANCE, FORWARD, REVERSE, legend_at
 
 Direction = Literal["forward", "reverse"]
 Side = Literal["left", "right"]
@@ -155,13 +155,13 @@ def matches(
     return np.array(own), np.array(share)
 
 
-def measure(probes: Sequence[Probe]) -> list[dict[str, Any]]:
+def measure(probe: Probe) -> list[dict[str, Any]]:
     """Give one row per checkpoint, kind, direction, side asked for, order, length and measure. Twins are checkpoints
     too.
 
     `n` and `null_n` count the independent clusters of facts behind a number, and `facts` and `clusters` all there are.
     """
-    return [row for probe in each_checkpoint(probes) for row in rows_of(probe)]
+    return list(rows_of(probe))
 
 
 def rows_of(probe: Probe) -> list[dict[str, Any]]:
@@ -179,7 +179,6 @@ def rows_of(probe: Probe) -> list[dict[str, Any]]:
             at, sample = [place[question.query, question.ends] for question in members], samples[group]
             rows.append(
                 {
-                    "checkpoint": probe.name,
                     "model": "ARM" if probe.model.cfg.is_causal else "MDM",
                     **dict(zip(("kind", "direction", "asked"), group, strict=True)),
                     "order": order,
@@ -292,7 +291,8 @@ def draw(result: Result) -> go.Figure:
     figure.update_xaxes(matches="x2", col=2)  # one scale for all checkpoints
     figure.update_xaxes(type="log", matches="x3", col=3)
     figure.update_layout(legend=legend_at(0.45, -75 / height))
-    return titled(figure, result.question, takeaway(result), height=height + 260)
+    figure.update_layout(height=height + 260)
+    return figure
 
 
 def orders_in(frame: pd.DataFrame, panel: tuple[str, str]) -> list[tuple[str, str]]:
@@ -307,6 +307,7 @@ ANALYSIS = CheckpointAnalysis(
     configs=demos,
     measure=measure,
     summarize=summarize,
+    takeaway=takeaway,
     draw=draw,
     order=240,
 )

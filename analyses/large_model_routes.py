@@ -28,7 +28,7 @@ from mdm_interp.models.bridge import hooked
 from mdm_interp.stats.estimates import Estimate
 from mdm_interp.stats.resampling import Draws, FactSample, mean_over, rows_at, summary_of
 from mdm_interp.viz.layers import HeadMap, LayerCurves, draw_layers, layers_height, span_of
-from mdm_interp.viz.theme import CHANCE, FORWARD, GREEN, ORANGE, PURPLE, REVERSE, SKY, titled
+from mdm_interp.viz.theme import CHANCE, FORWARD, GREEN, ORANGE, PURPLE, REVERSE, SKY
 
 ALIKE = ("correlation", "correlation_null", "score_correlation", "selectivity", "selectivity_null")
 MEASURES = ("forward", "reverse", *ALIKE, "same_content")
@@ -36,7 +36,7 @@ PLAIN = ("uniform_forward", "uniform_reverse", "isotropic", "spectrum")
 """Without intervals."""
 
 
-def measure(probes: Sequence[Probe]) -> list[dict[str, Any]]:
+def measure(probe: Probe) -> list[dict[str, Any]]:
     """Give per checkpoint and kind one row per head, one per layer (head null: mean over its heads) and one for the
     model (layer null too).
 
@@ -55,22 +55,21 @@ def measure(probes: Sequence[Probe]) -> list[dict[str, Any]]:
     `clusters` all there are.
     """
     rows: list[dict[str, Any]] = []
-    for probe in probes:
-        for kind in KINDS:
-            pairs = probe.pairs(kind)
-            sample = same_lengths(pairs, probe.prompts[kind].templates)
-            columns: dict[str, Draws | Tensor] = {**routes(probe.model, pairs, sample)}
-            columns |= rope_predictions(probe.model, pairs, sample)
-            about = {"checkpoint": probe.name, "kind": kind, "layer": None, "head": None, **sample.counts}
-            about["matched"] = len({pairs[index].fact for members in sample.matched() for index in members.tolist()})
-            about["mirrored"] = len({pair.fact for pair in pairs if is_mirrored(pair, probe.model)})
-            for axes in (("layer", "head"), ("layer",), ()):
-                averaged = 2 - len(axes)
-                at = {
-                    name: column.over(averaged) if isinstance(column, Draws) else mean_over(column, averaged)
-                    for name, column in columns.items()
-                }
-                rows += rows_at(at, axes, about)
+    for kind in KINDS:
+        pairs = probe.pairs(kind)
+        sample = same_lengths(pairs, probe.prompts[kind].templates)
+        columns: dict[str, Draws | Tensor] = {**routes(probe.model, pairs, sample)}
+        columns |= rope_predictions(probe.model, pairs, sample)
+        about = {"kind": kind, "layer": None, "head": None, **sample.counts}
+        about["matched"] = len({pairs[index].fact for members in sample.matched() for index in members.tolist()})
+        about["mirrored"] = len({pair.fact for pair in pairs if is_mirrored(pair, probe.model)})
+        for axes in (("layer", "head"), ("layer",), ()):
+            averaged = 2 - len(axes)
+            at = {
+                name: column.over(averaged) if isinstance(column, Draws) else mean_over(column, averaged)
+                for name, column in columns.items()
+            }
+            rows += rows_at(at, axes, about)
     return rows
 
 
@@ -254,7 +253,8 @@ PANELS = (
 
 def draw(result: Result) -> go.Figure:
     figure = draw_layers(result.frame, PANELS)
-    return titled(figure, result.question, takeaway(result), height=layers_height(figure))
+    figure.update_layout(height=layers_height(figure))
+    return figure
 
 
 ANALYSIS = CheckpointAnalysis(
@@ -263,6 +263,7 @@ ANALYSIS = CheckpointAnalysis(
     configs=demos,
     measure=measure,
     summarize=summarize,
+    takeaway=takeaway,
     draw=draw,
     order=210,
 )

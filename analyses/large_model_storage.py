@@ -17,14 +17,14 @@ from mdm_interp.measures.answer_evidence import answer_evidence
 from mdm_interp.stats.estimates import Estimate
 from mdm_interp.stats.resampling import Draws, FactSample, rows_at, summary_of
 from mdm_interp.viz.layers import HeadMap, LayerCurves, draw_layers, layers_height, span_of
-from mdm_interp.viz.theme import CHANCE, FORWARD, PURPLE, REVERSE, titled
+from mdm_interp.viz.theme import CHANCE, FORWARD, PURPLE, REVERSE
 
 SIDES = ("forward", "reverse")
 COMPARED = ("specific", "beaten", "null_specific", "null_beaten")
 MEASURES = (*(f"{side}_{name}" for side in SIDES for name in COMPARED), "place_index")
 
 
-def measure(probes: Sequence[Probe]) -> list[dict[str, Any]]:
+def measure(probe: Probe) -> list[dict[str, Any]]:
     """Give per checkpoint and kind one row per head, one per layer (head null: what all its heads write, summed) and
     one for the model (layer null too: mean over layers).
 
@@ -35,29 +35,24 @@ def measure(probes: Sequence[Probe]) -> list[dict[str, Any]]:
     facts behind a number, and `facts` and `clusters` all there are.
     """
     rows: list[dict[str, Any]] = []
-    for probe in probes:
-        for kind in KINDS:
-            pairs = probe.pairs(kind)
-            sample = FactSample.of(pairs, probe.prompts[kind].templates)
-            by_side = {
-                side: answer_evidence(probe.model, [getattr(pair, side) for pair in pairs], sample.contexts)
-                for side in SIDES
-            }
-            about = {"checkpoint": probe.name, "kind": kind, "layer": None, "head": None, **sample.counts}
-            heads, layers = (
-                {
-                    f"{side}_{name}": sample.mean(getattr(by_side[side][level], name))
-                    for side in SIDES
-                    for name in COMPARED
-                }
-                for level in (0, 1)
-            )
-            forward, reverse = (by_side[side][1].own for side in SIDES)
-            layers["place_index"] = place_index(forward, reverse, pairs, sample)
-            heads["place_index"] = Draws.nothing(heads["forward_specific"].value.shape)
-            rows += rows_at(heads, ("layer", "head"), about)
-            rows += rows_at(layers, ("layer",), about)
-            rows += rows_at({name: column.over(1) for name, column in layers.items()}, (), about)
+    for kind in KINDS:
+        pairs = probe.pairs(kind)
+        sample = FactSample.of(pairs, probe.prompts[kind].templates)
+        by_side = {
+            side: answer_evidence(probe.model, [getattr(pair, side) for pair in pairs], sample.contexts)
+            for side in SIDES
+        }
+        about = {"kind": kind, "layer": None, "head": None, **sample.counts}
+        heads, layers = (
+            {f"{side}_{name}": sample.mean(getattr(by_side[side][level], name)) for side in SIDES for name in COMPARED}
+            for level in (0, 1)
+        )
+        forward, reverse = (by_side[side][1].own for side in SIDES)
+        layers["place_index"] = place_index(forward, reverse, pairs, sample)
+        heads["place_index"] = Draws.nothing(heads["forward_specific"].value.shape)
+        rows += rows_at(heads, ("layer", "head"), about)
+        rows += rows_at(layers, ("layer",), about)
+        rows += rows_at({name: column.over(1) for name, column in layers.items()}, (), about)
     return rows
 
 
@@ -112,7 +107,8 @@ PANELS = (
 
 def draw(result: Result) -> go.Figure:
     figure = draw_layers(result.frame, PANELS)
-    return titled(figure, result.question, takeaway(result), height=layers_height(figure))
+    figure.update_layout(height=layers_height(figure))
+    return figure
 
 
 ANALYSIS = CheckpointAnalysis(
@@ -121,6 +117,7 @@ ANALYSIS = CheckpointAnalysis(
     configs=demos,
     measure=measure,
     summarize=summarize,
+    takeaway=takeaway,
     draw=draw,
     order=220,
 )

@@ -18,12 +18,12 @@ from mdm_interp.config import Objective, TrainConfig
 from mdm_interp.experiments.analysis import Analysis
 from mdm_interp.experiments.grids import MDM_SCHEMES, OBJECTIVES, objective_grid
 from mdm_interp.experiments.results import Result
-from mdm_interp.experiments.scope import about, at_stages
+from mdm_interp.experiments.scope import Moment, checkpoints, metrics_at, trained_stages
 from mdm_interp.stats.estimates import Estimate, mean_estimate
 from mdm_interp.stats.tables import curve, where
 from mdm_interp.training.runs import Run
 from mdm_interp.viz.plots import TRAINING_STEPS, add_curve, add_level
-from mdm_interp.viz.theme import BLUE, CHANCE, GREEN, ORANGE, VERMILION, legend_at, titled
+from mdm_interp.viz.theme import BLUE, CHANCE, GREEN, ORANGE, VERMILION, legend_at
 
 COLORS: dict[Objective, str] = {
     "any_order": BLUE,
@@ -40,18 +40,14 @@ def configs(seeds: Sequence[int]) -> list[TrainConfig]:
     return objective_grid(seeds, ["relation_cycle"])
 
 
-def measure(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """The metrics that training recorded: one row per run and checkpoint (stage `checkpoint`), and one per stage."""
-    rows = []
-    for run in runs:
-        metrics, named = {row["step"]: row for row in run.metrics()}, {**about(run), "chance": run.facts.chance}
-        rows += [{**named, "stage": "checkpoint", **row} for row in metrics.values()]
+def measure(run: Run, step: int) -> list[dict[str, Any]]:
+    """The metrics that training recorded."""
+    return [metrics_at(run, step)]
 
-        def at(step: int, metrics: dict[int, Any] = metrics) -> list[dict[str, Any]]:
-            return [{name: value for name, value in metrics[step].items() if name != "step"}]
 
-        rows += [{**named, **row} for row in at_stages(run, at, ("early", "end"))]
-    return rows
+def when(run: Run) -> list[Moment]:
+    """Every checkpoint, and the trained stages."""
+    return [*checkpoints(run), *trained_stages(run)]
 
 
 def summarize(result: Result) -> dict[str, Estimate]:
@@ -72,7 +68,9 @@ def summarize(result: Result) -> dict[str, Estimate]:
     return summary
 
 
-def takeaway(summary: dict[str, Estimate]) -> str:
+def takeaway(result: Result) -> str:
+    summary = result.summary
+
     def split(objectives: Sequence[Objective]) -> str:
         above, failing = [], []
         for objective in objectives:
@@ -148,7 +146,8 @@ def draw(result: Result) -> go.Figure:
         figure.update_xaxes(title_text="position scheme", row=3, col=1 + width * place)
     figure.update_yaxes(title_text="objective", row=3, col=1)
     figure.update_layout(legend=legend_at(0.5, -0.09))
-    return titled(figure, result.question, takeaway(result.summary), height=1200)
+    figure.update_layout(height=1200)
+    return figure
 
 
 def _cells(summary: dict[str, Estimate], table: str) -> list[tuple[str, str, Estimate]]:
@@ -162,7 +161,9 @@ ANALYSIS = Analysis(
     question="Is any-order masking what makes reverse queries answerable?",
     configs=configs,
     measure=measure,
+    when=when,
     summarize=summarize,
+    takeaway=takeaway,
     draw=draw,
     order=15,
 )

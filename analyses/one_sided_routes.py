@@ -9,7 +9,7 @@ forward probability stays well below 1.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from math import exp
 from typing import Any
 
@@ -22,12 +22,12 @@ from mdm_interp.config import TrainConfig
 from mdm_interp.experiments.analysis import Analysis
 from mdm_interp.experiments.grids import BOTH_WAYS, POOL_CONTRASTS, POOL_MODELS, pool_grid
 from mdm_interp.experiments.results import Result
-from mdm_interp.experiments.scope import LEARNT, about, at_stages
+from mdm_interp.experiments.scope import LEARNT, Moment, checkpoints, metrics_at, stages
 from mdm_interp.stats.estimates import Estimate, mean_estimate
 from mdm_interp.stats.tables import curve, where
 from mdm_interp.training.runs import Run
 from mdm_interp.viz.plots import TRAINING_STEPS, add_curve, add_level, add_points
-from mdm_interp.viz.theme import BLUE, CHANCE, PURPLE, SKY, VERMILION, legend_at, titled
+from mdm_interp.viz.theme import BLUE, CHANCE, PURPLE, SKY, VERMILION, legend_at
 
 COLORS = dict(zip(POOL_MODELS, (BLUE, SKY, PURPLE, VERMILION), strict=True))
 MDMS = [name for name, (_, objective, *_) in POOL_MODELS.items() if objective != "causal"]
@@ -42,17 +42,14 @@ def model_of(config: TrainConfig) -> str:
     return next(name for name, settings in POOL_MODELS.items() if settings == shape)
 
 
-def measure(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """The metrics that training recorded: one row per run and checkpoint, whose stage is `checkpoint`, and one per run
-    and stage."""
-    rows = []
-    for run in runs:
-        metrics = {entry["step"]: entry for entry in run.metrics()}
-        measured = [{"stage": "checkpoint", **entry} for entry in metrics.values()]
-        measured += at_stages(run, lambda step, metrics=metrics: [metrics[step]])
-        fixed = {**about(run), "model": model_of(run.config), "chance": run.facts.chance}
-        rows += [{**fixed, **row} for row in measured]
-    return rows
+def measure(run: Run, step: int) -> list[dict[str, Any]]:
+    """The metrics that training recorded."""
+    return [{"model": model_of(run.config), **metrics_at(run, step)}]
+
+
+def when(run: Run) -> list[Moment]:
+    """Every checkpoint, and the stages."""
+    return [*checkpoints(run), *stages(run)]
 
 
 def summarize(result: Result) -> dict[str, Estimate]:
@@ -84,8 +81,9 @@ def summarize(result: Result) -> dict[str, Estimate]:
     return summary
 
 
-def takeaway(summary: Mapping[str, Estimate]) -> str:
+def takeaway(result: Result) -> str:
     """Say what the intervals over seeds say: an effect is there if its whole interval is on one side of 0."""
+    summary = result.summary
     return f"{_suffices(summary)} {_gained(summary)} {_separates(summary)}"
 
 
@@ -189,7 +187,8 @@ def draw(result: Result) -> go.Figure:
     figure.update_yaxes(range=[-0.03, 1.03], showticklabels=False)
     figure.update_yaxes(title_text="probability of answer", showticklabels=True, col=1)
     figure.update_layout(legend=legend_at(0.5, -0.12))
-    return titled(figure, result.question, takeaway(result.summary), height=950)
+    figure.update_layout(height=950)
+    return figure
 
 
 def _draw_ends(figure: go.Figure, staged: pd.DataFrame, query: str, col: int) -> None:
@@ -224,7 +223,9 @@ ANALYSIS = Analysis(
     question="Is a fact answered in reverse if training showed its source on one side only?",
     configs=pool_grid,
     measure=measure,
+    when=when,
     summarize=summarize,
+    takeaway=takeaway,
     draw=draw,
     order=14,
 )

@@ -6,7 +6,7 @@ Shares are index / (1 + index): position's part in the variance of evidence over
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -20,14 +20,14 @@ from mdm_interp.config import TrainConfig
 from mdm_interp.experiments.analysis import Analysis
 from mdm_interp.experiments.grids import DEPTH_SCHEMES, SCHEMES, depth_grid, scheme_grid
 from mdm_interp.experiments.results import Result
-from mdm_interp.experiments.scope import STAGES, about, at_stages
+from mdm_interp.experiments.scope import STAGES, Moment, second_checkpoints, stages
 from mdm_interp.measures.evidence import evidence_matrix, pair_position_index, position_index
 from mdm_interp.models.positions import SCHEMES as POSITIONS
 from mdm_interp.stats.estimates import Estimate, mean_estimate
 from mdm_interp.stats.tables import curve, where
 from mdm_interp.training.runs import Run
 from mdm_interp.viz.plots import TRAINING_STEPS, add_curve, add_level, add_points
-from mdm_interp.viz.theme import CHANCE, GREEN, GREY, PURPLE, legend_at, titled
+from mdm_interp.viz.theme import CHANCE, GREEN, GREY, PURPLE, legend_at
 from mdm_interp.viz.theme import SCHEMES as COLORS
 
 UNRELATED = 0.5
@@ -41,30 +41,19 @@ def configs(seeds: Sequence[int]) -> list[TrainConfig]:
     return [*scheme_grid(seeds), *(config for config in depth_grid(seeds) if config.model.n_layers in DEEP)]
 
 
-def measure(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """One-layer models: a row per run and every second checkpoint, first and last among them. Deeper ones: a row per
-    run, stage and layer, with the pair share only."""
-    rows = []
-    for run in runs:
-        pairs, entities = run.query_pairs(n_contexts=1), torch.arange(run.config.facts.n_entities)
-        positions, deep = torch.arange(run.config.facts.seq_len), run.config.model.n_layers > 1
+def measure(run: Run, step: int) -> list[dict[str, Any]]:
+    """One row per layer; of models of several layers the pair share only."""
+    model, pairs = run.model(step), run.query_pairs(n_contexts=1)
+    entities, positions = torch.arange(run.config.facts.n_entities), torch.arange(run.config.facts.seq_len)
+    per_layer, shares = pair_position_index(model, pairs, entities).tolist(), UNMEASURED
+    if model.cfg.n_layers == 1:
+        shares = first_layer(evidence_matrix(model, entities, entities, positions))
+    return [{"layer": layer, **shares, "pair_share": as_share(index)} for layer, index in enumerate(per_layer)]
 
-        def at(
-            step: int, run: Run = run, pairs: Any = pairs, entities: Any = entities, positions: Any = positions
-        ) -> list[dict[str, Any]]:
-            model = run.model(step)
-            per_layer, shares = pair_position_index(model, pairs, entities).tolist(), UNMEASURED
-            if model.cfg.n_layers == 1:
-                shares = first_layer(evidence_matrix(model, entities, entities, positions))
-            return [{"layer": layer, **shares, "pair_share": as_share(index)} for layer, index in enumerate(per_layer)]
 
-        if deep:
-            measured = at_stages(run, at)
-        else:
-            steps = sorted({run.steps[0], *run.steps[::-2]})
-            measured = [{"stage": "checkpoint", "step": step, **row} for step in steps for row in at(step)]
-        rows += [{**about(run), **row} for row in measured]
-    return rows
+def when(run: Run) -> list[Moment]:
+    """Every second checkpoint of a model of one layer, the stages of a deeper one."""
+    return second_checkpoints(run) if run.config.model.n_layers == 1 else stages(run)
 
 
 def as_share(index: float) -> float:
@@ -100,7 +89,8 @@ def summarize(result: Result) -> dict[str, Estimate]:
     return summary
 
 
-def takeaway(summary: Mapping[str, Estimate]) -> str:
+def takeaway(result: Result) -> str:
+    summary = result.summary
     relative = [scheme for scheme in SCHEMES if POSITIONS[scheme].relative]
     largest = max(summary[f"{scheme} / largest share at any checkpoint"].value for scheme in relative)
     moved = [
@@ -170,7 +160,8 @@ def draw(result: Result) -> go.Figure:
     at = {"tickvals": list(range(1, max(DEEP) + 1)), "range": [0.7, max(DEEP) + 0.3]}
     figure.update_xaxes(at, title_text="layer", row=2)
     figure.update_layout(legend=legend_at(0.5, 0.475), legend2=legend_at(0.5, -0.11))
-    return titled(figure, result.question, takeaway(result.summary), height=1100)
+    figure.update_layout(height=1100)
+    return figure
 
 
 def _draw_end(figure: go.Figure, one: pd.DataFrame) -> None:
@@ -198,7 +189,9 @@ ANALYSIS = Analysis(
     question="Does what is stored know where it stands?",
     configs=configs,
     measure=measure,
+    when=when,
     summarize=summarize,
+    takeaway=takeaway,
     draw=draw,
     order=50,
 )

@@ -18,7 +18,7 @@ from mdm_interp.experiments.analysis import Analysis
 from mdm_interp.experiments.claims import CONSTANT, ClaimTest
 from mdm_interp.experiments.grids import MDM_SCHEMES, WORLDS, grid
 from mdm_interp.experiments.results import Result
-from mdm_interp.experiments.scope import SCOPE, STAGES, about, at_stages
+from mdm_interp.experiments.scope import SCOPE, STAGES, Moment, checkpoints, stages
 from mdm_interp.measures.evidence import evidence_scores
 from mdm_interp.measures.gradients.alignment import STORAGE
 from mdm_interp.measures.gradients.first_order import Direction, inner_products, mean_gradient
@@ -29,7 +29,7 @@ from mdm_interp.stats.estimates import Estimate, mean_estimate
 from mdm_interp.stats.tables import where
 from mdm_interp.training.runs import Run
 from mdm_interp.viz.plots import add_estimates
-from mdm_interp.viz.theme import BLUE, CHANCE, ORANGE, legend_at, titled
+from mdm_interp.viz.theme import BLUE, CHANCE, ORANGE, legend_at
 from mdm_interp.viz.theme import SCHEMES as COLORS
 
 SIGNATURES = {
@@ -46,23 +46,14 @@ def configs(seeds: Sequence[int]) -> list[TrainConfig]:
     return [config for config in grid(seeds) if config.objective == "any_order"]
 
 
-def measure(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """The signatures and both probabilities: one row per run and every second checkpoint (stage `checkpoint`), and one
-    per stage."""
-    rows = []
-    for run in runs:
-        pairs = run.query_pairs()  # those that the metrics are of: what is correlated comes from the same queries
-        metrics = {entry["step"]: entry for entry in run.metrics()}
+def measure(run: Run, step: int) -> list[dict[str, Any]]:
+    """The signatures, of those queries that training recorded the probabilities of."""
+    return [measured(run.model(step), run.query_pairs(), run.facts)]
 
-        def at(step: int, run: Run = run, pairs: list[QueryPair] = pairs, metrics: dict = metrics) -> list[dict]:
-            asked = {f"{side}_probability": metrics[step][f"{side}_probability"] for side in ("forward", "reverse")}
-            return [{**measured(run.model(step), pairs, run.facts), **asked}]
 
-        rows += [
-            {**about(run), "stage": "checkpoint", "step": step, **row} for step in run.steps[::2] for row in at(step)
-        ]
-        rows += [{**about(run), **row} for row in at_stages(run, at)]
-    return rows
+def when(run: Run) -> list[Moment]:
+    """Every second checkpoint, and the stages."""
+    return [*checkpoints(run)[::2], *stages(run)]
 
 
 def measured(model: HookedTransformer, pairs: Sequence[QueryPair], world: FactWorld) -> dict[str, float]:
@@ -134,7 +125,9 @@ def summarize(result: Result) -> dict[str, Estimate]:
     return summary
 
 
-def takeaway(summary: dict[str, Estimate]) -> str:
+def takeaway(result: Result) -> str:
+    summary = result.summary
+
     def told(signature: str, scheme: str, kind: Kind) -> str:
         key = f"{signature} / relation_cycle, {scheme}, over training / {kind}"
         effect, null = summary[key], summary[f"{key} null"]
@@ -200,7 +193,8 @@ def draw(result: Result) -> go.Figure:
     figure.update_yaxes(categoryorder="array", categoryarray=list(order), autorange="reversed", tickfont_size=12, row=2)
     figure.update_yaxes(title_text="setting", row=2, col=1)
     figure.update_layout(legend=legend_at(0.5, 0.635), legend2=legend_at(0.5, -0.05))
-    return titled(figure, result.question, takeaway(summary), height=1700)
+    figure.update_layout(height=1700)
+    return figure
 
 
 CLAIMS = tuple(
@@ -223,7 +217,9 @@ ANALYSIS = Analysis(
     question="Do alignment, route correlation and evidence go with reverse prediction?",
     configs=configs,
     measure=measure,
+    when=when,
     summarize=summarize,
+    takeaway=takeaway,
     draw=draw,
     claims=CLAIMS,
     settings={"constant": CONSTANT},

@@ -17,12 +17,12 @@ from mdm_interp.config import TrainConfig
 from mdm_interp.experiments.analysis import Analysis
 from mdm_interp.experiments.grids import MANY_HEADS, MDM_SCHEMES, VARIANTS, grid, head_grid, variant_of
 from mdm_interp.experiments.results import Result
-from mdm_interp.experiments.scope import about
+from mdm_interp.experiments.scope import checkpoints, metrics_at
 from mdm_interp.stats.estimates import Estimate, mean_estimate
 from mdm_interp.stats.tables import curve, where
 from mdm_interp.training.runs import Run
 from mdm_interp.viz.plots import TRAINING_STEPS, add_curve, add_level
-from mdm_interp.viz.theme import CHANCE, FORWARD, REVERSE, legend_at, titled
+from mdm_interp.viz.theme import CHANCE, FORWARD, REVERSE, legend_at
 
 SETTINGS = {
     "relation_cycle": "relation_cycle, 1 head",
@@ -48,19 +48,9 @@ def setting_of(config: TrainConfig) -> str:
     return f"{world}, {MANY_HEADS} heads" if config.model.n_heads == MANY_HEADS else world
 
 
-def measure(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """The metrics that training recorded, one row per run and checkpoint."""
-    return [
-        {
-            **about(run),
-            "setting": setting_of(run.config),
-            "variant": variant_of(run.config),
-            "chance": run.facts.chance,
-            **metrics,
-        }
-        for run in runs
-        for metrics in run.metrics()
-    ]
+def measure(run: Run, step: int) -> list[dict[str, Any]]:
+    """The metrics that training recorded."""
+    return [{"setting": setting_of(run.config), "variant": variant_of(run.config), **metrics_at(run, step)}]
 
 
 def summarize(result: Result) -> dict[str, Estimate]:
@@ -82,9 +72,10 @@ def summarize(result: Result) -> dict[str, Estimate]:
     return summary
 
 
-def takeaway(summary: Mapping[str, Estimate]) -> str:
+def takeaway(result: Result) -> str:
     """Say who answers in reverse above chance: yes if the whole interval is above it, no if all of it is below,
     undecided otherwise, as for a single seed."""
+    summary = result.summary
 
     def said(setting: str) -> str:
         found: dict[str, dict[str, float]] = {"yes": {}, "no": {}, "undecided": {}}
@@ -139,7 +130,8 @@ def draw(result: Result) -> go.Figure:
     figure.update_xaxes(title_text="training step", row=len(SETTINGS))
     figure.update_yaxes(range=[-0.03, 1.03])
     figure.update_layout(legend=legend_at(0.5, -0.09))
-    return titled(figure, result.question, takeaway(result.summary), height=1050)
+    figure.update_layout(height=1050)
+    return figure
 
 
 ANALYSIS = Analysis(
@@ -147,7 +139,9 @@ ANALYSIS = Analysis(
     question="Does a model that learned facts forward answer them in reverse?",
     configs=configs,
     measure=measure,
+    when=checkpoints,
     summarize=summarize,
+    takeaway=takeaway,
     draw=draw,
     order=10,
 )

@@ -14,6 +14,7 @@ from mdm_interp.config import TrainConfig
 from mdm_interp.experiments.analysis import Analysis
 from mdm_interp.experiments.grids import MDM_SCHEMES, grid, variant_of
 from mdm_interp.experiments.results import Result
+from mdm_interp.experiments.scope import checkpoints
 from mdm_interp.measures.rope import distance_correlation
 from mdm_interp.measures.routes import compute_routes
 from mdm_interp.measures.routes import route_correlation as compute_route_correlation
@@ -22,7 +23,7 @@ from mdm_interp.stats.estimates import Estimate, mean_estimate
 from mdm_interp.stats.tables import curve, where
 from mdm_interp.training.runs import Run
 from mdm_interp.viz.plots import TRAINING_STEPS, add_curve, add_level
-from mdm_interp.viz.theme import CHANCE, COLORS, legend_at, titled
+from mdm_interp.viz.theme import CHANCE, COLORS, legend_at
 from mdm_interp.viz.theme import VARIANTS as VARIANT_COLORS
 
 DISTANCES = (1, 2, 3, 4, 5, 6, 7)
@@ -34,53 +35,38 @@ def configs(seeds: Sequence[int]) -> list[TrainConfig]:
     return [config for config in grid(seeds, ["relation_cycle"]) if config.objective != "causal"]
 
 
-def measure(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Three kinds of rows: `correlation` per run and checkpoint (`measured` of whole rows, `raw` of the scores at
-    sources); `distance` per rope run before and after, at each distance, of raw scores; `score` per query pair and head
-    of the first rope run, before and after."""
-    rows: list[dict[str, Any]] = []
-    for run in runs:
-        about = {"variant": variant_of(run.config), "seed": run.config.seed, "run": run.folder.name}
-        pairs = run.query_pairs()
-        for step in run.steps:
-            model = run.model(step)
-            forward = compute_routes(model, [pair.forward for pair in pairs]).scores
-            reverse = compute_routes(model, [pair.reverse for pair in pairs]).scores
-            correlations = {
-                "measured": compute_route_correlation(model, pairs).nanmean().item(),
-                "raw": correlate(forward, reverse).nanmean().item(),
+def measure(run: Run, step: int) -> list[dict[str, Any]]:
+    """Three kinds of rows: one `correlation` (`measured` of whole rows, `raw` of the scores at sources); under rope,
+    before and after, `distance` for each distance, of raw scores; and of the first seed `score` for each query pair and
+    head."""
+    model, pairs = run.model(step), run.query_pairs()
+    forward = compute_routes(model, [pair.forward for pair in pairs]).scores
+    reverse = compute_routes(model, [pair.reverse for pair in pairs]).scores
+    correlations = {
+        "measured": compute_route_correlation(model, pairs).nanmean().item(),
+        "raw": correlate(forward, reverse).nanmean().item(),
+    }
+    rows: list[dict[str, Any]] = [{"kind": "correlation", **correlations}]
+    if run.config.model.position == "rope" and step in (run.steps[0], run.steps[-1]):
+        predicted = distance_correlation(model, pairs, torch.tensor(DISTANCES, dtype=torch.float64))
+        rows += [
+            {
+                "kind": "distance",
+                "distance": distance,
+                "measured": predicted.measured[i].mean().item(),
+                "spectrum": predicted.spectrum[i].mean().item(),
+                "isotropic": predicted.isotropic[i].item(),
             }
-            rows.append({"kind": "correlation", **about, "step": step, **correlations})
-            if run.config.model.position != "rope" or step not in (run.steps[0], run.steps[-1]):
-                continue
-            predicted = distance_correlation(model, pairs, torch.tensor(DISTANCES, dtype=torch.float64))
+            for i, distance in enumerate(DISTANCES)
+        ]
+        if run.config.seed == 0:
+            heads = range(run.config.model.n_heads)
             rows += [
-                {
-                    "kind": "distance",
-                    **about,
-                    "step": step,
-                    "distance": distance,
-                    "measured": predicted.measured[i].mean().item(),
-                    "spectrum": predicted.spectrum[i].mean().item(),
-                    "isotropic": predicted.isotropic[i].item(),
-                }
-                for i, distance in enumerate(DISTANCES)
+                {"kind": "score", "head": head, "side": pair.side, "forward": there[head], "reverse": back[head]}
+                for pair, there, back in zip(pairs, forward[:, 0].tolist(), reverse[:, 0].tolist(), strict=True)
+                for head in heads
             ]
-            if run.config.seed == runs[0].config.seed:
-                rows += [
-                    {
-                        "kind": "score",
-                        **about,
-                        "step": step,
-                        "head": head,
-                        "side": pair.side,
-                        "forward": forward[i, 0, head].item(),
-                        "reverse": reverse[i, 0, head].item(),
-                    }
-                    for i, pair in enumerate(pairs)
-                    for head in range(run.config.model.n_heads)
-                ]
-    return rows
+    return [{"variant": variant_of(run.config), **row} for row in rows]
 
 
 def summarize(result: Result) -> dict[str, Estimate]:
@@ -101,7 +87,9 @@ def summarize(result: Result) -> dict[str, Estimate]:
     return summary
 
 
-def takeaway(summary: dict[str, Estimate]) -> str:
+def takeaway(result: Result) -> str:
+    summary = result.summary
+
     def moved(scheme: str, quantity: str = "route correlation") -> str:
         initial, final = (summary[f"MDM {scheme} / {stage} {quantity}"].value for stage in ("initial", "final"))
         return f"{scheme} from {initial:.2f} to {final:.2f}"
@@ -196,7 +184,8 @@ def draw(result: Result) -> go.Figure:
     figure.update_xaxes(TRAINING_STEPS, title_text="training step", row=1, col=3)
     figure.update_yaxes(title_text="correlation", range=[-1.05, 1.05], row=1, col=3)
     figure.update_layout(legend=legend_at(0.27, -0.1), legend2=legend_at(0.27, -0.155), legend3=legend_at(0.82, -0.1))
-    return titled(figure, result.question, takeaway(result.summary), height=950)
+    figure.update_layout(height=950)
+    return figure
 
 
 ANALYSIS = Analysis(
@@ -204,7 +193,9 @@ ANALYSIS = Analysis(
     question="Does what draws attention to a source draw it from either side?",
     configs=configs,
     measure=measure,
+    when=checkpoints,
     summarize=summarize,
+    takeaway=takeaway,
     draw=draw,
     settings={"distances": list(DISTANCES)},
     order=30,

@@ -3,7 +3,7 @@ and, for rope, which planes the content is in and which of them tell left from r
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -17,7 +17,7 @@ from mdm_interp.data.queries import QueryPair
 from mdm_interp.experiments.analysis import Analysis
 from mdm_interp.experiments.grids import SCHEMES, scheme_grid
 from mdm_interp.experiments.results import Result
-from mdm_interp.experiments.scope import about
+from mdm_interp.experiments.scope import second_checkpoints
 from mdm_interp.measures.parity import Parity, plane_spectrum, rope_parity, score_parity
 from mdm_interp.measures.rope import compute_content, plane_products, require_rope
 from mdm_interp.measures.routes import other_facts
@@ -26,36 +26,27 @@ from mdm_interp.stats.estimates import Estimate, mean_estimate
 from mdm_interp.stats.tables import curve, where
 from mdm_interp.training.runs import Run
 from mdm_interp.viz.plots import TRAINING_STEPS, add_curve, add_level
-from mdm_interp.viz.theme import BLUE, CHANCE, FORWARD, GREY, REVERSE, SKY, VERMILION, legend_at, titled
+from mdm_interp.viz.theme import BLUE, CHANCE, FORWARD, GREY, REVERSE, SKY, VERMILION, legend_at
 from mdm_interp.viz.theme import SCHEMES as COLORS
 
-OF_RUN = ("selectivity", "null", "forward_probability", "reverse_probability", "chance")
+OF_RUN = ("selectivity", "null")
 OF_PLANE = ("plane", "wavelength", "energy_share", "odd_energy", "odd_uniform")
 STAGES = ("initial", "reverse peak", "end")
 
 
-def measure(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Two kinds of rows: `run` per run and every second checkpoint (selectivity: mean over heads); `plane` per rope
-    run, before and after, and plane (mean over heads)."""
-    rows: list[dict[str, Any]] = []
-    unmeasured: dict[str, Any] = dict.fromkeys(OF_RUN + OF_PLANE, float("nan"))
-    for run in runs:
-        pairs, metrics = run.query_pairs(n_contexts=1), {entry["step"]: entry for entry in run.metrics()}
-        for step in sorted({run.steps[0], *run.steps[::-2]}):
-            model = run.model(step)
-            parity = score_parity(model, pairs)
-            row = {**about(run), "step": step, **unmeasured}
-            of_run = {
-                "selectivity": parity.selectivity().nanmean().item(),
-                "null": mispaired_selectivity(parity, pairs).nanmean().item(),
-                "forward_probability": metrics[step]["forward_probability"],
-                "reverse_probability": metrics[step]["reverse_probability"],
-                "chance": run.facts.chance,
-            }
-            rows.append({"kind": "run", **row, **of_run})
-            if run.config.model.position == "rope" and step in (run.steps[0], run.steps[-1]):
-                rows += [{"kind": "plane", **row, **of_plane} for of_plane in measure_planes(model, pairs)]
-    return rows
+def measure(run: Run, step: int) -> list[dict[str, Any]]:
+    """Two kinds of rows: one `run` (selectivity: mean over heads); under rope, before and after, `plane` for each plane
+    (mean over heads)."""
+    model, pairs = run.model(step), run.query_pairs(n_contexts=1)
+    parity = score_parity(model, pairs)
+    of_run = {
+        "selectivity": parity.selectivity().nanmean().item(),
+        "null": mispaired_selectivity(parity, pairs).nanmean().item(),
+    }
+    rows: list[dict[str, Any]] = [{"kind": "run", **of_run}]
+    if run.config.model.position == "rope" and step in (run.steps[0], run.steps[-1]):
+        rows += [{"kind": "plane", **of_plane} for of_plane in measure_planes(model, pairs)]
+    return [{**dict.fromkeys(OF_RUN + OF_PLANE, float("nan")), **row} for row in rows]
 
 
 def mispaired_selectivity(parity: Parity, pairs: Sequence[QueryPair]) -> Float[Tensor, "layer head"]:
@@ -127,7 +118,9 @@ def summarize(result: Result) -> dict[str, Estimate]:
     return summary
 
 
-def takeaway(summary: Mapping[str, Estimate]) -> str:
+def takeaway(result: Result) -> str:
+    summary = result.summary
+
     def moved(scheme: str) -> str:
         selectivity, reverse = (
             [summary[f"{scheme} / {stage} / {quantity}"].value for stage in ("reverse peak", "end")]
@@ -180,7 +173,8 @@ def draw(result: Result) -> go.Figure:
     _draw_runs(figure, runs)
     figure.update_layout(legend=legend_at(0.5, 0.75), legend2=legend_at(0.5, 0.36))
     figure.update_layout(legend3=legend_at(0.5, -0.08), legend4=legend_at(0.5, -0.115))
-    return titled(figure, result.question, takeaway(result.summary), height=1250)
+    figure.update_layout(height=1250)
+    return figure
 
 
 def _draw_planes(figure: go.Figure, planes: pd.DataFrame) -> None:
@@ -230,7 +224,9 @@ ANALYSIS = Analysis(
     question="Do heads learn to tell left from right, and does reverse prediction fall as they do?",
     configs=scheme_grid,
     measure=measure,
+    when=second_checkpoints,
     summarize=summarize,
+    takeaway=takeaway,
     draw=draw,
     order=35,
 )

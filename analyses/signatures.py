@@ -18,7 +18,7 @@ from mdm_interp.experiments.analysis import Analysis
 from mdm_interp.experiments.claims import ClaimTest, LinkTest
 from mdm_interp.experiments.grids import every_run
 from mdm_interp.experiments.results import Result
-from mdm_interp.experiments.scope import SCOPE, STAGES, about, at_stages, scope_label
+from mdm_interp.experiments.scope import SCOPE, STAGES, scope_label
 from mdm_interp.interventions.effects import transplant_routes
 from mdm_interp.measures.evidence import compute_evidence, evidence_scores, place_index
 from mdm_interp.measures.gradients.alignment import STORAGE, gradient_alignment
@@ -29,24 +29,15 @@ from mdm_interp.stats.estimates import Estimate, mean_estimate
 from mdm_interp.stats.tables import where
 from mdm_interp.training.runs import Run
 from mdm_interp.viz.plots import add_estimates
-from mdm_interp.viz.theme import BLUE, CHANCE, legend_at, titled
+from mdm_interp.viz.theme import BLUE, CHANCE, legend_at
 from mdm_interp.viz.theme import SCHEMES as COLORS
 
 SINGLE_SIDED = ("source_only", "target_only")
 
 
-def measure(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """One row per run and stage: every signature beside its null; NaN where it is undefined (an ARM's routes)."""
-    rows = []
-    for run in runs:
-        pairs, metrics = run.query_pairs(n_contexts=1), {entry["step"]: entry for entry in run.metrics()}
-
-        def at(step: int, run: Run = run, pairs: Sequence[QueryPair] = pairs, metrics: dict = metrics) -> list[dict]:
-            asked = {f"{side}_probability": metrics[step][f"{side}_probability"] for side in ("forward", "reverse")}
-            return [{**asked, **signatures(run.model(step), pairs, run.facts)}]
-
-        rows += [{**about(run), "chance": run.facts.chance, **row} for row in at_stages(run, at)]
-    return rows
+def measure(run: Run, step: int) -> list[dict[str, Any]]:
+    """Every signature beside its null; NaN where it is undefined (an ARM's routes)."""
+    return [signatures(run.model(step), run.query_pairs(n_contexts=1), run.facts)]
 
 
 def signatures(model: HookedTransformer, pairs: Sequence[QueryPair], world: FactWorld) -> dict[str, float]:
@@ -141,7 +132,8 @@ def summarize(result: Result) -> dict[str, Estimate]:
     return summary
 
 
-def takeaway(summary: dict[str, Estimate]) -> str:
+def takeaway(result: Result) -> str:
+    summary = result.summary
     ends = [name for name in summary if name.endswith(tuple(f"end / {signature}" for signature in SHOWN))]
     known = [name for name in ends if summary[name].n > 1]
     clear = sum(
@@ -198,7 +190,8 @@ def draw(result: Result) -> go.Figure:
         figure.update_yaxes(tickfont_size=11, showticklabels=col == 1, row=2, col=col)
     figure.update_yaxes(title_text="setting", row=2, col=1)
     figure.update_layout(legend=legend_at(0.3, -80 / height), legend2={"x": 0.88, "y": 1.0})
-    return titled(figure, result.question, takeaway(result.summary), height=height)
+    figure.update_layout(height=height)
+    return figure
 
 
 def _draw_links(figure: go.Figure, points: pd.DataFrame) -> None:
@@ -392,6 +385,7 @@ ANALYSIS = Analysis(
     configs=every_run,
     measure=measure,
     summarize=summarize,
+    takeaway=takeaway,
     draw=draw,
     claims=CLAIMS,
     order=5,

@@ -20,13 +20,13 @@ from mdm_interp.data.prompts import Kind
 from mdm_interp.data.queries import Query, QueryPair
 from mdm_interp.experiments.analysis import CheckpointAnalysis
 from mdm_interp.experiments.results import Result
-from mdm_interp.experiments.subjects import KINDS, Probe, demos, each_checkpoint
+from mdm_interp.experiments.subjects import KINDS, Probe, demos
 from mdm_interp.measures.trajectory import Denoised, denoise_answers
 from mdm_interp.stats.estimates import Estimate
 from mdm_interp.stats.resampling import FactSample
 from mdm_interp.stats.tables import estimate_in, where
 from mdm_interp.viz.plots import add_curve, add_estimates, add_matrix
-from mdm_interp.viz.theme import FORWARD, REVERSE, legend_at, titled
+from mdm_interp.viz.theme import FORWARD, REVERSE, legend_at
 
 DIRECTIONS = {"forward": FORWARD, "reverse": REVERSE}
 STAGES = 5
@@ -69,14 +69,13 @@ def other_sources(pairs: Sequence[QueryPair], n_ctx: int) -> list[tuple[int, ...
     return chosen
 
 
-def measure(probes: Sequence[Probe]) -> list[dict[str, Any]]:
+def measure(probe: Probe) -> list[dict[str, Any]]:
     """Give rows per checkpoint, kind and direction: route and evidence per stage and layer, and over all layers
     together (layer null; routes averaged, evidence summed); the endings (stage null). MDMs only, twins among them.
 
     `n` and `null_n` count the independent clusters of facts behind a number, and `facts` and `clusters` all there are.
     """
-    masked = [probe for probe in each_checkpoint(probes) if not probe.model.cfg.is_causal]
-    return [row for probe in masked for row in rows_of(probe)]
+    return [] if probe.model.cfg.is_causal else list(rows_of(probe))
 
 
 def rows_of(probe: Probe) -> Iterator[dict[str, Any]]:
@@ -106,7 +105,6 @@ def rows_of(probe: Probe) -> Iterator[dict[str, Any]]:
         )
         for at, estimate, control in zip(measured, own, null, strict=True):
             yield {
-                "checkpoint": probe.name,
                 "kind": kind,
                 "direction": direction,
                 **dict(zip(("measure", "stage", "layer"), at, strict=True)),
@@ -138,6 +136,8 @@ def summarize(result: Result) -> dict[str, Estimate]:
 
 
 def takeaway(result: Result) -> str:
+    if result.frame.empty:
+        return "Causal models have no denoising trajectory: give a masked diffusion model."
     said = []
     for checkpoint, kind in panels(result):
 
@@ -159,8 +159,7 @@ def panels(result: Result) -> list[tuple[str, str]]:
 
 def draw(result: Result) -> go.Figure:
     if result.frame.empty:
-        nothing = "Causal models have no denoising trajectory: give a masked diffusion model."
-        return titled(go.Figure(), result.question, nothing, height=300)
+        return go.Figure(layout={"height": 300})
     rows = panels(result)
     height = 270 * len(rows)
     figure = make_subplots(
@@ -201,7 +200,8 @@ def draw(result: Result) -> go.Figure:
         figure.update_xaxes(range=[0, 1], col=col)
     figure.update_yaxes(range=[-0.04, 1.04], col=3)
     figure.update_layout(legend=legend_at(0.5, -80 / height))
-    return titled(figure, result.question, takeaway(result), height=height + 330)
+    figure.update_layout(height=height + 330)
+    return figure
 
 
 def _draw_means(figure: go.Figure, of_panel: pd.DataFrame, row: int) -> None:
@@ -228,6 +228,7 @@ ANALYSIS = CheckpointAnalysis(
     configs=demos,
     measure=measure,
     summarize=summarize,
+    takeaway=takeaway,
     draw=draw,
     settings={"stages": STAGES},
     order=250,

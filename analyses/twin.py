@@ -26,7 +26,7 @@ from mdm_interp.stats.resampling import Draws, FactSample, head_agreement, rows_
 from mdm_interp.stats.tables import where
 from mdm_interp.viz.layers import say, span_of
 from mdm_interp.viz.plots import interval_bars
-from mdm_interp.viz.theme import BLUE, GREEN, ORANGE, VERMILION, faded, legend_at, titled
+from mdm_interp.viz.theme import BLUE, GREEN, ORANGE, VERMILION, faded, legend_at
 
 DIRECTIONS = ("forward", "reverse")
 HEADS = ("route", "evidence")
@@ -71,7 +71,7 @@ def _last_answers(probe: Probe, kind: Kind, direction: str) -> dict[tuple[int, i
     }
 
 
-def measure(probes: Sequence[Probe]) -> list[dict[str, Any]]:
+def measure(probe: Probe) -> list[dict[str, Any]]:
     """Give per checkpoint, kind and direction of the query, by `what`: one row for all of the model (layer and head
     null), and of `route` and `evidence` one per head.
 
@@ -84,24 +84,23 @@ def measure(probes: Sequence[Probe]) -> list[dict[str, Any]]:
     `clusters` all there are.
     """
     rows: list[dict[str, Any]] = []
-    for probe in probes:
-        if probe.twin is None:
-            raise UserError(f"twin: {probe.name} has none to be compared with; name a second checkpoint")
-        models = probe.model, probe.twin.model
-        paired = len({(model.cfg.n_layers, model.cfg.n_heads) for model in models}) == 1
-        for kind, direction in itertools.product(KINDS, DIRECTIONS):
-            asked = questions(probe, kind, direction)
-            about = {"checkpoint": probe.name, "twin": probe.twin.name, "paired": paired, "kind": kind}
-            about |= {"direction": direction, **asked.sample.counts, "layer": None, "head": None}
-            for what, (mine, theirs) in compare(models, asked).items():
-                axes = mine.value.ndim
-                alike, shuffled = head_agreement(mine, theirs) if axes and paired else (NOTHING, NOTHING)
-                whole = {"value": mine.over(axes), "twin_value": theirs.over(axes)}
-                rows += rows_at(whole | {"agreement": alike, "null": shuffled}, (), {**about, "what": what})
-                if axes and paired:
-                    blank = dict.fromkeys(("agreement", "null"), Draws.nothing(mine.value.shape))
-                    of_heads = {"value": mine, "twin_value": theirs, **blank}
-                    rows += rows_at(of_heads, ("layer", "head"), {**about, "what": what})
+    if probe.twin is None:
+        raise UserError(f"twin: {probe.name} has none to be compared with; name a second checkpoint")
+    models = probe.model, probe.twin.model
+    paired = len({(model.cfg.n_layers, model.cfg.n_heads) for model in models}) == 1
+    for kind, direction in itertools.product(KINDS, DIRECTIONS):
+        asked = questions(probe, kind, direction)
+        about = {"twin": probe.twin.name, "paired": paired, "kind": kind}
+        about |= {"direction": direction, **asked.sample.counts, "layer": None, "head": None}
+        for what, (mine, theirs) in compare(models, asked).items():
+            axes = mine.value.ndim
+            alike, shuffled = head_agreement(mine, theirs) if axes and paired else (NOTHING, NOTHING)
+            whole = {"value": mine.over(axes), "twin_value": theirs.over(axes)}
+            rows += rows_at(whole | {"agreement": alike, "null": shuffled}, (), {**about, "what": what})
+            if axes and paired:
+                blank = dict.fromkeys(("agreement", "null"), Draws.nothing(mine.value.shape))
+                of_heads = {"value": mine, "twin_value": theirs, **blank}
+                rows += rows_at(of_heads, ("layer", "head"), {**about, "what": what})
     return rows
 
 
@@ -189,7 +188,8 @@ def draw(result: Result) -> go.Figure:
         legend=legend_at(0.52, below) | {"orientation": "v"},
         legend2=legend_at(0.83, below),
     )
-    return titled(figure, result.question, takeaway(result), height=height + FOOT)
+    figure.update_layout(height=height + FOOT)
+    return figure
 
 
 def add_heads(figure: go.Figure, frame: pd.DataFrame, row: int, col: int) -> None:
@@ -279,6 +279,7 @@ ANALYSIS = CheckpointAnalysis(
     configs=demos,
     measure=measure,
     summarize=summarize,
+    takeaway=takeaway,
     draw=draw,
     needs_twin=True,
     order=260,

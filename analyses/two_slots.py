@@ -30,14 +30,14 @@ from mdm_interp.data.worlds import FactWorld
 from mdm_interp.experiments.analysis import Analysis
 from mdm_interp.experiments.grids import grid, variant_of
 from mdm_interp.experiments.results import Result
-from mdm_interp.experiments.scope import STAGES, about, at_stages
+from mdm_interp.experiments.scope import STAGES
 from mdm_interp.inference.prediction import predict
 from mdm_interp.models.transformer import HookedTransformer
 from mdm_interp.stats.estimates import Estimate, mean_estimate
 from mdm_interp.stats.tables import curve, where
 from mdm_interp.training.runs import Run
 from mdm_interp.viz.plots import add_level, add_points
-from mdm_interp.viz.theme import BLUE, CHANCE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, legend_at, titled
+from mdm_interp.viz.theme import BLUE, CHANCE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, legend_at
 
 N_CONTEXTS = 8
 """Draws of place and filler per fact: probes are trained on half of them and tested on the other half."""
@@ -70,22 +70,14 @@ def configs(seeds: Sequence[int]) -> list[TrainConfig]:
     return [config for config in grid(seeds, ["relation_cycle"]) if config.objective == "any_order"]
 
 
-def measure(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """One row per run and stage: mean cosines, probe accuracies (`…_null`: labels permuted over facts) and chance."""
-    rows = []
-    for run in runs:
-        pairs, named = run.query_pairs(n_contexts=N_CONTEXTS), {**about(run), "variant": variant_of(run.config)}
-
-        def at(step: int, run: Run = run, pairs: list[QueryPair] = pairs) -> list[dict[str, Any]]:
-            model = run.model(step)
-            forward = representations(model, [pair.forward for pair in pairs])
-            reverse = representations(model, [pair.reverse for pair in pairs])
-            cosines = mean_cosines(forward, reverse, pairs, run.facts)
-            probed = probe_accuracies(forward, reverse, pairs, run.facts)
-            return [{**cosines, **probed, **answers(model, pairs, run.facts)}]
-
-        rows += [{**named, "chance": run.facts.chance, **row} for row in at_stages(run, at)]
-    return rows
+def measure(run: Run, step: int) -> list[dict[str, Any]]:
+    """Mean cosines, probe accuracies (`…_null`: labels permuted over facts) and chance."""
+    model, pairs = run.model(step), run.query_pairs(n_contexts=N_CONTEXTS)
+    forward = representations(model, [pair.forward for pair in pairs])
+    reverse = representations(model, [pair.reverse for pair in pairs])
+    cosines = mean_cosines(forward, reverse, pairs, run.facts)
+    probed = probe_accuracies(forward, reverse, pairs, run.facts)
+    return [{"variant": variant_of(run.config), **cosines, **probed, **answers(model, pairs, run.facts)}]
 
 
 @torch.no_grad()
@@ -230,7 +222,8 @@ def two_entries(summary: Mapping[str, Estimate], variant: str) -> bool:
     return carried <= 0 < summary[f"{end}reverse_to_reverse over null"].low
 
 
-def takeaway(summary: Mapping[str, Estimate]) -> str:
+def takeaway(result: Result) -> str:
+    summary = result.summary
     variants = [key.split(" / ")[0] for key in summary if key.endswith(" / end / same_fact")]
 
     def value(variant: str, column: str, stage: str = "end") -> str:
@@ -284,7 +277,8 @@ def draw(result: Result) -> go.Figure:
     for row, title in enumerate((*titles, "probability in the<br>reverse query"), start=1):
         figure.update_yaxes(title_text=title, row=row, col=1)
     figure.update_layout(legend=legend_at(0.5, 0.685), legend2=legend_at(0.5, 0.3), legend3=legend_at(0.5, -0.08))
-    return titled(figure, result.question, takeaway(result.summary), height=1300)
+    figure.update_layout(height=1300)
+    return figure
 
 
 ANALYSIS = Analysis(
@@ -293,6 +287,7 @@ ANALYSIS = Analysis(
     configs=configs,
     measure=measure,
     summarize=summarize,
+    takeaway=takeaway,
     draw=draw,
     settings={"n_contexts": N_CONTEXTS, "ridge": RIDGE, "n_permutations": N_PERMUTATIONS},
     order=95,

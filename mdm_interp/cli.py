@@ -206,7 +206,7 @@ def probe(
         for analysis in analyses:
             bars.update(bar, values=analysis.name)
             result = analysis.probe(opened, out)
-            drawn.append((result, analysis.draw(result)))
+            drawn.append((result, analysis.figure(result)))
             bars.advance(bar)
     if problem := write_figures(drawn, out):
         console.print(problem, markup=False, soft_wrap=True)

@@ -195,7 +195,7 @@ class _Sources:
         """The module of that name; None if there is none in these packages."""
         if name not in self.modules:
             path = _file(name) if name.split(".")[0] in self.packages else None
-            self.modules[name] = _Module(name, path) if path else None
+            self.modules[name] = _module(name, path, path.stat().st_mtime_ns) if path else None
         return self.modules[name]
 
     def find(self, full_name: str) -> tuple[_Definition | None, list[str]]:
@@ -216,6 +216,12 @@ class _Sources:
         if handed_on and handed_on != f"{module.name}.{name[0]}":
             return self.find(".".join([handed_on, *attributes]))
         return None, []
+
+
+@cache
+def _module(name: str, path: Path, changed: int) -> _Module:
+    """A module, whose source is read once as long as it is not `changed`."""
+    return _Module(name, path)
 
 
 def _file(name: str) -> Path | None:

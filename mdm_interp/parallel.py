@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from multiprocessing.connection import Connection
@@ -13,12 +14,50 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+
+class _Logged(Progress):
+    """Progress as lines, where there is no terminal for bars: the first after a second, then one every few."""
+
+    SECONDS = 5.0
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console=console)
+        self.due = time.monotonic() + 1
+
+    def start(self) -> None:
+        """Draw nothing."""
+
+    stop = start
+
+    def update(self, task_id: TaskID, **changed: Any) -> None:
+        super().update(task_id, **changed)
+        self._say(task_id)
+
+    def advance(self, task_id: TaskID, advance: float = 1) -> None:
+        super().advance(task_id, advance)
+        self._say(task_id)
+
+    def _say(self, task_id: TaskID) -> None:
+        if self.disable or time.monotonic() < self.due:
+            return
+        self.due = time.monotonic() + self.SECONDS
+        (task,) = [task for task in self.tasks if task.id == task_id]
+        total = "" if task.total is None else f" of {task.total:g}"
+        said = f"{task.description}: {task.completed:g}{total} {task.fields.get('values', '')}".rstrip()
+        self.console.print(said, markup=False, highlight=False, soft_wrap=True)
 
 
 def progress_bars(*, transient: bool = False) -> Progress:
-    """Bars on stderr: what, how far, `values`, time left; `transient` ones leave nothing behind, not even in a file."""
+    """Bars on stderr: what, how far, `values`, time left; lines where there is no terminal.
+
+    Args:
+        transient: Whether the bars leave nothing behind.
+    """
     console = Console(stderr=True, force_jupyter=False)  # a live display there takes ipywidgets
+    if not console.is_interactive:
+        return _Logged(console)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=10),
@@ -27,7 +66,6 @@ def progress_bars(*, transient: bool = False) -> Progress:
         TimeRemainingColumn(compact=True),
         console=console,
         transient=transient,
-        disable=transient and not console.is_interactive,
     )
 
 

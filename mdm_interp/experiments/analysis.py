@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import pkgutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
@@ -20,15 +20,20 @@ import plotly.graph_objects as go
 from mdm_interp.config import DemoConfig, TrainConfig
 from mdm_interp.errors import UserError
 from mdm_interp.experiments.claims import Rule, Verdict, judge
-from mdm_interp.experiments.results import CheckpointOrigin, Result, TrainedOrigin, tidy
-from mdm_interp.experiments.subjects import TWIN, Lab, Probe, open_probe, train_demos
+from mdm_interp.experiments.results import CheckpointOrigin, Parts, Result, TrainedOrigin, tidy
+from mdm_interp.experiments.scope import Moment, rows_of, stages
+from mdm_interp.experiments.subjects import TWIN, Lab, Probe, each_checkpoint, open_probe, train_demos
 from mdm_interp.provenance import environment, tally, versions
 from mdm_interp.stats.estimates import Estimate
 from mdm_interp.training.demo import train_demo
 from mdm_interp.training.loop import train
 from mdm_interp.training.runs import Run
+from mdm_interp.viz.theme import titled
 
 ENTRY_POINTS = "mdm_interp.analyses"
+ALL = slice(None)
+SHARE = 8
+"""How many runs a process measures before it takes others."""
 
 
 @dataclass(frozen=True)
@@ -40,23 +45,26 @@ class Analysis:
     """One sentence."""
     configs: Callable[[Sequence[int]], Sequence[Any]]
     """What has to be trained for it, for given seeds: `TrainConfig`s, or an analysis of checkpoints' `DemoConfig`s."""
-    measure: Callable[[Sequence[Run]], list[dict[str, Any]]]
-    """Runs to rows: one measurement per row."""
+    measure: Callable[..., Iterable[Mapping[str, Any]]]
+    """What is measured of a run at a step, `measure(run, step)`: one measurement per row. The columns that say of which
+    run and when, chance and both probabilities are added (:func:`~mdm_interp.experiments.scope.rows_of`)."""
     summarize: Callable[[Result], Mapping[str, Estimate]]
     """Rows to the figures quoted anywhere."""
+    takeaway: Callable[[Result], str]
+    """What to take away, in a sentence or a few, which follow from the result."""
     draw: Callable[[Result], go.Figure]
-    """Result to figure; computes nothing but what it shows."""
+    """Result to figure, without title; computes nothing but what it shows."""
     claims: Sequence[Rule] = ()
     """The claims that its rows decide, each with its rule."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What `measure` depends on besides the runs; kept in the result."""
     order: int = 100
     """Place among the figures; lower comes first."""
+    when: Callable[[Run], Sequence[Moment]] = stages
+    """The moments of a run's training that are measured."""
 
     trainer: ClassVar[Callable[..., Any]] = staticmethod(train)
     """What trains the models that it is measured on."""
-    opener: ClassVar[tuple[Callable[..., Any], ...]] = (Run,)
-    """What gives `measure` its subjects; its code decides the numbers too."""
 
     def load(self, path: str | Path) -> Result:
         """Read a result of this analysis.
@@ -65,6 +73,10 @@ class Analysis:
             UserError: the file is missing or is not a result.
         """
         return Result.load(path, self.summarize)
+
+    def figure(self, result: Result) -> go.Figure:
+        """Draw a result: titled with the question, and what to take away below it."""
+        return titled(self.draw(result), self.question, self.takeaway(result))
 
     def origin(self, lab: Lab) -> TrainedOrigin:
         """Name the models that it is measured on."""
@@ -80,10 +92,20 @@ class Analysis:
         return self._planned(self.origin(lab), lab.seeds)
 
     def _planned(self, origin: TrainedOrigin | CheckpointOrigin, seeds: Sequence[int]) -> Result:
-        made_by = versions(self.measure, self.configs, *self.opener)
         return Result(
-            self.name, self.question, origin, dict(self.settings), list(seeds), made_by, [], summarize=self.summarize
+            name=self.name,
+            question=self.question,
+            origin=origin,
+            settings=dict(self.settings),
+            seeds=list(seeds),
+            versions=versions(*self.measuring()),
+            rows=[],
+            summarize=self.summarize,
         )
+
+    def measuring(self) -> tuple[Callable[..., Any], ...]:
+        """Name the functions whose code decides the numbers."""
+        return self.measure, self.when, self.configs, Run, rows_of
 
     def stored(self, lab: Lab, out: Path) -> Result | None:
         """Return the result that `out` holds, if measuring again would repeat it."""
@@ -94,40 +116,98 @@ class Analysis:
         stored = self.load(path) if path.exists() else None
         return stored if stored and stored.same_measurement(planned) else None
 
-    def result(self, lab: Lab, out: Path, report: Callable[[int, int], None] | None = None) -> Result:
-        """Return the result of this analysis: from `out` if it is there, otherwise measured and saved there.
+    def subjects(self, lab: Lab, share: slice = ALL) -> list[tuple[str, Any]]:
+        """Return what is measured, each with a name: the finished runs of `configs`, trained first where they are
+        missing.
 
         Args:
-            report: Told, while measuring, how many subjects are behind it and how many there are.
+            share: Which of them.
         """
-        if stored := self.stored(lab, out):
+        return [(run.folder.name, run) for run in lab.runs(self.configs(lab.seeds)[share])]
+
+    def rows(self, subject: Any) -> list[dict[str, Any]]:
+        """Measure one subject."""
+        return rows_of(subject, self.when(subject), self.measure)
+
+    def shares(self, lab: Lab) -> list[slice]:
+        """Divide the subjects into shares, each to be measured in one go."""
+        return [slice(start, start + SHARE) for start in range(0, len(self.configs(lab.seeds)), SHARE)]
+
+    def measure_share(self, lab: Lab, out: Path, share: slice, report: Callable[[int], Any]) -> None:
+        """Measure a share of the subjects for :meth:`result` to find, each saved as soon as it is done.
+
+        Args:
+            report: Told when a subject is done, with how many there are.
+        """
+        parts, subjects = Parts(out, self.planned(lab)), self.subjects(lab, share)
+        total = len(subjects) if share == ALL else len(self.configs(lab.seeds))
+        for name, subject in subjects:
+            if parts.load(name) is None:
+                parts.save(name, tidy(self.rows(subject)))
+            report(total)
+
+    def result(self, lab: Lab, out: Path) -> Result:
+        """Return the result of this analysis: from `out` if it is there, otherwise measured and saved there."""
+        planned = self.planned(lab)
+        if stored := self._stored(planned, out):
             return stored
-        subjects = self.subjects(lab)
-        planned = replace(self.planned(lab), made_with=tally(map(lab.folder, self.origin(lab).runs)))
-        return self._measured(planned, _Watched(subjects, report) if report else subjects, out)
+        planned = replace(planned, made_with=tally(map(lab.folder, self.origin(lab).runs)))
+        return self._measured(planned, self.subjects(lab), out)
 
-    def subjects(self, lab: Lab) -> list[Any]:
-        """Return what `measure` is given: the finished runs of `configs`, trained first where they are missing."""
-        return lab.runs(self.configs(lab.seeds))
-
-    def _measured(self, planned: Result, subjects: Sequence[Any], out: Path) -> Result:
-        result = replace(planned, rows=tidy(self.measure(subjects)), measured_with=environment(self.trainer))
+    def _measured(self, planned: Result, subjects: Sequence[tuple[str, Any]], out: Path) -> Result:
+        parts, rows = Parts(out, planned), []
+        for name, subject in subjects:
+            if (found := parts.load(name)) is None:
+                parts.save(name, found := tidy(self.rows(subject)))
+            rows += found
+        result = replace(planned, rows=tidy(rows), measured_with=environment(self.trainer))
         result.save(out / f"{self.name}.json")
+        parts.delete()
         return self.load(out / f"{self.name}.json")
 
 
-class _Watched(list):
-    """Subjects that report how many of them have been gone through."""
+@dataclass(frozen=True)
+class CheckpointAnalysis(Analysis):
+    """An analysis of checkpoints: its `measure` takes a probe. `reproduce` gives it the demo checkpoints,
+    `mdm-interp probe` any other; twins are measured too."""
 
-    def __init__(self, subjects: Sequence[Any], report: Callable[[int, int], None]) -> None:
-        super().__init__(subjects)
-        self.report = report
+    trainer = staticmethod(train_demo)
+    needs_twin: bool = False
+    """Whether it compares a checkpoint with its twin, and has nothing to say without one."""
 
-    def __iter__(self) -> Iterator[Any]:
-        for done, subject in enumerate(super().__iter__()):
-            self.report(done, len(self))
-            yield subject
-        self.report(len(self), len(self))
+    def measuring(self) -> tuple[Callable[..., Any], ...]:
+        """Name the functions whose code decides the numbers."""
+        return self.measure, self.configs, open_probe
+
+    def subjects(self, lab: Lab, share: slice = ALL) -> list[tuple[str, Probe]]:
+        """Return the demo MDMs, each with the twin of its seed, asked about the facts that training states one way."""
+        configs = self.configs(lab.seeds)
+        folders = dict(zip(configs, train_demos(configs, lab), strict=True))
+
+        def opened(config: DemoConfig) -> Probe:
+            folder = folders[config]
+            return replace(open_probe(folder, folder / "facts.csv", device=lab.device), name=f"demo {config.format}")
+
+        (twin,) = [opened(config) for config in configs if config.format == TWIN]
+        probes = [replace(opened(config), twin=twin) for config in configs if config.format != TWIN]
+        return self._named(probes)[share]
+
+    def _named(self, probes: Sequence[Probe]) -> list[tuple[str, Probe]]:
+        members = probes if self.needs_twin else each_checkpoint(probes)
+        return [(probe.origin().digest, probe) for probe in members]
+
+    def rows(self, subject: Probe) -> list[dict[str, Any]]:
+        """Measure one checkpoint."""
+        return [{"checkpoint": subject.name, **row} for row in self.measure(subject)]
+
+    def shares(self, lab: Lab) -> list[slice]:
+        """Leave the checkpoints together, as each is opened once."""
+        return [ALL]
+
+    def probe(self, probe: Probe, out: Path) -> Result:
+        """Return the result for one probe: from `out` if it is there, otherwise measured and saved there."""
+        planned = self._planned(probe.origin(), [])
+        return self._stored(planned, out) or self._measured(planned, self._named([probe]), out)
 
 
 def discover() -> list[Analysis]:
@@ -162,32 +242,3 @@ def _modules(root: ModuleType) -> list[ModuleType]:
         return [root]
     names = [module.name for module in pkgutil.iter_modules(root.__path__)]
     return [importlib.import_module(f"{root.__name__}.{name}") for name in names]
-
-
-@dataclass(frozen=True)
-class CheckpointAnalysis(Analysis):
-    """An analysis of checkpoints: its `measure` takes probes instead of runs. `reproduce` gives it the demo
-    checkpoints, `mdm-interp probe` any other."""
-
-    measure: Callable[[Sequence[Probe]], list[dict[str, Any]]]
-    trainer = staticmethod(train_demo)
-    opener = (open_probe,)
-    needs_twin: bool = False
-    """Whether it compares with a twin, and has nothing to say without one."""
-
-    def subjects(self, lab: Lab) -> list[Probe]:
-        """The demo MDMs, each with the twin of its seed, asked about the facts that training states one way."""
-        configs = self.configs(lab.seeds)
-        folders = dict(zip(configs, train_demos(configs, lab), strict=True))
-
-        def opened(config: DemoConfig) -> Probe:
-            folder = folders[config]
-            return replace(open_probe(folder, folder / "facts.csv", device=lab.device), name=f"demo {config.format}")
-
-        (twin,) = [opened(config) for config in configs if config.format == TWIN]
-        return [replace(opened(config), twin=twin) for config in configs if config.format != TWIN]
-
-    def probe(self, probe: Probe, out: Path) -> Result:
-        """The result for one probe: from `out` if it is there, otherwise measured and saved there."""
-        planned = self._planned(probe.origin(), [])
-        return self._stored(planned, out) or self._measured(planned, [probe], out)

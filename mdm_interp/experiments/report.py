@@ -24,13 +24,10 @@ from mdm_interp.experiments.scope import SCOPE, scope_label, setting_labels
 from mdm_interp.files import write_text
 from mdm_interp.provenance import difference
 from mdm_interp.viz.pages.page import TEMPLATES, asset, write_libraries
-from mdm_interp.viz.theme import DARK, NAME, WIDTH
+from mdm_interp.viz.theme import DARK, HEIGHT, NAME, WIDTH
 
 FILTERS = ("claim", "world", "scheme", "objective", "layers", "heads", "stage", "role", "verdict")
 """What the ledger is filtered by: its first columns."""
-
-HEIGHT = 450
-"""Of a figure that does not say."""
 
 
 def write_figures(drawn: Sequence[tuple[Result, go.Figure]], out: Path) -> str | None:

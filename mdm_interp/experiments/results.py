@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -189,3 +190,33 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
     return value
+
+
+class Parts:
+    """The rows of single subjects, kept beside a result while it is being measured: whoever measures it again after
+    being interrupted, or together with others, goes on from them.
+
+    Args:
+        out: Folder of the result.
+        planned: The result as it will be.
+    """
+
+    def __init__(self, out: Path, planned: Result) -> None:
+        self.folder = out / f".{planned.name}.parts"
+        self.of = {"settings": planned.settings, "versions": planned.versions}
+
+    def load(self, subject: str) -> list[dict[str, Any]] | None:
+        """Return the rows of a subject; None where there are none, or they are of other settings or code."""
+        try:
+            content = json.loads((self.folder / f"{subject}.json").read_text(encoding="utf-8"))
+            return content["rows"] if content["of"] == json.loads(json.dumps(self.of)) else None
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+    def save(self, subject: str, rows: list[dict[str, Any]]) -> None:
+        """Keep the tidy rows of a subject."""
+        write_text(self.folder / f"{subject}.json", json.dumps({"of": self.of, "rows": rows}, allow_nan=False))
+
+    def delete(self) -> None:
+        """Remove all that is kept."""
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -8,7 +8,10 @@ report(Path("figures/quick"))                                    # figures and r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +27,7 @@ from mdm_interp.experiments.exhibits import PAGES, write_exhibits
 from mdm_interp.experiments.report import write_figures, write_index
 from mdm_interp.experiments.results import Result
 from mdm_interp.experiments.subjects import Lab, train_demos
+from mdm_interp.files import write_text
 from mdm_interp.parallel import default_workers, progress_bars, side_by_side
 
 
@@ -39,13 +43,15 @@ class Reported:
 
 def reproduce(analyses: Sequence[Analysis], lab: Lab, out: Path) -> Reported:
     """Train and measure for `analyses` what the lab and `out` lack, draw their figures, and write the report on all
-    results in `out`."""
+    results in `out`. What is there already is neither trained, nor measured, nor drawn again."""
     wanted = [config for analysis in analyses for config in analysis.configs(lab.seeds)]
     lab.runs([config for config in wanted if isinstance(config, TrainConfig)])
     train_demos(list(dict.fromkeys(config for config in wanted if isinstance(config, DemoConfig))), lab)
     torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
     measure_all(analyses, lab, out)
-    write_exhibits(lab, out)
+    names = [analysis.name for analysis in analyses]
+    if not _is_drawn(names, out):
+        write_exhibits(lab, out)
     return report(out, analyses)
 
 
@@ -59,72 +65,110 @@ def report(out: Path, analyses: Sequence[Analysis] | None = None) -> Reported:
         UserError: there is no result.
     """
     known = {analysis.name: analysis for analysis in [*discover(), *(analyses or ())]}
-    results = {
-        name: analysis.load(out / f"{name}.json") for name, analysis in known.items() if (out / f"{name}.json").exists()
-    }
-    if not results:
+    there = [name for name in known if (out / f"{name}.json").exists()]
+    if not there:
         raise UserError(f"--out: {out} holds no results; run `mdm-interp reproduce --out {out}` first")
-    drawn = {name: (result, known[name].draw(result)) for name, result in results.items()}
-    wanted = [name for name in drawn if analyses is None or known[name] in analyses]
+    wanted = [name for name in there if analyses is None or known[name] in analyses]
+    if _is_drawn(wanted, out):
+        return Reported(wanted, None)
+    results = {name: known[name].load(out / f"{name}.json") for name in there}
+    drawn = {name: (result, known[name].figure(result)) for name, result in results.items()}
     problem = write_figures([drawn[name] for name in wanted], out)
     verdicts = ledger(known.values(), results)
     if verdicts:
         save_ledger(verdicts, out / "claims.json")
     write_index(list(drawn.values()), verdicts, out, PAGES)
+    if problem is None:
+        write_text(out / DRAWN, json.dumps({**_drawn(out), **dict.fromkeys(wanted, _drawing_of(out))}))
     return Reported(wanted, problem)
+
+
+DRAWN = ".drawn.json"
+"""File beside the figures that says what each was drawn from."""
+
+
+def _is_drawn(names: Sequence[str], out: Path) -> bool:
+    """Whether drawing again would make the same figures and the same report."""
+    files = [out / "index.html", *(out / f"{name}.{ending}" for name in names for ending in ("html", "png"))]
+    made, now = _drawn(out), _drawing_of(out)
+    return all(file.exists() for file in files) and all(made.get(name) == now for name in names)
+
+
+def _drawn(out: Path) -> dict[str, str]:
+    try:
+        return dict(json.loads((out / DRAWN).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _drawing_of(out: Path) -> str:
+    """A digest of the results in a folder and of all code that could draw them."""
+    packages = {module.split(".")[0] for analysis in discover() for module in (analysis.draw.__module__, __name__)}
+    folders = [folder for package in sorted(packages) for folder in getattr(sys.modules[package], "__path__", ())]
+    code = [path for folder in folders for path in sorted(Path(folder).rglob("*")) if path.suffix in DRAWING]
+    digest = hashlib.sha256()
+    for path in [*code, *sorted(out.glob("[!.]*.json"))]:
+        if path.name != "claims.json":
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+DRAWING = (".py", ".js", ".css", ".html")
+"""Endings of files that draw."""
 
 
 # ---- measuring
 
 
 def measure_all(analyses: Sequence[Analysis], lab: Lab, out: Path) -> list[Result]:
-    """Return the results of `analyses`, in order. What `out` lacks is measured there: those of most runs first, as many
-    at a time as the lab has workers, each in a process of its own that finds it by its name; a single one in this
-    process.
+    """Return the results of `analyses`, in order.
+
+    What `out` lacks is measured there: shares of the subjects, as many at a time as the lab has workers, each in a
+    process of its own that finds its analysis by name; in this process where there is one worker.
 
     Raises:
         Exception: the first one that an analysis ended in, once all others are measured.
     """
     missing = [analysis for analysis in analyses if analysis.stored(lab, out) is None]
     missing.sort(key=lambda analysis: len(analysis.configs(lab.seeds)), reverse=True)
-    workers, errors = lab.workers or default_workers(lab.device), []
+    tasks = [(analysis.name, lab, out, share) for analysis in missing for share in analysis.shares(lab)]
+    errors: list[BaseException] = []
     with _Bars(len(missing)) as bars:
-        if min(workers, len(missing)) > 1:
-            tasks = [(analysis.name, lab, out) for analysis in missing]
+        if (workers := min(lab.workers or default_workers(lab.device), len(tasks))) > 1:
 
             def finished(future: Future[None]) -> None:
                 if error := future.exception():
                     errors.append(error)
 
-            side_by_side(_measure_installed, tasks, workers=workers, show=bars.show, finished=finished)
+            side_by_side(_measure_share, tasks, workers=workers, show=bars.show, finished=finished)
         else:
             for analysis in missing:
                 try:
-                    _measure(analysis, lab, out, bars.show)
+                    for share in analysis.shares(lab):
+                        _measure(analysis, lab, out, share, bars.show)
                 except Exception as error:
                     errors.append(error)
     if errors:
         raise errors[0]
-    return [analysis.load(out / f"{analysis.name}.json") for analysis in analyses]
+    return [analysis.result(lab, out) for analysis in analyses]
 
 
-def _measure_installed(name: str, lab: Lab, out: Path, report: Any) -> None:
+def _measure_share(name: str, lab: Lab, out: Path, share: slice, report: Callable[[Measured], Any]) -> None:
     (analysis,) = [analysis for analysis in discover() if analysis.name == name]
-    _measure(analysis, lab, out, report)
+    _measure(analysis, lab, out, share, report)
 
 
-def _measure(analysis: Analysis, lab: Lab, out: Path, report: Any) -> None:
-    analysis.result(lab, out, lambda done, total: report(Measured(analysis.name, done, total)))
+def _measure(analysis: Analysis, lab: Lab, out: Path, share: slice, report: Callable[[Measured], Any]) -> None:
+    analysis.measure_share(lab, out, share, lambda total: report(Measured(analysis.name, total)))
 
 
 @dataclass(frozen=True)
 class Measured:
-    """How far an analysis has come."""
+    """That an analysis has measured one more subject."""
 
     name: str
-    done: int
     total: int
-    """Runs."""
+    """Of its subjects."""
 
 
 class _Bars:
@@ -144,9 +188,12 @@ class _Bars:
 
     def show(self, measured: Measured) -> None:
         if measured.name not in self.tasks:
-            self.tasks[measured.name] = self.progress.add_task(f"measuring {measured.name}", total=None, values="")
-        task, values = self.tasks[measured.name], f"{measured.done} of {measured.total} runs"
-        self.progress.update(task, completed=measured.done, total=measured.total, values=values)
-        if measured.done == measured.total and self.all is not None:
+            description = f"measuring {measured.name}"
+            self.tasks[measured.name] = self.progress.add_task(description, total=measured.total, values="")
+        task = self.tasks[measured.name]
+        self.progress.advance(task)
+        done = round(self.progress.tasks[self.progress.task_ids.index(task)].completed)
+        self.progress.update(task, values=f"{done} of {measured.total}")
+        if done == measured.total and self.all is not None:
             self.progress.remove_task(task)
             self.progress.advance(self.all)

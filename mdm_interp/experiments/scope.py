@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from mdm_interp.training.runs import Run
@@ -58,11 +58,18 @@ def about(run: Run) -> dict[str, Any]:
     }
 
 
-def stages(run: Run) -> dict[str, dict[int, float]]:
-    """The checkpoints of each training stage, as step and weight: `initial`, `early`, `end`.
+Moment = tuple[str, dict[int, float]]
+"""A moment of training: the name of its stage, and the checkpoints that it lies between, each with its weight."""
+
+
+def stages(run: Run, which: Sequence[str] = STAGES) -> list[Moment]:
+    """Return the stages of training: `initial`, `early`, `end`.
 
     `early` is where forward probability first reaches `LEARNT`, between two checkpoints, so that settings are compared
     at one forward probability; absent if it never does.
+
+    Args:
+        which: Those that are wanted.
     """
     metrics = run.metrics()
     found: dict[str, dict[int, float]] = {"initial": {run.steps[0]: 1.0}}
@@ -72,30 +79,55 @@ def stages(run: Run) -> dict[str, dict[int, float]]:
         rise = after["forward_probability"] - before["forward_probability"]
         share = (LEARNT - before["forward_probability"]) / rise if rise > 0 else 1.0
         found["early"] = {before["step"]: 1 - share, after["step"]: share}
-    return {**found, "end": {run.steps[-1]: 1.0}}
+    found["end"] = {run.steps[-1]: 1.0}
+    return [(stage, weights) for stage, weights in found.items() if stage in which]
 
 
-def at_stages(
-    run: Run, measure: Callable[[int], Sequence[Mapping[str, Any]]], which: Sequence[str] = STAGES
+def trained_stages(run: Run) -> list[Moment]:
+    """Return the stages but the first."""
+    return stages(run, STAGES[1:])
+
+
+def checkpoints(run: Run) -> list[Moment]:
+    """Return every checkpoint, as stage `checkpoint`."""
+    return [("checkpoint", {step: 1.0}) for step in run.steps]
+
+
+def second_checkpoints(run: Run) -> list[Moment]:
+    """Return every second checkpoint, first and last among them, as stage `checkpoint`."""
+    return [("checkpoint", {step: 1.0}) for step in sorted({run.steps[0], *run.steps[::-2]})]
+
+
+def metrics_at(run: Run, step: int) -> dict[str, Any]:
+    """Return what training recorded at a checkpoint."""
+    (found,) = [row for row in run.metrics() if row["step"] == step]
+    return {name: value for name, value in found.items() if name != "step"}
+
+
+def rows_of(
+    run: Run, moments: Sequence[Moment], measure: Callable[[Run, int], Iterable[Mapping[str, Any]]]
 ) -> list[dict[str, Any]]:
-    """The rows that `measure` gives of a step, at each stage, with the columns `stage` and `step`.
+    """Return what `measure` finds at each moment, with the columns of :func:`about`, `stage` and `step`, chance and
+    both probabilities that training recorded.
 
     Between two checkpoints, floats that differ are interpolated; whatever else they hold is the later one's.
 
     Args:
-        measure: Gives rows in the same order for every step.
-        which: Stages that are wanted.
+        measure: Takes a run and a step, and gives rows in the same order for every step.
     """
     rows = []
-    for stage, weights in stages(run).items():
-        if stage not in which:
-            continue
+    for stage, weights in moments:
         step = round(sum(step * weight for step, weight in weights.items()))
         weights = {step: weight for step, weight in weights.items() if weight}
-        for measured in zip(*(measure(step) for step in weights), strict=True):
+        found = []
+        for at in weights:
+            recorded = metrics_at(run, at)
+            asked = {name: recorded[name] for name in ("forward_probability", "reverse_probability")}
+            found.append([{**asked, **row} for row in measure(run, at)])
+        for measured in zip(*found, strict=True):
             row = dict(measured[-1])
             for name, value in row.items():
                 if isinstance(value, float) and any(one[name] != value for one in measured):
                     row[name] = sum(one[name] * weight for one, weight in zip(measured, weights.values(), strict=True))
-            rows.append({"stage": stage, "step": step, **row})
+            rows.append({**about(run), "chance": run.facts.chance, "stage": stage, "step": step, **row})
     return rows

@@ -22,6 +22,15 @@ class Estimate:
     n: int
     """How many independent observations (seeds, unless said otherwise)."""
 
+    @property
+    def p_above_zero(self) -> float:
+        """The one-sided chance of so large a mean if the true one were 0, of a :func:`mean_estimate`; NaN of a single
+        observation."""
+        if self.n < 2:
+            return float("nan")
+        error = (self.high - self.value) / student_t.ppf((1 + LEVEL) / 2, self.n - 1)
+        return float(student_t.sf(self.value / error, self.n - 1)) if error > 0 else float(self.value <= 0)
+
     def __str__(self) -> str:
         interval = "" if np.isnan(self.low) else f" [{self.low:.3g}, {self.high:.3g}]"
         return f"{self.value:.3g}{interval}"

@@ -39,7 +39,8 @@ SCHEMES = {
 DIVERGING = [[0.0, "#B2182B"], [0.25, "#EF8A62"], [0.5, "#F7F7F7"], [0.75, "#67A9CF"], [1.0, "#2166AC"]]
 """Red for negative, blue for positive; distinct under red-green blindness."""
 
-WIDTH = 1400
+WIDTH, HEIGHT = 1400, 450
+"""Of a figure that does not say."""
 NAME, DARK = "mdm_interp", "mdm_interp_dark"
 """Of the Plotly templates: the theme, and the same on dark ground."""
 
@@ -79,9 +80,10 @@ pio.templates[DARK] = _template(
 )
 
 
-def titled(figure: go.Figure, title: str, takeaway: str, height: int) -> go.Figure:
+def titled(figure: go.Figure, title: str, takeaway: str) -> go.Figure:
     """Give a figure the theme, its title, and as subtitle the one sentence to take away."""
-    lines = textwrap.wrap(takeaway, 145)
+    lines, layout = textwrap.wrap(takeaway, 145), figure.layout
+    height: int = layout.height or HEIGHT  # pyright: ignore[reportAttributeAccessIssue]
     figure.update_layout(
         template=NAME,
         width=WIDTH,
