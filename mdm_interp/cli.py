@@ -18,8 +18,10 @@ import typer
 from mdm_interp.errors import UserError
 from mdm_interp.files import DEFAULT_ROOT
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-runs_app = typer.Typer(help="Look into the run store, or clear it.")
+PLAIN: Any = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
+"""Options of a command line whose help is there at once."""
+app = typer.Typer(**PLAIN, help="Train, measure and look into masked diffusion language models.")
+runs_app = typer.Typer(rich_markup_mode=None, help="Look into the run store, or clear it.")
 app.add_typer(runs_app, name="runs")
 
 Root = Annotated[Path, typer.Option("--runs", help="Folder of the run store.")]
@@ -110,7 +112,7 @@ def run_one(analysis: Any) -> None:
     ) -> None:
         _reproduce([analysis], quick, full, seeds, device, workers, runs, out)
 
-    single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=analysis.question)
+    single = typer.Typer(**PLAIN, help=analysis.question)
     single.command(help=analysis.question)(command)
     _run(single)
 

@@ -348,6 +348,11 @@ def _is_validator(decorator: ast.expr) -> bool:
     return name.endswith(("_validator", "_serializer"))
 
 
+def _is_protocol(statement: ast.ClassDef) -> bool:
+    """Whether a class only says what others can do."""
+    return any((_chain(base) or [""])[-1] == "Protocol" for base in statement.bases)
+
+
 def _chain(node: ast.expr) -> list[str] | None:
     """The parts of a dotted name."""
     parts: list[str] = []
@@ -381,7 +386,7 @@ class _Reader:
             chain = _chain(node)
             named, _ = self.search.sources.find(self.full_name(chain) or "") if chain else (None, [])
             for statement in named.statements if named else ():
-                if isinstance(statement, ast.ClassDef) and named:
+                if isinstance(statement, ast.ClassDef) and named and not _is_protocol(statement):
                     self.search.reach(named)
                 elif isinstance(statement, ast.Assign) and named and named.full_name != self.definition:
                     _Reader(self.search, named.module, named.full_name).note(statement.value)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -24,6 +24,7 @@ from mdm_interp.data.queries import Query, QueryBatch, answer_positions, batches
 from mdm_interp.errors import UserError
 from mdm_interp.inference.denoising import FillOrder, fill_blanks
 from mdm_interp.models.bridge import hooked
+from mdm_interp.models.protocol import HookedModel
 
 Order = Literal["one_shot", "confidence", "left_to_right"]
 ORDERS: tuple[Order, ...] = ("one_shot", "confidence", "left_to_right")
@@ -62,7 +63,7 @@ def query_loss(logits: Float[Tensor, "query pos d_vocab"], batch: QueryBatch) ->
 
 
 @torch.no_grad()
-def predict(model: Any, queries: Sequence[Query], order: Order = "one_shot") -> Prediction:
+def predict(model: HookedModel, queries: Sequence[Query], order: Order = "one_shot") -> Prediction:
     """Ask `model` every query.
 
     Beyond `one_shot`, each token is read when its turn comes, beside the true tokens of the turns before it. In order
@@ -88,7 +89,9 @@ def predict(model: Any, queries: Sequence[Query], order: Order = "one_shot") -> 
     return Prediction(torch.cat(log_probability), torch.cat(rank))
 
 
-def _readings(model: Any, batch: QueryBatch, order: Order) -> Iterator[tuple[Tensor, Bool[Tensor, "query span"]]]:
+def _readings(
+    model: HookedModel, batch: QueryBatch, order: Order
+) -> Iterator[tuple[Tensor, Bool[Tensor, "query span"]]]:
     """Logits of each pass, and the answer tokens that are read from it."""
     if order == "one_shot" or model.cfg.is_causal:
         yield model(batch.tokens, attention_mask=batch.attention_mask), batch.answered
@@ -125,7 +128,7 @@ class Filled:
 
 
 @torch.no_grad()
-def infill(model: Any, queries: Sequence[Query], order: Order = "confidence") -> list[Filled]:
+def infill(model: HookedModel, queries: Sequence[Query], order: Order = "confidence") -> list[Filled]:
     """The likeliest tokens in place of every query's answer, as many as the answer has. What a causal model's query
     holds there is not read.
 
@@ -153,7 +156,7 @@ def infill(model: Any, queries: Sequence[Query], order: Order = "confidence") ->
 
 
 def infill_any_length(
-    model: Any,
+    model: HookedModel,
     queries: Sequence[Query],
     order: Order = "confidence",
     *,

@@ -23,6 +23,7 @@ from mdm_interp.data.queries import QueryBatch, QueryPair, collate, mirrored_pos
 from mdm_interp.errors import UserError
 from mdm_interp.inference.prediction import query_loss
 from mdm_interp.models.bridge import hooked
+from mdm_interp.models.protocol import HookedModel
 
 At = Bool[Tensor, "pair pos"] | None
 """Which positions to edit instead of the source (or the readout row): a control. None edits the real thing."""
@@ -36,7 +37,7 @@ Head = tuple[int, int]
 
 @contextmanager
 def transplanted_routes(
-    model: Any, query_pairs: Sequence[QueryPair], at: At = None, layers: Sequence[int] | None = None
+    model: HookedModel, query_pairs: Sequence[QueryPair], at: At = None, layers: Sequence[int] | None = None
 ) -> Iterator[None]:
     """Give each reverse query's readout the attention of its forward query, mirrored about the fact: the two entity
     positions swap. With `at`, what the source gets and what those positions get are exchanged.
@@ -53,7 +54,7 @@ def transplanted_routes(
 
 @contextmanager
 def shared_routes(
-    model: Any, query_pairs: Sequence[QueryPair], at: At = None, layers: Sequence[int] | None = None
+    model: HookedModel, query_pairs: Sequence[QueryPair], at: At = None, layers: Sequence[int] | None = None
 ) -> Iterator[None]:
     """Give each head of each reverse query's readout the mean attention of its layer's *other* heads in the forward
     query, mirrored about the fact. Where the answer comes back, what a head stores serves whichever head reads. With
@@ -76,7 +77,7 @@ def shared_routes(
 
 @contextmanager
 def even_routes(
-    model: Any,
+    model: HookedModel,
     query_pairs: Sequence[QueryPair],
     at: At = None,
     layers: Sequence[int] | None = None,
@@ -129,7 +130,7 @@ def even_routes(
 
 @contextmanager
 def ablated_storage(
-    model: Any, query_pairs: Sequence[QueryPair], at: At = None, layers: Sequence[int] | None = None
+    model: HookedModel, query_pairs: Sequence[QueryPair], at: At = None, layers: Sequence[int] | None = None
 ) -> Iterator[None]:
     """Set the values of each reverse query's source to zero, whoever reads them. With `at`, of those positions.
 
@@ -148,7 +149,7 @@ def ablated_storage(
 
 @contextmanager
 def ablated_routes(
-    model: Any, query_pairs: Sequence[QueryPair], at: At = None, layers: Sequence[int] | None = None
+    model: HookedModel, query_pairs: Sequence[QueryPair], at: At = None, layers: Sequence[int] | None = None
 ) -> Iterator[None]:
     """Cut the edge from each reverse query's readout to its source; the rest of the attention grows to fill its share.
     With `at`, the edges to those positions.
@@ -167,11 +168,11 @@ def ablated_routes(
         yield
 
 
-def log_probability(model: Any, batch: QueryBatch) -> Float[Tensor, "pair"]:
+def log_probability(model: HookedModel, batch: QueryBatch) -> Float[Tensor, "pair"]:
     return -query_loss(model(batch.tokens, attention_mask=batch.attention_mask), batch).cpu()
 
 
-def hook_names(model: Any, hook: str, layers: Sequence[int] | None) -> list[str]:
+def hook_names(model: HookedModel, hook: str, layers: Sequence[int] | None) -> list[str]:
     names = [f"blocks.{layer}.{hook}" for layer in (range(model.cfg.n_layers) if layers is None else layers)]
     for name in names:
         if name not in model.hook_dict:
@@ -180,7 +181,7 @@ def hook_names(model: Any, hook: str, layers: Sequence[int] | None) -> list[str]
 
 
 def _mirrored_rows(
-    model: Any, query_pairs: Sequence[QueryPair], at: At, layers: Sequence[int] | None
+    model: HookedModel, query_pairs: Sequence[QueryPair], at: At, layers: Sequence[int] | None
 ) -> dict[str, Float[Tensor, "pair span head key_pos"]]:
     """Read what each forward query's readout attends to, mirrored about the fact, by the name of the pattern's hook.
     With `at`, what the source gets and what those positions get are exchanged."""
@@ -205,7 +206,7 @@ def _mirrored_rows(
 
 @contextmanager
 def _attending(
-    model: Any, query_pairs: Sequence[QueryPair], rows: dict[str, Float[Tensor, "pair span head key_pos"]]
+    model: HookedModel, query_pairs: Sequence[QueryPair], rows: dict[str, Float[Tensor, "pair span head key_pos"]]
 ) -> Iterator[None]:
     """Give each reverse query's readout these rows of attention, by the name of the pattern's hook."""
     _, reverse = collate_pairs(model, query_pairs)
@@ -251,7 +252,7 @@ CHUNK = 256
 """Pairs that are edited in one forward pass."""
 
 
-def collate_pairs(model: Any, query_pairs: Sequence[QueryPair]) -> tuple[QueryBatch, QueryBatch]:
+def collate_pairs(model: HookedModel, query_pairs: Sequence[QueryPair]) -> tuple[QueryBatch, QueryBatch]:
     return collate([pair.forward for pair in query_pairs], model.cfg), collate(
         [pair.reverse for pair in query_pairs], model.cfg
     )

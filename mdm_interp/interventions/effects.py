@@ -31,6 +31,7 @@ from mdm_interp.interventions.edits import (
     transplanted_routes,
 )
 from mdm_interp.models.bridge import hooked
+from mdm_interp.models.protocol import HookedModel
 
 
 @dataclass(frozen=True)
@@ -54,20 +55,20 @@ EditingAt = Callable[[Any, Sequence[QueryPair], At], AbstractContextManager[None
 # ---- the same in one call
 
 
-def transplant_routes(model: Any, query_pairs: Sequence[QueryPair], seed: int = 0) -> Effect:
+def transplant_routes(model: HookedModel, query_pairs: Sequence[QueryPair], seed: int = 0) -> Effect:
     """Effect of :func:`transplanted_routes`. In a one-layer model with a relative scheme that reads at the mask,
     `after` equals `forward`, with or without MLP: what is stored does not know where it stands, and what the reverse
     query lacks is the route."""
     return _effect(model, query_pairs, transplanted_routes, _elsewhere(transplanted_routes, seed))
 
 
-def share_routes(model: Any, query_pairs: Sequence[QueryPair], seed: int = 0) -> Effect:
+def share_routes(model: HookedModel, query_pairs: Sequence[QueryPair], seed: int = 0) -> Effect:
     """Effect of :func:`shared_routes`. Where all heads attend alike it is that of :func:`transplant_routes`."""
     return _effect(model, query_pairs, shared_routes, _elsewhere(shared_routes, seed))
 
 
 def project_even_routes(
-    model: Any, query_pairs: Sequence[QueryPair], seed: int = 0, heads: Sequence[Head] | None = None
+    model: HookedModel, query_pairs: Sequence[QueryPair], seed: int = 0, heads: Sequence[Head] | None = None
 ) -> Effect:
     """Effect of :func:`even_routes`: nothing under ALiBi and no encoding, whose scores have no odd part. The control of
     chosen `heads` is as many others, drawn at random from all layers."""
@@ -80,18 +81,18 @@ def project_even_routes(
     return _effect(model, query_pairs, partial(even_routes, heads=heads), control)
 
 
-def ablate_storage(model: Any, query_pairs: Sequence[QueryPair], seed: int = 0) -> Effect:
+def ablate_storage(model: HookedModel, query_pairs: Sequence[QueryPair], seed: int = 0) -> Effect:
     """Effect of :func:`ablated_storage`."""
     return _effect(model, query_pairs, ablated_storage, _elsewhere(ablated_storage, seed))
 
 
-def ablate_routes(model: Any, query_pairs: Sequence[QueryPair], seed: int = 0) -> Effect:
+def ablate_routes(model: HookedModel, query_pairs: Sequence[QueryPair], seed: int = 0) -> Effect:
     """Effect of :func:`ablated_routes`."""
     return _effect(model, query_pairs, ablated_routes, _elsewhere(ablated_routes, seed))
 
 
 @torch.no_grad()
-def _effect(model: Any, query_pairs: Sequence[QueryPair], editing: Editing, control: Editing | None) -> Effect:
+def _effect(model: HookedModel, query_pairs: Sequence[QueryPair], editing: Editing, control: Editing | None) -> Effect:
     """Ask forward, reverse, and reverse under the edit and under its control, if there is one."""
     require_shared(query_pairs, "an intervention between forward and reverse query")
     model, chunks = hooked(model), []
@@ -110,7 +111,7 @@ def _elsewhere(editing: EditingAt, seed: int, like: Literal["source", "answer"] 
     """Make the same edit at random other positions, as many as the reverse query's `like` has tokens."""
     chooser = random.Random(seed)
 
-    def edit(model: Any, query_pairs: Sequence[QueryPair]) -> AbstractContextManager[None]:
+    def edit(model: HookedModel, query_pairs: Sequence[QueryPair]) -> AbstractContextManager[None]:
         others = torch.zeros(len(query_pairs), max(len(pair.reverse.tokens) for pair in query_pairs), dtype=torch.bool)
         for row, pair in enumerate(query_pairs):
             others[row, chooser.sample(*other_positions(pair.reverse, model.cfg, like))] = True

@@ -6,7 +6,6 @@ import random
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -16,6 +15,7 @@ from transformer_lens.hook_points import HookPoint
 from mdm_interp.data.queries import QueryPair, mirrored_positions, require_shared
 from mdm_interp.interventions.edits import collate_pairs, hook_names, log_probability
 from mdm_interp.models.bridge import hooked
+from mdm_interp.models.protocol import HookedModel
 
 # ---- activation patching
 
@@ -30,7 +30,7 @@ class Patching:
     """Patched from the forward run of a random pair of another fact, asked for the same side; NaN where none fits."""
 
 
-def patch_heads(model: Any, query_pairs: Sequence[QueryPair], seed: int = 0) -> Patching:
+def patch_heads(model: HookedModel, query_pairs: Sequence[QueryPair], seed: int = 0) -> Patching:
     """Put each head's output at the forward readout into the reverse run's readout, one layer and head (`place`) at a
     time.
 
@@ -51,7 +51,7 @@ def patch_heads(model: Any, query_pairs: Sequence[QueryPair], seed: int = 0) -> 
     return _patch(model, query_pairs, "attn.hook_z", model.cfg.n_heads, edit, alike, seed)
 
 
-def patch_positions(model: Any, query_pairs: Sequence[QueryPair], seed: int = 0) -> Patching:
+def patch_positions(model: HookedModel, query_pairs: Sequence[QueryPair], seed: int = 0) -> Patching:
     """Put the forward run's residual stream before each layer into the reverse run, one layer and position (`place`) at
     a time; each position takes what stands at its mirror image about the fact. The control's fact stands in the same
     positions.
@@ -85,7 +85,7 @@ def patch_positions(model: Any, query_pairs: Sequence[QueryPair], seed: int = 0)
 
 @torch.no_grad()
 def _patch(
-    model: Any,
+    model: HookedModel,
     query_pairs: Sequence[QueryPair],
     hook: str,
     n_places: int,

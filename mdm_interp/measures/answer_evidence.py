@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
 
 import torch
 from einops import einsum
@@ -24,6 +23,7 @@ from mdm_interp.errors import UserError
 from mdm_interp.measures.capture import LayerView, capture
 from mdm_interp.measures.evidence import readout_directions
 from mdm_interp.models.bridge import hooked
+from mdm_interp.models.protocol import HookedModel
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ N_MEASURES = len(fields(AnswerEvidence))
 
 @torch.no_grad()
 def answer_evidence(
-    model: Any, queries: Sequence[Query], contexts: Int[Tensor, "query"] | None = None
+    model: HookedModel, queries: Sequence[Query], contexts: Int[Tensor, "query"] | None = None
 ) -> tuple[AnswerEvidence, AnswerEvidence]:
     """Evidence for each query's answer along the direct path, against the answers of the other queries in its context.
 
@@ -109,7 +109,7 @@ class _Contest:
     """1 where the own answer and the other are compared with this one."""
 
     @classmethod
-    def of(cls, model: Any, all_queries: Sequence[Query], members: Int[Tensor, "query"]) -> _Contest:
+    def of(cls, model: HookedModel, all_queries: Sequence[Query], members: Int[Tensor, "query"]) -> _Contest:
         queries = [all_queries[member] for member in members.tolist()]
         answers = {answer: at for at, answer in enumerate(dict.fromkeys(query.answer for query in queries))}
         sources = {source: at for at, source in enumerate(dict.fromkeys(query.source for query in queries))}
@@ -154,7 +154,7 @@ class _Contest:
         return torch.stack(judged).cpu()
 
 
-def _source_values(model: Any, queries: Sequence[Query]) -> list[Float[Tensor, "query kv_head d_head"]]:
+def _source_values(model: HookedModel, queries: Sequence[Query]) -> list[Float[Tensor, "query kv_head d_head"]]:
     """Values at each query's source, summed over its tokens; one entry per layer."""
 
     def read(view: LayerView) -> Float[Tensor, "query kv_head d_head"]:

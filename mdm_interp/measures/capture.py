@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from einops import einsum, rearrange
@@ -21,6 +21,7 @@ from mdm_interp.data.queries import QueryBatch
 from mdm_interp.errors import UserError
 from mdm_interp.models.bridge import BridgedTransformer
 from mdm_interp.models.layers import precise
+from mdm_interp.models.protocol import HookedModel
 
 T = TypeVar("T")
 
@@ -30,7 +31,7 @@ class LayerView:
     """One layer's attention, as the readout positions of a batch of queries see it."""
 
     layer: int
-    model: Any
+    model: HookedModel
     batch: QueryBatch
     seen: dict[str, Tensor]
     """Activations by the end of their hook's name, whole for keys and values, else readout rows; float32 at least."""
@@ -77,7 +78,7 @@ class LayerView:
 
 
 def capture(
-    model: Any, batch: QueryBatch, reduce: Callable[[LayerView], T]
+    model: HookedModel, batch: QueryBatch, reduce: Callable[[LayerView], T]
 ) -> tuple[Float[Tensor, "query pos d_vocab"], list[T]]:
     """Run the model on a batch of queries, calling `reduce` on every layer as soon as its attention has run.
 
@@ -99,12 +100,12 @@ def capture(
     return logits, kept
 
 
-def _rotated(model: Any) -> tuple[str, str]:
+def _rotated(model: HookedModel) -> tuple[str, str]:
     return ("rot_q", "rot_k") if model.cfg.position == "rope" else ("q", "k")
 
 
 def _hooks(
-    model: Any, layer: int, batch: QueryBatch, reduce: Callable[[LayerView], T], kept: list[T]
+    model: HookedModel, layer: int, batch: QueryBatch, reduce: Callable[[LayerView], T], kept: list[T]
 ) -> list[tuple[str, Callable]]:
     """The hooks that see one layer, reduce it and let it go."""
     prefix, seen = f"blocks.{layer}.attn.hook_", {}

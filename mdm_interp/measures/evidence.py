@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from einops import einsum
@@ -22,10 +21,13 @@ from mdm_interp.errors import UserError
 from mdm_interp.measures.capture import LayerView, capture
 from mdm_interp.models.bridge import hooked
 from mdm_interp.models.layers import precise
+from mdm_interp.models.protocol import HookedModel
 from mdm_interp.models.transformer import check_token_ids
 
 
-def readout_directions(model: Any, tokens: Int[Tensor, "token"] | None = None) -> Float[Tensor, "token d_model"]:
+def readout_directions(
+    model: HookedModel, tokens: Int[Tensor, "token"] | None = None
+) -> Float[Tensor, "token d_model"]:
     """The direction of the residual stream that raises each token's logit (times the final scale); default: all tokens.
 
     The final norm's gain is included and, for LayerNorm, its centering. In float32 at least.
@@ -44,7 +46,7 @@ def _ov(v: Float[Tensor, "*batch kv_head d_head"], W_O: Float[Tensor, "head d_he
 
 @torch.no_grad()
 def evidence_matrix(
-    model: Any,
+    model: HookedModel,
     sources: Int[Tensor, "source"],
     targets: Int[Tensor, "target"],
     positions: Int[Tensor, "position"] | None = None,
@@ -93,7 +95,7 @@ def position_index(evidence: Float[Tensor, "head target source position"]) -> fl
 
 @torch.no_grad()
 def compute_evidence(
-    model: Any, queries: Sequence[Query], targets: Int[Tensor, "target"]
+    model: HookedModel, queries: Sequence[Query], targets: Int[Tensor, "target"]
 ) -> Float[Tensor, "query layer head target"]:
     """Evidence that each query's source, where it stands, gives for each target token along the direct path; summed
     over source tokens.
@@ -117,7 +119,7 @@ def compute_evidence(
 
 
 def pair_position_index(
-    model: Any, query_pairs: Sequence[QueryPair], targets: Int[Tensor, "target"]
+    model: HookedModel, query_pairs: Sequence[QueryPair], targets: Int[Tensor, "target"]
 ) -> Float[Tensor, "layer"]:
     """The position index over the two places that a query pair compares, per layer: variance of the source's evidence
     (summed over heads) over where it stands in the forward and in the reverse query, mean over pairs and targets,
@@ -171,7 +173,7 @@ class LogitParts:
 
 
 @torch.no_grad()
-def decompose_logits(model: Any, batch: QueryBatch, targets: Int[Tensor, "target"]) -> LogitParts:
+def decompose_logits(model: HookedModel, batch: QueryBatch, targets: Int[Tensor, "target"]) -> LogitParts:
     """Split the readout logits of `targets` into embedding, routes times evidence, MLPs and bias.
 
     Source: docs/theory.md, section 1.
@@ -204,7 +206,7 @@ def decompose_logits(model: Any, batch: QueryBatch, targets: Int[Tensor, "target
 
 
 @contextmanager
-def _at_readout(model: Any, batch: QueryBatch, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+def _at_readout(model: HookedModel, batch: QueryBatch, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     """Keep, of every forward pass on `batch` inside, these activations at the readouts, in float32 at least."""
     kept: dict[str, Tensor] = {}
 
@@ -215,7 +217,7 @@ def _at_readout(model: Any, batch: QueryBatch, names: Sequence[str]) -> Iterator
         yield kept
 
 
-def _logit_bias(model: Any, targets: Int[Tensor, "target"]) -> Float[Tensor, "target"]:
+def _logit_bias(model: HookedModel, targets: Int[Tensor, "target"]) -> Float[Tensor, "target"]:
     """What the final norm's and the unembedding's biases add to the logits of `targets`."""
     W_U = precise(model.W_U[:, targets])
     norm_bias, bias = getattr(model.ln_final, "b", None), getattr(model, "b_U", None)
@@ -224,7 +226,7 @@ def _logit_bias(model: Any, targets: Int[Tensor, "target"]) -> Float[Tensor, "ta
 
 
 @torch.no_grad()
-def storage_coupling(model: Any, query_pairs: Sequence[QueryPair]) -> Float[Tensor, "pair layer head"]:
+def storage_coupling(model: HookedModel, query_pairs: Sequence[QueryPair]) -> Float[Tensor, "pair layer head"]:
     """Inner product of the forward and the reverse loss's gradients with respect to the evidence in the source's
     column, routes frozen: what the value side alone passes from one to the other.
 
@@ -250,7 +252,7 @@ def storage_coupling(model: Any, query_pairs: Sequence[QueryPair]) -> Float[Tens
 
 
 def _evidence_gradient(
-    model: Any, queries: Sequence[Query], columns: Sequence[tuple[int, ...]]
+    model: HookedModel, queries: Sequence[Query], columns: Sequence[tuple[int, ...]]
 ) -> Float[Tensor, "query column layer head d_vocab"]:
     """dL/dG_h[:, s] for the tokens s in `columns`, wherever they stand in the query."""
     (batch,) = batches(queries, model.cfg, size=len(queries))
@@ -273,7 +275,7 @@ def _evidence_gradient(
 
 
 def evidence_scores(
-    model: Any, queries: Sequence[Query], candidates: Int[Tensor, "query candidate"]
+    model: HookedModel, queries: Sequence[Query], candidates: Int[Tensor, "query candidate"]
 ) -> tuple[Float[Tensor, "layer"], Float[Tensor, "layer"]]:
     """How many standard deviations the true answer's evidence (summed over heads, unrouted) lies above the mean of the
     candidates, mean over queries; and the null, the same of the candidate that follows it: another fact's answer.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from einops import einsum
@@ -21,6 +20,7 @@ from mdm_interp.errors import UserError
 from mdm_interp.measures.evidence import compute_evidence, decompose_logits
 from mdm_interp.measures.routes import compute_routes
 from mdm_interp.models.bridge import hooked
+from mdm_interp.models.protocol import HookedModel
 from mdm_interp.stats.correlations import correlate
 from mdm_interp.stats.estimates import LEVEL
 
@@ -52,7 +52,7 @@ class Contributions:
 
 
 def compute_contributions(
-    model: Any, query_pairs: Sequence[QueryPair], others: Int[Tensor, "pair other"]
+    model: HookedModel, query_pairs: Sequence[QueryPair], others: Int[Tensor, "pair other"]
 ) -> Contributions:
     """Measure each head's contribution to the answers of forward and reverse queries.
 
@@ -137,7 +137,7 @@ class Reading:
     """The same over all pairs and heads, each head about its own mean."""
 
 
-def compute_reading(model: Any, query_pairs: Sequence[QueryPair], others: Int[Tensor, "pair other"]) -> Reading:
+def compute_reading(model: HookedModel, query_pairs: Sequence[QueryPair], others: Int[Tensor, "pair other"]) -> Reading:
     """Measure what each head attends to from either side, what evidence it holds for the answers of either side, and
     whether the second follows the first. Evidence is unrouted, for the answer less the mean of `others`, where the
     source stands in the forward query.
@@ -189,7 +189,7 @@ def _contrast(
 
 @torch.no_grad()
 def _contribution(
-    model: Any, queries: Sequence[Query], tokens: Int[Tensor, "token"], contrast: Float[Tensor, "query token"]
+    model: HookedModel, queries: Sequence[Query], tokens: Int[Tensor, "token"], contrast: Float[Tensor, "query token"]
 ) -> Float[Tensor, "query layer head"]:
     collected, tokens = [], tokens.to(model.W_U.device)
     for batch in batches(queries, model.cfg):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from einops import einsum
@@ -21,6 +20,7 @@ from mdm_interp.errors import UserError
 from mdm_interp.measures.rope import compute_content, energy_shares, plane_products, require_rope
 from mdm_interp.measures.routes import compute_routes
 from mdm_interp.models.bridge import hooked
+from mdm_interp.models.protocol import HookedModel
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Parity:
         return odd / (even + odd)
 
 
-def score_parity(model: Any, query_pairs: Sequence[QueryPair]) -> Parity:
+def score_parity(model: HookedModel, query_pairs: Sequence[QueryPair]) -> Parity:
     """Parity by evaluation, under any position scheme and in any layer: from the scores of each pair's two queries, the
     one whose source stands right and the one whose source stands left.
 
@@ -63,7 +63,7 @@ def score_parity(model: Any, query_pairs: Sequence[QueryPair]) -> Parity:
     return Parity(even=(forward + reverse) / 2, odd=difference / 2)
 
 
-def _distances(model: Any, query_pairs: Sequence[QueryPair]) -> Float[Tensor, "pair"]:
+def _distances(model: HookedModel, query_pairs: Sequence[QueryPair]) -> Float[Tensor, "pair"]:
     """Positions from readout to source, the same in both queries of a pair, for which closed forms hold.
 
     Raises:
@@ -85,7 +85,7 @@ def _distances(model: Any, query_pairs: Sequence[QueryPair]) -> Float[Tensor, "p
     return torch.tensor(offsets, dtype=torch.float64)
 
 
-def rope_parity(model: Any, query_pairs: Sequence[QueryPair]) -> Parity:
+def rope_parity(model: HookedModel, query_pairs: Sequence[QueryPair]) -> Parity:
     """Parity per plane in closed form, from the forward query's content and the distance alone:
 
         even  a_p cos(phi_p) cos(delta theta_p) / sqrt(d_head),  odd  -a_p sin(phi_p) sin(delta theta_p) / sqrt(d_head).
@@ -112,7 +112,7 @@ def rope_parity(model: Any, query_pairs: Sequence[QueryPair]) -> Parity:
     return Parity(even * rope.cfg.head_dim**-0.5, odd * rope.cfg.head_dim**-0.5)
 
 
-def plane_spectrum(model: Any, query_pairs: Sequence[QueryPair]) -> Float[Tensor, "layer head plane"]:
+def plane_spectrum(model: HookedModel, query_pairs: Sequence[QueryPair]) -> Float[Tensor, "layer head plane"]:
     """Each rotating plane's share of the energy with which scores vary over the forward queries, E|z_p - E z_p|^2;
     1 over the number of planes for isotropic content, NaN where nothing varies.
 
@@ -128,7 +128,7 @@ def plane_spectrum(model: Any, query_pairs: Sequence[QueryPair]) -> Float[Tensor
     return energy_shares(plane_products(content, rope).to(torch.complex128))
 
 
-def route_coupling(model: Any, query_pairs: Sequence[QueryPair]) -> Float[Tensor, "pair layer head"]:
+def route_coupling(model: HookedModel, query_pairs: Sequence[QueryPair]) -> Float[Tensor, "pair layer head"]:
     """Inner product of the gradients of s(+delta) and s(-delta) with respect to (W_Q, W_K) of one head, the attention's
     normalised inputs x held fixed. With equal content in both queries it is
 
@@ -159,7 +159,7 @@ def route_coupling(model: Any, query_pairs: Sequence[QueryPair]) -> Float[Tensor
 
 
 def _turned_product(
-    model: Any,
+    model: HookedModel,
     x: Float[Tensor, "pair layer head d_head"],
     y: Float[Tensor, "pair layer head d_head"],
     turn: Float[Tensor, "pair"],
@@ -176,7 +176,7 @@ def _turned_product(
 
 @torch.no_grad()
 def _attention_inputs(
-    model: Any, queries: Sequence[Query]
+    model: HookedModel, queries: Sequence[Query]
 ) -> tuple[Float[Tensor, "query layer d_model"], Float[Tensor, "query layer d_model"]]:
     """What the attention of every layer reads at each query's readout and at its source, gain and bias of the norm
     included; one-token spans."""

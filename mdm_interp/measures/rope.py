@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from einops import einsum
@@ -19,10 +18,11 @@ from mdm_interp.errors import UserError
 from mdm_interp.measures.routes import readout_weights
 from mdm_interp.models.bridge import hooked
 from mdm_interp.models.positions import Rope
+from mdm_interp.models.protocol import HookedModel
 from mdm_interp.stats.correlations import correlate
 
 
-def require_rope(model: Any) -> Rope:
+def require_rope(model: HookedModel) -> Rope:
     """Return the model's rotation, for which closed forms hold: RoPE's own, by any angles.
 
     Raises:
@@ -52,7 +52,7 @@ class Content:
 
 
 @torch.no_grad()
-def compute_content(model: Any, queries: Sequence[Query]) -> Content:
+def compute_content(model: HookedModel, queries: Sequence[Query]) -> Content:
     """Queries at the readout and keys at the source of every query."""
     model = hooked(model)
     cfg: ModelConfig = model.cfg
@@ -150,7 +150,7 @@ class DistanceCorrelation:
 
 
 def distance_correlation(
-    model: Any, query_pairs: Sequence[QueryPair], distance: Float[Tensor, "distance"]
+    model: HookedModel, query_pairs: Sequence[QueryPair], distance: Float[Tensor, "distance"]
 ) -> DistanceCorrelation:
     """How alike routes to both sides are at each distance: measured, and by the two predictions.
 

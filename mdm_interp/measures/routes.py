@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,6 +18,7 @@ from mdm_interp.data.queries import Query, QueryBatch, QueryPair, batches, mirro
 from mdm_interp.errors import UserError
 from mdm_interp.measures.capture import LayerView, capture
 from mdm_interp.models.bridge import hooked
+from mdm_interp.models.protocol import HookedModel
 from mdm_interp.stats.correlations import correlate
 
 
@@ -43,7 +43,7 @@ def readout_weights(batch: QueryBatch, dtype: torch.dtype) -> Float[Tensor, "que
 
 
 @torch.no_grad()
-def compute_routes(model: Any, queries: Sequence[Query]) -> Routes:
+def compute_routes(model: HookedModel, queries: Sequence[Query]) -> Routes:
     """Scores and attention from every query's readout to its source.
 
     Only the reduced numbers are kept, so memory does not grow with the square of the length.
@@ -84,7 +84,7 @@ def _masked_mean(scores: Float[Tensor, "*rows key_pos"], keys: Bool[Tensor, "*ro
     return scores.masked_fill(~keys, 0).sum(-1) / keys.sum(-1)
 
 
-def score_correlation(model: Any, query_pairs: Sequence[QueryPair]) -> Float[Tensor, "layer head"]:
+def score_correlation(model: HookedModel, query_pairs: Sequence[QueryPair]) -> Float[Tensor, "layer head"]:
     """Correlate over pairs the raw forward score at the source with the raw reverse score, per layer and head.
 
     1 means that what sets one source apart from another does so from either side; 0 that the sides are unrelated. It
@@ -102,13 +102,13 @@ def score_correlation(model: Any, query_pairs: Sequence[QueryPair]) -> Float[Ten
 
 
 def _both_scores(
-    model: Any, query_pairs: Sequence[QueryPair]
+    model: HookedModel, query_pairs: Sequence[QueryPair]
 ) -> tuple[Float[Tensor, "pair layer head"], Float[Tensor, "pair layer head"]]:
     forward = compute_routes(model, [pair.forward for pair in query_pairs]).scores
     return forward, compute_routes(model, [pair.reverse for pair in query_pairs]).scores
 
 
-def route_correlation(model: Any, query_pairs: Sequence[QueryPair]) -> Float[Tensor, "layer head"]:
+def route_correlation(model: HookedModel, query_pairs: Sequence[QueryPair]) -> Float[Tensor, "layer head"]:
     """Correlate the forward query's row of scores with the reverse query's, per layer and head.
 
     Every key that a readout may read counts: source, relation, filler and the mask itself. The reverse row is mirrored
@@ -136,7 +136,7 @@ def route_correlation(model: Any, query_pairs: Sequence[QueryPair]) -> Float[Ten
 
 
 @torch.no_grad()
-def _centred_rows(model: Any, queries: Sequence[Query]) -> Float[Tensor, "query layer head key_pos"]:
+def _centred_rows(model: HookedModel, queries: Sequence[Query]) -> Float[Tensor, "query layer head key_pos"]:
     """Scores from the readout to every key less their mean over the keys it may read, in float64; 0 at the others."""
 
     def centred(view: LayerView) -> Float[Tensor, "query head key_pos"]:
@@ -178,7 +178,7 @@ def other_facts(query_pairs: Sequence[QueryPair]) -> Iterator[Int[Tensor, "pair"
         yield other
 
 
-def score_correlation_null(model: Any, query_pairs: Sequence[QueryPair]) -> Float[Tensor, "layer head"]:
+def score_correlation_null(model: HookedModel, query_pairs: Sequence[QueryPair]) -> Float[Tensor, "layer head"]:
     """Return what :func:`score_correlation` would be if a fact did not matter: the correlation of forward scores with
     the reverse scores of other facts that are asked for the same side, mean over all rotations of the facts.
 

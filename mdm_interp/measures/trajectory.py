@@ -21,6 +21,7 @@ from mdm_interp.inference.denoising import Trajectory, denoise
 from mdm_interp.measures.capture import LayerView, capture
 from mdm_interp.measures.evidence import readout_directions
 from mdm_interp.models.bridge import hooked
+from mdm_interp.models.protocol import HookedModel
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Denoised:
 class _Watched:
     """A model that keeps, of every pass, what its layers do at the answers of a batch."""
 
-    model: Any
+    model: HookedModel
     batch: QueryBatch
     toward: Float[Tensor, "query d_model"]
     """What raises the logits of an answer's tokens, summed over them."""
@@ -81,7 +82,7 @@ class _Watched:
 
 
 @torch.no_grad()
-def denoise_answers(model: Any, queries: Sequence[Query], stages: int) -> Denoised:
+def denoise_answers(model: HookedModel, queries: Sequence[Query], stages: int) -> Denoised:
     """Fill all the masks of every query, one per step, the most certain first, and watch its answer.
 
     Args:

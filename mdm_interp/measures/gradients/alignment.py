@@ -21,6 +21,7 @@ from mdm_interp.data.queries import Query, QueryBatch, QueryPair, batches
 from mdm_interp.inference.prediction import query_loss
 from mdm_interp.models.bridge import BridgedTransformer, hooked
 from mdm_interp.models.layers import precise
+from mdm_interp.models.protocol import HookedModel
 
 COMPONENTS = ("embedding", "position", "Q", "K", "V", "O", "norms", "MLP", "unembedding")
 """`embedding` is W_E (also when it is tied), `position` what a position scheme learns; biases go with their weights."""
@@ -56,11 +57,13 @@ def component_of(parameter: str) -> str:
     return "position" if parameter.startswith("pos_embed.") else _BY_LEAF[parameter.rsplit(".", 1)[-1]]
 
 
-def precise_parameters(model: Any) -> dict[str, Tensor]:
+def precise_parameters(model: HookedModel) -> dict[str, Tensor]:
     return {name: precise(parameter.detach()) for name, parameter in model.named_parameters()}
 
 
-def query_gradients(model: Any, queries: Sequence[Query], *, chunk: int = 64) -> dict[str, Float[Tensor, "query size"]]:
+def query_gradients(
+    model: HookedModel, queries: Sequence[Query], *, chunk: int = 64
+) -> dict[str, Float[Tensor, "query size"]]:
     """The gradient of each query's own loss (nats) in every component that has parameters, flattened; computed in
     float32 at least.
 
@@ -155,7 +158,7 @@ def _ratio(x: Tensor, y: Tensor) -> Tensor:
     return torch.where(y > 0, x / y, torch.nan)
 
 
-def gradient_alignment(model: Any, query_pairs: Sequence[QueryPair]) -> Alignment:
+def gradient_alignment(model: HookedModel, query_pairs: Sequence[QueryPair]) -> Alignment:
     """Forward against reverse gradients of every pair of pairs, per component.
 
     Defined for an ARM's pairs as well.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -16,6 +15,7 @@ from mdm_interp.errors import UserError
 from mdm_interp.inference.prediction import query_loss
 from mdm_interp.measures.gradients.alignment import COMPONENTS, answer_logits, component_of, precise_parameters
 from mdm_interp.models.bridge import hooked
+from mdm_interp.models.protocol import HookedModel
 
 # ---- first order: the step taken
 
@@ -23,12 +23,12 @@ Direction = Mapping[str, Tensor]
 """One tensor per parameter, by its name."""
 
 
-def _mean_loss(model: Any, parameters: Mapping[str, Tensor], batch: QueryBatch, count: int) -> Tensor:
+def _mean_loss(model: HookedModel, parameters: Mapping[str, Tensor], batch: QueryBatch, count: int) -> Tensor:
     """What a batch adds to the mean loss of `count` queries."""
     return query_loss(answer_logits(model, parameters, batch), batch).sum() / count
 
 
-def mean_gradient(model: Any, queries: Sequence[Query]) -> dict[str, Tensor]:
+def mean_gradient(model: HookedModel, queries: Sequence[Query]) -> dict[str, Tensor]:
     """The gradient of the mean loss (nats) over the queries, per parameter; one backward pass per batch of them.
     Computed in float32 at least, which takes the memory of the weights once more in a model of half precision."""
     model = hooked(model)

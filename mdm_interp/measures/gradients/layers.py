@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -24,6 +23,7 @@ from mdm_interp.errors import UserError
 from mdm_interp.inference.prediction import query_loss
 from mdm_interp.measures.gradients.alignment import component_of
 from mdm_interp.models.bridge import hooked
+from mdm_interp.models.protocol import HookedModel
 from mdm_interp.models.transformer import HookedTransformer
 
 Part = tuple[int | None, str]
@@ -67,7 +67,7 @@ class LayerAlignment:
 
 
 def layer_alignment(
-    model: Any,
+    model: HookedModel,
     query_pairs: Sequence[QueryPair],
     *,
     seed: int = 0,
@@ -135,7 +135,7 @@ def _controls(query_pairs: Sequence[QueryPair], seed: int) -> list[QueryPair | N
     return chosen
 
 
-def _stream(model: Any, query: Query, take: Callable[[str, Tensor], None]) -> None:
+def _stream(model: HookedModel, query: Query, take: Callable[[str, Tensor], None]) -> None:
     """Give the gradient of one query's loss to `take`, parameter by parameter, as the backward pass finds them."""
 
     def hand_over(name: str, parameter: Tensor) -> None:
@@ -164,7 +164,7 @@ def _inner(left: Tensor, right: Tensor) -> float:
 
 
 @contextmanager
-def _trainable(model: Any) -> Iterator[None]:
+def _trainable(model: HookedModel) -> Iterator[None]:
     """Inside, every parameter gets gradients, and none that was there is touched."""
     before = [(parameter, parameter.requires_grad, parameter.grad) for _, parameter in model.named_parameters()]
     for parameter, _, _ in before:
@@ -180,7 +180,7 @@ def _trainable(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _checkpointed(model: Any) -> Iterator[None]:
+def _checkpointed(model: HookedModel) -> Iterator[None]:
     """Inside, each block forgets its activations and computes them again when the backward pass needs them."""
     if not isinstance(model, HookedTransformer):  # a bridge's blocks belong to another network
         yield
