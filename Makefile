@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup dev reproduce test lint docs bench
+.PHONY: setup dev reproduce report test test-fast lint docs bench
 
 setup: $(VENV)/.installed
 dev: $(VENV)/.dev
@@ -21,9 +21,17 @@ $(VENV)/.dev: $(VENV)/.installed
 reproduce: setup
 	$(BIN)/mdm-interp reproduce $(ARGS)
 
+# Every figure from the results that are there, without a model.
+report: setup
+	$(BIN)/mdm-interp report $(ARGS)
+
 # In the order of their names, as otherwise the files with few tests, some of them long, would all come last.
 test: dev
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
+
+# Without what opens a browser, trains models or builds environments.
+test-fast: dev
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow and not browser and not gpu" $(ARGS)
 
 lint: dev
 	$(BIN)/ruff check .
@@ -34,4 +42,4 @@ docs: dev
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs docs/_build/html
 
 bench: setup
-	$(BIN)/python benchmarks/attention.py
+	$(BIN)/python -m benchmarks.attention

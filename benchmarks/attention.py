@@ -5,7 +5,7 @@
 A training step (forward, backward, optimiser) of a small model runs both ways side by side: one process, in turn, the
 order swapped each time, so that whatever else the machine does falls on both alike. `ratio` is the median time of the
 explicit step over that of the fused one, so above 1 the fused one is faster; the interval is the interquartile range
-of the ratio pair by pair. `mdm_interp.model.FUSED_FROM` should be the number of positions at which it crosses 1.
+of the ratio pair by pair. `mdm_interp.models.layers.FUSED_FROM` should be where it crosses 1.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, and the one exception for a user's mistakes."""
+"""Files that are either whole or absent."""
 
 from __future__ import annotations
 

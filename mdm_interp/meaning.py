@@ -440,7 +440,7 @@ class _Reader:
     def _Assert(self, node: ast.Assert) -> str:
         return f"Assert({self.text(node.test)})"
 
-    def _Import(self, node: ast.Import) -> str:
+    def _Import(self, node: ast.Import | ast.ImportFrom) -> str:
         return ""
 
     _ImportFrom = _Import

@@ -4,26 +4,49 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from jaxtyping import install_import_hook
-from playwright.sync_api import Browser, sync_playwright
+
+if TYPE_CHECKING:
+    from cli_helpers import Ended
+    from playwright.sync_api import Browser
 
 install_import_hook("mdm_interp", "beartype.beartype")
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what opens a browser, and as slow what trains models or measures analyses: `make test-fast` leaves both
+    out."""
+    marks = {"chromium": pytest.mark.browser, "tiny_result": pytest.mark.slow}
+    for item in items:
+        for fixture in marks.keys() & set(getattr(item, "fixturenames", ())):
+            item.add_marker(marks[fixture])
+        if item.path.parent.name == "training":
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
-def tiny_result(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Any]]:
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this session, the same one in all its processes."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture(scope="session")
+def tiny_result(shared_folder: Path) -> Iterator[Callable[[str], Any]]:
     """A function from an analysis' name to its result on the tiny grid, with 2 seeds; measured when first asked for."""
     import helpers
 
-    folder = tmp_path_factory.getbasetemp()
     with helpers.tiny_grid():
-        yield helpers.TinyResults((folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "tiny")
+        yield helpers.TinyResults(shared_folder / "tiny")
 
 
 @pytest.fixture
@@ -33,6 +56,29 @@ def real_grid(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for name, value in helpers.REAL.items():
         monkeypatch.setattr(helpers.grids, name, value)
+
+
+@pytest.fixture
+def mdm_interp(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Ended]:
+    """Runs the console script, or another `entry`, in an empty folder."""
+    from cli_helpers import Ended
+
+    from mdm_interp import cli
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object, entry: Callable[[], None] = cli.main) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["mdm-interp", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            entry()
+        code = ended.value.code or 0
+        assert isinstance(code, int)
+        printed = capsys.readouterr()
+        return Ended(code, printed.out, printed.err)
+
+    return run
 
 
 @pytest.fixture(scope="session")
@@ -47,6 +93,8 @@ def chromium() -> str:
 
 @pytest.fixture(scope="session")
 def browser(chromium: str) -> Iterator[Browser]:
+    from playwright.sync_api import sync_playwright
+
     arguments = ["--no-sandbox", "--disable-background-networking", "--disable-component-update"]
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=chromium, args=arguments)

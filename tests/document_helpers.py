@@ -38,7 +38,7 @@ def check_command(usage: str) -> None:
 def targets() -> dict[str, str]:
     """The Makefile's targets and their recipes."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    return dict(re.findall(r"^([a-z]+):.*\n((?:\t.+\n?)*)", makefile, re.MULTILINE))
+    return dict(re.findall(r"^([a-z][a-z-]*):.*\n((?:\t.+\n?)*)", makefile, re.MULTILINE))
 
 
 # ---- texts in the source, what is filled in written as "…"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,15 @@ from torch import Tensor
 
 from mdm_interp.config import DemoConfig, FactConfig, ModelConfig, TrainConfig
 from mdm_interp.experiments import grids, scope, subjects
-from mdm_interp.experiments.analysis import discover
+from mdm_interp.experiments.analysis import Analysis, discover
 from mdm_interp.experiments.results import Result, TrainedOrigin, tidy
 from mdm_interp.experiments.subjects import Lab
 from mdm_interp.models.transformer import HookedTransformer
 from mdm_interp.training.loop import train
 from mdm_interp.training.runs import Run
+
+ROOT = Path(__file__).parents[1]
+"""The repository."""
 
 REAL = {name: getattr(grids, name) for name in ("WORLDS", "small_model", "pool_world", "QUICK_SEEDS")}
 REAL["WORLDS"] = dict(grids.WORLDS)
@@ -129,6 +133,25 @@ def planted_result(name: str, rows: Sequence[dict[str, Any]], **changed: Any) ->
     return Result(**{"name": name, "rows": tidy(rows), **parts, **changed})
 
 
+def with_summary(result: Result, changed: Mapping[str, Any]) -> Result:
+    """A result of the same rows, with some figures of its summary planted."""
+    summary = {**result.summary, **changed}
+    return replace(result, summarize=lambda result: summary)
+
+
+def few_of(analysis: Analysis) -> Analysis:
+    """An analysis of all runs of the one-layer grid, and of one run for every other setting, of which `signatures` has
+    more than twice as many as any other."""
+    if analysis.name != "signatures":
+        return analysis
+
+    def configs(seeds: Sequence[int]) -> list[TrainConfig]:
+        grid = {config.digest() for config in grids.grid(seeds)}
+        return [config for config in analysis.configs(seeds) if config.seed == 0 or config.digest() in grid]
+
+    return replace(analysis, configs=configs)
+
+
 class TinyResults:
     """The installed analyses' results on the tiny grid, each measured when first asked for, by whichever process."""
 
@@ -141,5 +164,5 @@ class TinyResults:
             (analysis,) = [analysis for analysis in discover() if analysis.name == name]
             self.folder.mkdir(exist_ok=True)
             with FileLock(self.folder / f"{name}.lock"):
-                self.results[name] = analysis.result(self.lab, self.out)
+                self.results[name] = few_of(analysis).result(self.lab, self.out)
         return self.results[name]

@@ -10,7 +10,7 @@ from checkpoint_helpers import write_checkpoint
 from helpers import planted_result
 
 from mdm_interp.experiments.results import Result
-from mdm_interp.experiments.subjects import Probe, open_probe
+from mdm_interp.experiments.subjects import Probe, each_checkpoint, open_probe
 
 FACTS = """child,parent,parent_type
 Tom Cruise,Mary Lee Pfeiffer,mother
@@ -36,9 +36,15 @@ def tiny_probe(folder: Path, format: str, *, twin: str | None = None, facts: int
 
 def result_of(analysis: Any, probes: list[Probe], folder: Path) -> Result:
     """Measured, saved and loaded as a probe's result is."""
-    measured = planted_result(analysis.name, analysis.measure(probes), question=analysis.question)
+    measured = planted_result(analysis.name, rows_of(analysis, probes), question=analysis.question)
     measured.save(folder / "result.json")
     return Result.load(folder / "result.json", analysis.summarize)
+
+
+def rows_of(analysis: Any, probes: list[Probe]) -> list[dict[str, Any]]:
+    """What an analysis measures of probes, one after the other."""
+    members = probes if analysis.needs_twin else each_checkpoint(probes)
+    return [row for probe in members for row in analysis.rows(probe)]
 
 
 def traces(figure: go.Figure, **properties: Any) -> list[Any]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,18 +18,22 @@ import plotly.io as pio
 import pytest
 import torch
 import yaml
+from cli_helpers import Ended, assert_refused, contents
 from filelock import FileLock
 
 from analyses import reversal_curse
-from mdm_interp import cli, viz
+from mdm_interp import viz
 from mdm_interp.checkpoints import save_checkpoint
+from mdm_interp.cli import run_one
 from mdm_interp.config import FactConfig, ModelConfig, TrainConfig
-from mdm_interp.experiments import analysis as analysis_module
-from mdm_interp.experiments import claims, grids
+from mdm_interp.experiments import claims, grids, runner, subjects
 from mdm_interp.experiments.analysis import discover
-from mdm_interp.provenance import stamp, versions
+from mdm_interp.experiments.runner import Reported
+from mdm_interp.experiments.subjects import Lab
+from mdm_interp.provenance import environment, stamp, versions
 from mdm_interp.tensors import save_tensors
-from mdm_interp.training.loop import loop, train
+from mdm_interp.training import loop
+from mdm_interp.training.loop import train
 from mdm_interp.training.runs import Run, stored_runs
 
 FACTS = FactConfig(world="relation_cycle", n_entities=6, n_filler=4, seq_len=5)
@@ -39,47 +45,8 @@ CONFIG: dict[str, Any] = {
     "batch_size": 4,
     "n_checkpoints": 3,
 }
-COMMANDS = [[], ["reproduce"], ["verify"], ["attention"], ["train"], ["runs"]]
+COMMANDS = [[], ["reproduce"], ["report"], ["verify"], ["attention"], ["train"], ["runs"]]
 COMMANDS += [["runs", "list"], ["runs", "show"], ["runs", "prune"]]
-
-
-class Ended(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def mdm_interp(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Ended]:
-    """Runs the console script in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object, entry: Callable[[], None] = cli.main) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["mdm-interp", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            entry()
-        code = ended.value.code or 0
-        assert isinstance(code, int)
-        printed = capsys.readouterr()
-        return Ended(code, printed.out, printed.err)
-
-    return run
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() if path.is_file() else b"" for path in sorted(folder.rglob("*"))}
-
-
-def assert_refused(ended: Ended, *says: str) -> None:
-    assert ended.code == 2, ended
-    assert ended.out == ""
-    assert ended.err.startswith("mdm-interp: ")
-    assert ended.err.count("\n") == 1
-    assert ended.err.endswith("\n")
-    for part in says:
-        assert part in ended.err
 
 
 # ---- help
@@ -95,7 +62,7 @@ def test_help(mdm_interp: Callable[..., Ended], tmp_path: Path, command: list[st
 
 @pytest.mark.parametrize("analysis", discover(), ids=lambda analysis: analysis.name)
 def test_help_of_one_analysis_is_its_question(mdm_interp: Callable[..., Ended], analysis: Any) -> None:
-    ended = mdm_interp("--help", entry=analysis.main)
+    ended = mdm_interp("--help", entry=partial(run_one, analysis))
     assert (ended.code, ended.err) == (0, "")
     assert analysis.question in " ".join(ended.out.split())
     assert "--seeds" in ended.out
@@ -260,8 +227,8 @@ def test_a_run_that_other_code_or_versions_trained_is_shown_with_them(
     mdm_interp: Callable[..., Ended], tmp_path: Path
 ) -> None:
     run = stored(tmp_path / "runs")
-    here = versions(loop.__name__)
-    show = functools.partial(mdm_interp, "runs", "show", run.folder.name)
+    here = environment(train) | versions(train)
+    show = partial(mdm_interp, "runs", "show", run.folder.name)
     said = "trained by other code or versions: "
     assert said not in show().out
     stamp(run.folder, 0, {**here, "cpu": "Another", "threads": 99, "device": "GPU"})
@@ -330,13 +297,14 @@ class Work(NamedTuple):
     """What was trained and measured, run by run."""
 
     trained: list[Run]
-    measured: list[int]
+    measured: dict[str, list[int]]
+    """At which steps, by run."""
 
 
 @pytest.fixture
 def work(monkeypatch: pytest.MonkeyPatch) -> Work:
     """A tiny grid, trained in this process; PNGs are left out."""
-    done = Work([], [])
+    done = Work([], {})
 
     def train_here(configs: Sequence[TrainConfig], *, root: Path, device: str, workers: int | None) -> list[Run]:
         runs = [Run.of(config, root) for config in configs]
@@ -346,9 +314,9 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Work:
     measure = reversal_curse.ANALYSIS.measure
 
     @functools.wraps(measure)
-    def counted(runs: Sequence[Run]) -> list[dict[str, Any]]:
-        done.measured.append(len(runs))
-        return measure(runs)
+    def counted(run: Run, step: int) -> Any:
+        done.measured.setdefault(run.folder.name, []).append(step)
+        return measure(run, step)
 
     def no_browser(*_: Any, **__: Any) -> None:
         raise RuntimeError("there is no browser")
@@ -356,13 +324,14 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Work:
     monkeypatch.setitem(grids.WORLDS, "relation_cycle", FactConfig(n_entities=6, n_filler=4))
     monkeypatch.setitem(grids.WORLDS, "two_role", grids.TWO_ROLE.model_copy(update={"n_entities": 6}))
     monkeypatch.setattr(grids, "small_model", tiny_layer)
-    monkeypatch.setattr(analysis_module, "train_all", train_here)
+    monkeypatch.setattr(subjects, "train_all", train_here)
     monkeypatch.setattr(reversal_curse, "ANALYSIS", replace(reversal_curse.ANALYSIS, measure=counted))
     monkeypatch.setattr(pio, "write_images", no_browser)
     return done
 
 
-ONLY = ["reproduce", "--only", "reversal_curse", "--device", "cpu", "--seeds"]
+HERE = ["--device", "cpu", "--workers", 1]
+ONLY = ["reproduce", *HERE, "--only", "reversal_curse", "--seeds"]
 
 
 def test_reproduce_writes_what_it_says_and_works_once(
@@ -370,9 +339,15 @@ def test_reproduce_writes_what_it_says_and_works_once(
 ) -> None:
     ended = mdm_interp(*ONLY, 1)
     assert ended.code == 0
-    assert ended.err.splitlines() == ["no PNGs: there is no browser", "1 figures in figures; open figures/index.html"]
-    assert (len(work.trained), work.measured) == (15, [15])
-    written = sorted(path.name for path in (tmp_path / "figures").iterdir())
+    assert ended.err.splitlines() == [
+        "no PNGs: there is no browser",
+        "1 figure in figures/quick; open figures/quick/index.html",
+    ]
+    assert len(work.trained) == len(work.measured) == 15
+    assert all(steps == sorted(set(steps)) for steps in work.measured.values())
+    measured = {run: list(steps) for run, steps in work.measured.items()}
+    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["quick"]
+    written = sorted(path.name for path in (tmp_path / "figures" / "quick").iterdir())
     assert written == [
         "index.html",
         "inside_routes.html",
@@ -383,11 +358,11 @@ def test_reproduce_writes_what_it_says_and_works_once(
     before = contents(tmp_path)
 
     assert mdm_interp(*ONLY, 1) == ended
-    assert (len(work.trained), work.measured) == (15, [15]), "trained or measured a second time"
+    assert (len(work.trained), work.measured) == (15, measured), "trained or measured a second time"
     assert contents(tmp_path) == before, "the same results make other files"
 
     assert mdm_interp(*ONLY, 2).code == 0
-    assert (len(work.trained), work.measured) == (21, [15, 21])
+    assert len(work.trained) == len(work.measured) == 21
     assert {run.config.seed for run in work.trained[15:]} == {1}
 
 
@@ -395,10 +370,10 @@ def test_the_index_keeps_the_figures_that_were_not_asked_for(
     mdm_interp: Callable[..., Ended], tmp_path: Path, work: Work
 ) -> None:
     assert mdm_interp(*ONLY, 1).code == 0
-    assert mdm_interp("reproduce", "--only", "route_correlation", "--seeds", 1, "--device", "cpu").code == 0
-    index = (tmp_path / "figures" / "index.html").read_text()
+    assert mdm_interp("reproduce", *HERE, "--only", "route_correlation", "--seeds", 1).code == 0
+    index = (tmp_path / "figures" / "quick" / "index.html").read_text()
     assert index.index('<section id="reversal_curse">') < index.index('<section id="route_correlation">')
-    assert work.measured == [15]
+    assert {len(steps) for steps in work.measured.values()} == {4}, "nothing was measured again"
 
 
 @pytest.mark.usefixtures("work")
@@ -412,12 +387,13 @@ def test_the_index_keeps_the_pages_whose_models_are_not_in_the_run_store(
 
     assert mdm_interp(*ONLY, 1).code == 0
     own = replace(analysis, configs=others)
-    assert mdm_interp("--seeds", 1, "--runs", "elsewhere", entry=own.main).code == 0
-    assert 'href="inside_routes.html"' in (tmp_path / "figures" / "index.html").read_text()
+    assert mdm_interp(*HERE, "--seeds", 1, "--runs", "elsewhere", entry=partial(run_one, own)).code == 0
+    assert 'href="inside_routes.html"' in (tmp_path / "figures" / "quick" / "index.html").read_text()
 
 
 def test_one_analysis_runs_alone(mdm_interp: Callable[..., Ended], tmp_path: Path, work: Work) -> None:
-    ended = mdm_interp("--seeds", 1, "--out", "elsewhere", "--runs", "store", entry=reversal_curse.ANALYSIS.main)
+    asked = (*HERE, "--seeds", 1, "--out", "elsewhere", "--runs", "store")
+    ended = mdm_interp(*asked, entry=partial(run_one, reversal_curse.ANALYSIS))
     assert ended.code == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "store"]
     assert len(list((tmp_path / "store").iterdir())) == len(work.trained) == 15
@@ -426,14 +402,14 @@ def test_one_analysis_runs_alone(mdm_interp: Callable[..., Ended], tmp_path: Pat
 @pytest.mark.usefixtures("work")
 def test_an_analysis_that_is_not_installed_runs_alone_too(mdm_interp: Callable[..., Ended], tmp_path: Path) -> None:
     own = replace(reversal_curse.ANALYSIS, name="my_study")
-    ended = mdm_interp("--seeds", 1, entry=own.main)
+    ended = mdm_interp(*HERE, "--seeds", 1, entry=partial(run_one, own))
     assert ended.code == 0
-    assert '<section id="my_study">' in (tmp_path / "figures" / "index.html").read_text()
+    assert '<section id="my_study">' in (tmp_path / "figures" / "quick" / "index.html").read_text()
 
 
 @pytest.mark.usefixtures("work")
 def test_a_truncated_checkpoint_is_one_line(mdm_interp: Callable[..., Ended], tmp_path: Path) -> None:
-    command = ["reproduce", "--only", "evidence_growth", "--seeds", "1", "--device", "cpu", "--out", "elsewhere"]
+    command = ["reproduce", *HERE, "--only", "evidence_growth", "--seeds", "1", "--out", "elsewhere"]
     assert mdm_interp(*command).code == 0
     (tmp_path / "elsewhere" / "evidence_growth.json").unlink()
     run = next(iter(stored_runs(tmp_path / "runs")))
@@ -446,11 +422,86 @@ def test_a_truncated_checkpoint_is_one_line(mdm_interp: Callable[..., Ended], tm
 @pytest.mark.usefixtures("work")
 def test_a_damaged_result_is_one_line(mdm_interp: Callable[..., Ended], tmp_path: Path) -> None:
     """Of the analysis asked for, and of another that the index would show."""
-    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "quick").mkdir(parents=True)
     for name in ("route_correlation", "reversal_curse"):
-        (tmp_path / "figures" / f"{name}.json").write_text('{"name": ')
+        (tmp_path / "figures" / "quick" / f"{name}.json").write_text('{"name": ')
         ended = mdm_interp(*ONLY, 1)
         assert_refused(ended._replace(err=ended.err.splitlines(keepends=True)[-1]), f"{name}.json: not a result file")
+
+
+@pytest.mark.parametrize(("asked", "folder"), [("--full", "figures"), ("--quick", "figures/quick")])
+def test_a_full_run_and_a_quick_one_do_not_overwrite_each_other(
+    mdm_interp: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch, asked: str, folder: str
+) -> None:
+    given: list[tuple[Lab, Path]] = []
+
+    def reproduce(analyses: Any, lab: Lab, out: Path) -> Reported:
+        given.append((lab, out))
+        return Reported([analysis.name for analysis in analyses], None)
+
+    monkeypatch.setattr(runner, "reproduce", reproduce)
+    assert mdm_interp("reproduce", asked, *HERE).code == 0
+    assert mdm_interp("reproduce", asked, *HERE, "--seeds", 2, "--out", "elsewhere").code == 0
+    assert [str(out) for _, out in given] == [folder, "elsewhere"]
+    assert [lab.n_seeds for lab, _ in given] == [grids.FULL_SEEDS if asked == "--full" else grids.QUICK_SEEDS, 2]
+
+
+# ---- report
+
+
+def test_report_draws_everything_again_from_the_results_alone(
+    mdm_interp: Callable[..., Ended], tmp_path: Path, work: Work
+) -> None:
+    assert mdm_interp(*ONLY, 1).code == 0
+    folder = tmp_path / "figures" / "quick"
+    before, trained = contents(folder), len(work.trained)
+    measured = {run: list(steps) for run, steps in work.measured.items()}
+    for path in folder.iterdir():
+        if path.suffix != ".json" and not path.name.startswith("inside_"):
+            path.unlink()
+    shutil.rmtree(tmp_path / "runs")
+    ended = mdm_interp("report", "--out", "figures/quick")
+    assert ended.code == 0
+    assert ended.err.splitlines()[-2:] == [
+        "no PNGs: there is no browser",
+        "1 figure in figures/quick; open figures/quick/index.html",
+    ]
+    assert contents(folder) == before
+    assert (work.measured, len(work.trained)) == (measured, trained), "nothing was measured or trained for it"
+
+
+@pytest.mark.usefixtures("work")
+def test_report_judges_the_results_that_are_there(
+    mdm_interp: Callable[..., Ended], tmp_path: Path, tiny_result: Callable[[str], Any]
+) -> None:
+    names = {"two_slots", "route_parity"}
+    for name in names:
+        tiny_result(name).save(tmp_path / "figures" / f"{name}.json")
+    assert mdm_interp("report").code == 0
+    assert {path.stem for path in (tmp_path / "figures").glob("*.html")} == {*names, "index"}
+    judged = {line["figure"] for line in json.loads((tmp_path / "figures" / "claims.json").read_text())}
+    assert judged == {analysis.name for analysis in discover() if analysis.claims and analysis.name in names}
+
+
+@pytest.mark.parametrize("files", [None, [], ["notes.json", "index.html"]], ids=["no folder", "empty", "other files"])
+def test_a_folder_without_results_is_refused(
+    mdm_interp: Callable[..., Ended], tmp_path: Path, files: list[str] | None
+) -> None:
+    if files is not None:
+        (tmp_path / "there").mkdir()
+    for name in files or ():
+        (tmp_path / "there" / name).write_text("{}")
+    before = contents(tmp_path)
+    assert_refused(mdm_interp("report", "--out", "there"), "there holds no results", "reproduce --out there")
+    assert contents(tmp_path) == before
+
+
+def test_a_damaged_result_is_named_before_anything_is_drawn(mdm_interp: Callable[..., Ended], tmp_path: Path) -> None:
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "depth.json").write_text('{"name": ')
+    before = contents(tmp_path)
+    assert_refused(mdm_interp("report"), "depth.json: not a result file")
+    assert contents(tmp_path) == before
 
 
 # ---- what is not a user's mistake

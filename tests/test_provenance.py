@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import platform
-import subprocess
 import sys
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,27 +13,29 @@ import pytest
 import torch
 from helpers import TINY_DEMO
 
-from mdm_interp.experiments.analysis import discover
+from mdm_interp.config import one_line
+from mdm_interp.devices import check_device
+from mdm_interp.experiments.analysis import Analysis, discover
+from mdm_interp.inference.prediction import predict
+from mdm_interp.meaning import meaning
 from mdm_interp.provenance import (
+    DECIDING,
     FILE,
-    LATER,
-    TRAINERS,
-    code,
     difference,
+    environment,
     machine,
     made_with,
     provenance,
-    sources,
     stamp,
     tally,
     versions,
 )
+from mdm_interp.training import demo
 from mdm_interp.training.demo import train_demo
-from mdm_interp.training.loop import demo
+from mdm_interp.training.loop import train
 from mdm_interp.training.runs import Resumable
 
-TRAINING, DEMO = TRAINERS
-OLD: dict[str, Any] = {"torch": "2.6.0", "mdm_interp.training.loop": "0ld", "cpu": "One", "threads": 1}
+OLD: dict[str, Any] = {"torch": "2.6.0", "training": "0ld", "cpu": "One", "threads": 1}
 NEW: dict[str, Any] = {**OLD, "torch": "2.13.0"}
 UNKNOWN = {"step": 0}
 
@@ -45,22 +44,30 @@ UNKNOWN = {"step": 0}
 
 
 def test_a_models_provenance_is_what_trains_here() -> None:
-    threads = torch.get_num_threads()
-    assert provenance(TRAINING, "cpu", torch.bfloat16) == {
+    assert provenance(train, "cpu", torch.bfloat16) == {
         **{name: version(name) for name in ("mdm-interp", "numpy", "torch")},
         "python": platform.python_version(),
-        "mdm_interp.training.loop": code(TRAINING),
+        "training": meaning(train).digest,
         **machine(),
-        "threads": threads,
         "device": "cpu",
         "dtype": "bfloat16",
     }
-    assert provenance(DEMO, "cpu", torch.float32)["mdm_interp.training.demo"] == code(DEMO) != code(TRAINING)
+    assert provenance(train_demo, "cpu", torch.float32)["training"] == meaning(train_demo).digest
+    assert meaning(train_demo).digest != meaning(train).digest
+
+
+def test_the_machine_is_named() -> None:
+    found = machine()
+    assert found.keys() == {"cpu", "instructions", "threads", "blas", "platform"}
+    assert found["threads"] == torch.get_num_threads()
+    assert found["instructions"] == torch.backends.cpu.get_cpu_capability()
+    assert found["platform"] == platform.platform()
+    assert json.loads(json.dumps(found)) == found
 
 
 def test_a_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU behind {device}")
-    assert provenance(TRAINING, "cuda:1", torch.float32)["device"] == "GPU behind cuda:1"
+    assert provenance(train, "cuda:1", torch.float32)["device"] == "GPU behind cuda:1"
 
 
 def test_the_processor_is_named_with_or_without_linuxs_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -79,13 +86,34 @@ def test_the_processor_is_named_with_or_without_linuxs_file(monkeypatch: pytest.
     assert name() == "arm"
 
 
-def test_versions_name_what_trains_apart_from_the_rest() -> None:
-    found = versions("analyses.depth")
-    packages = {name: version(name) for name in ("mdm-interp", "numpy", "scipy", "torch", "transformer-lens")}
-    assert found.items() >= {**packages, "python": platform.python_version()}.items()
-    assert found["mdm_interp.training.loop"] == code(TRAINING) != found["code"]
-    assert "mdm_interp.training.demo" not in found
-    assert versions("analyses.twin").items() >= {trainer: code(trainer) for trainer in TRAINERS}.items()
+def test_versions_are_of_the_code_and_of_the_packages_that_it_uses() -> None:
+    assert versions(check_device).keys() == {"code", "torch"}
+    assert versions(one_line).keys() == {"code"}
+    found = versions(predict)
+    assert found["code"] == meaning(predict).digest
+    assert found["torch"] == version("torch").partition("+")[0]
+    assert found.keys() <= {"code", *DECIDING}
+    assert "scipy" not in found, "it is for statistics"
+    assert versions(predict, train)["code"] == meaning(predict, train).digest
+
+
+def test_a_version_is_without_what_it_was_built_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "2.13.0+cu128")
+    assert versions(predict)["torch"] == "2.13.0"
+
+
+@pytest.mark.parametrize("analysis", discover(), ids=lambda analysis: analysis.name)
+def test_an_analysis_names_torch_and_nothing_that_is_not_installed(analysis: Analysis) -> None:
+    found = versions(*analysis.measuring())
+    assert "torch" in found
+    assert all(version(name).startswith(found[name]) for name in found if name != "code")
+
+
+def test_the_environment_tells_what_decides_no_number() -> None:
+    found = environment(train_demo)
+    python = {"mdm-interp": version("mdm-interp"), "python": platform.python_version()}
+    assert found == {**python, "training": meaning(train_demo).digest, **machine()}
+    assert found.keys().isdisjoint(versions(predict))
 
 
 # ---- in a model's folder
@@ -144,7 +172,7 @@ def test_what_trained_a_model_is_unknown_where_its_file_is_missing_or_damaged(tm
 def test_a_demo_checkpoint_says_what_trained_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At once, and resumed by something else after three steps."""
     folder = train_demo(tmp_path / "whole", TINY_DEMO, progress=False)
-    assert made_with(folder) == [{"step": 0, **provenance(DEMO, "cpu", torch.float32)}]
+    assert made_with(folder) == [{"step": 0, **provenance(train_demo, "cpu", torch.float32)}]
     saved = iter(range(3))
 
     def save_and_die(*args: Any) -> None:
@@ -182,7 +210,7 @@ def test_models_are_counted_by_what_trained_them(tmp_path: Path) -> None:
 
 # ---- what differs
 
-HERE = {"torch": "2.13.0", "mdm_interp.training.loop": "0ld", "code": "c0de", "scipy": "1"}
+HERE = {"torch": "2.13.0", "training": "0ld", "code": "c0de", "scipy": "1"}
 
 
 @pytest.mark.parametrize(
@@ -193,9 +221,11 @@ HERE = {"torch": "2.13.0", "mdm_interp.training.loop": "0ld", "code": "c0de", "s
         ([NEW, {**NEW, "cpu": "Two"}], ""),
         ([OLD], "torch 2.6.0 instead of 2.13.0"),
         (
-            [{**OLD, "mdm_interp.training.loop": "n3w"}],
-            "torch 2.6.0 instead of 2.13.0, mdm_interp.training.loop n3w instead of 0ld",
+            [{**OLD, "training": "n3w"}],
+            "torch 2.6.0 instead of 2.13.0, training n3w instead of 0ld",
         ),
+        ([{**NEW, "torch": "2.13.0+cu128"}], ""),
+        ([{**NEW, "mdm-interp": "0", "platform": "Another"}], ""),
         ([NEW, OLD, NEW, OLD], "torch 2.6.0 instead of 2.13.0"),
         ([{}], "unknown code and versions"),
         ([UNKNOWN, OLD], "unknown code and versions and torch 2.6.0 instead of 2.13.0"),
@@ -203,84 +233,3 @@ HERE = {"torch": "2.13.0", "mdm_interp.training.loop": "0ld", "code": "c0de", "s
 )
 def test_only_other_code_and_versions_are_told_apart(made_by: list[dict[str, Any]], said: str) -> None:
     assert difference(made_by, HERE) == said
-
-
-# ---- code
-
-STUDY = {
-    "__init__.py": "from .shared import measure\nfrom .other import unused\n",
-    "one.py": "import json\nfrom mdm_interp import routing\nfrom mdm_interp.cli import main\nfrom . import measure\n",
-    "shared.py": "def measure(runs):\n    from planted_study.deep import CONSTANT\n    return []\n",
-    "deep.py": "CONSTANT = 1\n",
-    "other.py": "unused = 1\n",
-}
-
-
-@pytest.fixture
-def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An installed package of another study."""
-    folder = tmp_path / "planted_study"
-    folder.mkdir()
-    for name, text in STUDY.items():
-        (folder / name).write_text(text)
-    monkeypatch.syspath_prepend(tmp_path)
-    yield folder
-    for name in [name for name in sys.modules if name.startswith("planted_study")]:
-        del sys.modules[name]
-
-
-def fresh(module: str) -> str:
-    """The digest of a module's code, not the one remembered from before a change."""
-    return code.__wrapped__(module)
-
-
-def test_the_code_digest_is_of_all_that_makes_the_numbers_and_nothing_else(study: Path) -> None:
-    one = "planted_study.one"
-    before = fresh(one)
-    for changing in ("one.py", "shared.py", "deep.py"):
-        (study / changing).write_text(STUDY[changing] + "# changed\n")
-        assert fresh(one) != before, changing
-        (study / changing).write_text(STUDY[changing])
-        assert fresh(one) == before
-    (study / "other.py").write_text("unused = 2\n")
-    (study / "new.py").write_text("from . import one\n")
-    assert fresh(one) == before
-
-
-def test_sources_go_through_what_only_hands_names_on(study: Path) -> None:
-    found = sources("planted_study.one")
-    assert [name for name in found if name.startswith("planted_study")] == [
-        "planted_study.deep",
-        "planted_study.one",
-        "planted_study.shared",
-    ]
-    ours = {name for name in found if name.startswith("mdm_interp")}
-    assert {"mdm_interp.measures.routes", "mdm_interp.data.queries", "mdm_interp.models.positions"} <= ours
-    assert ours.isdisjoint(
-        {"mdm_interp", "mdm_interp.cli", "mdm_interp.measures.evidence", "mdm_interp.interventions.edits"}
-    )
-    (study / "one.py").write_text("from mdm_interp import HookedTransformer as Model, storage as s\n")
-    found = sources("planted_study.one")
-    assert {"mdm_interp.models.transformer", "mdm_interp.measures.evidence"} <= found.keys()
-    assert found.keys().isdisjoint({"mdm_interp", "mdm_interp.measures.routes"})
-    (study / "one.py").write_text("import mdm_interp\nfrom planted_study import *\n")
-    assert {"mdm_interp", "mdm_interp.measures.routes", "planted_study.other"} <= sources("planted_study.one").keys()
-
-
-def test_an_analysis_run_as_a_program_is_made_of_the_same_sources() -> None:
-    program = "import sys, runpy; sys.argv[1:] = ['--help']\n"
-    program += "from mdm_interp.experiments.analysis import Analysis\nfrom mdm_interp.provenance import versions\n"
-    program += "Analysis.main = lambda self: print(versions(self.measure.__module__)['code'])\n"
-    program += "runpy.run_module('analyses.depth', run_name='__main__', alter_sys=True)\n"
-    root = Path(__file__).parents[1]
-    printed = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=100)
-    assert printed.stdout.strip() == fresh("analyses.depth"), printed.stderr
-
-
-@pytest.mark.parametrize("later", LATER)
-def test_looks_and_verdicts_are_in_no_digest(later: str) -> None:
-    importlib.import_module(later)
-    for analysis in discover():
-        found = sources(analysis.measure.__module__)
-        assert not [name for name in found if f"{name}.".startswith(f"{later}.")]
-        assert "mdm_interp.models.transformer" in found

@@ -11,6 +11,7 @@ import importlib.metadata
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
@@ -31,7 +32,6 @@ from mdm_interp.training.runs import Run
 from mdm_interp.viz.theme import titled
 
 ENTRY_POINTS = "mdm_interp.analyses"
-ALL = slice(None)
 SHARE = 8
 """How many runs a process measures before it takes others."""
 
@@ -116,54 +116,61 @@ class Analysis:
         stored = self.load(path) if path.exists() else None
         return stored if stored and stored.same_measurement(planned) else None
 
-    def subjects(self, lab: Lab, share: slice = ALL) -> list[tuple[str, Any]]:
-        """Return what is measured, each with a name: the finished runs of `configs`, trained first where they are
-        missing.
+    def train(self, lab: Lab) -> None:
+        """Train what is missing of `configs`."""
+        lab.runs(self.configs(lab.seeds))
 
-        Args:
-            share: Which of them.
-        """
-        return [(run.folder.name, run) for run in lab.runs(self.configs(lab.seeds)[share])]
+    def subjects(self, lab: Lab) -> dict[str, Callable[[], Any]]:
+        """Name what is measured, and say how each is opened: the finished runs of `configs`."""
+        return {config.digest(): partial(_open_run, lab, config) for config in self.configs(lab.seeds)}
 
     def rows(self, subject: Any) -> list[dict[str, Any]]:
         """Measure one subject."""
         return rows_of(subject, self.when(subject), self.measure)
 
-    def shares(self, lab: Lab) -> list[slice]:
+    def shares(self, lab: Lab) -> list[list[str]]:
         """Divide the subjects into shares, each to be measured in one go."""
-        return [slice(start, start + SHARE) for start in range(0, len(self.configs(lab.seeds)), SHARE)]
+        names = list(self.subjects(lab))
+        return [names[start : start + SHARE] for start in range(0, len(names), SHARE)]
 
-    def measure_share(self, lab: Lab, out: Path, share: slice, report: Callable[[int], Any]) -> None:
+    def measure_share(self, lab: Lab, out: Path, share: Sequence[str], report: Callable[[int], Any]) -> None:
         """Measure a share of the subjects for :meth:`result` to find, each saved as soon as it is done.
 
         Args:
             report: Told when a subject is done, with how many there are.
         """
-        parts, subjects = Parts(out, self.planned(lab)), self.subjects(lab, share)
-        total = len(subjects) if share == ALL else len(self.configs(lab.seeds))
-        for name, subject in subjects:
-            if parts.load(name) is None:
-                parts.save(name, tidy(self.rows(subject)))
-            report(total)
+        parts, subjects = Parts(out, self.planned(lab)), self.subjects(lab)
+        for name in share:
+            self._part(parts, name, subjects[name])
+            report(len(subjects))
+
+    def _part(self, parts: Parts, name: str, opened: Callable[[], Any]) -> list[dict[str, Any]]:
+        """The rows of one subject, which is opened if they are not there yet."""
+        if (rows := parts.load(name)) is None:
+            parts.save(name, rows := tidy(self.rows(opened())))
+        return rows
 
     def result(self, lab: Lab, out: Path) -> Result:
         """Return the result of this analysis: from `out` if it is there, otherwise measured and saved there."""
         planned = self.planned(lab)
         if stored := self._stored(planned, out):
             return stored
+        self.train(lab)
         planned = replace(planned, made_with=tally(map(lab.folder, self.origin(lab).runs)))
         return self._measured(planned, self.subjects(lab), out)
 
-    def _measured(self, planned: Result, subjects: Sequence[tuple[str, Any]], out: Path) -> Result:
-        parts, rows = Parts(out, planned), []
-        for name, subject in subjects:
-            if (found := parts.load(name)) is None:
-                parts.save(name, found := tidy(self.rows(subject)))
-            rows += found
+    def _measured(self, planned: Result, subjects: Mapping[str, Callable[[], Any]], out: Path) -> Result:
+        parts = Parts(out, planned)
+        rows = [row for name, opened in subjects.items() for row in self._part(parts, name, opened)]
         result = replace(planned, rows=tidy(rows), measured_with=environment(self.trainer))
         result.save(out / f"{self.name}.json")
         parts.delete()
         return self.load(out / f"{self.name}.json")
+
+
+def _open_run(lab: Lab, config: TrainConfig) -> Run:
+    (run,) = lab.runs([config])
+    return run
 
 
 @dataclass(frozen=True)
@@ -179,35 +186,35 @@ class CheckpointAnalysis(Analysis):
         """Name the functions whose code decides the numbers."""
         return self.measure, self.configs, open_probe
 
-    def subjects(self, lab: Lab, share: slice = ALL) -> list[tuple[str, Probe]]:
-        """Return the demo MDMs, each with the twin of its seed, asked about the facts that training states one way."""
-        configs = self.configs(lab.seeds)
-        folders = dict(zip(configs, train_demos(configs, lab), strict=True))
+    def train(self, lab: Lab) -> None:
+        """Train what is missing of `configs`."""
+        train_demos(self.configs(lab.seeds), lab)
 
-        def opened(config: DemoConfig) -> Probe:
-            folder = folders[config]
-            return replace(open_probe(folder, folder / "facts.csv", device=lab.device), name=f"demo {config.format}")
-
-        (twin,) = [opened(config) for config in configs if config.format == TWIN]
-        probes = [replace(opened(config), twin=twin) for config in configs if config.format != TWIN]
-        return self._named(probes)[share]
-
-    def _named(self, probes: Sequence[Probe]) -> list[tuple[str, Probe]]:
-        members = probes if self.needs_twin else each_checkpoint(probes)
-        return [(probe.origin().digest, probe) for probe in members]
+    def subjects(self, lab: Lab) -> dict[str, Callable[[], Probe]]:
+        """Name the demo checkpoints, asked about the facts that training states one way, and say how each is opened:
+        an MDM with the twin of its seed; or, if twins are measured by themselves, the twin after the first MDM."""
+        (twin,) = [config for config in self.configs(lab.seeds) if config.format == TWIN]
+        first, *others = [config for config in self.configs(lab.seeds) if config.format != TWIN]
+        if self.needs_twin:
+            return {config.digest(): partial(_open_demo, lab, config, twin) for config in (first, *others)}
+        return {config.digest(): partial(_open_demo, lab, config) for config in (first, twin, *others)}
 
     def rows(self, subject: Probe) -> list[dict[str, Any]]:
         """Measure one checkpoint."""
         return [{"checkpoint": subject.name, **row} for row in self.measure(subject)]
 
-    def shares(self, lab: Lab) -> list[slice]:
-        """Leave the checkpoints together, as each is opened once."""
-        return [ALL]
-
     def probe(self, probe: Probe, out: Path) -> Result:
         """Return the result for one probe: from `out` if it is there, otherwise measured and saved there."""
         planned = self._planned(probe.origin(), [])
-        return self._stored(planned, out) or self._measured(planned, self._named([probe]), out)
+        members = [probe] if self.needs_twin else each_checkpoint([probe])
+        subjects = {member.origin().digest: partial(replace, member) for member in members}
+        return self._stored(planned, out) or self._measured(planned, subjects, out)
+
+
+def _open_demo(lab: Lab, config: DemoConfig, twin: DemoConfig | None = None) -> Probe:
+    (folder,) = train_demos([config], lab)
+    probe = replace(open_probe(folder, folder / "facts.csv", device=lab.device), name=f"demo {config.format}")
+    return probe if twin is None else replace(probe, twin=_open_demo(lab, twin))
 
 
 def discover() -> list[Analysis]:

@@ -254,7 +254,7 @@ class Verdict:
     claim: dict[str, str]
     """id and sentence."""
     scope: dict[str, Any]
-    """The columns of `presets.SCOPE` (null: all of them) and the training stage."""
+    """The columns of `scope.SCOPE` (null: all of them) and the training stage."""
     role: Role
     """What the line can say: a key of :data:`ROLES`."""
     measure: str

@@ -153,12 +153,12 @@ def measure_all(analyses: Sequence[Analysis], lab: Lab, out: Path) -> list[Resul
     return [analysis.result(lab, out) for analysis in analyses]
 
 
-def _measure_share(name: str, lab: Lab, out: Path, share: slice, report: Callable[[Measured], Any]) -> None:
+def _measure_share(name: str, lab: Lab, out: Path, share: Sequence[str], report: Callable[[Measured], Any]) -> None:
     (analysis,) = [analysis for analysis in discover() if analysis.name == name]
     _measure(analysis, lab, out, share, report)
 
 
-def _measure(analysis: Analysis, lab: Lab, out: Path, share: slice, report: Callable[[Measured], Any]) -> None:
+def _measure(analysis: Analysis, lab: Lab, out: Path, share: Sequence[str], report: Callable[[Measured], Any]) -> None:
     analysis.measure_share(lab, out, share, lambda total: report(Measured(analysis.name, total)))
 
 

@@ -6,20 +6,26 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
+import yaml
 from document_helpers import ROOT, blocks, check_command, targets
-from helpers import TINY_DEMO
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
 
 from mdm_interp import cli
 from mdm_interp.config import TrainConfig
 from mdm_interp.experiments.analysis import discover
 from mdm_interp.experiments.grids import FULL_SEEDS, QUICK_SEEDS
-from mdm_interp.training.demo import train_demo
+from mdm_interp.stats.estimates import Estimate
 from mdm_interp.training.runs import Run
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+FINDINGS = ROOT / "docs" / "findings.md"
+SIDES = ("forward", "reverse")
 
 
 def run_python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -32,26 +38,114 @@ def run_python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return ran
 
 
-def test_the_first_two_python_blocks_run_as_written(tmp_path: Path) -> None:
-    ran = run_python("\n".join(blocks(README, "python")[:2]), tmp_path)
+def test_it_is_short() -> None:
+    assert len(README.splitlines()) <= 120
+
+
+@pytest.mark.slow
+def test_the_example_runs_as_written(tmp_path: Path) -> None:
+    (example,) = blocks(README, "python")
+    assert len([line for line in example.splitlines() if line.strip()]) <= 20
+    ran = run_python(example, tmp_path)
     number = r"tensor\(([\d.]+)\)"
-    forward, reverse = map(float, re.findall(rf"^forward {number} reverse {number}$", ran.stdout, re.MULTILINE)[0])
-    assert 0 < reverse <= 1
-    assert forward > 0.5, "it did not learn its facts"
-    assert "route correlation per layer and head tensor(" in ran.stdout
-    assert re.search(r"^torch\.Size\(\[\d+, 1, 6, 6\]\)$", ran.stdout, re.MULTILINE)
-    without = float(re.findall(rf"^without head 0 {number}$", ran.stdout, re.MULTILINE)[0])
-    assert abs(without - forward) > 1e-3, "silencing a head changes nothing"
-    pages = ["attention.html", "denoising.html", "routes.html"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == [*pages, "runs"]
+    (forward,), (reverse,) = (re.findall(rf"^{side} {number}$", ran.stdout, re.MULTILINE) for side in SIDES)
+    assert 0 < float(reverse) <= 1
+    assert float(forward) > 0.5, "it did not learn its facts"
+    assert "route correlation tensor(" in ran.stdout
+    ((before, after),) = re.findall(rf"^before {number} after {number}$", ran.stdout, re.MULTILINE)
+    assert abs(float(before) - float(reverse)) < 1e-3 and abs(float(after) - float(forward)) < 1e-3
+    assert "torch.Size([1, 1, 6, 6])" in ran.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["routes.html", "runs"]
 
 
-def test_the_last_python_block_runs_on_a_demo_checkpoint(tmp_path: Path) -> None:
-    train_demo(tmp_path / "demo", TINY_DEMO, progress=False)
-    *_, last = blocks(README, "python")
-    assert "nan" not in run_python(last, tmp_path).stdout
+# ---- what was found
+
+ROPE, POOL = "relation_cycle, any_order rope, 1 layer,", "MDM rope, d_head 64, base 1e6,"
+SAID: list[tuple[str, list[tuple[str, str, str]]]] = [
+    (
+        r"learned its facts forward \(probability (\S+)\) gives the reverse answer a probability of (\S+), while",
+        [
+            ("reversal_curse", "relation_cycle / ARM rope / forward_probability", ".2f"),
+            ("reversal_curse", "relation_cycle / ARM rope / reverse_probability", ".3f"),
+        ],
+    ),
+    (
+        r"has learned the same facts \((\S+)\) gives it (\S+ \[.+?\])\.",
+        [
+            ("reversal_curse", "relation_cycle / MDM rope / forward_probability", ".2f"),
+            ("reversal_curse", "relation_cycle / MDM rope / reverse_probability", "[.2f]"),
+        ],
+    ),
+    (
+        r"the reverse probability is (\S+ \[.+?\]) with two heads, (\S+ \[.+?\]) with four and (\S+) with eight\.",
+        [
+            ("head_specialisation", f"{ROPE} 2 heads of 32, end / reverse_probability", "[.2f]"),
+            ("head_specialisation", f"{ROPE} 4 heads of 16, end / reverse_probability", "[.2f]"),
+            ("head_specialisation", f"{ROPE} 8 heads of 8, end / reverse_probability", ".2f"),
+        ],
+    ),
+    (
+        r"equals the forward one, which is (\S+) with one head and (\S+?)\\\* with four\.",
+        [
+            ("reversal_curse", "relation_cycle / MDM alibi / forward_probability", ".2f"),
+            ("reversal_curse", "relation_cycle, 4 heads / MDM alibi / forward_probability", ".2f"),
+        ],
+    ),
+    (
+        r"the four-head model answers at (\S+) instead of (\S+)\.",
+        [
+            ("head_specialisation", f"{ROPE} 4 heads of 16, end / even_after", ".2f"),
+            ("head_specialisation", f"{ROPE} 4 heads of 16, end / reverse_probability", ".2f"),
+        ],
+    ),
+    (
+        r"a one-head model answers at (\S+), and at (\S+) if 80 % of the other facts were shown both ways\.",
+        [
+            ("one_sided_routes", f"{POOL} 0% both ways / end reverse_probability", ".2f"),
+            ("one_sided_routes", f"{POOL} 80% both ways / end reverse_probability", ".2f"),
+        ],
+    ),
+]
+"""Sentences of the README, and what each number in them is: analysis, figure of its summary, format. In brackets stands
+one with its interval."""
 
 
+@cache
+def summary(name: str) -> Mapping[str, Estimate]:
+    (analysis,) = [analysis for analysis in discover() if analysis.name == name]
+    return analysis.load(ROOT / "figures" / f"{name}.json").summary
+
+
+@pytest.mark.parametrize(("sentence", "quoted"), SAID)
+def test_what_was_found_is_in_the_results(sentence: str, quoted: list[tuple[str, str, str]]) -> None:
+    (said,) = re.findall(sentence, " ".join(README.split()))
+    for number, (analysis, figure, format) in zip(said, quoted, strict=True):
+        estimate = summary(analysis)[figure]
+        written = f"{estimate.value:{format.strip('[]')}}"
+        if format.startswith("["):
+            written += f" [{estimate.low:{format[1:-1]}}, {estimate.high:{format[1:-1]}}]"
+        assert number == written, f"{analysis}: {figure}"
+
+
+def test_every_finding_is_checked_and_has_its_seeds() -> None:
+    (section,) = re.findall(r"^1\. .+?(?=\n\n)", README, re.MULTILINE | re.DOTALL)
+    text, numbers = " ".join(section.split()), r"\d\.\d+"
+    checked = [number for sentence, _ in SAID for said in re.findall(sentence, text) for number in said]
+    assert len(re.findall(numbers, text)) == len(re.findall(numbers, " ".join(checked))), "a number is unchecked"
+    for sentence, quoted in SAID:
+        (place,) = re.finditer(sentence, text)
+        for group, (analysis, figure, _) in enumerate(quoted, start=1):
+            starred = text[place.end(group) :].startswith("\\*")
+            assert summary(analysis)[figure].n == (5 if starred else FULL_SEEDS), figure
+
+
+def test_alibi_answers_both_ways_alike() -> None:
+    for setting in ("relation_cycle", "relation_cycle, 4 heads"):
+        both = [summary("reversal_curse")[f"{setting} / MDM alibi / {side}_probability"].value for side in SIDES]
+        assert f"{both[0]:.2f}" == f"{both[1]:.2f}"
+
+
+@pytest.mark.slow
 def test_the_yaml_block_trains(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -66,37 +160,70 @@ def test_the_yaml_block_trains(
     assert Run.of(config).metrics()[-1]["step"] == config.steps == 300
 
 
-def test_the_table_lists_the_analyses_that_are_there() -> None:
-    listed = re.findall(r"^\| `(\w+)` \| (.+) \|$", README, re.MULTILINE)
+def test_the_findings_list_the_analyses_that_are_there() -> None:
+    listed = re.findall(r"^\| `(\w+)` \| (.+) \|$", FINDINGS.read_text(encoding="utf-8"), re.MULTILINE)
     assert listed == [(analysis.name, analysis.question) for analysis in discover()]
 
 
 def test_the_number_of_models_is_right(real_grid: None) -> None:
     trained = {config.digest() for analysis in discover() for config in analysis.configs(range(QUICK_SEEDS))}
     assert f"trains {len(trained)} small models" in " ".join(README.split())
-    assert {int(number) for number in re.findall(r"(\d+) seeds\)", README)} == {FULL_SEEDS}
+    assert f"with {QUICK_SEEDS} seeds" in README and f"trains {FULL_SEEDS} seeds" in " ".join(README.split())
 
 
 def test_the_commands_and_options_exist() -> None:
-    usages = re.findall(r"^    mdm-interp (.+)$", README, re.MULTILINE)
+    usages = re.findall(r"^    mdm-interp (.+?)(?: +#.*)?$", README, re.MULTILINE)
     usages += re.findall(r"`mdm-interp ([^`]+)`", README)
-    assert len(usages) >= 5
+    assert len(usages) >= 3
     for usage in usages:
         check_command(usage)
 
 
 def test_every_file_it_names_is_there() -> None:
     links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
-    assert {"docs/theory.md", "CITATION.cff"} <= set(links)
+    expected = {"docs/theory.md", "docs/findings.md", "docs/architecture.md", "CONTRIBUTING.md", "CITATION.cff"}
+    assert expected <= set(links)
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
 def test_the_make_targets_exist() -> None:
     recipes = targets()
-    named = set(re.findall(r"^    make (\w+)", README, re.MULTILINE)) | set(re.findall(r"`make (\w+)", README))
+    named = set(re.findall(r"(?:^    |`|\()make ([\w-]+)", README, re.MULTILINE))
     assert {"reproduce", "test"} <= named <= recipes.keys()
     assert "mdm-interp reproduce $(ARGS)" in recipes["reproduce"]
     assert re.search(r"pytest .*\$\(ARGS\)", recipes["test"])
+
+
+def test_the_fast_tests_leave_out_what_takes_long() -> None:
+    recipe = targets()["test-fast"]
+    assert '-m "not slow and not browser and not gpu"' in recipe
+    assert recipe.replace('-m "not slow and not browser and not gpu" ', "") == targets()["test"]
+
+
+def test_ci_runs_everything_on_every_python() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
+    (job,) = workflow["jobs"].values()
+    assert [step["run"] for step in job["steps"] if "run" in step][-1] == ".ci/run"
+    versions = [Version(version) for version in job["strategy"]["matrix"]["python"]]
+    (allowed,) = re.findall(r'^requires-python = "(.+)"$', (ROOT / "pyproject.toml").read_text("utf-8"), re.MULTILINE)
+    minors = [Version(f"3.{minor}") for minor in range(30)]
+    assert versions == [minor for minor in minors if minor in SpecifierSet(allowed)]
+
+
+def test_the_commit_hooks_are_the_linters() -> None:
+    said = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    entries = [hook["entry"] for repo in yaml.safe_load(said)["repos"] for hook in repo["hooks"]]
+    assert [entry.split()[0] for entry in entries] == [".venv/bin/ruff", ".venv/bin/ruff", ".venv/bin/pyright"]
+    (installs,) = re.findall(r"`make (\w+)` first", said)
+    assert ".[dev]" in installed_by(installs)
+
+
+def installed_by(target: str) -> str:
+    """The recipe of the file that a target of the Makefile stands for."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (file,) = re.findall(rf"^{target}: (.+)$", makefile, re.MULTILINE)
+    (recipe,) = re.findall(rf"^{re.escape(file)}:.*\n((?:\t.+\n?)*)", makefile, re.MULTILINE)
+    return recipe
 
 
 def test_ci_runs_the_linters_and_the_readmes_test_command() -> None:

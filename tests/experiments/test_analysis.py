@@ -1,15 +1,12 @@
-"""Analyses: how they are found, when they measure again, and that the four that are here say what their rows say."""
+"""Analyses: how they are found, when they measure again, and that those that are here say what their rows say."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import inspect
 import json
-import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +16,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 import torch
-from helpers import TINY_DEMO, train_here
+from helpers import TINY_DEMO, train_here, with_summary
 
 import analyses
 from analyses import evidence_growth, gradient_alignment, reversal_curse, route_correlation
@@ -28,16 +25,19 @@ from mdm_interp.errors import UserError
 from mdm_interp.experiments import analysis as analysis_module
 from mdm_interp.experiments import claims, grids, subjects
 from mdm_interp.experiments.analysis import ENTRY_POINTS, Analysis, discover, ledger
-from mdm_interp.experiments.results import Result, tidy
+from mdm_interp.experiments.claims import save_ledger
+from mdm_interp.experiments.grids import FULL_SEEDS
+from mdm_interp.experiments.results import Result, TrainedOrigin, tidy
+from mdm_interp.experiments.scope import stages
 from mdm_interp.experiments.subjects import Lab
 from mdm_interp.models.transformer import HookedTransformer
-from mdm_interp.provenance import provenance, sources, stamp, versions
+from mdm_interp.provenance import environment, machine, provenance, stamp, versions
 from mdm_interp.stats.estimates import Estimate, mean_estimate
-from mdm_interp.stats.tables import where
-from mdm_interp.training.loop import loop
+from mdm_interp.training.loop import train
 from mdm_interp.training.runs import Run
 
 ROOT = Path(__file__).parents[2]
+FIGURES = ROOT / "figures"
 MODULES = {module.ANALYSIS.name: module for module in (reversal_curse, evidence_growth, route_correlation)}
 MODULES["gradient_alignment"] = gradient_alignment
 BUILTIN = [analysis.name for analysis in discover()]
@@ -56,8 +56,9 @@ ANALYSIS = Analysis(
     name={name!r},
     question="Planted?",
     configs=lambda seeds: [],
-    measure=lambda runs: [],
+    measure=lambda run, step: [],
     summarize=lambda result: {{}},
+    takeaway=lambda result: "Planted.",
     draw=lambda result: None,
     order={order},
 )
@@ -100,13 +101,6 @@ def test_the_analyses_are_found_in_the_order_of_their_figures() -> None:
     assert {path.stem for path in (ROOT / "analyses").glob("[a-z]*.py")} == set(BUILTIN)
 
 
-@pytest.mark.parametrize("name", BUILTIN)
-def test_no_analysis_imports_another(name: str) -> None:
-    """What two of them need belongs to the library, and a change of one leaves the numbers of the other."""
-    theirs = [source for source in sources(f"analyses.{name}") if source.startswith("analyses")]
-    assert theirs == [f"analyses.{name}"]
-
-
 @pytest.mark.usefixtures("fresh_modules")
 def test_a_module_put_into_the_folder_is_found_without_an_edit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(tmp_path / "planted_analysis.py", order=7)
@@ -147,16 +141,16 @@ def test_two_analyses_of_one_name_are_refused(tmp_path: Path, monkeypatch: pytes
 
 
 class Counted:
-    """An analysis that counts how often it measures and draws rows from the runs it is given."""
+    """An analysis that keeps account of what it measures."""
 
     def __init__(self) -> None:
-        self.measured: list[list[str]] = []
+        self.measured: list[str] = []
 
     def analysis(self, **changes: Any) -> Analysis:
-        def measure(runs: Sequence[Run]) -> list[dict[str, Any]]:
-            assert all(run.finished and run.steps[-1] == run.config.steps for run in runs)
-            self.measured.append([run.folder.name for run in runs])
-            return [{"seed": run.config.seed, "value": run.config.seed + 1 / 3} for run in runs]
+        def measure(run: Run, step: int) -> list[dict[str, Any]]:
+            assert run.finished and step == run.steps[-1] == run.config.steps
+            self.measured.append(run.folder.name)
+            return [{"value": run.config.seed + 1 / 3}]
 
         fields: dict[str, Any] = {
             "name": "counted",
@@ -164,14 +158,16 @@ class Counted:
             "configs": lambda seeds: [tiny(seed) for seed in seeds],
             "measure": measure,
             "summarize": lambda result: {"value": mean_estimate(result.frame["value"])},
+            "takeaway": lambda result: "Measured.",
             "draw": lambda result: go.Figure(),
+            "when": lambda run: stages(run, ("end",)),
         }
         return Analysis(**{**fields, **changes})
 
 
 @pytest.fixture
 def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
-    monkeypatch.setattr(analysis_module, "train_all", train_here)
+    monkeypatch.setattr(subjects, "train_all", train_here)
     return Lab(n_seeds=2, root=tmp_path / "store")
 
 
@@ -179,13 +175,15 @@ def test_a_result_is_measured_once_and_read_from_then_on(lab: Lab, tmp_path: Pat
     counted = Counted()
     first = counted.analysis().result(lab, tmp_path)
     again = counted.analysis().result(lab, tmp_path)
-    assert counted.measured == [[tiny(0).digest(), tiny(1).digest()]]
+    assert counted.measured == [tiny(0).digest(), tiny(1).digest()]
     assert again == first
-    assert first.rows == [{"seed": 0, "value": 0.333333}, {"seed": 1, "value": 1.33333}]
+    assert [(row["seed"], row["value"]) for row in first.rows] == [(0, 0.333333), (1, 1.33333)]
+    assert [(row["run"], row["step"]) for row in first.rows] == [(tiny(seed).digest(), 4) for seed in (0, 1)]
     assert first.seeds == [0, 1]
     assert first.summary["value"].value == pytest.approx(0.833333, rel=1e-5)
-    assert first.config["runs"] == counted.measured[0]
-    assert [TrainConfig(**config).seed for config in first.config["first_seed"]] == [0]
+    assert isinstance(first.origin, TrainedOrigin)
+    assert (first.origin.kind, first.origin.runs) == ("runs", counted.measured)
+    assert [TrainConfig(**config) for config in first.origin.first_seed] == [tiny(0)]
 
 
 @pytest.mark.parametrize(
@@ -197,7 +195,7 @@ def test_settings_alone_never_make_it_measure_again(lab: Lab, tmp_path: Path, se
     counted = Counted()
     for _ in range(2):
         counted.analysis(settings=settings).result(lab, tmp_path)
-    assert len(counted.measured) == 1
+    assert len(counted.measured) == 2, "each of both runs once"
 
 
 def test_a_width_whose_initial_scale_has_many_digits_is_measured_once(lab: Lab, tmp_path: Path) -> None:
@@ -206,7 +204,7 @@ def test_a_width_whose_initial_scale_has_many_digits_is_measured_once(lab: Lab, 
     counted = Counted()
     for _ in range(2):
         counted.analysis().result(lab, tmp_path)
-    assert len(counted.measured) == 1
+    assert len(counted.measured) == 2, "each of both runs once"
 
 
 def test_other_settings_seeds_or_runs_are_measured_again(lab: Lab, tmp_path: Path) -> None:
@@ -215,15 +213,17 @@ def test_other_settings_seeds_or_runs_are_measured_again(lab: Lab, tmp_path: Pat
     counted.analysis(settings={"distances": [1]}).result(lab, tmp_path)
     counted.analysis(configs=lambda seeds: [tiny(seed + 5) for seed in seeds]).result(lab, tmp_path)
     assert counted.analysis().result(replace(lab, n_seeds=1), tmp_path).seeds == [0]
-    assert len(counted.measured) == 4
+    assert len(counted.measured) == 2 + 2 + 2 + 1
 
 
 def test_a_result_says_what_it_was_measured_with_and_what_trained_its_runs(lab: Lab, tmp_path: Path) -> None:
-    result = Counted().analysis().result(lab, tmp_path)
-    here = provenance(loop.__name__, "cpu", torch.float32)
-    assert result.made_with == [{"runs": 2, "by": [here]}]
-    assert result.machine == {"cpu": here["cpu"], "threads": torch.get_num_threads()}
-    assert {"numpy", "scipy", "torch", "mdm_interp.training.loop"} <= result.versions.keys()
+    analysis = Counted().analysis()
+    result = analysis.result(lab, tmp_path)
+    assert result.made_with == [{"runs": 2, "by": [provenance(train, "cpu", torch.float32)]}]
+    assert result.measured_with == environment(train)
+    assert result.measured_with.items() >= machine().items()
+    assert result.versions == versions(*analysis.measuring())
+    assert {"code", "torch"} <= result.versions.keys()
 
 
 def test_runs_that_something_else_trained_are_used_and_counted(lab: Lab, tmp_path: Path) -> None:
@@ -232,8 +232,8 @@ def test_runs_that_something_else_trained_are_used_and_counted(lab: Lab, tmp_pat
     stamp(runs[1].folder, 2, other)
     counted = Counted()
     result = counted.analysis().result(replace(lab, n_seeds=3), tmp_path)
-    assert counted.measured == [[run.folder.name for run in runs]]
-    here = provenance(loop.__name__, "cpu", torch.float32)
+    assert counted.measured == [run.folder.name for run in runs]
+    here = provenance(train, "cpu", torch.float32)
     assert result.made_with == [{"runs": 1, "by": by} for by in ([{}], [here, other], [here])]
 
 
@@ -242,24 +242,24 @@ def test_another_machine_or_another_past_of_the_runs_is_no_reason_to_measure_aga
 ) -> None:
     counted = Counted()
     first = counted.analysis().result(lab, tmp_path)
-    monkeypatch.setattr(analysis_module, "machine", lambda: {"cpu": "Another", "threads": 64})
+    monkeypatch.setattr(analysis_module, "environment", lambda trainer: {"cpu": "Another", "threads": 64})
     for run in lab.runs(counted.analysis().configs(lab.seeds)):
         stamp(run.folder, 0, {"torch": "1.0"})
     assert counted.analysis().result(lab, tmp_path) == first
-    assert len(counted.measured) == 1
+    assert len(counted.measured) == 2
     (tmp_path / "counted.json").unlink()
     again = counted.analysis().result(lab, tmp_path)
-    assert again.machine == {"cpu": "Another", "threads": 64}
+    assert again.measured_with == {"cpu": "Another", "threads": 64}
     assert again.made_with == [{"runs": 2, "by": [{"torch": "1.0"}]}]
 
 
-@pytest.mark.parametrize("package", ["torch", "numpy", "scipy", "python", "code"])
+@pytest.mark.parametrize("package", ["torch", "numpy", "scipy", "code"])
 def test_other_packages_are_a_reason(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     counted = Counted()
     counted.analysis().result(lab, tmp_path)
-    monkeypatch.setattr(analysis_module, "versions", lambda name: {**versions(name), package: "another"})
+    monkeypatch.setattr(analysis_module, "versions", lambda *functions: {**versions(*functions), package: "another"})
     counted.analysis().result(lab, tmp_path)
-    assert len(counted.measured) == 2
+    assert len(counted.measured) == 4
 
 
 def test_runs_and_demo_checkpoints_are_found_by_their_digests(lab: Lab) -> None:
@@ -283,23 +283,6 @@ def test_a_damaged_result_is_not_overwritten(lab: Lab, tmp_path: Path) -> None:
 def measured(tiny_result: Callable[[str], Result]) -> dict[str, Result]:
     """Each analysis' result on the tiny grid, with 2 seeds."""
     return {name: tiny_result(name) for name in MODULES}
-
-
-def committed(name: str) -> Result:
-    """As git holds it: `make reproduce` puts a figure of fewer seeds into the working tree."""
-    shown = subprocess.run(["git", "show", f"HEAD:figures/{name}.json"], cwd=ROOT, capture_output=True)
-    if shown.returncode:
-        pytest.skip(f"git holds no figures/{name}.json here: {shown.stderr.decode().strip()}")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"{name}.json"
-        path.write_bytes(shown.stdout)
-        return Result.load(path)
-
-
-@pytest.fixture(params=["tiny", "committed"])
-def result_of(request: pytest.FixtureRequest) -> Callable[[str], Result]:
-    """An analysis' result, measured here or committed."""
-    return committed if request.param == "committed" else request.getfixturevalue("tiny_result")
 
 
 def at_step(frame: pd.DataFrame, stage: str) -> pd.DataFrame:
@@ -399,8 +382,8 @@ def test_the_rows_are_tidy(measured: dict[str, Result], name: str) -> None:
 
 
 @every_analysis
-def test_each_figure_of_the_summary_follows_from_the_rows(result_of: Callable[[str], Result], name: str) -> None:
-    result = result_of(name)
+def test_each_figure_of_the_summary_follows_from_the_rows(tiny_result: Callable[[str], Result], name: str) -> None:
+    result = tiny_result(name)
     expected = EXPECTED[name](result.frame)
     assert result.summary.keys() == expected.keys()
     for quantity, estimate in result.summary.items():
@@ -411,37 +394,6 @@ def test_each_figure_of_the_summary_follows_from_the_rows(result_of: Callable[[s
         if estimate.n > 1:
             assert estimate.low <= estimate.value + tolerance, quantity
             assert estimate.value <= estimate.high + tolerance, quantity
-
-
-@every_installed
-def test_the_committed_summary_is_what_summarizing_its_rows_gives(name: str) -> None:
-    result = committed(name)
-    again = module_of(name).ANALYSIS.summarize(result)
-    assert again.keys() == result.summary.keys()
-    for quantity, estimate in again.items():
-        stored = result.summary[quantity]
-        for part in ("value", "low", "high"):
-            assert getattr(stored, part) == pytest.approx(getattr(estimate, part), rel=1e-5, nan_ok=True), (
-                quantity,
-                part,
-            )
-        assert stored.n == estimate.n
-
-
-@every_analysis
-def test_the_committed_rows_hold_every_seed_at_every_step(name: str) -> None:
-    result = committed(name)
-    assert result.seeds == list(range(10))
-    assert result.question == MODULES[name].ANALYSIS.question
-    whole = result.frame
-    if name == "evidence_growth":
-        whole = whole[whole["margin"].notna()]
-    if name == "route_correlation":
-        whole = whole[whole["kind"] == "correlation"]
-    if name == "reversal_curse":
-        whole = where(whole, setting="relation_cycle")  # the others have half of the seeds
-    seeds = whole.groupby(["variant", "step"])["seed"].nunique()
-    assert seeds[seeds != 10].empty, f"seeds are missing: {seeds[seeds != 10].to_dict()}"
 
 
 @pytest.mark.parametrize(
@@ -479,22 +431,22 @@ QUOTED: dict[str, dict[str, str]] = {
 
 
 @every_analysis
-def test_the_takeaway_quotes_the_summary(result_of: Callable[[str], Result], name: str) -> None:
-    summary, takeaway = result_of(name).summary, MODULES[name].takeaway
+def test_the_takeaway_quotes_the_summary(tiny_result: Callable[[str], Result], name: str) -> None:
+    result, takeaway = tiny_result(name), MODULES[name].takeaway
     for quantity, rounding in QUOTED[name].items():
-        assert format(summary[quantity].value, rounding) in takeaway(summary), quantity
+        assert format(result.summary[quantity].value, rounding) in takeaway(result), quantity
         planted = 777.0
-        changed = takeaway({**summary, quantity: Estimate(planted, planted, planted, 2)})
-        assert changed != takeaway(summary), quantity
+        changed = takeaway(with_summary(result, {quantity: Estimate(planted, planted, planted, 2)}))
+        assert changed != takeaway(result), quantity
         assert format(planted, rounding) in changed, quantity
 
 
 def test_the_takeaways_derived_figures_follow_the_summary(measured: dict[str, Result]) -> None:
-    summary = measured["gradient_alignment"].summary
+    result = measured["gradient_alignment"]
     small = {f"MDM {scheme} / final storage_term": Estimate(3.0, 3.0, 3.0, 2) for scheme in grids.MDM_SCHEMES}
     small["MDM none / final storage_term"] = Estimate(0.0123, 0.0123, 0.0123, 2)
-    assert "ends at 0.012 or more in every MDM" in gradient_alignment.takeaway({**summary, **small})
-    ranks = {**measured["evidence_growth"].summary, "rank by chance": Estimate(10.5, 10.5, 10.5, 2)}
+    assert "ends at 0.012 or more in every MDM" in gradient_alignment.takeaway(with_summary(result, small))
+    ranks = with_summary(measured["evidence_growth"], {"rank by chance": Estimate(10.5, 10.5, 10.5, 2)})
     assert "Among the 20 entities of its role" in evidence_growth.takeaway(ranks)
 
 
@@ -506,15 +458,13 @@ def has_marks(trace: Any) -> bool:
 
 
 @every_installed
-def test_the_figure_is_labelled_and_nothing_in_it_is_empty(result_of: Callable[[str], Result], name: str) -> None:
-    result, module = result_of(name), module_of(name)
-    figure = module.ANALYSIS.draw(result)
+def test_the_figure_is_labelled_and_nothing_in_it_is_empty(tiny_result: Callable[[str], Result], name: str) -> None:
+    result, module = tiny_result(name), module_of(name)
+    figure = module.ANALYSIS.figure(result)
     assert isinstance(figure, go.Figure)
     layout = figure.to_dict()["layout"]
     assert figure.layout.title.text == f"<b>{result.question}</b>"
-    (given,) = inspect.signature(module.takeaway).parameters
-    said = module.takeaway({"result": result, "summary": result.summary}[given])
-    assert figure.layout.title.subtitle.text.replace("<br>", " ") == said
+    assert figure.layout.title.subtitle.text.replace("<br>", " ") == module.ANALYSIS.takeaway(result)
     assert figure.layout.font.family is None, "the theme gives the font"
     assert figure.layout.template.layout.font.family.startswith("DejaVu Sans")
     assert (figure.layout.width, figure.layout.template.layout.paper_bgcolor) == (1400, "white")
@@ -537,7 +487,7 @@ def test_a_figure_is_redrawn_from_its_file_without_a_model(
     tiny_result: Callable[[str], Result], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     analysis, result = module_of(name).ANALYSIS, tiny_result(name)
-    drawn = analysis.draw(replace(result, rows=tidy(result.rows)))
+    drawn = analysis.figure(replace(result, rows=tidy(result.rows)))
     result.save(tmp_path / "copy.json")
 
     def refuse(*_: Any, **__: Any) -> None:
@@ -545,7 +495,7 @@ def test_a_figure_is_redrawn_from_its_file_without_a_model(
 
     monkeypatch.setattr(HookedTransformer, "__init__", refuse)
     monkeypatch.setattr(Run, "metrics", refuse)
-    redrawn = analysis.draw(Result.load(tmp_path / "copy.json"))
+    redrawn = analysis.figure(analysis.load(tmp_path / "copy.json"))
     assert redrawn.to_json() == drawn.to_json()
     assert len(traces(redrawn)) > 4
 
@@ -562,33 +512,27 @@ def test_a_figure_shows_the_numbers_of_its_rows(measured: dict[str, Result], nam
     assert sum(one != other for one, other in zip(before, after, strict=True)) >= 4
 
 
-# ---- what the committed rows show
+# ---- the committed results
 
 
-def test_the_readmes_findings_are_what_the_committed_rows_say() -> None:
-    judging = [analysis for analysis in discover() if analysis.claims]
-    verdicts = ledger(judging, {analysis.name: committed(analysis.name) for analysis in judging})
+def test_the_committed_results_are_whole_and_the_ledger_and_the_readme_say_what_they_say(
+    tiny_result: Callable[[str], Result], tmp_path: Path
+) -> None:
+    found = {path.stem for path in FIGURES.glob("*.json")} - {"claims"}
+    assert found == set(BUILTIN)
+    results = {}
+    for analysis in discover():
+        result = results[analysis.name] = analysis.load(FIGURES / f"{analysis.name}.json")
+        assert (result.name, result.question) == (analysis.name, analysis.question)
+        assert result.seeds == list(range(FULL_SEEDS)), analysis.name
+        assert result.rows and set(result.frame.columns) == set(tiny_result(analysis.name).frame.columns), analysis.name
+        if isinstance(result.origin, TrainedOrigin) and result.origin.kind == "runs":
+            assert set(result.frame["run"]) == set(result.origin.runs), analysis.name
+            assert set(result.frame["seed"]) == set(range(FULL_SEEDS)), analysis.name
+        summary = result.summary
+        assert summary and analysis.takeaway(result), analysis.name
+    verdicts = ledger(discover(), results)
+    save_ledger(verdicts, path := tmp_path / "claims.json")
+    assert path.read_text(encoding="utf-8") == (FIGURES / "claims.json").read_text(encoding="utf-8")
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert claims.MARKS[0] + "\n" + claims.findings(verdicts) + "\n" + claims.MARKS[1] in readme
-
-
-def at_the_end(variant: str) -> pd.DataFrame:
-    frame = committed("reversal_curse").frame
-    kept = where(frame, setting="relation_cycle", variant=variant, step=4000)
-    assert sorted(kept["seed"]) == list(range(10))
-    return kept
-
-
-@pytest.mark.parametrize("variant", ["MDM alibi", "MDM none"])
-def test_symmetric_schemes_answer_both_ways_under_every_seed(variant: str) -> None:
-    last = at_the_end(variant)
-    assert last["forward_accuracy"].mean() > 0.9
-    # One seed's last checkpoint may fall into a passing dip, which another machine's arithmetic does not have.
-    assert last["forward_probability"].min() > grids.LEARNT
-    assert (last["forward_probability"] - last["reverse_probability"]).abs().max() <= 0.02
-
-
-def test_the_arm_is_no_better_than_chance_in_reverse_under_any_seed() -> None:
-    last = at_the_end("ARM rope")
-    assert last["forward_probability"].min() > 0.9
-    assert (last["reverse_probability"] <= last["chance"]).all()

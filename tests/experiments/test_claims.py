@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers import planted_result
 from scipy import stats as scipy_stats
 
 from analyses import prediction_link, signatures
@@ -57,7 +58,7 @@ BELOW = replace(ABOVE, side="below", margin=0.05)
 
 
 def result_of(rows: Sequence[dict[str, Any]], name: str = "planted") -> Result:
-    return Result(name, "Planted?", {}, list(SEEDS), {}, [{**PLACE, **row} for row in rows], {})
+    return planted_result(name, [{**PLACE, **row} for row in rows], seeds=list(SEEDS))
 
 
 def rows_of(effects: Sequence[float], null: float = 0.0, **where: Any) -> list[dict[str, Any]]:

@@ -19,7 +19,16 @@ from mdm_interp.experiments.grids import (
     head_grid,
     pool_grid,
 )
-from mdm_interp.experiments.scope import about, at_stages, scope_label, stages
+from mdm_interp.experiments.scope import (
+    about,
+    checkpoints,
+    metrics_at,
+    rows_of,
+    scope_label,
+    second_checkpoints,
+    stages,
+    trained_stages,
+)
 from mdm_interp.training.runs import Run
 
 pytestmark = pytest.mark.usefixtures("real_grid")
@@ -31,47 +40,78 @@ def run_with(metrics: dict[int, float], folder: Path, **model: Any) -> Run:
     (run.folder / "checkpoints").mkdir(parents=True)
     for step in metrics:
         run.checkpoint_path(step).touch()
-    rows = [{"step": step, "forward_probability": value} for step, value in metrics.items()]
+    rows = [
+        {"step": step, "forward_probability": value, "reverse_probability": value / 2}
+        for step, value in metrics.items()
+    ]
     run.metrics_path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     return run
 
 
 def test_early_lies_between_the_checkpoints_around_a_forward_probability_of_a_half(tmp_path: Path) -> None:
     run = run_with({0: 0.0, 10: 0.4, 20: 0.8, 30: 0.3, 40: 0.9}, tmp_path)
-    found = stages(run)
+    found = dict(stages(run))
+    assert list(found) == ["initial", "early", "end"]
     assert found["initial"] == {0: 1.0} and found["end"] == {40: 1.0}
     assert found["early"] == {10: pytest.approx(0.75), 20: pytest.approx(0.25)}
 
 
 def test_a_run_that_does_not_learn_has_no_early_stage(tmp_path: Path) -> None:
-    assert set(stages(run_with({0: 0.0, 10: 0.4}, tmp_path))) == {"initial", "end"}
+    assert [stage for stage, _ in stages(run_with({0: 0.0, 10: 0.4}, tmp_path))] == ["initial", "end"]
 
 
 @pytest.mark.parametrize("metrics", [{0: 0.6, 10: 0.9}, {0: 0.1, 10: 0.5}])
 def test_a_checkpoint_at_a_half_is_the_early_stage_itself(metrics: dict[int, float], tmp_path: Path) -> None:
     run = run_with(metrics, tmp_path)
     at = 0 if metrics[0] > 0.5 else 10
-    assert {step for step, weight in stages(run)["early"].items() if weight} == {at}
+    assert {step for step, weight in dict(stages(run))["early"].items() if weight} == {at}
+
+
+def test_other_moments_are_every_checkpoint_or_a_part_of_them(tmp_path: Path) -> None:
+    run = run_with({0: 0.0, 10: 0.4, 20: 0.8, 30: 0.9}, tmp_path)
+    assert checkpoints(run) == [("checkpoint", {step: 1.0}) for step in (0, 10, 20, 30)]
+    assert second_checkpoints(run) == [("checkpoint", {step: 1.0}) for step in (0, 10, 30)]
+    assert trained_stages(run) == stages(run)[1:] == stages(run, ("early", "end"))
+    assert [stage for stage, _ in stages(run, ("end",))] == ["end"]
 
 
 def test_rows_are_interpolated_at_one_forward_probability(tmp_path: Path) -> None:
-    values = {0: 0.0, 10: 0.4, 20: 0.8}
-    run = run_with(values, tmp_path)
+    run = run_with({0: 0.0, 10: 0.4, 20: 0.8}, tmp_path)
 
-    def measure(step: int) -> list[dict[str, Any]]:
-        return [
-            {"layer": layer, "forward_probability": values[step], "x": float(step + layer), "same": 1e-6, "name": "a"}
-            for layer in (0, 1)
-        ]
+    def measure(run: Run, step: int) -> list[dict[str, Any]]:
+        return [{"layer": layer, "x": float(step + layer), "same": 1e-6, "name": f"at {step}"} for layer in (0, 1)]
 
-    rows = at_stages(run, measure)
+    rows = rows_of(run, stages(run), measure)
     assert [(row["stage"], row["step"], row["layer"]) for row in rows] == [
         ("initial", 0, 0), ("initial", 0, 1), ("early", 12, 0), ("early", 12, 1), ("end", 20, 0), ("end", 20, 1),
     ]  # fmt: skip
-    assert [row["forward_probability"] for row in rows[2:4]] == pytest.approx([0.5, 0.5])
-    assert [row["x"] for row in rows[2:4]] == pytest.approx([12.5, 13.5])
-    assert {row["same"] for row in rows} == {1e-6} and {row["name"] for row in rows} == {"a"}
-    assert {row["stage"] for row in at_stages(run, measure, ("end",))} == {"end"}
+    early = rows[2:4]
+    assert [row["forward_probability"] for row in early] == pytest.approx([0.5, 0.5])
+    assert [row["reverse_probability"] for row in early] == pytest.approx([0.25, 0.25])
+    assert [row["x"] for row in early] == pytest.approx([12.5, 13.5])
+    assert {row["same"] for row in rows} == {1e-6}
+    assert [row["name"] for row in early] == ["at 20", "at 20"], "the later one's"
+
+
+def test_rows_say_of_which_run_and_when_and_what_chance_is(tmp_path: Path) -> None:
+    run, asked = run_with({0: 0.0, 10: 0.4}, tmp_path), []
+
+    def measure(run: Run, step: int) -> list[dict[str, Any]]:
+        asked.append(step)
+        return [{"value": step, "forward_probability": 0.125}] if step else []
+
+    (row,) = rows_of(run, checkpoints(run), measure)
+    assert asked == [0, 10]
+    assert row == {
+        **about(run),
+        "chance": run.facts.chance,
+        "stage": "checkpoint",
+        "step": 10,
+        "value": 10,
+        "forward_probability": 0.125,  # what is measured takes the place of what training recorded
+        "reverse_probability": 0.2,
+    }
+    assert metrics_at(run, 10) == {"forward_probability": 0.4, "reverse_probability": 0.2}
 
 
 def test_settings_are_called_by_what_sets_them_apart(tmp_path: Path) -> None:

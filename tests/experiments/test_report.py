@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import struct
 from collections.abc import Callable, Iterator
 from itertools import combinations
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import plotly.graph_objects as go
 import plotly.io as pio
 import pytest
+from filelock import FileLock
 from page_helpers import HOSTILE, opened
 from playwright.sync_api import Browser, Page, expect
 from plotly.offline import get_plotlyjs
@@ -20,7 +22,8 @@ from report_helpers import QUESTION, SETTING, SUMMARY, TAKEAWAY, drawing, result
 
 from mdm_interp.experiments.analysis import CheckpointAnalysis, discover
 from mdm_interp.experiments.report import write_figures, write_index
-from mdm_interp.experiments.results import Result
+from mdm_interp.experiments.results import CheckpointOrigin, Result, TrainedOrigin
+from mdm_interp.experiments.runner import report
 from mdm_interp.stats.estimates import Estimate
 from mdm_interp.viz.theme import legend_at
 
@@ -91,6 +94,22 @@ def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkey
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def trained_on(*runs: str) -> TrainedOrigin:
+    return TrainedOrigin(kind="runs", runs=list(runs), first_seed=[{"seed": 0}])
+
+
+GIVEN = CheckpointOrigin(
+    checkpoint="LLaDA",
+    model={"n_layers": 32, "n_heads": 16, "d_model": 4096},
+    digest="d1",
+    facts=7,
+    pairs={"positional": 14, "relational": 12},
+    skipped={"positional": 0, "relational": 2},
+    reasons={"positional": [], "relational": ["row 3", "row 4"]},
+    twin=None,
+)
+
+
 def text_of(page: Path) -> str:
     """What a page says, without its tags, scripts and styles."""
     text = re.sub(r"(?s)<(script|style)\b.*?</\1>", "", page.read_text(encoding="utf-8"))
@@ -103,8 +122,7 @@ def test_a_figure_names_the_runs_behind_it_by_setting(tmp_path: Path) -> None:
         {**SETTING, "seed": 1, "run": "bb"},
         {"variant": "MDM none", "seed": 0, "run": "cc"},
     ]
-    config = {"runs": ["aa", "cc", "bb", "dd"], "first_seed": [{"seed": 0}, {"seed": 0}]}
-    index = write(tmp_path, (result(config=config, rows=rows), drawing()))
+    index = write(tmp_path, (result(origin=trained_on("aa", "cc", "bb", "dd"), rows=rows), drawing()))
     for page in (index, tmp_path / "tiny.html"):
         said = text_of(page)
         assert "Its 4 runs mdm-interp runs show DIGEST" in said
@@ -112,7 +130,11 @@ def test_a_figure_names_the_runs_behind_it_by_setting(tmp_path: Path) -> None:
     assert "1 analysis of 4 trained models with 3 seeds, 3 rows of measurements." in text_of(index)
 
 
-HERE = {"torch": "2.13.0", "numpy": "2.2.0", "mdm_interp.training.loop": "n3w", "code": "c0de"}
+HERE = {"torch": "2.13.0", "numpy": "2.2.0", "training": "n3w", "code": "c0de"}
+MEASURED: dict[str, Any] = {
+    "versions": {name: HERE[name] for name in ("torch", "numpy", "code")},
+    "measured_with": {"training": HERE["training"], "cpu": "Three", "threads": 3},
+}
 
 
 def trained(n: int, *by: dict[str, Any]) -> dict[str, Any]:
@@ -121,62 +143,54 @@ def trained(n: int, *by: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_figure_names_the_runs_that_other_code_or_versions_trained(tmp_path: Path) -> None:
-    config = {"runs": [f"r{i}" for i in range(20)]}
+    origin = trained_on(*(f"r{i}" for i in range(20)))
     same, another_cpu = {"threads": 1}, {"cpu": "Two"}
     alike = [trained(9, same), trained(1, another_cpu)]
     others = [
         trained(4, {"torch": "2.6.0"}),
         trained(1, {}),
         trained(2, same, {"torch": "2.6.0", "cpu": "Two"}),
-        trained(3, {"mdm_interp.training.loop": "0ld", "numpy": "1.26.4"}),
+        trained(3, {"training": "0ld", "numpy": "1.26.4"}),
     ]
-    measured = result(config=config, versions=HERE, made_with=[*alike, *others])
+    measured = result(**MEASURED, origin=origin, made_with=[*alike, *others])
     index = write(tmp_path, (measured, drawing()))
     for page in (index, tmp_path / "tiny.html"):
         assert (
             "10 of 20 runs were trained by other code or versions: 6 with torch 2.6.0 instead of 2.13.0; 3 with numpy "
-            "1.26.4 instead of 2.2.0, mdm_interp.training.loop 0ld instead of n3w; 1 with unknown code and versions."
+            "1.26.4 instead of 2.2.0, training 0ld instead of n3w; 1 with unknown code and versions."
         ) in text_of(page)
 
 
 def test_a_figure_says_nothing_of_what_trained_its_runs_where_all_agree(tmp_path: Path) -> None:
     agreeing = [trained(2, {"threads": 1}), trained(1, {"cpu": "Two"}, {"device": "GPU"})]
-    measured = result(config={"runs": ["aa", "bb", "cc"]}, versions=HERE, made_with=agreeing)
-    of_given_checkpoint = result()
+    measured = result(**MEASURED, origin=trained_on("aa", "bb", "cc"), made_with=agreeing)
+    of_given_checkpoint = result(origin=GIVEN)
     for each in (measured, of_given_checkpoint):
         assert "trained by" not in text_of(write(tmp_path, (each, drawing())))
 
 
 def test_a_figure_of_one_other_run_and_one_from_before_it_was_recorded(tmp_path: Path) -> None:
-    config = {"runs": ["aa", "bb"]}
-    one = result(config=config, versions=HERE, made_with=[trained(1, {}), trained(1, {"cpu": "Two"})])
+    origin = trained_on("aa", "bb")
+    one = result(**MEASURED, origin=origin, made_with=[trained(1, {}), trained(1, {"cpu": "Two"})])
     said = text_of(write(tmp_path, (one, drawing())))
     assert "1 of 2 runs was trained by other code or versions: 1 with unknown code and versions." in said
-    old = result(config=config)
+    old = result(origin=origin)
     said = text_of(write(tmp_path, (old, drawing())))
     assert "2 of 2 runs were trained by other code or versions: 2 with unknown code and versions." in said
 
 
 def test_a_figure_of_demo_checkpoints_names_them(tmp_path: Path) -> None:
-    config = {"runs": ["aa", "bb"], "first_seed": [{"format": "llada"}, {"format": "qwen2"}]}
-    said = text_of(write(tmp_path, (result(config=config), drawing())))
+    formats: list[dict[str, Any]] = [{"format": "llada"}, {"format": "qwen2"}]
+    origin = TrainedOrigin(kind="demos", runs=["aa", "bb"], first_seed=formats)
+    said = text_of(write(tmp_path, (result(origin=origin), drawing())))
     assert "demo checkpoint, llada: aa demo checkpoint, qwen2: bb" in said
     assert "runs show" not in said
     assert "Of checkpoints" in said
 
 
 def test_a_figure_of_a_given_checkpoint_says_which_and_what_it_was_asked(tmp_path: Path) -> None:
-    about = {
-        "checkpoint": "LLaDA",
-        "model": {"n_layers": 32, "n_heads": 16, "d_model": 4096},
-        "digest": "d1",
-        "facts": 7,
-        "pairs": {"positional": 14, "relational": 12},
-        "skipped": {"positional": 0, "relational": 2},
-        "twin": None,
-    }
-    config = about | {"twin": about | {"checkpoint": "LLaMA", "digest": "d2"}}
-    said = text_of(write(tmp_path, (result(config=config), drawing())))
+    twin = GIVEN.model_copy(update={"checkpoint": "LLaMA", "digest": "d2"})
+    said = text_of(write(tmp_path, (result(origin=GIVEN.model_copy(update={"twin": twin})), drawing())))
     asked = "asked about 7 facts (positional: 14 pairs, 0 skipped; relational: 12 pairs, 2 skipped)."
     assert f"Checkpoint LLaDA: 32 layers of 16 heads, width 4096, digest d1; {asked}" in said
     assert f"Its twin LLaMA: 32 layers of 16 heads, width 4096, digest d2; {asked}" in said
@@ -193,24 +207,40 @@ def test_the_report_links_the_interactive_pages_that_are_there(tmp_path: Path) -
     assert "Look inside" not in write(tmp_path).read_text(encoding="utf-8")
 
 
+@pytest.fixture(scope="session")
+def figures(shared_folder: Path) -> Path:
+    """A folder of the committed results and of what is drawn of them, in one of the session's processes."""
+    folder = shared_folder / "figures"
+    with FileLock(shared_folder / "figures.lock"), pytest.MonkeyPatch.context() as patch:
+        if not (folder / "index.html").exists():
+            folder.mkdir()
+            for name in NAMES:
+                shutil.copy(FIGURES / f"{name}.json", folder)
+            patch.setattr(pio, "write_images", None)  # to save the time
+            assert report(folder).figures == NAMES
+    return folder
+
+
+def test_the_report_is_of_every_committed_result(figures: Path) -> None:
+    written = {path.name for path in figures.iterdir()}
+    assert written == {*(f"{name}.{kind}" for name in NAMES for kind in ("json", "html")), *OF_ALL}
+    for name in NAMES:
+        assert (figures / f"{name}.json").read_bytes() == (FIGURES / f"{name}.json").read_bytes()
+
+
+OF_ALL = ("index.html", "claims.json", "plotly.min.js")
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_the_committed_pages_share_one_plotly(name: str) -> None:
-    committed(f"{name}.html")
+def test_the_pages_share_one_plotly(name: str, figures: Path) -> None:
     for page in (f"{name}.html", "index.html"):
-        text = committed(page).read_text(encoding="utf-8")
+        text = (figures / page).read_text(encoding="utf-8")
         assert text.count('<script src="plotly.min.js"></script>') == 1
         assert not re.search(r"""(?:src|href)=["'](?:https?:)?//""", text), "something comes from the network"
         assert "Copyright 2012" not in text, "a copy of plotly.js"
         for link in re.findall(r'href="([^"#]+)"', text):
-            assert (FIGURES / link).exists(), f"{page} links to {link}"
+            assert (figures / link).exists(), f"{page} links to {link}"
     assert f'<section id="{name}">' in text
-
-
-def committed(name: str) -> Path:
-    path = FIGURES / name
-    if not path.exists():
-        pytest.skip(f"figures/{name} is not there; `make reproduce` writes it")
-    return path
 
 
 # ---- in a browser: the figures
@@ -348,8 +378,10 @@ def test_the_overlap_check_sees_a_legend_on_an_axis_title(tmp_path: Path, show: 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_committed_figure_is_readable(name: str, show: Callable[[Path], Shown]) -> None:
-    shown = show(committed(f"{name}.html"))
+def test_the_figure_of_the_committed_result_is_readable(
+    name: str, figures: Path, show: Callable[[Path], Shown]
+) -> None:
+    shown = show(figures / f"{name}.html")
     assert_shown(shown, n_plots=1)
     (plot, *texts) = shown.plots[0]
     kinds = {"title", "subtitle", "panel title", "x title"}
@@ -363,8 +395,8 @@ def test_the_committed_figure_is_readable(name: str, show: Callable[[Path], Show
     assert [text for text in visible if not text.is_inside(plot)] == [], "cut off at the edge"
 
 
-def test_the_committed_index_shows_every_figure(show: Callable[[Path], Shown]) -> None:
-    assert_shown(show(committed("index.html")), n_plots=len(NAMES))
+def test_the_report_shows_every_figure(figures: Path, show: Callable[[Path], Shown]) -> None:
+    assert_shown(show(figures / "index.html"), n_plots=len(NAMES))
 
 
 DRAWN = "[...document.querySelectorAll('.plot')].map(plot => Boolean(plot.querySelector('.main-svg')))"
@@ -483,7 +515,7 @@ FOCUSED = """() => {
 
 
 def test_every_control_is_reached_and_worked_by_keyboard(tmp_path: Path, browser: Browser) -> None:
-    index = write(tmp_path, (result(config={"runs": ["aa"]}), drawing()), verdicts=VERDICTS)
+    index = write(tmp_path, (result(origin=trained_on("aa")), drawing()), verdicts=VERDICTS)
     with opened(browser, index) as (page, problems):
         page.wait_for_function("document.querySelector('.curves:not([hidden])')")
         page.keyboard.press("Tab")
@@ -570,28 +602,39 @@ def test_a_figure_has_a_text_alternative_made_from_its_summary(tmp_path: Path, b
 def write_named(folder: Path, names: list[str]) -> Path:
     """A report in which whatever can have a name has one of these, or all."""
     joined = " ".join(names)
-    about = {"checkpoint": names[0], "model": {"n_layers": 1, "n_heads": 1, "d_model": 1}, "digest": names[1]}
-    asked = {"facts": 1, "pairs": {names[0]: 1}, "skipped": {names[0]: 1}, "twin": None}
-    named = result(
-        question=joined,
-        config={"runs": names, **about, **asked},
-        rows=[{"run": name, "variant": name} for name in names],
-        summary={name: Estimate(0.5, 0.4, 0.6, 3) for name in names},
+    asked = {"pairs": {names[0]: 1}, "skipped": {names[0]: 1}, "digest": names[1]}
+    twin = GIVEN.model_copy(update={**asked, "checkpoint": names[1]})
+    given = GIVEN.model_copy(update={**asked, "checkpoint": names[0], "twin": twin})
+    of_runs, of_checkpoint = (
+        result(
+            name,
+            question=joined,
+            origin=origin,
+            rows=[{"run": name, "variant": name} for name in names],
+            summary={name: Estimate(0.5, 0.4, 0.6, 3) for name in names},
+        )
+        for name, origin in (("tiny", trained_on(*names)), ("given", given))
     )
     figure = drawing(joined).update_traces(name=joined, selector=1)
     verdicts = [verdict("1", name, "fails", measure=name) for name in names]
-    return write(folder, (named, figure), verdicts=verdicts, pages={"tiny.html": joined})
+    drawn = ((of_runs, figure), (of_checkpoint, figure))
+    return write(folder, *drawn, verdicts=verdicts, pages={"tiny.html": joined})
 
 
-@pytest.mark.parametrize("page_name", ["index.html", "tiny.html"])
+@pytest.mark.parametrize("page_name", ["index.html", "tiny.html", "given.html"])
 def test_hostile_names_are_text_everywhere(tmp_path: Path, browser: Browser, page_name: str) -> None:
     n_elements = []
     for folder, names in ((tmp_path / "a", HOSTILE), (tmp_path / "b", [f"name{i}" for i, _ in enumerate(HOSTILE)])):
         write_named(folder, names)
         with opened(browser, folder / page_name) as (page, problems):
             page.locator(".plot .main-svg").first.wait_for()
-            assert page.locator("#numbers-tiny tbody th").all_text_contents() == names
-            assert page.locator(".runs li code").all_text_contents() == names
+            shown = ("tiny", "given") if page_name == "index.html" else (page_name.removesuffix(".html"),)
+            for name in shown:
+                assert page.locator(f"#numbers-{name} tbody th").all_text_contents() == names
+            assert page.locator(".runs li code").all_text_contents() == (names if "tiny" in shown else [])
+            if "given" in shown:
+                text = page.locator("body").evaluate("body => body.textContent")
+                assert f"Checkpoint {names[0]}: 32 layers" in text and f"Its twin {names[1]}: 32 layers" in text
             assert page.evaluate("document.querySelector('.plot').data[1].name") == " ".join(names)
             if page_name == "index.html":
                 assert page.locator("#ledger td:nth-child(10)").all_text_contents() == [
@@ -639,7 +682,7 @@ CONTRASTS = """() => {
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_stands_out_in_light_and_dark(tmp_path: Path, browser: Browser, scheme: Any) -> None:
     verdicts = [*VERDICTS, verdict("5", "none", "inconclusive")]
-    index = write(tmp_path, (result(config={"runs": ["aa"]}), drawing()), verdicts=verdicts)
+    index = write(tmp_path, (result(origin=trained_on("aa")), drawing()), verdicts=verdicts)
     for path in (index, tmp_path / "tiny.html"):
         with opened(browser, path, color_scheme=scheme) as (page, problems):
             page.locator(".plot .main-svg").first.wait_for()
@@ -710,7 +753,7 @@ FITS = """() => [...document.querySelectorAll('.plot')].map(plot => {
 
 
 def test_paper_gets_everything_in_light_colours_and_within_its_width(tmp_path: Path, browser: Browser) -> None:
-    drawn = [(result(f"tiny{i}", config={"runs": ["aa"]}), drawing()) for i in range(4)]
+    drawn = [(result(f"tiny{i}", origin=trained_on("aa")), drawing()) for i in range(4)]
     index = write(tmp_path, *drawn, verdicts=[*VERDICTS, *([verdict("5", "none", "fails")] * 100)])
     with opened(browser, index, color_scheme="dark", viewport={"width": 700, "height": 900}) as (page, problems):
         page.locator("[name=claim]").select_option("5")

@@ -12,51 +12,126 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import planted_result
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mdm_interp.errors import UserError
-from mdm_interp.experiments.results import Result, tidy
+from mdm_interp.experiments.results import CheckpointOrigin, Result, TrainedOrigin, tidy
 from mdm_interp.stats.estimates import Estimate, mean_estimate
 from mdm_interp.stats.tables import curve, where
 
 NAN = float("nan")
-ESTIMATE = Estimate(0.5, 0.25, 0.75, 3)
 CELLS = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
+FEW = st.sampled_from([None, True, False, 1, 0, 1.0, 0.0, "", "1", "1.0"])
+"""Of which many are equal in Python, and none is another in a file."""
+RUNS = TrainedOrigin(kind="runs", runs=["abc"], first_seed=[{"seed": 0, "initializer_range": 0.8 / 32**0.5}])
+CHECKPOINT = CheckpointOrigin(
+    checkpoint="LLaDA",
+    model={"n_layers": 32},
+    digest="d1",
+    facts=7,
+    pairs={"positional": 14},
+    skipped={"positional": 1},
+    reasons={"positional": ["row 3: “Åsa” is no name"]},
+    twin=None,
+)
+FIELDS = ("name", "question", "origin", "settings", "seeds", "versions", "columns", "n_rows")
+TWINS = CHECKPOINT.model_copy(update={"twin": CHECKPOINT.model_copy(update={"checkpoint": "LLaMA"})})
 
 
 def result(**changes: Any) -> Result:
     fields: dict[str, Any] = {
-        "name": "dummy",
         "question": "Is 1 more than 0?",
-        "config": {"settings": {"distances": [1, 2]}, "runs": ["abc"]},
+        "origin": RUNS,
+        "settings": {"distances": [1, 2]},
         "seeds": [0, 1],
         "versions": {"code": "0123", "torch": "2.6"},
-        "rows": [{"seed": 0, "value": 0.25}, {"seed": 1, "value": None}],
-        "summary": {"value": ESTIMATE},
     }
-    return Result(**{**fields, **changes})
+    rows = changes.pop("rows", [{"seed": 0, "value": 0.25}, {"seed": 1, "value": None}])
+    return replace(planted_result("dummy", [], **fields), rows=rows, **changes)
+
+
+def summarize(result: Result) -> dict[str, Estimate]:
+    return {"value": mean_estimate(result.frame["value"]), "rows": Estimate(float(len(result.rows)), NAN, NAN, 0)}
 
 
 def refuse(constant: str) -> None:
     raise AssertionError(f"{constant} is not JSON")
 
 
+def kinds(rows: list[dict[str, Any]]) -> list[dict[str, tuple[type, Any]]]:
+    """Rows with their cells' types: to Python, 1 and 1.0 and True are equal."""
+    return [{name: (type(value), value) for name, value in row.items()} for row in rows]
+
+
 # ---- writing and reading
 
 
-@given(st.lists(st.dictionaries(st.text(), CELLS, max_size=4), max_size=4))
-def test_tidy_rows_come_back_as_they_were(rows: list[dict[str, Any]]) -> None:
-    written = result(rows=tidy(rows))
+def assert_comes_back(written: Result) -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "dummy.json"
         written.save(path)
         text = path.read_text(encoding="utf-8")
-        assert Result.load(path) == written
+        read = Result.load(path)
+    assert read == written
+    assert kinds(read.rows) == kinds(written.rows)
     json.loads(text, parse_constant=refuse)
-    lines = text.splitlines()
-    first = lines.index('  "rows": [') + 1
-    assert [json.loads(line.removesuffix(",")) for line in lines[first:-2] if line.strip()] == written.rows
+    return text
+
+
+@given(st.lists(st.dictionaries(st.text(), CELLS, max_size=4), max_size=4))
+def test_tidy_rows_come_back_as_they_were(rows: list[dict[str, Any]]) -> None:
+    assert_comes_back(result(rows=tidy(rows)))
+
+
+@given(st.lists(st.tuples(FEW, st.integers(1, 9)), max_size=12), st.lists(FEW, min_size=1, max_size=3))
+def test_columns_that_repeat_themselves_come_back_as_they_were(runs: list[tuple[Any, int]], others: list[Any]) -> None:
+    column = [value for value, count in runs for _ in range(count)]
+    assert_comes_back(result(rows=[{"one": value, "": others[i % len(others)]} for i, value in enumerate(column)]))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"origin": TWINS},
+        {"origin": CHECKPOINT, "seeds": []},
+        {"origin": RUNS.model_copy(update={"kind": "demos"})},
+        {"rows": []},
+        {"settings": {}},
+        {"name": 'ü\n"', "question": "Ist „ü“\\n?"},
+        {"measured_with": {"cpu": "One", "threads": 3}, "made_with": [{"runs": 2, "by": [{"torch": "2.6"}, {}]}]},
+    ],
+    ids=lambda changes: " ".join(changes),
+)
+def test_all_that_a_result_says_of_itself_comes_back(changes: dict[str, Any]) -> None:
+    assert_comes_back(result(**changes))
+
+
+def test_a_file_has_a_line_per_field_and_per_column() -> None:
+    text = assert_comes_back(result(rows=[{"seed": i // 500, "run": f"r{i // 500}", "value": i} for i in range(1000)]))
+    fields = {line.split(":")[0].strip(' "{') for line in text.splitlines()}
+    assert {"name", "question", "origin", "settings", "seeds", "versions", "measured_with", "made_with"} <= fields
+    assert {"seed", "run", "value"} <= fields
+    assert len(text.splitlines()) == len(fields) + 1, "and one for the end"
+    assert json.loads(text)["n_rows"] == 1000
+
+
+@pytest.mark.parametrize("value", ["a long text, as the name of a run is", 0.123456, None, True])
+def test_a_column_that_repeats_itself_costs_little(value: Any) -> None:
+    def size(rows: list[dict[str, Any]]) -> int:
+        return len(assert_comes_back(result(rows=rows)))
+
+    varied = [{"value": i / 1000} for i in range(1000)]
+    assert size([{**row, "same": value} for row in varied]) - size(varied) < 100
+    blocks = [{**row, "block": f"{value} {i // 100}"} for i, row in enumerate(varied)]
+    assert size(blocks) - size(varied) < 1000
+
+
+def test_a_row_lacks_a_column_only_until_it_is_read(tmp_path: Path) -> None:
+    """`tidy` gives every row all columns; where somebody does not call it, what is missing is read as None."""
+    result(rows=[{"a": 1}, {"b": 2}]).save(tmp_path / "dummy.json")
+    assert Result.load(tmp_path / "dummy.json").rows == [{"a": 1, "b": None}, {"a": None, "b": 2}]
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False), st.sampled_from([float, np.float64, torch.tensor]))
@@ -76,15 +151,25 @@ def test_tidy_makes_plain_python_values() -> None:
     assert math.isnan(row["nan"]), "the row given was changed"
 
 
-def test_a_summary_without_a_value_is_null_on_disk_and_nan_in_memory(tmp_path: Path) -> None:
+def test_tidy_gives_every_row_every_column_in_one_order() -> None:
+    assert [list(row) for row in tidy([{"b": 1, "a": 2}, {"c": 3}, {"a": 4, "b": 5}])] == [["b", "a", "c"]] * 3
+    assert tidy([{"b": 1}, {"c": 3}]) == [{"b": 1, "c": None}, {"b": None, "c": 3}]
+
+
+def test_a_summary_is_computed_from_the_rows_and_never_stored(tmp_path: Path) -> None:
     path = tmp_path / "dummy.json"
-    result(summary={"absent": mean_estimate([]), "value": ESTIMATE}).save(path)
-    stored = json.loads(path.read_text(), parse_constant=refuse)["summary"]
-    assert stored["absent"] == {"value": None, "low": None, "high": None, "n": 0}
-    summary = Result.load(path).summary
-    assert summary["value"] == ESTIMATE
-    assert summary["absent"].n == 0
-    assert all(math.isnan(number) for number in (summary["absent"].value, summary["absent"].low))
+    written = result(summarize=summarize)
+    assert written.summary["value"].value == 0.25
+    written.save(path)
+    assert "summary" not in json.loads(path.read_text())
+    assert Result.load(path).summary == {}
+    assert Result.load(path, summarize).summary["value"].value == 0.25
+    content = json.loads(path.read_text())
+    content["columns"]["value"] = [0.5, 0.75]
+    path.write_text(json.dumps(content))
+    assert Result.load(path, summarize).summary["value"].value == 0.625
+    more = replace(written, rows=[*written.rows, {"seed": 2, "value": 0.75}])
+    assert (more.summary["rows"].value, more.summary["value"].value) == (3, 0.5), "nor kept from other rows"
 
 
 def test_a_file_that_is_replaced_is_never_half_written(tmp_path: Path) -> None:
@@ -97,6 +182,16 @@ def test_a_file_that_is_replaced_is_never_half_written(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def changed(**changes: Any) -> Any:
+    """A file with some fields replaced, or left out where a change is `...`."""
+
+    def damage(text: str) -> str:
+        content = {name: value for name, value in {**json.loads(text), **changes}.items() if value is not ...}
+        return json.dumps(content)
+
+    return damage
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -104,24 +199,55 @@ def test_a_file_that_is_replaced_is_never_half_written(tmp_path: Path) -> None:
         lambda text: "",
         lambda text: "[]",
         lambda text: "{}",
-        lambda text: text.replace('"summary"', '"sumary"'),
-        lambda text: text.replace('"seeds"', '"sedes"'),
-        lambda text: text.replace('"low"', '"lowest"'),
+        lambda text: "null",
+        lambda text: "\udcff",
+        *(
+            changed(**{field: ...})
+            for field in ("name", "origin", "settings", "seeds", "versions", "columns", "n_rows")
+        ),
+        changed(summary={}),
+        changed(n_rows=3),
+        changed(columns={"seed": [0, 1], "value": [0.25]}),
+        changed(columns={"value": {"values": [0.25], "runs": [[0, 3]]}}),
+        changed(columns={"value": {"values": [0.25], "runs": [[1, 2]]}}),
+        changed(columns={"value": {"values": [0.25]}}),
+        changed(columns={"value": 3}),
+        changed(columns=[[0, 1]]),
+        changed(origin={}),
+        changed(origin={"kind": "guesses", "runs": [], "first_seed": []}),
+        changed(origin={"kind": "runs", "runs": ["abc"]}),
+        changed(origin={"kind": "runs", "runs": ["abc"], "first_seed": [], "more": 1}),
+        changed(origin={**CHECKPOINT.model_dump(), "facts": "many"}),
     ],
-    ids=["truncated", "empty", "a list", "no fields", "no summary", "a field renamed", "an estimate renamed"],
 )
 def test_a_damaged_file_is_named(tmp_path: Path, damage: Any) -> None:
     path = tmp_path / "dummy.json"
     result().save(path)
-    path.write_text(damage(path.read_text()))
+    path.write_bytes(damage(path.read_text()).encode(errors="surrogateescape"))
     with pytest.raises(UserError, match=r"not a result file .*; measure it again") as caught:
         Result.load(path)
     assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_result_of_an_earlier_layout_is_named(tmp_path: Path) -> None:
+    """With a row per line, a summary, and one dictionary for settings and runs."""
+    path = tmp_path / "old.json"
+    old = {"name": "old", "question": "?", "config": {"settings": {}, "runs": []}, "seeds": [0], "versions": {}}
+    path.write_text(json.dumps({**old, "rows": [{"value": 1}], "summary": {}, "machine": {}, "made_with": []}))
+    with pytest.raises(UserError, match=r"old\.json: not a result file .*; measure it again"):
+        Result.load(path)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere\.json: not a result file"):
         Result.load(tmp_path / "nowhere.json")
+
+
+def test_the_format_of_each_demo_checkpoint_is_told_by_its_digest() -> None:
+    configs = [{"format": "llada"}, {"format": "qwen2"}]
+    demos = TrainedOrigin(kind="demos", runs=["a", "b"], first_seed=configs)
+    assert demos.formats == {"a": "llada", "b": "qwen2"}
 
 
 # ---- what makes two measurements the same
@@ -130,46 +256,60 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
+        {"name": "another"},
         {"seeds": [0, 1, 2]},
-        {"config": {"settings": {"distances": [1, 3]}, "runs": ["abc"]}},
-        {"config": {"settings": {"distances": [1, 2]}, "runs": ["abd"]}},
+        {"seeds": [1, 0]},
+        {"settings": {"distances": [1, 3]}},
+        {"settings": {}},
+        {"origin": RUNS.model_copy(update={"runs": ["abd"]})},
+        {"origin": RUNS.model_copy(update={"kind": "demos"})},
+        {"origin": RUNS.model_copy(update={"first_seed": [{"seed": 0}]})},
+        {"origin": CHECKPOINT},
         {"versions": {"code": "0124", "torch": "2.6"}},
         {"versions": {"code": "0123", "torch": "2.7"}},
-        {"question": "Is 1 less than 0?"},
+        {"versions": {"code": "0123"}},
     ],
     ids=lambda change: " ".join(change),
 )
 def test_anything_a_measurement_depends_on_makes_it_another(change: dict[str, Any]) -> None:
     assert not result().same_measurement(result(**change))
+    assert not result(**change).same_measurement(result())
+
+
+@pytest.mark.parametrize("field", ["checkpoint", "digest", "facts", "pairs", "skipped", "model", "twin"])
+def test_another_checkpoint_or_twin_makes_it_another(field: str) -> None:
+    other: Any = {"facts": 8, "twin": CHECKPOINT}.get(field, "x" if field in ("checkpoint", "digest") else {"x": 1})
+    twin = TWINS.twin
+    assert twin
+    for changed in (
+        TWINS.model_copy(update={field: other}),
+        TWINS.model_copy(update={"twin": twin.model_copy(update={field: other})}),
+    ):
+        assert not result(origin=TWINS).same_measurement(result(origin=changed))
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"rows": [], "summary": {}},
-        {"machine": {"cpu": "Another", "threads": 9}},
+        {"rows": []},
+        {"measured_with": {"cpu": "Another", "threads": 9}},
         {"made_with": [{"runs": 1, "by": [{"torch": "2.7"}]}]},
+        {"question": "Is 1 less than 0?"},
+        {"summarize": summarize},
     ],
     ids=lambda change: " ".join(change),
 )
-def test_numbers_machines_and_what_trained_the_runs_do_not_make_it_another(change: dict[str, Any]) -> None:
+def test_numbers_wordings_machines_and_what_trained_the_runs_do_not_make_it_another(change: dict[str, Any]) -> None:
     assert result().same_measurement(result(**change))
 
 
-def test_a_result_from_before_machines_were_recorded_is_read(tmp_path: Path) -> None:
-    path = tmp_path / "dummy.json"
-    result(machine={"threads": 1}, made_with=[{"runs": 1, "by": [{}]}]).save(path)
-    content = json.loads(path.read_text())
-    del content["machine"], content["made_with"]
-    path.write_text(json.dumps(content))
-    assert Result.load(path) == result()
-
-
-def test_settings_that_json_changes_are_still_the_same_measurement(tmp_path: Path) -> None:
-    """A tuple, and a float of more digits than rows keep, such as the default standard deviation of the weights."""
-    written = result(config={"pair": (1, 2), "initializer_range": 0.8 / 32**0.5})
+def test_what_json_changes_is_still_the_same_measurement(tmp_path: Path) -> None:
+    """A tuple, a key that is no text, and a float of more digits than rows keep, such as the default standard deviation
+    of the weights."""
+    written = result(settings={"pair": (1, 2), "initializer_range": 0.8 / 32**0.5, "by layer": {1: "x"}})
     written.save(tmp_path / "dummy.json")
     assert Result.load(tmp_path / "dummy.json").same_measurement(written)
+    assert written.same_measurement(Result.load(tmp_path / "dummy.json"))
 
 
 # ---- tables

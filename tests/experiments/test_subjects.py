@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cli_helpers import Ended, assert_refused
 from helpers import TINY_DEMO, tiny_run, train_here
 from probe_helpers import FACTS, tiny_probe
-from test_cli import Ended, assert_refused, mdm_interp  # noqa: F401
 from transformer_lens.model_bridge import TransformerBridge
 
 from analyses import large_model_coupling
@@ -20,7 +20,7 @@ from mdm_interp.config import FactConfig
 from mdm_interp.data.prompts import load_facts
 from mdm_interp.errors import UserError
 from mdm_interp.experiments.analysis import CheckpointAnalysis, discover
-from mdm_interp.experiments.results import Result
+from mdm_interp.experiments.results import CheckpointOrigin, Result
 from mdm_interp.experiments.subjects import KINDS, Probe, demos, each_checkpoint, open_probe
 from mdm_interp.measures.evidence import compute_evidence
 from mdm_interp.measures.gradients.alignment import gradient_alignment
@@ -36,13 +36,14 @@ def test_a_result_says_what_was_asked_and_what_was_not(tmp_path: Path) -> None:
     csv = tmp_path / "facts.csv"
     tiny_probe(tmp_path, "llada")
     csv.write_text(FACTS + "Nemo,Nemo,father\n", encoding="utf-8")
-    about = open_probe(tmp_path / "tiny-llada", csv).about()
-    assert about["checkpoint"] == "tiny-llada"
-    assert about["facts"] == 8
-    assert about["pairs"] == dict.fromkeys(KINDS, 8 * 3 * 2)
-    assert about["skipped"] == dict.fromkeys(KINDS, 1)
-    assert about["reasons"]["positional"] == ["row 8: answer and source are the same, 'Nemo'"]
-    assert about["model"]["mask_token_id"] is not None
+    origin = open_probe(tmp_path / "tiny-llada", csv).origin()
+    assert origin.checkpoint == "tiny-llada"
+    assert origin.facts == 8
+    assert origin.pairs == dict.fromkeys(KINDS, 8 * 3 * 2)
+    assert origin.skipped == dict.fromkeys(KINDS, 1)
+    assert origin.reasons["positional"] == ["row 8: answer and source are the same, 'Nemo'"]
+    assert origin.model["mask_token_id"] is not None
+    assert origin.twin is None
     limited = open_probe(tmp_path / "tiny-llada", csv, limit=2)
     assert {pair.fact for pair in limited.pairs("relational")} == {0, 1}
 
@@ -68,13 +69,11 @@ def test_a_checkpoint_without_tokenizer_is_refused(tmp_path: Path) -> None:
 def test_a_probe_is_measured_once_for_the_same_weights_and_facts(tmp_path: Path) -> None:
     probe, measured = tiny_probe(tmp_path, "llada"), []
 
-    def measure(probes: Any) -> list[dict[str, Any]]:
-        measured.append(probes)
+    def measure(probe: Probe) -> list[dict[str, Any]]:
+        measured.append(probe)
         return [{"value": 1.0}]
 
     analysis = replace(large_model_coupling.ANALYSIS, measure=measure, summarize=lambda result: {}, name="once")
-    # The version of an analysis is that of its module.
-    measure.__module__ = large_model_coupling.__name__
     for _ in range(2):
         analysis.probe(probe, tmp_path / "out")
     assert len(measured) == 1
@@ -92,7 +91,7 @@ def test_a_bridge_booted_from_the_folder_measures_the_same(analysis: CheckpointA
     bridge = TransformerBridge.boot_transformers(str(folder), device="cpu")
     other = Probe.of(probe.name, bridge, load_facts(tmp_path / "facts.csv"), load_checkpoint(folder).tokenizer)
     assert other.prompts == probe.prompts
-    ours, theirs = analysis.measure([probe]), analysis.measure([other])
+    ours, theirs = list(analysis.measure(probe)), list(analysis.measure(other))
     assert len(ours) == len(theirs)
     for row, same in zip(ours, theirs, strict=True):
         for name, value in row.items():
@@ -128,7 +127,7 @@ def test_a_quick_run_has_one_demo_and_its_twin_and_a_full_one_two(real_grid: Non
 # ---- the commands
 
 
-def test_probing_from_the_command_line(mdm_interp: Callable[..., Ended], tmp_path: Path) -> None:  # noqa: F811
+def test_probing_from_the_command_line(mdm_interp: Callable[..., Ended], tmp_path: Path) -> None:
     for format in ("llada", "qwen2"):
         train_demo(tmp_path / format, TINY_DEMO.model_copy(update={"format": format}), progress=False)
     asked = ("probe", tmp_path / "llada", "--facts", tmp_path / "llada" / "facts.csv", "--out", "probed")
@@ -136,12 +135,12 @@ def test_probing_from_the_command_line(mdm_interp: Callable[..., Ended], tmp_pat
     assert ended.code == 0, ended.err
     assert "positional: 18 pairs asked, 0 skipped" in ended.err
     result = Result.load(tmp_path / "probed" / "large_model_routes.json")
-    assert result.config["checkpoint"] == "llada"
+    assert isinstance(result.origin, CheckpointOrigin) and result.origin.checkpoint == "llada"
     assert {path.name for path in (tmp_path / "probed").iterdir()} >= {"index.html", "large_model_routes.html"}
     assert_refused(mdm_interp(*asked, "--only", "twin"), "--only: no analysis 'twin'")
     ended = mdm_interp(*asked, "--only", "twin", "--limit", 3, "--twin", tmp_path / "qwen2", "--device", "cpu")
     assert ended.code == 0, ended.err
-    assert json.loads((tmp_path / "probed" / "twin.json").read_text())["config"]["twin"]["checkpoint"] == "qwen2"
+    assert json.loads((tmp_path / "probed" / "twin.json").read_text())["origin"]["twin"]["checkpoint"] == "qwen2"
 
 
 @pytest.mark.parametrize(
@@ -155,7 +154,7 @@ def test_probing_from_the_command_line(mdm_interp: Callable[..., Ended], tmp_pat
     ids=["no config", "damaged weights", "other columns", "no facts"],
 )
 def test_what_cannot_be_probed_is_said_in_one_line(
-    mdm_interp: Callable[..., Ended],  # noqa: F811
+    mdm_interp: Callable[..., Ended],
     tmp_path: Path,
     change: Callable[[Path], Any],
     says: tuple[str, ...],
@@ -168,6 +167,6 @@ def test_what_cannot_be_probed_is_said_in_one_line(
     assert not (tmp_path / "probed").exists()
 
 
-def test_a_demo_of_an_unknown_format_is_refused(mdm_interp: Callable[..., Ended], tmp_path: Path) -> None:  # noqa: F811
+def test_a_demo_of_an_unknown_format_is_refused(mdm_interp: Callable[..., Ended], tmp_path: Path) -> None:
     assert_refused(mdm_interp("demo-checkpoint", "--format", "gpt2", "--out", tmp_path / "demo"), "format", "gpt2")
     assert not (tmp_path / "demo").exists()

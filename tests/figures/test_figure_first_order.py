@@ -84,7 +84,7 @@ def test_the_takeaway_says_where_the_reverse_loss_rises(result: Result) -> None:
         if row["stage"] == "end"
     ]
     planted = replace(result, rows=tidy(rows))
-    said = first_order.takeaway(first_order.summarize(planted))
+    said = first_order.takeaway(planted)
     assert "raises the reverse loss: MDM rope at end (interval holds 0: none)" in said
     assert "storage alone: MDM learned at end; of routing alone: nowhere" in said
     assert "steps of 0.001 to 0.001 " in said

@@ -35,7 +35,7 @@ def test_every_run_has_a_row_per_stage_and_one_per_head_unless_it_is_an_arm(
     tiny_result: Callable[[str], Result],
 ) -> None:
     result = tiny_result("head_specialisation")
-    assert result.config["settings"] == {"n_contexts": 1, "n_exchanges": 200, "gap": 0.1}
+    assert result.settings == {"n_contexts": 1, "n_exchanges": 200, "gap": 0.1}
     runs: dict[str, list[dict[str, Any]]] = {}
     for row in result.rows:
         runs.setdefault(row["run"], []).append(row)
@@ -170,7 +170,7 @@ def planted(result: Result, n_seeds: int = 3, **many: dict[str, float]) -> str:
                     new |= {name: value * (1 + 0.01 * seed) for name, value in many[row["scheme"]].items()}
                 rows.append(new)
     changed = replace(result, rows=tidy(rows))
-    return head_specialisation.takeaway(replace(changed, summary=head_specialisation.summarize(changed)))
+    return head_specialisation.takeaway(changed)
 
 
 LOST = {

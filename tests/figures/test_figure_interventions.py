@@ -80,11 +80,11 @@ def test_a_share_is_recovered_only_of_a_gap(tiny_result: Callable[[str], Result]
 
 def test_the_takeaway_counts_runs_that_are_not_exact(tiny_result: Callable[[str], Result]) -> None:
     result = tiny_result("interventions")
-    told = interventions.takeaway(result.summary)
+    told = interventions.takeaway(result)
     n = sum(row["n_layers"] == 1 and row["stage"] == "end" and row["edit"] == "even" for row in result.rows)
     assert f"in {n} of {n} one-layer runs with a relative scheme" in told
     wrong = [{**row, "deviation": 1.0} if row["scheme"] == "rope" else row for row in result.rows]
-    changed = interventions.takeaway(interventions.summarize(replace(result, rows=wrong)))
+    changed = interventions.takeaway(replace(result, rows=wrong))
     rope = sum(
         row["n_layers"] == 1 and row["stage"] == "end" and row["edit"] == "even" and row["scheme"] == "rope"
         for row in result.rows

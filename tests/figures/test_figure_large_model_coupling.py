@@ -57,7 +57,7 @@ def test_facts_that_share_a_parent_count_once(tmp_path: Path) -> None:
     shared = "child,parent,parent_type\nTom,Mary,mother\nAnna,Mary,mother\nEmil,Finn,father\n"
     (tmp_path / "facts.csv").write_text(shared, encoding="utf-8")
     table = load_facts(tmp_path / "facts.csv")
-    rows = analysis.measure([Probe.of("shared", probe.model, table)])
+    rows = analysis.measure(Probe.of("shared", probe.model, table))
     assert {(row["facts"], row["clusters"], row["n"]) for row in rows} == {(3, 2, 2)}
 
 
@@ -84,8 +84,7 @@ def test_a_layer_counts_only_among_all_that_are_looked_at(result: Result) -> Non
 
 def test_the_takeaway_and_the_figure_say_so(result: Result) -> None:
     many = of_32_layers(result, dict.fromkeys(range(8), 1e-3))
-    many = replace(many, summary=dict(analysis.summarize(many)))
-    said = analysis.takeaway(many.summary)
+    said = analysis.takeaway(many)
     assert "above it in 25% of layers (tiny-llada, positional)" in said and "all layers looked at" in said
     figure = analysis.draw(many)
     assert len(traces(figure, name=STORAGE, mode="lines")) > 0

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from model_helpers import llama_bridge
 from probe_helpers import result_of, tiny_probe
-from test_bridge import llama_bridge
 
 from analyses import large_model_prediction as analysis
 from mdm_interp.data.prompts import render
@@ -127,7 +127,7 @@ def test_a_model_that_knows_is_found_to_know(probe: Probe, monkeypatch: pytest.M
 
     monkeypatch.setattr(analysis, "infill", knows)
     monkeypatch.setattr(analysis, "infill_any_length", knows)
-    rows = [row for row in analysis.measure([probe]) if row["measure"] == "exact match"]
+    rows = [row for row in analysis.measure(probe) if row["measure"] == "exact match"]
     assert {row["value"] for row in rows} == {1.0}
     assert {row["null_value"] for row in rows if row["null_n"]} == {0.0}
 
@@ -162,7 +162,7 @@ def test_a_bridge_is_asked_like_a_model(probe: Probe, tmp_path: Path) -> None:
     model = random_model(**changes, n_ctx=cfg.n_ctx)
     bridge = hooked(llama_bridge(model, tmp_path))
     bridge.bridge.tokenizer = model.tokenizer = probe.twin.model.tokenizer
-    ours, theirs = (analysis.measure([replace(probe.twin, model=of)]) for of in (model, bridge))
+    ours, theirs = (analysis.measure(replace(probe.twin, model=of)) for of in (model, bridge))
     for mine, other in zip(ours, theirs, strict=True):
         assert other["value"] == pytest.approx(mine["value"], rel=1e-3) and other["model"] == "ARM"
 
@@ -190,8 +190,7 @@ def test_the_figure_shows_every_checkpoint(result: Result, count: int) -> None:
         for row in rows_of(result, checkpoint="tiny-dream")
     ]
     several = replace(result, rows=rows)
-    several = replace(several, summary=dict(analysis.summarize(several)))
-    figure: Any = analysis.draw(several)
+    figure: Any = analysis.ANALYSIS.figure(several)
     titles = [annotation.text for annotation in figure.layout.annotations]
     assert [title for title in titles if title] == [
         f"tiny-dream {i}, {kind} reverse" for i in range(count) for kind in KINDS

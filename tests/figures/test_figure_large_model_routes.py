@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from helpers import random_model, seeded
+from model_helpers import SHAPE, mirrored_pairs
 from probe_helpers import at, result_of, tiny_probe, traces
-from test_bridge import SHAPE, mirrored_pairs
 from torch.testing import assert_close
 
 from analyses import large_model_routes
@@ -288,7 +288,7 @@ def test_the_summary_is_of_the_rows(result: Result) -> None:
 def test_the_figure_shows_every_checkpoint_and_kind(result: Result, checkpoints: int) -> None:
     rows = [{**row, "checkpoint": f"model {copy}"} for copy in range(checkpoints) for row in result.rows]
     many = replace(result, rows=rows)
-    figure = large_model_routes.draw(replace(many, summary=dict(large_model_routes.summarize(many))))
+    figure = large_model_routes.draw(many)
     maps = traces(figure, type="heatmap")
     assert len(maps) == 2 * checkpoints
     assert [[maps[0].z[layer][head] for head in range(4)] for layer in range(2)] == [

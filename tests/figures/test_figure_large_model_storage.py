@@ -105,7 +105,7 @@ def test_the_summary_is_of_the_rows(result: Result) -> None:
 def test_the_figure_shows_every_checkpoint_and_kind(result: Result, checkpoints: int) -> None:
     rows = [{**row, "checkpoint": f"model {copy}"} for copy in range(checkpoints) for row in result.rows]
     many = replace(result, rows=rows)
-    figure = large_model_storage.draw(replace(many, summary=dict(large_model_storage.summarize(many))))
+    figure = large_model_storage.draw(many)
     maps = traces(figure, type="heatmap")
     assert len(maps) == 2 * 2 * checkpoints
     assert maps[1].z[1][3] == at(result, "positional", 1, 3)["reverse_beaten"]

@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import product
 
 import pytest
+from helpers import with_summary
 
 from analyses import objective_ablation
 from mdm_interp.experiments.grids import MDM_SCHEMES, OBJECTIVES, objective_grid
@@ -61,16 +62,16 @@ def test_early_is_where_forward_probability_is_that_of_every_other_run(result: R
             assert early[0]["step"] <= min(learnt)
 
 
-def planted(result: Result, above: dict[str, bool]) -> dict[str, Estimate]:
-    """A summary in which the objectives are answered in reverse, or not."""
-    summary = dict(result.summary)
+def planted(result: Result, above: dict[str, bool]) -> Result:
+    """A result with a summary in which the objectives are answered in reverse, or not."""
+    summary = {}
     for objective, answered in above.items():
         for scheme in MDM_SCHEMES:
             excess = 0.7 if answered else -0.01
             key = f"{objective} / {scheme} / end reverse"
             summary[f"{key} above chance"] = Estimate(excess, excess - 0.005, excess + 0.02, 2)
             summary[f"{key}_probability"] = Estimate(0.25 + excess, 0.2, 0.9, 2)
-    return summary
+    return with_summary(result, summary)
 
 
 @pytest.mark.parametrize("any_order", [True, False])
@@ -86,9 +87,7 @@ def test_the_takeaway_says_which_objectives_answer_in_reverse(result: Result, an
 
 
 def test_a_stage_that_no_run_reached_has_no_panel(result: Result) -> None:
-    rows = [row for row in result.rows if row["stage"] != "early"]
-    unlearnt = replace(result, rows=rows)
-    unlearnt = replace(unlearnt, summary=objective_ablation.summarize(unlearnt))
+    unlearnt = replace(result, rows=[row for row in result.rows if row["stage"] != "early"])
     assert unlearnt.summary["any_order / rope / early reverse_probability"].n == 0
     drawn = [sum(t.type == "heatmap" for t in objective_ablation.draw(r).data) for r in (result, unlearnt)]  # type: ignore[attr-defined]
     assert drawn == [3, 2]

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import chain
 from math import exp, log
 from typing import Any
 
 import numpy as np
 import pytest
+from helpers import planted_result
 from scipy.stats import ttest_rel
 
 from analyses import one_sided_routes
 from analyses.one_sided_routes import ARM, LEARNED, MDMS, ROPE
 from mdm_interp.data.worlds import FactWorld
 from mdm_interp.experiments.grids import BOTH_WAYS, POOL_MODELS, every_run, pool_grid, pool_world
-from mdm_interp.experiments.results import Result, tidy
+from mdm_interp.experiments.results import Result
 
 SEEDS = range(4)
 CHANCE = 1 / 60
@@ -44,8 +46,7 @@ def planted(reverse: Callable[[str, float, int], float], seeds: range = SEEDS) -
                     rows.append({**run, "stage": "checkpoint", "step": step, **metrics})
                 for stage, step, metrics in (("initial", 0, start), ("early", 150, early), ("end", 300, end)):
                     rows.append({**run, "stage": stage, "step": step, **metrics})
-    bare = Result("one_sided_routes", one_sided_routes.ANALYSIS.question, {}, list(seeds), {}, tidy(rows), {})
-    return Result(**{**vars(bare), "summary": one_sided_routes.summarize(bare)})
+    return planted_result("one_sided_routes", rows, seeds=list(seeds), summarize=one_sided_routes.summarize)
 
 
 def needs_others(name: str, share: float, seed: int) -> float:
@@ -56,7 +57,7 @@ def needs_others(name: str, share: float, seed: int) -> float:
 
 
 def said(reverse: Callable[[str, float, int], float], seeds: range = SEEDS) -> str:
-    return one_sided_routes.takeaway(planted(reverse, seeds).summary)
+    return one_sided_routes.takeaway(planted(reverse, seeds))
 
 
 def test_differences_and_ratios_are_of_one_seed() -> None:
@@ -79,7 +80,7 @@ def test_differences_and_ratios_are_of_one_seed() -> None:
 def test_seeds_that_only_one_model_has_are_left_out_of_a_difference() -> None:
     result = planted(needs_others)
     kept = [row for row in result.rows if row["model"] != LEARNED or row["seed"] < 2]
-    summary = one_sided_routes.summarize(Result(**{**vars(result), "rows": kept}))
+    summary = one_sided_routes.summarize(replace(result, rows=kept))
     difference = summary["learned - rope, 80% both ways / end reverse_probability"]
     expected = np.mean([needs_others(LEARNED, 0.8, seed) - needs_others(ROPE, 0.8, seed) for seed in (0, 1)])
     assert (difference.n, difference.value) == (2, pytest.approx(expected, rel=1e-3))

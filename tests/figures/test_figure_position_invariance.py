@@ -67,15 +67,14 @@ def test_the_takeaway_follows_planted_rows(tiny_result: Callable[[str], Result])
         {**row, "share": 0.25} if row["scheme"] == "t5_bias" and row["share"] is not None else row
         for row in result.rows
     ]
-    said = position_invariance.takeaway(position_invariance.summarize(replace(result, rows=tidy(rows))))
+    said = position_invariance.takeaway(replace(result, rows=tidy(rows)))
     assert "at most 0.25 under rope, alibi, none, t5_bias" in said
-    assert "at most 0 under rope, alibi, none, t5_bias" in position_invariance.takeaway(result.summary)
+    assert "at most 0 under rope, alibi, none, t5_bias" in position_invariance.takeaway(result)
 
 
 def test_a_figure_of_one_layer_models_alone_is_drawn(tiny_result: Callable[[str], Result]) -> None:
     """Deep models may be missing from the runs at hand."""
     result = tiny_result("position_invariance")
     shallow = replace(result, rows=[row for row in result.rows if row["n_layers"] == 1])
-    summary = position_invariance.summarize(shallow)
-    assert "unmeasured" in position_invariance.takeaway(summary)
-    assert len(list(position_invariance.draw(replace(shallow, summary=summary)).data)) > 10
+    assert "unmeasured" in position_invariance.takeaway(shallow)
+    assert len(list(position_invariance.draw(shallow).data)) > 10

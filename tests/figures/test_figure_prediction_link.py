@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import planted_result
 from scipy.stats import spearmanr
 
 from analyses import prediction_link
@@ -43,7 +44,7 @@ def planted(signature: Callable[[int, int], float]) -> Result:
             about = {**PLACE, "scheme": "rope", "seed": seed, "run": f"r{seed}", "step": step, "stage": "checkpoint"}
             chances = {"forward_probability": step / 10, "reverse_probability": wave}
             rows.append({**about, **chances, **dict.fromkeys(prediction_link.SIGNATURES, signature(seed, step))})
-    return Result("prediction_link", "?", {}, list(range(6)), {}, rows, {})
+    return planted_result("prediction_link", rows, seeds=list(range(6)))
 
 
 def judged(result: Result) -> Sequence[str]:
@@ -101,7 +102,7 @@ def random_result(seeds: int = 6) -> Result:
         drawn = dict(zip(names, generator.random(len(names)), strict=True))
         stages = {4: ("checkpoint", "early"), 8: ("checkpoint", "end")}.get(step, ("checkpoint",))
         rows += [{**about, "step": step, "stage": stage, **drawn} for stage in stages]
-    return Result("prediction_link", "?", {}, list(range(seeds)), {}, rows, {})
+    return planted_result("prediction_link", rows, seeds=list(range(seeds)))
 
 
 @pytest.mark.parametrize("kind", prediction_link.KINDS)

@@ -7,12 +7,13 @@ from itertools import product
 from typing import Any
 
 import pytest
+from helpers import planted_result
 
 from analyses import reversal_curse
 from analyses.reversal_curse import SETTINGS
 from mdm_interp.data.worlds import FactWorld
 from mdm_interp.experiments.grids import FULL_SEEDS, MANY_HEADS, QUICK_SEEDS, VARIANTS, WORLDS, every_run
-from mdm_interp.experiments.results import Result, tidy
+from mdm_interp.experiments.results import Result
 
 CONTRAST = f"relation_cycle, {MANY_HEADS} heads"
 SEEDS = range(3)
@@ -32,8 +33,8 @@ def planted(reverse: Mapping[tuple[str, str], float], n_seeds: int = len(SEEDS))
                     metrics = {f"reverse_{what}": probability for what in ("probability", "accuracy")}
                     metrics |= dict.fromkeys(("forward_probability", "forward_accuracy"), 0.9)
                     rows.append({**run, "chance": 0.05, "step": step, **metrics})
-    bare = Result("reversal_curse", reversal_curse.ANALYSIS.question, {}, list(range(n_seeds)), {}, tidy(rows), {})
-    return Result(**{**vars(bare), "summary": reversal_curse.summarize(bare)})
+    seeds = list(range(n_seeds))
+    return planted_result("reversal_curse", rows, seeds=seeds, summarize=reversal_curse.summarize)
 
 
 MDMS = [variant for variant in VARIANTS if variant != "ARM rope"]
@@ -46,7 +47,7 @@ MITIGATED = {
 
 
 def test_the_takeaway_says_who_answers_where() -> None:
-    sentence = reversal_curse.takeaway(planted(MITIGATED).summary)
+    sentence = reversal_curse.takeaway(planted(MITIGATED))
     assert "relation_cycle, 1 head: yes for every MDM (0.8 to 0.83), no for ARM (0.001);" in sentence
     many = "yes for MDM alibi (0.9), none (0.92), no for MDM rope (0.02), learned (0.001), ARM (0.001);"
     assert f"relation_cycle, 4 heads: {many}" in sentence
@@ -55,15 +56,15 @@ def test_the_takeaway_says_who_answers_where() -> None:
 
 def test_the_takeaway_says_the_opposite_of_opposite_rows() -> None:
     opposite = {(CONTRAST, variant): 0.7 for variant in VARIANTS}
-    sentence = reversal_curse.takeaway(planted(opposite).summary)
+    sentence = reversal_curse.takeaway(planted(opposite))
     assert "relation_cycle, 1 head: no for every MDM (0.001 to 0.001), ARM (0.001);" in sentence
     assert "relation_cycle, 4 heads: yes for every MDM (0.7 to 0.7), ARM (0.7);" in sentence
 
 
 def test_an_interval_that_includes_chance_and_a_single_seed_decide_nothing() -> None:
-    sentence = reversal_curse.takeaway(planted({("relation_cycle", "MDM rope"): 0.0501}).summary)
+    sentence = reversal_curse.takeaway(planted({("relation_cycle", "MDM rope"): 0.0501}))
     assert "undecided for MDM rope (0.05)" in sentence
-    of_one = reversal_curse.takeaway(planted(MITIGATED, n_seeds=1).summary)
+    of_one = reversal_curse.takeaway(planted(MITIGATED, n_seeds=1))
     assert "relation_cycle, 1 head: undecided for every MDM (0.79 to 0.82), ARM (0.00099);" in of_one
 
 

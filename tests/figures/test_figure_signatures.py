@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from helpers import random_model
+from helpers import planted_result, random_model
 
 from analyses import signatures
 from mdm_interp.config import FactConfig
@@ -77,7 +77,7 @@ PLACE = {"reversed_share": 0.0, "rotary_base": 1e4, "n_layers": 1, "d_head": 64,
 
 
 def planted(rows: list[dict]) -> Result:
-    return Result("signatures", "?", {}, [0, 1], {}, [{**PLACE, **row} for row in rows], {})
+    return planted_result("signatures", [{**PLACE, **row} for row in rows], seeds=[0, 1])
 
 
 def test_an_mdm_is_held_against_the_arm_of_its_world_and_seed() -> None:

@@ -89,7 +89,7 @@ def test_rows_are_the_librarys_measures_over_facts(probe: Probe, result: Result)
 
 def test_a_fact_against_itself_makes_no_difference(probe: Probe, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(analysis, "other_sources", lambda pairs, n_ctx: [pair.forward.source for pair in pairs])
-    for row in analysis.measure([replace(probe, twin=None)]):
+    for row in analysis.measure(replace(probe, twin=None)):
         for name in ("value", "low", "high", "n"):
             np.testing.assert_allclose(row[name], row[f"null_{name}"], rtol=1e-4)
 
@@ -105,7 +105,7 @@ def test_twins_are_asked_if_they_have_masks(tmp_path: Path) -> None:
     assert {row["checkpoint"] for row in measured.rows} == {"tiny-llada"}
     nothing = result_of(analysis.ANALYSIS, [replace(arm, twin=None)], tmp_path)
     assert nothing.rows == [] and nothing.summary == {}
-    figure: Any = analysis.draw(nothing)
+    figure: Any = analysis.ANALYSIS.figure(nothing)
     assert "Causal models have no denoising trajectory" in figure.layout.title.subtitle.text
 
 
@@ -130,7 +130,6 @@ def test_the_figure_shows_every_checkpoint_and_layer(result: Result) -> None:
         if row["layer"] is not None or shift == 0
     ]
     deep = replace(result, rows=rows)
-    deep = replace(deep, summary=dict(analysis.summarize(deep)))
     figure: Any = analysis.draw(deep)
     heat = [trace for trace in figure.data if trace.type == "heatmap"]
     assert [trace.z.shape for trace in heat] == [(32, analysis.STAGES)] * 4

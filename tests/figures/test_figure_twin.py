@@ -123,7 +123,7 @@ def test_other_shapes_are_not_paired_and_the_figure_says_so(tmp_path: Path) -> N
 def test_the_figure_shows_every_checkpoint(result: Result, checkpoints: int) -> None:
     rows = [{**row, "checkpoint": f"model {copy}"} for copy in range(checkpoints) for row in result.rows]
     many = replace(result, rows=rows)
-    figure = twin.draw(replace(many, summary=dict(twin.summarize(many))))
+    figure = twin.draw(many)
     scattered = [trace for trace in traces(figure, type="scatter") if trace.marker.coloraxis]
     assert [len(trace.x) for trace in scattered] == [8] * 2 * checkpoints
     listed = [trace.name for trace in traces(figure, showlegend=True)]
@@ -132,4 +132,4 @@ def test_the_figure_shows_every_checkpoint(result: Result, checkpoints: int) -> 
 
 def test_without_a_twin_there_is_nothing_to_compare(probe: Probe) -> None:
     with pytest.raises(UserError, match="twin: tiny-dream has none"):
-        twin.ANALYSIS.measure([replace(probe, twin=None)])
+        twin.ANALYSIS.measure(replace(probe, twin=None))

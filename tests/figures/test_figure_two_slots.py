@@ -89,9 +89,8 @@ def test_the_verdict_tells_one_entry_from_two(tiny_result: Callable[[str], Resul
         for stage in ("initial", "end")
     ]
     planted = replace(result, rows=tidy(rows))
-    summary = two_slots.summarize(planted)
-    assert [two_slots.two_entries(summary, variant) for variant in kinds] == [True, False]
-    assert "As two entries predict: MDM rope." in two_slots.takeaway(summary)
+    assert [two_slots.two_entries(planted.summary, variant) for variant in kinds] == [True, False]
+    assert "As two entries predict: MDM rope." in two_slots.takeaway(planted)
 
 
 def test_what_questions_share_by_plain_loops() -> None:

@@ -9,8 +9,7 @@ import torch
 from helpers import random_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_bridge import SHAPE
-from test_model_parity import native_peer
+from model_helpers import SHAPE, native_peer
 
 from mdm_interp.data.queries import Query, collate
 from mdm_interp.errors import UserError

@@ -17,11 +17,18 @@ from mdm_interp.data.queries import Query, QueryPair, collate
 from mdm_interp.data.worlds import FactWorld
 from mdm_interp.errors import UserError
 from mdm_interp.inference.prediction import predict
-from mdm_interp.interventions.edits import ablated_routes, edits, shared_routes, transplanted_routes
+from mdm_interp.interventions.edits import (
+    ablated_routes,
+    ablated_storage,
+    even_routes,
+    shared_routes,
+    transplanted_routes,
+)
 from mdm_interp.interventions.effects import (
     Effect,
     ablate_routes,
     ablate_storage,
+    other_positions,
     project_even_routes,
     share_routes,
     transplant_routes,
@@ -92,7 +99,7 @@ def test_the_forward_route_is_not_enough_where_values_know_their_place(changes: 
 
 def test_the_control_gives_the_sources_share_to_another_position() -> None:
     model, pair = model_for(position="rope"), pairs_of()[0]
-    other = edits.other_positions(pair.reverse, model.cfg)[0][0]
+    other = other_positions(pair.reverse, model.cfg)[0][0]
     _, given_ = model.run_with_cache(torch.tensor([pair.forward.tokens]))
     with transplanted_routes(model, [pair], at=torch.arange(FACTS.seq_len)[None] == other):
         _, taken = model.run_with_cache(torch.tensor([pair.reverse.tokens]))
@@ -110,7 +117,7 @@ def test_even_routes_are_the_mean_of_the_scores_to_both_sides(position: str) -> 
     forward = compute_routes(model, [pair.forward for pair in pairs]).scores
     reverse = compute_routes(model, [pair.reverse for pair in pairs]).scores
     queries = [pair.reverse for pair in pairs]
-    with edits.even_routes(model, pairs):
+    with even_routes(model, pairs):
         projected = compute_routes(model, queries).scores
     torch.testing.assert_close(projected, (forward + reverse) / 2, rtol=1e-5, atol=1e-5)
     moved = (project_even_routes(model, pairs).after - predict(model, queries).log_probability).abs().max()
@@ -162,9 +169,9 @@ def test_only_chosen_heads_lose_their_odd_part() -> None:
     model, pairs = model_for(position="rope", n_layers=2), pairs_of()
     queries = [pair.reverse for pair in pairs]
     plain = compute_routes(model, queries).scores
-    with edits.even_routes(model, pairs):
+    with even_routes(model, pairs):
         whole = compute_routes(model, queries).scores
-    with edits.even_routes(model, pairs, heads=[(0, 1), (0, 3)]):
+    with even_routes(model, pairs, heads=[(0, 1), (0, 3)]):
         some = compute_routes(model, queries).scores
     assert torch.equal(some[:, 0, [0, 2]], plain[:, 0, [0, 2]])
     assert torch.equal(some[:, 0, [1, 3]], whole[:, 0, [1, 3]])
@@ -258,7 +265,7 @@ def test_spans_of_several_tokens_swap_whole(position: str, seed: int) -> None:
     model = random_model(n_layers=1, position=position, seed=seed)
     effect = transplant_routes(model, [QueryPair(forward, reverse, 0, "left")])
     torch.testing.assert_close(effect.after, effect.forward, rtol=1e-5, atol=1e-5)
-    free, needed = edits.other_positions(reverse, model.cfg)
+    free, needed = other_positions(reverse, model.cfg)
     assert (free, needed) == ([0, 3, 6, 7], 2)
 
 
@@ -272,14 +279,14 @@ def test_a_shifted_model_is_edited_where_it_reads() -> None:
     moved = (edited["pattern", 0] - plain["pattern", 0]).abs().amax((0, 1, 3))
     assert moved.nonzero()[:, 0].tolist() == [pair.reverse.answer_span[0] - 1]
     assert edited["pattern", 0][0, :, pair.reverse.answer_span[0] - 1, pair.reverse.source_span[0]].max() == 0
-    assert pair.reverse.answer_span[0] - 1 not in edits.other_positions(pair.reverse, model.cfg)[0]
+    assert pair.reverse.answer_span[0] - 1 not in other_positions(pair.reverse, model.cfg)[0]
 
 
 def test_an_edit_of_no_layer_is_none_and_of_one_layer_stays_there() -> None:
     model, pairs = model_for(position="rope", n_layers=2), pairs_of()
     tokens = torch.tensor([pair.reverse.tokens for pair in pairs])
     plain = model(tokens)
-    edits = (transplanted_routes, shared_routes, edits.even_routes, edits.ablated_storage)
+    edits = (transplanted_routes, shared_routes, even_routes, ablated_storage)
     for editing in (*edits, ablated_routes):
         with editing(model, pairs, layers=[]):
             assert torch.equal(model(tokens), plain)

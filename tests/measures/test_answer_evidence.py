@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import random_model, seeded
-from test_bridge import SHAPE, llama_bridge
+from model_helpers import SHAPE, llama_bridge
 from torch import Tensor
 from torch.testing import assert_close
 

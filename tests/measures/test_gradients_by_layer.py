@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers import random_model
-from test_bridge import SHAPE, mirrored_pairs
-from test_model_parity import native_peer
+from model_helpers import SHAPE, mirrored_pairs, native_peer
 from torch import Tensor
 from torch.testing import assert_close
 

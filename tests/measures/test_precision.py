@@ -12,10 +12,10 @@ from helpers import random_model, seeded, tiny_config
 from torch import Tensor
 from torch.testing import assert_close
 
+from mdm_interp import interventions
 from mdm_interp.data.queries import Query, QueryPair, collate
 from mdm_interp.inference.prediction import predict
-from mdm_interp.interventions.edits import edits
-from mdm_interp.measures import evidence, parity, routes
+from mdm_interp.measures import evidence, parity, rope, routes
 from mdm_interp.measures.answer_evidence import answer_evidence
 from mdm_interp.measures.gradients.alignment import COMPONENTS, gradient_alignment, query_gradients
 from mdm_interp.measures.gradients.first_order import mean_gradient
@@ -94,7 +94,7 @@ def logit_parts(model: Any, pairs: list[QueryPair]) -> Tensor:
     return torch.cat([part.double().flatten() for part in vars(found).values()])
 
 
-def effect(intervention: Callable[..., edits.Effect]) -> Measure:
+def effect(intervention: Callable[..., interventions.Effect]) -> Measure:
     return lambda model, pairs: parts(intervention(model, pairs), "forward", "before", "after", "control")
 
 
@@ -107,7 +107,7 @@ SUMS: dict[str, Measure] = {
     "score_parity": lambda model, pairs: parts(parity.score_parity(model, pairs), "even", "odd"),
     "scores of compute_routes": lambda model, pairs: routes.compute_routes(model, forwards(pairs)).scores,
     "pattern of compute_routes": lambda model, pairs: routes.compute_routes(model, forwards(pairs)).pattern,
-    "compute_content": lambda model, pairs: parts(routes.compute_content(model, forwards(pairs)), "q", "k"),
+    "compute_content": lambda model, pairs: parts(rope.compute_content(model, forwards(pairs)), "q", "k"),
     "route of denoise_answers": lambda model, pairs: denoise_answers(model, forwards(pairs), 1).route,
     "evidence of denoise_answers": lambda model, pairs: denoise_answers(model, forwards(pairs), 1).evidence,
 }
@@ -125,7 +125,7 @@ ROPE: dict[str, Measure] = {
     "rope_parity": lambda model, pairs: parts(parity.rope_parity(model, pairs), "even", "odd"),
     "plane_spectrum": parity.plane_spectrum,
     "distance_correlation": lambda model, pairs: parts(
-        routes.distance_correlation(model, pairs, torch.arange(1.0, 5.0)), "measured", "spectrum"
+        rope.distance_correlation(model, pairs, torch.arange(1.0, 5.0)), "measured", "spectrum"
     ),
 }
 WEIGHTS: dict[str, Measure] = {
@@ -139,12 +139,12 @@ WEIGHTS: dict[str, Measure] = {
 COUPLING: dict[str, Measure] = {"storage_coupling": evidence.storage_coupling}
 LOG_PROBABILITIES: dict[str, Measure] = {
     "predict": lambda model, pairs: predict(model, forwards(pairs)).log_probability,
-    "transplant_routes": effect(edits.transplant_routes),
-    "project_even_routes": effect(edits.project_even_routes),
-    "ablate_storage": effect(edits.ablate_storage),
-    "ablate_routes": effect(edits.ablate_routes),
-    "patch_heads": lambda model, pairs: edits.patch_heads(model, pairs[:6]).change,
-    "patch_positions": lambda model, pairs: edits.patch_positions(model, pairs[:6]).change,
+    "transplant_routes": effect(interventions.transplant_routes),
+    "project_even_routes": effect(interventions.project_even_routes),
+    "ablate_storage": effect(interventions.ablate_storage),
+    "ablate_routes": effect(interventions.ablate_routes),
+    "patch_heads": lambda model, pairs: interventions.patch_heads(model, pairs[:6]).change,
+    "patch_positions": lambda model, pairs: interventions.patch_positions(model, pairs[:6]).change,
 }
 ABSOLUTE = {"project_even_routes"}
 """What an absolute scheme has none of."""
@@ -258,10 +258,10 @@ def test_the_evidence_matrix_is_the_product_of_the_weights(name: str) -> None:
 
 
 def test_position_indices_of_half_precision_evidence_are_computed_in_more() -> None:
-    evidence = torch.randn(2, 30, 30, 4, generator=seeded(0)).to(torch.bfloat16)
-    expected = evidence.position_index(evidence.double())
-    assert evidence.position_index(evidence) == pytest.approx(expected, rel=SUMMED)
-    one, other = evidence[0, :, :, :1], evidence[0, :, :, 1:2]  # [pair target layer]
+    found = torch.randn(2, 30, 30, 4, generator=seeded(0)).to(torch.bfloat16)
+    expected = evidence.position_index(found.double())
+    assert evidence.position_index(found) == pytest.approx(expected, rel=SUMMED)
+    one, other = found[0, :, :, :1], found[0, :, :, 1:2]  # [pair target layer]
     one, other = one.transpose(1, 2), other.transpose(1, 2)
     index = evidence.place_index(one, other).double()
     assert_close(index, evidence.place_index(one.double(), other.double()), atol=0, rtol=SUMMED)

@@ -11,9 +11,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import random_model
-from test_model_parity import HUGGING_FACE_NAMES, copy_weights, native_peer
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
+from model_helpers import SHAPE, boot_from, llama_bridge, mirrored_pairs, native_peer
 from torch import Tensor
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -21,50 +19,26 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
 )
 
+from mdm_interp import interventions
 from mdm_interp.data.queries import Query, QueryPair, collate
 from mdm_interp.errors import UserError
 from mdm_interp.inference.prediction import predict
-from mdm_interp.interventions.edits import edits
-from mdm_interp.measures import evidence, parity, routes
+from mdm_interp.measures import evidence, gradients, parity, rope, routes
 from mdm_interp.measures.answer_evidence import answer_evidence
 from mdm_interp.measures.capture import LayerView, capture
-from mdm_interp.measures.gradients import alignment
 from mdm_interp.models.bridge import hooked
 from mdm_interp.models.transformer import HookedTransformer
 
-SHAPE: dict[str, Any] = {"d_mlp": 24, "n_layers": 2, "n_key_value_heads": 2, "d_model": 32}
 TARGETS = torch.tensor([3, 9, 4])
-
-
-def mirrored_pairs(causal: bool, count: int = 4) -> list[QueryPair]:
-    """Random contexts in which an answer and its source swap sides; a causal model's share the fact only."""
-    generator, pairs = torch.Generator().manual_seed(5), []
-    for fact in range(count):
-        tokens = torch.randint(1, 12, (6,), generator=generator).tolist()
-
-        def ask(answer_at: int, source_at: int, answer: int, tokens: list[int] = tokens) -> Query:
-            asked = list(tokens)
-            asked[answer_at], asked[source_at] = 0, tokens[1] + tokens[4] - answer
-            return Query(tuple(asked), (answer,), (answer_at, answer_at + 1), (source_at, source_at + 1))
-
-        forward, reverse = ask(4, 1, tokens[4]), ask(1, 4, tokens[4])
-        if causal:
-            reverse = ask(4, 1, tokens[1])
-        pairs.append(QueryPair(forward, reverse, fact, "right"))
-    return pairs
 
 
 MEASURES: dict[str, Callable[[Any, list[QueryPair]], Any]] = {
     "predict": lambda model, pairs: predict(model, [pair.forward for pair in pairs]),
     "compute_routes": lambda model, pairs: routes.compute_routes(model, [pair.forward for pair in pairs]),
-    "compute_content": lambda model, pairs: routes.compute_content(model, [pair.forward for pair in pairs]),
-    "distance_correlation": lambda model, pairs: routes.distance_correlation(model, pairs, torch.arange(1.0, 4.0)),
+    "compute_content": lambda model, pairs: rope.compute_content(model, [pair.forward for pair in pairs]),
+    "distance_correlation": lambda model, pairs: rope.distance_correlation(model, pairs, torch.arange(1.0, 4.0)),
     "plane_spectrum": parity.plane_spectrum,
     "evidence_matrix": lambda model, pairs: evidence.evidence_matrix(model, torch.arange(5), TARGETS),
     "compute_evidence": lambda model, pairs: evidence.compute_evidence(model, [p.forward for p in pairs], TARGETS),
@@ -73,9 +47,9 @@ MEASURES: dict[str, Callable[[Any, list[QueryPair]], Any]] = {
     ),
     "answer_evidence": lambda model, pairs: answer_evidence(model, [pair.forward for pair in pairs])[0],
     "storage_coupling": evidence.storage_coupling,
-    "gradient_alignment": alignment.gradient_alignment,
-    "mean_gradient": lambda model, pairs: alignment.mean_gradient(model, [pair.forward for pair in pairs]),
-    "first_order": lambda model, pairs: alignment.first_order(model, pairs, [1e-2]),
+    "gradient_alignment": gradients.gradient_alignment,
+    "mean_gradient": lambda model, pairs: gradients.mean_gradient(model, [pair.forward for pair in pairs]),
+    "first_order": lambda model, pairs: gradients.first_order(model, pairs, [1e-2]),
 }
 SHARED_MEASURES: dict[str, Callable[[Any, list[QueryPair]], Any]] = {
     "score_parity": parity.score_parity,
@@ -83,44 +57,16 @@ SHARED_MEASURES: dict[str, Callable[[Any, list[QueryPair]], Any]] = {
     "route_coupling": parity.route_coupling,
     "route_correlation": routes.route_correlation,
     "pair_position_index": lambda model, pairs: evidence.pair_position_index(model, pairs, TARGETS),
-    "transplant_routes": edits.transplant_routes,
-    "project_even_routes": edits.project_even_routes,
-    "ablate_storage": edits.ablate_storage,
-    "ablate_routes": edits.ablate_routes,
-    "patch_heads": edits.patch_heads,
-    "patch_positions": edits.patch_positions,
+    "transplant_routes": interventions.transplant_routes,
+    "project_even_routes": interventions.project_even_routes,
+    "ablate_storage": interventions.ablate_storage,
+    "ablate_routes": interventions.ablate_routes,
+    "patch_heads": interventions.patch_heads,
+    "patch_positions": interventions.patch_positions,
 }
 GRADIENTS = {"gradient_alignment", "mean_gradient", "first_order"}
 NEEDS_SCORES = {"compute_routes", "score_parity", "route_correlation", "project_even_routes", "ablate_routes"}
 """What a bridge without scores before the softmax cannot be asked."""
-
-
-def llama_bridge(model: HookedTransformer, folder: Path) -> TransformerBridge:
-    """A Llama of the model's weights, saved as Hugging Face saves it and booted from there."""
-    cfg = model.cfg
-    peer = LlamaForCausalLM(
-        LlamaConfig(
-            hidden_size=cfg.d_model,
-            num_attention_heads=cfg.n_heads,
-            num_key_value_heads=cfg.kv_heads,
-            num_hidden_layers=cfg.n_layers,
-            intermediate_size=cfg.d_mlp or 0,
-            vocab_size=cfg.d_vocab,
-            max_position_embeddings=cfg.n_ctx,
-            rms_norm_eps=cfg.eps,
-            tie_word_embeddings=False,
-        )
-    )
-    copy_weights(model, peer, HUGGING_FACE_NAMES)
-    return boot_from(folder, peer)
-
-
-def boot_from(folder: Path, peer: PreTrainedModel) -> TransformerBridge:
-    """A bridge booted from a folder that a Hugging Face model was saved to, with a tokenizer of 13 words."""
-    peer.save_pretrained(folder)
-    words = Tokenizer(WordLevel({f"w{i}": i for i in range(13)}, unk_token="w0"))
-    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w1", pad_token="w0").save_pretrained(folder)
-    return TransformerBridge.boot_transformers(str(folder), device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -169,9 +115,9 @@ def test_on_a_bidirectional_native_bridge(native: tuple[HookedTransformer, Trans
 def test_gradients_on_a_native_bridge(native: tuple[HookedTransformer, TransformerBridge]) -> None:
     """It has output biases that ours has not, so only components without are compared."""
     pairs, both_have = mirrored_pairs(causal=False), ("embedding", "Q", "K", "V", "norms", "unembedding")
-    ours, theirs = (alignment.gradient_alignment(model, pairs).within(both_have) for model in native)
+    ours, theirs = (gradients.gradient_alignment(model, pairs).within(both_have) for model in native)
     assert_same(ours, theirs)
-    ours, theirs = (alignment.first_order(model, pairs, [1e-2], components=both_have) for model in native)
+    ours, theirs = (gradients.first_order(model, pairs, [1e-2], components=both_have) for model in native)
     assert_same(ours, theirs)
 
 
@@ -218,7 +164,7 @@ def test_fused_projections_have_no_gradients_of_their_own(tmp_path: Path) -> Non
         logits = batch.at_readout(bridge(batch.tokens))[..., TARGETS]
     assert_close(evidence.decompose_logits(bridge, batch, TARGETS).total(), logits, atol=1e-4, rtol=1e-4)
     with pytest.raises(UserError, match=r"parameter 'transformer\.h\.0\.attn\.qkv\.weight' of this bridge is no comp"):
-        alignment.gradient_alignment(bridge, pairs)
+        gradients.gradient_alignment(bridge, pairs)
 
 
 # ---- capture, which all of them stand on

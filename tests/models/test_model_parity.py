@@ -2,124 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import pytest
 import torch
-from einops import rearrange
 from helpers import random_model, random_tokens, tiny_config
+from model_helpers import HUGGING_FACE_NAMES, copy_weights, native_peer
 from torch import Tensor, nn
 from torch.testing import assert_close
-from transformer_lens.config import TransformerBridgeConfig
-from transformer_lens.model_bridge import TransformerBridge
-from transformer_lens.model_bridge.sources.native import boot
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm, Qwen2RotaryEmbedding
 
 from mdm_interp.models.transformer import HookedTransformer
 
-# What others call our parameters; `*` stands for the layer.
-NATIVE_NAMES = {
-    "embed.W_E": "tok_embed.weight",
-    "pos_embed.W_pos": "pos.weight",
-    "blocks.*.ln1.w": "layers.*.ln1.weight",
-    "blocks.*.ln1.b": "layers.*.ln1.bias",
-    "blocks.*.attn.W_Q": "layers.*.attn.q.weight",
-    "blocks.*.attn.W_K": "layers.*.attn.k.weight",
-    "blocks.*.attn.W_V": "layers.*.attn.v.weight",
-    "blocks.*.attn.b_Q": "layers.*.attn.q.bias",
-    "blocks.*.attn.b_K": "layers.*.attn.k.bias",
-    "blocks.*.attn.b_V": "layers.*.attn.v.bias",
-    "blocks.*.attn.W_O": "layers.*.attn.o.weight",
-    "blocks.*.ln2.w": "layers.*.ln2.weight",
-    "blocks.*.ln2.b": "layers.*.ln2.bias",
-    "blocks.*.mlp.W_in": "layers.*.mlp.fc_in.weight",
-    "blocks.*.mlp.W_out": "layers.*.mlp.fc_out.weight",
-    "ln_final.w": "ln_out.weight",
-    "ln_final.b": "ln_out.bias",
-    "unembed.W_U": "head.weight",
-}
-NATIVE_GATED_NAMES = NATIVE_NAMES | {
-    "blocks.*.mlp.W_gate": "layers.*.mlp.gate.weight",
-    "blocks.*.mlp.W_in": "layers.*.mlp.in.weight",
-    "blocks.*.mlp.W_out": "layers.*.mlp.out.weight",
-}
-HUGGING_FACE_NAMES = {
-    "embed.W_E": "model.embed_tokens.weight",
-    "blocks.*.ln1.w": "model.layers.*.input_layernorm.weight",
-    "blocks.*.attn.W_Q": "model.layers.*.self_attn.q_proj.weight",
-    "blocks.*.attn.W_K": "model.layers.*.self_attn.k_proj.weight",
-    "blocks.*.attn.W_V": "model.layers.*.self_attn.v_proj.weight",
-    "blocks.*.attn.b_Q": "model.layers.*.self_attn.q_proj.bias",
-    "blocks.*.attn.b_K": "model.layers.*.self_attn.k_proj.bias",
-    "blocks.*.attn.b_V": "model.layers.*.self_attn.v_proj.bias",
-    "blocks.*.attn.W_O": "model.layers.*.self_attn.o_proj.weight",
-    "blocks.*.ln2.w": "model.layers.*.post_attention_layernorm.weight",
-    "blocks.*.mlp.W_gate": "model.layers.*.mlp.gate_proj.weight",
-    "blocks.*.mlp.W_in": "model.layers.*.mlp.up_proj.weight",
-    "blocks.*.mlp.W_out": "model.layers.*.mlp.down_proj.weight",
-    "ln_final.w": "model.norm.weight",
-    "unembed.W_U": "lm_head.weight",
-}
-
-
-def linear_layout(name: str, weight: Tensor) -> Tensor:
-    """A parameter of ours as torch.nn.Linear keeps it, `[output input]`."""
-    leaf = name.rsplit(".", 1)[-1]
-    if leaf in ("W_Q", "W_K", "W_V"):
-        return rearrange(weight, "head d_model d_head -> (head d_head) d_model")
-    if leaf == "W_O":
-        return rearrange(weight, "head d_head d_model -> d_model (head d_head)")
-    if leaf in ("b_Q", "b_K", "b_V"):
-        return weight.flatten()
-    return weight.T if leaf in ("W_in", "W_out", "W_gate", "W_U") else weight
-
-
-@torch.no_grad()
-def copy_weights(model: HookedTransformer, peer: nn.Module, names: dict[str, str]) -> None:
-    """Set every parameter of `peer` to ours, and to zero where we have none."""
-    theirs = {name.replace("_original_component.", ""): parameter for name, parameter in peer.named_parameters()}
-    for parameter in theirs.values():
-        parameter.zero_()
-    for name, weight in model.named_parameters():
-        layer = re.search(r"\d+", name)
-        pattern = re.sub(r"\d+", "*", name, count=1) if name.startswith("blocks") else name
-        target = theirs[names[pattern].replace("*", layer[0] if layer else "")]
-        converted = linear_layout(name, weight)
-        assert target.shape == converted.shape, name
-        target.copy_(converted)
-
-
 # ---- TransformerLens' native bridge
-
-
-def native_peer(model: HookedTransformer) -> TransformerBridge:
-    cfg = model.cfg
-    peer = boot(  # what TransformerLens attaches as TransformerBridge.boot_native
-        TransformerBridgeConfig(
-            d_model=cfg.d_model,
-            d_head=cfg.head_dim,
-            n_heads=cfg.n_heads,
-            n_key_value_heads=cfg.kv_heads,
-            n_layers=cfg.n_layers,
-            n_ctx=cfg.n_ctx,
-            d_vocab=cfg.d_vocab,
-            d_mlp=cfg.d_mlp,
-            act_fn=cfg.act_fn,
-            gated_mlp=cfg.gated_mlp,
-            attn_only=cfg.attn_only,
-            normalization_type=cfg.normalization_type,
-            eps=cfg.eps,
-            positional_embedding_type="rotary" if cfg.position == "rope" else "standard",
-            rotary_dim=cfg.rotary_dim,
-            rotary_base=int(cfg.rotary_base),
-            attention_dir=cfg.attention,
-        )
-    )
-    copy_weights(model, peer, NATIVE_GATED_NAMES if cfg.gated_mlp else NATIVE_NAMES)
-    return peer
 
 
 def assert_same_logits(ours: Tensor, theirs: Tensor, tolerance: float) -> None:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from einops import einsum
 from helpers import random_model, random_tokens, seeded, tiny_config
-from test_model_parity import native_peer
+from model_helpers import native_peer
 from torch import Tensor
 from torch.func import functional_call, vmap
 from torch.testing import assert_close

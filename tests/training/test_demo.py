@@ -21,8 +21,8 @@ from mdm_interp.data.prompts import PARENT_CHILD, load_facts, make_prompts, rend
 from mdm_interp.errors import UserError
 from mdm_interp.inference.prediction import predict
 from mdm_interp.models.transformer import HookedTransformer
+from mdm_interp.training import demo
 from mdm_interp.training.demo import demo_loss, make_model_config, make_tokenizer, train_demo
-from mdm_interp.training.loop import demo
 
 TINY = DemoConfig(n_families=4, n_control=1, n_bpe=300, d_model=16, n_layers=2, n_heads=2, d_mlp=16, steps=6)
 FORMATS = ("llada", "dream", "qwen2")
@@ -227,15 +227,18 @@ def test_bad_settings_are_refused() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("format", FORMATS)
-def test_it_learns_its_facts(tmp_path: Path, format: Any) -> None:
-    """A third of the default's people, to be quick."""
-    config = DemoConfig(format=format, n_families=6, n_control=2, d_model=64, d_mlp=128, batch_size=32, steps=2500)
+@pytest.mark.parametrize(
+    ("format", "steps", "learnt"), [("llada", 2500, 0.95), ("dream", 700, 0.3), ("qwen2", 500, 0.3)]
+)
+def test_it_learns_its_facts(tmp_path: Path, format: Any, steps: int, learnt: float) -> None:
+    """A third of the default's people, to be quick; one format to the end, and the others until they have begun to, for
+    which chance is below a thousandth."""
+    config = DemoConfig(format=format, n_families=6, n_control=2, d_model=64, d_mlp=128, batch_size=32, steps=steps)
     folder = train_demo(tmp_path, config, progress=False)
     model, table = load_checkpoint(folder), load_facts(folder / "facts.csv")
     prompts = make_prompts(table, model.tokenizer, model.cfg, "relational")
     forward = [pair.forward for pair in prompts.pairs]
-    assert predict(model, forward).correct.float().mean() > 0.95
+    assert predict(model, forward).correct.float().mean() > learnt
     if format == "dream":  # read without its shift, the same model knows nothing, and nothing else tells
         model.cfg = model.cfg.model_copy(update={"readout_shift": 0})
         assert predict(model, forward).correct.float().mean() < 0.1

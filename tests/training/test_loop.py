@@ -29,7 +29,8 @@ from mdm_interp.inference.prediction import predict
 from mdm_interp.models.transformer import HookedTransformer
 from mdm_interp.provenance import made_with, provenance
 from mdm_interp.tensors import save_tensors
-from mdm_interp.training.loop import Progressed, checkpoint_steps, loop, train, train_all
+from mdm_interp.training import loop
+from mdm_interp.training.loop import Progressed, checkpoint_steps, train, train_all
 from mdm_interp.training.losses import training_loss
 from mdm_interp.training.runs import Run
 
@@ -144,7 +145,7 @@ def test_progress_is_reported_and_the_bar_keeps_to_stderr(
 
 def test_a_run_says_what_trained_it(tmp_path: Path) -> None:
     run = train(tiny(), root=tmp_path, progress=False)
-    assert made_with(run.folder) == [{"step": 0, **provenance(loop.__name__, "cpu", torch.float32)}]
+    assert made_with(run.folder) == [{"step": 0, **provenance(train, "cpu", torch.float32)}]
 
 
 def train_as(monkeypatch: pytest.MonkeyPatch, root: Path, torch_version: str, *, saves: int) -> Run:
@@ -321,7 +322,7 @@ def test_an_error_in_a_step_leaves_no_temporary_file_and_no_lock(
 
 TRAIN = """
 import torch
-from mdm_interp import training
+from mdm_interp.training import loop
 torch.set_num_threads(1)
 loop.SAVE_SECONDS = -1.0
 loop.train(config, root=root, progress=False)

@@ -15,9 +15,9 @@ import torch
 from helpers import TINY, random_model, tiny_run
 from hypothesis import given
 from hypothesis import strategies as st
+from model_helpers import SHAPE, llama_bridge, mirrored_pairs
 from page_helpers import HOSTILE, middle_of, opened
 from playwright.sync_api import Browser, expect
-from test_bridge import SHAPE, llama_bridge, mirrored_pairs
 
 from mdm_interp import viz
 from mdm_interp.config import FactConfig

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,26 +13,32 @@ from plotly.subplots import make_subplots
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from mdm_interp.config import TrainConfig
+from mdm_interp.config import ModelConfig, TrainConfig
 from mdm_interp.data.queries import Query
 from mdm_interp.experiments.analysis import Analysis
-from mdm_interp.experiments.grids import MDM_SCHEMES, grid
+from mdm_interp.experiments.grids import MANY_HEADS, MDM_SCHEMES, head_grid
 from mdm_interp.experiments.results import Result
-from mdm_interp.experiments.scope import about
+from mdm_interp.experiments.scope import Moment, stages
 from mdm_interp.inference.prediction import predict
 from mdm_interp.models.transformer import HookedTransformer
 from mdm_interp.stats.estimates import Estimate, mean_estimate
 from mdm_interp.stats.tables import where
 from mdm_interp.training.runs import Run
 from mdm_interp.viz.plots import add_estimates
-from mdm_interp.viz.theme import FORWARD, GREY, REVERSE, legend_at, titled
+from mdm_interp.viz.theme import FORWARD, GREY, REVERSE, legend_at
 
 QUERIES = {"forward": FORWARD, "reverse": REVERSE}
 
 
 def configs(seeds: Sequence[int]) -> list[TrainConfig]:
-    """MDMs that the report's own figures train anyway, under four position schemes."""
-    return [config for config in grid(seeds, ["relation_cycle"]) if config.objective == "any_order"]
+    """MDMs of four heads that the report's own figures train anyway, under four position schemes."""
+    any_order = [config for config in head_grid(seeds) if config.objective == "any_order"]
+    return [config for config in any_order if config.model.n_heads == MANY_HEADS and shares_width(config.model)]
+
+
+def shares_width(model: ModelConfig) -> bool:
+    """Whether its heads share the width out among them; the grid has wider ones as well."""
+    return model.n_heads * model.head_dim == model.d_model
 
 
 @contextmanager
@@ -59,25 +65,29 @@ def drops(model: HookedTransformer, queries: Sequence[Query]) -> Float[Tensor, "
     return whole[:, None] - torch.stack(after, dim=1)
 
 
-def measure(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """One row per run and direction, at the end of training: the mean drop (nats) for the head that the forward queries
-    need most, and for the other heads (their mean), the control.
+def when(run: Run) -> list[Moment]:
+    """The end of training."""
+    return stages(run, ["end"])
+
+
+def measure(run: Run, step: int) -> list[dict[str, Any]]:
+    """One row per direction: the mean drop (nats) for the head that the forward queries need most, and for the other
+    heads (their mean), the control.
 
     The head is chosen on one half of the facts and measured on the other, and the other way round: on the facts it is
     chosen on, the largest of several drops is too large.
     """
     rows = []
-    for run in runs:
-        model, pairs = run.model(), run.query_pairs()
-        odd = torch.tensor([pair.fact % 2 == 1 for pair in pairs])
-        fallen = {side: drops(model, [getattr(pair, side) for pair in pairs]) for side in QUERIES}
-        chosen = [int(fallen["forward"][half].mean(0).argmax()) for half in (odd, ~odd)]
-        for side, drop in fallen.items():
-            means = [drop[half].mean(0) for half in (~odd, odd)]
-            of_chosen = [mean[head] for mean, head in zip(means, chosen, strict=True)]
-            of_others = [(mean.sum() - own) / (len(mean) - 1) for mean, own in zip(means, of_chosen, strict=True)]
-            halves = {"chosen": torch.stack(of_chosen), "others": torch.stack(of_others)}
-            rows.append({**about(run), "query": side, **{name: half.mean().item() for name, half in halves.items()}})
+    model, pairs = run.model(step), run.query_pairs()
+    odd = torch.tensor([pair.fact % 2 == 1 for pair in pairs])
+    fallen = {side: drops(model, [getattr(pair, side) for pair in pairs]) for side in QUERIES}
+    chosen = [int(fallen["forward"][half].mean(0).argmax()) for half in (odd, ~odd)]
+    for side, drop in fallen.items():
+        means = [drop[half].mean(0) for half in (~odd, odd)]
+        of_chosen = [mean[head] for mean, head in zip(means, chosen, strict=True)]
+        of_others = [(mean.sum() - own) / (len(mean) - 1) for mean, own in zip(means, of_chosen, strict=True)]
+        halves = {"chosen": torch.stack(of_chosen), "others": torch.stack(of_others)}
+        rows.append({"query": side, **{name: half.mean().item() for name, half in halves.items()}})
     return rows
 
 
@@ -93,7 +103,9 @@ def summarize(result: Result) -> dict[str, Estimate]:
     return summary
 
 
-def takeaway(summary: Mapping[str, Estimate]) -> str:
+def takeaway(result: Result) -> str:
+    summary = result.summary
+
     def said(scheme: str) -> str:
         chosen, others = (summary[f"{scheme} / reverse / {head}"].value for head in ("chosen", "others"))
         return f"{chosen:.2g} under {scheme} (other heads {others:.2g})"
@@ -126,8 +138,7 @@ def draw(result: Result) -> go.Figure:
             )
         figure.update_xaxes(title_text="position scheme", row=1, col=col)
     figure.update_yaxes(title_text="drop of the answer's log-probability<br>without the head (nats)", row=1, col=1)
-    figure.update_layout(legend=legend_at(0.5, -0.16))
-    return titled(figure, result.question, takeaway(result.summary), height=620)
+    return figure.update_layout(legend=legend_at(0.5, -0.16), height=620)
 
 
 ANALYSIS = Analysis(
@@ -135,7 +146,9 @@ ANALYSIS = Analysis(
     question="Does the head that answers forward answer in reverse too?",
     configs=configs,
     measure=measure,
+    when=when,
     summarize=summarize,
+    takeaway=takeaway,
     draw=draw,
     order=200,
 )
