@@ -306,6 +306,7 @@ ANALYSIS = CheckpointAnalysis(
     question="Can a checkpoint name the other entity, forward and in reverse?",
     configs=demos,
     measure=measure,
+    of_twins=True,
     summarize=summarize,
     takeaway=takeaway,
     draw=draw,

@@ -227,6 +227,7 @@ ANALYSIS = CheckpointAnalysis(
     question="What do route and evidence do while a sentence is denoised from its source?",
     configs=demos,
     measure=measure,
+    of_twins=True,
     summarize=summarize,
     takeaway=takeaway,
     draw=draw,

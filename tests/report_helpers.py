@@ -38,8 +38,8 @@ def drawing(question: str = QUESTION) -> go.Figure:
     matrix = pd.DataFrame([[1.0, -1.0], [0.0, 0.5]]).to_numpy()
     add_matrix(figure, matrix, x=["B0", "B1"], y=["A0", "A1"], limit=1.0, row=1, col=2, colorbar={"len": 0.5})
     figure.update_xaxes(TRAINING_STEPS, title_text="training step", row=1, col=1)
-    figure.update_layout(legend=legend_at(0.2, -0.2))
-    return titled(figure, question, TAKEAWAY, height=600)
+    figure.update_layout(legend=legend_at(0.2, -0.2), height=600)
+    return titled(figure, question, TAKEAWAY)
 
 
 SETTING: dict[str, Any] = {

@@ -302,7 +302,7 @@ class Work(NamedTuple):
 
 
 @pytest.fixture
-def work(monkeypatch: pytest.MonkeyPatch) -> Work:
+def work(real_grid: None, monkeypatch: pytest.MonkeyPatch) -> Work:
     """A tiny grid, trained in this process; PNGs are left out."""
     done = Work([], {})
 
@@ -335,7 +335,7 @@ ONLY = ["reproduce", *HERE, "--only", "reversal_curse", "--seeds"]
 
 
 def test_reproduce_writes_what_it_says_and_works_once(
-    mdm_interp: Callable[..., Ended], tmp_path: Path, work: Work, real_grid: None
+    mdm_interp: Callable[..., Ended], tmp_path: Path, work: Work
 ) -> None:
     ended = mdm_interp(*ONLY, 1)
     assert ended.code == 0
@@ -470,10 +470,13 @@ def test_report_draws_everything_again_from_the_results_alone(
     assert (work.measured, len(work.trained)) == (measured, trained), "nothing was measured or trained for it"
 
 
-@pytest.mark.usefixtures("work")
 def test_report_judges_the_results_that_are_there(
-    mdm_interp: Callable[..., Ended], tmp_path: Path, tiny_result: Callable[[str], Any]
+    mdm_interp: Callable[..., Ended],
+    tmp_path: Path,
+    tiny_result: Callable[[str], Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(pio, "write_images", None)
     names = {"two_slots", "route_parity"}
     for name in names:
         tiny_result(name).save(tmp_path / "figures" / f"{name}.json")

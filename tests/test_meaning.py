@@ -202,7 +202,7 @@ def meant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Meant]:
         importlib.invalidate_caches()
         forget_sources()
         source, _, name = name.partition(".")
-        function = importlib.import_module(f"planted_study.{source}")
+        function: Any = importlib.import_module(f"planted_study.{source}")
         for part in name.split("."):
             function = getattr(function, part)
         return meaning(function)

@@ -176,11 +176,13 @@ def _open_run(lab: Lab, config: TrainConfig) -> Run:
 @dataclass(frozen=True)
 class CheckpointAnalysis(Analysis):
     """An analysis of checkpoints: its `measure` takes a probe. `reproduce` gives it the demo checkpoints,
-    `mdm-interp probe` any other; twins are measured too."""
+    `mdm-interp probe` any other."""
 
     trainer = staticmethod(train_demo)
     needs_twin: bool = False
     """Whether it compares a checkpoint with its twin, and has nothing to say without one."""
+    of_twins: bool = False
+    """Whether twins are measured too, as checkpoints of their own."""
 
     def measuring(self) -> tuple[Callable[..., Any], ...]:
         """Name the functions whose code decides the numbers."""
@@ -191,13 +193,13 @@ class CheckpointAnalysis(Analysis):
         train_demos(self.configs(lab.seeds), lab)
 
     def subjects(self, lab: Lab) -> dict[str, Callable[[], Probe]]:
-        """Name the demo checkpoints, asked about the facts that training states one way, and say how each is opened:
-        an MDM with the twin of its seed; or, if twins are measured by themselves, the twin after the first MDM."""
+        """Name the demo checkpoints, asked about the facts that training states one way, and say how each is opened."""
         (twin,) = [config for config in self.configs(lab.seeds) if config.format == TWIN]
         first, *others = [config for config in self.configs(lab.seeds) if config.format != TWIN]
-        if self.needs_twin:
-            return {config.digest(): partial(_open_demo, lab, config, twin) for config in (first, *others)}
-        return {config.digest(): partial(_open_demo, lab, config) for config in (first, twin, *others)}
+        measured = (first, *([twin] if self.of_twins else []), *others)
+        return {
+            config.digest(): partial(_open_demo, lab, config, twin if self.needs_twin else None) for config in measured
+        }
 
     def rows(self, subject: Probe) -> list[dict[str, Any]]:
         """Measure one checkpoint."""
@@ -206,7 +208,7 @@ class CheckpointAnalysis(Analysis):
     def probe(self, probe: Probe, out: Path) -> Result:
         """Return the result for one probe: from `out` if it is there, otherwise measured and saved there."""
         planned = self._planned(probe.origin(), [])
-        members = [probe] if self.needs_twin else each_checkpoint([probe])
+        members = each_checkpoint([probe]) if self.of_twins else [probe]
         subjects = {member.origin().digest: partial(replace, member) for member in members}
         return self._stored(planned, out) or self._measured(planned, subjects, out)
 

@@ -154,7 +154,7 @@ def test_fused_projections_have_no_gradients_of_their_own(tmp_path: Path) -> Non
     peer = GPT2LMHeadModel(GPT2Config(n_embd=32, n_head=4, n_layer=2, vocab_size=13, n_positions=12))
     for parameter in peer.parameters():  # biases too, which start at zero
         torch.nn.init.normal_(parameter, std=0.2)
-    bridge = boot_from(tmp_path, peer)
+    bridge: Any = boot_from(tmp_path, peer)
     pairs = mirrored_pairs(causal=True)
     queries = [pair.forward for pair in pairs]
     found = routes.compute_routes(bridge, queries)

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import mdm_interp.training.loop
+from mdm_interp import tensors
 from mdm_interp.config import FactConfig, ModelConfig, TrainConfig
 from mdm_interp.data.worlds import FactWorld
 from mdm_interp.errors import UserError
@@ -272,7 +273,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
         Path(where).write_bytes(b"half")
         raise OSError("no space left")
 
-    monkeypatch.setattr(mdm_interp.tensors, "save_file", half_written)
+    monkeypatch.setattr(tensors, "save_file", half_written)
     with pytest.raises(OSError, match="no space left"):
         save_tensors(path, {"x": torch.zeros(2)})
     assert [entry.name for entry in tmp_path.iterdir()] == ["t.safetensors"]
