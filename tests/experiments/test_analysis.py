@@ -515,8 +515,15 @@ def test_a_figure_shows_the_numbers_of_its_rows(measured: dict[str, Result], nam
 # ---- the committed results
 
 
+@pytest.fixture(scope="module")
+def columns(tiny_result: Callable[[str], Result]) -> dict[str, set[str]]:
+    """What is measured by each analysis."""
+    return {name: set(tiny_result(name).frame.columns) for name in BUILTIN}
+
+
+@pytest.mark.usefixtures("real_grid")
 def test_the_committed_results_are_whole_and_the_ledger_and_the_readme_say_what_they_say(
-    tiny_result: Callable[[str], Result], tmp_path: Path
+    columns: dict[str, set[str]], tmp_path: Path
 ) -> None:
     found = {path.stem for path in FIGURES.glob("*.json")} - {"claims"}
     assert found == set(BUILTIN)
@@ -525,10 +532,13 @@ def test_the_committed_results_are_whole_and_the_ledger_and_the_readme_say_what_
         result = results[analysis.name] = analysis.load(FIGURES / f"{analysis.name}.json")
         assert (result.name, result.question) == (analysis.name, analysis.question)
         assert result.seeds == list(range(FULL_SEEDS)), analysis.name
-        assert result.rows and set(result.frame.columns) == set(tiny_result(analysis.name).frame.columns), analysis.name
-        if isinstance(result.origin, TrainedOrigin) and result.origin.kind == "runs":
-            assert set(result.frame["run"]) == set(result.origin.runs), analysis.name
-            assert set(result.frame["seed"]) == set(range(FULL_SEEDS)), analysis.name
+        assert result.rows and set(result.frame.columns) == columns[analysis.name], analysis.name
+        if type(analysis) is Analysis:
+            configs = analysis.configs(result.seeds)
+            assert isinstance(result.origin, TrainedOrigin)
+            assert result.origin.runs == [config.digest() for config in configs], analysis.name
+            measured = set(zip(result.frame["run"], result.frame["seed"], strict=True))
+            assert measured == {(config.digest(), config.seed) for config in configs}, analysis.name
         summary = result.summary
         assert summary and analysis.takeaway(result), analysis.name
     verdicts = ledger(discover(), results)

@@ -117,17 +117,20 @@ def text_of(page: Path) -> str:
 
 
 def test_a_figure_names_the_runs_behind_it_by_setting(tmp_path: Path) -> None:
-    rows = [
-        {**SETTING, "seed": 0, "run": "aa"},
-        {**SETTING, "seed": 1, "run": "bb"},
-        {"variant": "MDM none", "seed": 0, "run": "cc"},
-    ]
-    index = write(tmp_path, (result(origin=trained_on("aa", "cc", "bb", "dd"), rows=rows), drawing()))
+    of_settings = [{**SETTING, "seed": seed, "run": run} for seed, run in enumerate(("aa", "bb"))]
+    of_variants = [{"variant": "MDM none", "seed": 0, "run": "cc"}]
+    first = result(origin=trained_on("aa", "bb", "dd"), rows=of_settings)
+    second = result("other", origin=trained_on("cc", "aa"), rows=of_variants)
+    index = write(tmp_path, (first, drawing()), (second, drawing()))
     for page in (index, tmp_path / "tiny.html"):
         said = text_of(page)
-        assert "Its 4 runs mdm-interp runs show DIGEST" in said
-        assert "w, any_order rope, 1 layer, 1 head of 64: aa bb MDM none: cc dd" in said
-    assert "1 analysis of 4 trained models with 3 seeds, 3 rows of measurements." in text_of(index)
+        assert "Its 3 runs mdm-interp runs show DIGEST" in said
+        assert "w, any_order rope, 1 layer, 1 head of 64: aa bb dd" in said
+    for page in (index, tmp_path / "other.html"):
+        said = text_of(page)
+        assert "Its 2 runs mdm-interp runs show DIGEST" in said
+        assert "MDM none: cc aa" in said
+    assert "2 analyses of 4 trained models with 3 seeds, 3 rows of measurements." in text_of(index)
 
 
 HERE = {"torch": "2.13.0", "numpy": "2.2.0", "training": "n3w", "code": "c0de"}

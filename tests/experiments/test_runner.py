@@ -113,7 +113,8 @@ def test_the_runs_of_another_packages_analyses_are_measured_side_by_side_once(
 ) -> None:
     lab, out = Lab(n_seeds=2, workers=2), tmp_path / "out"
     monkeypatch.setattr(analysis, "SHARE", 1)
-    assert planted[0].shares(lab) == [slice(0, 1), slice(1, 2)]
+    first, second = (config.digest() for config in planted[0].configs(lab.seeds))
+    assert planted[0].shares(lab) == [[first], [second]]
     results = measure_all(planted, lab, out)
     assert [result.name for result in results] == list(NAMES)
     assert [result.frame["seed"].tolist() for result in results] == [[0, 1]] * 2, "in order, whoever measured them"
@@ -201,9 +202,10 @@ def test_a_mistake_in_a_worker_is_one_line_and_the_next_command_goes_on(
 def test_runs_gone_through_are_reported(planted: list[Analysis], tmp_path: Path) -> None:
     reports: list[int] = []
     lab = Lab(n_seeds=2)
-    planted[0].measure_share(lab, tmp_path / "out", slice(1, 2), reports.append)
+    first, second = (config.digest() for config in planted[0].configs(lab.seeds))
+    planted[0].measure_share(lab, tmp_path / "out", [second], reports.append)
     assert (reports, measured("planted_one")) == ([2], ["1"]), "one of two"
-    planted[0].measure_share(lab, tmp_path / "out", slice(0, 2), reports.append)
+    planted[0].measure_share(lab, tmp_path / "out", [first, second], reports.append)
     assert (reports, measured("planted_one")) == ([2, 2, 2], ["0", "1"]), "and the one that was done before"
 
 
