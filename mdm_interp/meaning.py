@@ -16,6 +16,7 @@ text:
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import hashlib
 import importlib
@@ -122,16 +123,24 @@ class _Module:
 
     @cached_property
     def imports(self) -> dict[str, str]:
-        """The full name of what each imported name stands for."""
-        statements = [statement for statement in _flat(self.tree.body)]
+        """The full name of what each imported name stands for; a package's stub says what it hands on lazily."""
+        stub = self.path.with_suffix(".pyi")
+        handed_on = ast.parse(stub.read_bytes()).body if stub.exists() else []
+        statements = [*handed_on, *_flat(self.tree.body)]
         return dict(pair for statement in statements for pair in self.imported(statement))
+
+    @cached_property
+    def stars(self) -> list[str]:
+        """The modules of which it imports every name."""
+        everything = [full_name for _, full_name in self.imports.items() if full_name.endswith(".*")]
+        return [full_name.removesuffix(".*") for full_name in everything]
 
     def full_name(self, chain: list[str]) -> str | None:
         """What a dotted name stands for at the top of this module; None if it is built in."""
         first, *rest = chain
-        if first in self.definitions:
-            return ".".join([self.name, *chain])
-        return ".".join([self.imports[first], *rest]) if first in self.imports else None
+        if first in self.imports and first not in self.definitions:
+            return ".".join([self.imports[first], *rest])
+        return ".".join([self.name, *chain]) if first in self.definitions or self.stars else None
 
     def imported(self, node: ast.stmt) -> Iterator[tuple[str, str]]:
         """The names that an import statement binds, with their full names."""
@@ -142,7 +151,9 @@ class _Module:
         elif isinstance(node, ast.ImportFrom):
             package = self.name if self.path.name == "__init__.py" else self.name.rpartition(".")[0]
             source = resolve_name("." * node.level + (node.module or ""), package)
-            yield from ((alias.asname or alias.name, f"{source}.{alias.name}") for alias in node.names)
+            for alias in node.names:
+                bound = f"{source}.*" if alias.name == "*" else alias.asname or alias.name
+                yield bound, f"{source}.{alias.name}"
 
 
 def _flat(statements: list[ast.stmt]) -> Iterator[ast.stmt]:
@@ -164,9 +175,24 @@ def _defined(statement: ast.stmt) -> list[str]:
         return [statement.name]
     if isinstance(statement, (ast.Assign, ast.AnnAssign, ast.AugAssign)):
         targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
-        roots = [node for target in targets for node in ast.walk(target)]
-        return [node.id for node in roots if isinstance(node, ast.Name)]
-    return []
+        return [name for target in targets for name in _changed(target)]
+    if isinstance(statement, (ast.Import, ast.ImportFrom)) or _is_text(statement):
+        return []
+    # A loop or a call may change whatever it names.
+    return list(dict.fromkeys(node.id for node in ast.walk(statement) if isinstance(node, ast.Name)))
+
+
+def _changed(target: ast.expr) -> list[str]:
+    """The names that an assignment changes."""
+    if isinstance(target, (ast.Tuple, ast.List)):
+        return [name for element in target.elts for name in _changed(element)]
+    while isinstance(target, (ast.Subscript, ast.Attribute, ast.Starred)):
+        target = target.value
+    return [target.id] if isinstance(target, ast.Name) else []
+
+
+def _is_text(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
 
 
 @dataclass(frozen=True)
@@ -212,9 +238,14 @@ class _Sources:
         name, attributes = parts[n : n + 1], parts[n + 1 :]
         if name and name[0] in module.definitions:
             return _Definition(module, name[0]), attributes
-        handed_on = module.imports.get(name[0]) if name else None
-        if handed_on and handed_on != f"{module.name}.{name[0]}":
-            return self.find(".".join([handed_on, *attributes]))
+        if not name:
+            return None, []
+        sources = [module.imports[name[0]]] if name[0] in module.imports else []
+        for handed_on in [*sources, *(f"{star}.{name[0]}" for star in module.stars)]:
+            if handed_on != f"{module.name}.{name[0]}":
+                found = self.find(".".join([handed_on, *attributes]))
+                if found[0] is not None:
+                    return found
         return None, []
 
 
@@ -262,20 +293,35 @@ class _Search:
             self.seen.add(definition)
             self.waiting.append(definition)
 
+    def reach_name(self, full_name: str) -> None:
+        """Reach what a full name stands for: a definition, or all of a module."""
+        definition, _ = self.sources.find(full_name)
+        if definition:
+            self.reach(definition)
+        elif module := self.sources.module(full_name):
+            for name in module.definitions:
+                self.reach(_Definition(module, name))
+
     def finish(self) -> list[str]:
-        """Follow everything that waits, and return what all definitions say: in place of the name of a definition, a
-        digest of what that one says but for names."""
+        """Follow everything that waits, and return a digest of what each definition says: in place of the name of
+        another one, that one's digest."""
         while self.waiting or self._take_used():
             if self.waiting:
                 definition = self.waiting.pop()
                 for statement in definition.statements:
                     self._read(definition.module, statement, definition.full_name)
-        digests = {name: _hashed(_NAMED.sub("", text)) for name, text in self.texts.items()}
+                if imported := definition.module.imports.get(definition.name):  # where one stands in for the other
+                    self.reach_name(imported)
+        texts, digests = self.texts, dict.fromkeys(self.texts, "")
 
         def digest_of(named: re.Match[str]) -> str:
             return digests.get(named[1], named[1].rpartition(".")[2])
 
-        return sorted(_NAMED.sub(digest_of, text) for text in self.texts.values())
+        while True:  # until no two are told apart that were not before
+            finer = {name: _hashed(_NAMED.sub(digest_of, text)) for name, text in texts.items()}
+            if len(set(finer.values())) == len(set(digests.values())):
+                return sorted(finer.values())
+            digests = finer
 
     def _read(self, module: _Module, statement: ast.stmt, full_name: str) -> None:
         if isinstance(statement, ast.ClassDef):
@@ -381,6 +427,9 @@ class _Reader:
     def note(self, annotation: ast.AST | None) -> None:
         """Reach the classes that an annotation names, directly or by a name for several."""
         for node in ast.walk(annotation) if annotation else ():
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                with contextlib.suppress(SyntaxError):
+                    self.note(ast.parse(node.value, mode="eval"))
             if not isinstance(node, (ast.Name, ast.Attribute)):
                 continue
             chain = _chain(node)
@@ -459,6 +508,7 @@ class _Reader:
         if definition is None:
             if (top := full_name.split(".")[0]) not in self.search.sources.packages:
                 self.search.packages.add(top)
+            self.search.reach_name(full_name)
             return full_name
         self.search.reach(definition)
         self.search.used.update(attributes)
@@ -521,7 +571,8 @@ class _Reader:
             for inner in ast.walk(generator.target)
             if isinstance(inner, ast.Name)
         )
-        return self._within(dict.fromkeys(stored), lambda: self._plain(node))
+        outside = self.text(node.generators[0].iter)
+        return f"{outside}:{self._within(dict.fromkeys(stored), lambda: self._plain(node))}"
 
     _SetComp = _DictComp = _GeneratorExp = _ListComp
 

@@ -56,6 +56,7 @@ def real_grid(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for name, value in helpers.REAL.items():
         monkeypatch.setattr(helpers.grids, name, value)
+    monkeypatch.setattr(helpers.scope, "LEARNT", helpers.REAL_LEARNT)
 
 
 @pytest.fixture

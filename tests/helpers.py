@@ -27,6 +27,7 @@ ROOT = Path(__file__).parents[1]
 
 REAL = {name: getattr(grids, name) for name in ("WORLDS", "small_model", "pool_world", "QUICK_SEEDS")}
 REAL["WORLDS"] = dict(grids.WORLDS)
+REAL_LEARNT = scope.LEARNT
 """What :func:`tiny_grid` replaces, as it was."""
 
 TINY: dict[str, Any] = {"d_model": 16, "n_heads": 4, "n_layers": 2, "d_vocab": 13, "n_ctx": 12}

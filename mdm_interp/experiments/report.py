@@ -195,7 +195,7 @@ def _runs(result: Result) -> dict[str, list[str]]:
     formats = result.origin.formats if result.origin.kind == "demos" else {}
     names = {digest: f"demo checkpoint, {format}" for digest, format in formats.items()}
     for row in result.rows:
-        if "run" in row and set(SCOPE) <= row.keys():
+        if "run" in row and row.get("world") is not None and set(SCOPE) <= row.keys():
             names[row["run"]] = scope_label({column: row[column] for column in SCOPE})
         elif "run" in row:
             names[row["run"]] = ", ".join(str(row[column]) for column in ("world", "variant") if column in row)

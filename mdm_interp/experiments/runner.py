@@ -83,7 +83,7 @@ def report(out: Path, analyses: Sequence[Analysis] | None = None) -> Reported:
     return Reported(wanted, problem)
 
 
-DRAWN = ".drawn.json"
+DRAWN = ".drawn"
 """File beside the figures that says what each was drawn from."""
 
 
@@ -131,7 +131,13 @@ def measure_all(analyses: Sequence[Analysis], lab: Lab, out: Path) -> list[Resul
     """
     missing = [analysis for analysis in analyses if analysis.stored(lab, out) is None]
     missing.sort(key=lambda analysis: len(analysis.configs(lab.seeds)), reverse=True)
-    tasks = [(analysis.name, lab, out, share) for analysis in missing for share in analysis.shares(lab)]
+    installed = discover()
+    tasks = [
+        (analysis.name, lab, out, share)
+        for analysis in missing
+        if analysis in installed
+        for share in analysis.shares(lab)
+    ]
     errors: list[BaseException] = []
     with _Bars(len(missing)) as bars:
         if (workers := min(lab.workers or default_workers(lab.device), len(tasks))) > 1:
@@ -141,13 +147,12 @@ def measure_all(analyses: Sequence[Analysis], lab: Lab, out: Path) -> list[Resul
                     errors.append(error)
 
             side_by_side(_measure_share, tasks, workers=workers, show=bars.show, finished=finished)
-        else:
-            for analysis in missing:
-                try:
-                    for share in analysis.shares(lab):
-                        _measure(analysis, lab, out, share, bars.show)
-                except Exception as error:
-                    errors.append(error)
+        for analysis in missing if workers <= 1 else [analysis for analysis in missing if analysis not in installed]:
+            try:
+                for share in analysis.shares(lab):
+                    _measure(analysis, lab, out, share, bars.show)
+            except Exception as error:
+                errors.append(error)
     if errors:
         raise errors[0]
     return [analysis.result(lab, out) for analysis in analyses]

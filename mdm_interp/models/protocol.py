@@ -17,19 +17,13 @@ if TYPE_CHECKING:
         """
 
         cfg: Any
-        """A :class:`~mdm_interp.config.ModelConfig`."""
+        """A :class:`~mdm_interp.config.ModelConfig`; a bare bridge's own."""
         hook_dict: Any
         """Every hook point by name."""
-        blocks: Any
-        """The layers, whose `attn` holds `W_Q`, `W_K`, `W_V`, `W_O`."""
-        W_E: Any
-        """[d_vocab d_model]"""
-        W_U: Any
-        """[d_model d_vocab]"""
-        pos_embed: Any
-        """The :class:`~mdm_interp.models.positions.PositionScheme`."""
-        ln_final: Any
-        """The last norm."""
+
+        def __getattr__(self, name: str) -> Any:
+            """Weights, layers (`blocks`), `pos_embed` and what else the hooked transformer has."""
+            ...
 
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
             """Logits [batch pos d_vocab] of tokens [batch pos]; `attention_mask` [batch pos] is True at real tokens."""
@@ -45,14 +39,6 @@ if TYPE_CHECKING:
 
         def run_with_cache(self, *args: Any, **kwargs: Any) -> Any:
             """Logits, and the activations that `names_filter` names."""
-            ...
-
-        def residual_directions(self, tokens: Any) -> Any:
-            """The direction of the residual stream, [… d_model], that raises each token's logit."""
-            ...
-
-        def accumulated_bias(self, *args: Any, **kwargs: Any) -> Any:
-            """What biases add to the residual stream, [d_model]."""
             ...
 
         def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:

@@ -116,8 +116,8 @@ def test_many_verdicts_are_adjusted_together() -> None:
         row for i in range(40) for row in rows_of((0.3 + generator.normal(0, 0.1, 5)).tolist(), scheme=f"scheme {i}")
     ]
     test = replace(BELOW, margin=0.3)
-    found = judge([(result_of(rows), [test])])
-    single = [test.lean(group)[0] for _, group in pd.DataFrame(rows).groupby("scheme", sort=False)]
+    found = judge([(result := result_of(rows), [test])])
+    single = [test.lean(group)[0] for _, group in result.frame.groupby("scheme", sort=False)]
     assert min(single) < 0.05
     assert {verdict.verdict for verdict in found} == {"inconclusive"}
     assert [verdict.p for verdict in found] == pytest.approx(scipy_stats.false_discovery_control(single))

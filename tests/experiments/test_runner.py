@@ -209,7 +209,6 @@ def test_runs_gone_through_are_reported(planted: list[Analysis], tmp_path: Path)
     assert (reports, measured("planted_one")) == ([2, 2, 2], ["0", "1"]), "and the one that was done before"
 
 
-@pytest.mark.xfail(strict=True, reason="processes find an analysis by its name among those that are installed")
 def test_an_analysis_that_is_not_installed_is_measured_too(
     planted: list[Analysis], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
