@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from mdm_interp.config import ModelConfig
-from mdm_interp.models import transformer as model_module
+from mdm_interp.models import layers
 from mdm_interp.models.transformer import HookedTransformer
 
 FUSED_FROM = {"explicit": sys.maxsize, "fused": 1}
@@ -47,7 +47,7 @@ def measure(n_pos: int, repeats: int, batch: int) -> dict[str, np.ndarray]:
     seconds: dict[str, list[float]] = {kind: [] for kind in FUSED_FROM}
     for repeat in range(-3, repeats):  # the first three warm up
         for kind in sorted(steps, reverse=repeat % 2 == 0):
-            model_module.FUSED_FROM = FUSED_FROM[kind]
+            layers.FUSED_FROM = FUSED_FROM[kind]
             start = time.perf_counter()
             steps[kind]()
             if repeat >= 0:

@@ -478,7 +478,7 @@ def test_report_judges_the_results_that_are_there(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(pio, "write_images", None)
-    names = {"two_slots", "route_parity"}
+    names = {"two_slots", "prediction_link"}
     for name in names:
         tiny_result(name).save(tmp_path / "figures" / f"{name}.json")
     assert mdm_interp("report").code == 0

@@ -80,7 +80,7 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
 
 
 def test_every_public_name_is_there() -> None:
-    for name in mdm_interp.__all__:
+    for name in dir(mdm_interp):
         assert getattr(mdm_interp, name) is not None
     with pytest.raises(AttributeError, match="nothing_of_that_name"):
         mdm_interp.nothing_of_that_name  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]

@@ -318,7 +318,7 @@ def test_loss_and_rank_of_one_token(answer: tuple[int, ...], probability: float,
     query = Query((0, 2, 1), answer, (1, 2), (0, 1))
     batch = collate([query], model.cfg)
     assert query_loss(model(batch.tokens), batch).tolist() == pytest.approx([-log(probability)])
-    prediction = predict(model, [query])
+    prediction = predict(model, [query])  # pyright: ignore[reportArgumentType]
     assert prediction.probability.tolist() == pytest.approx([probability])
     assert prediction.rank.tolist() == [rank]
     assert prediction.correct.tolist() == [rank == 1]
@@ -331,7 +331,7 @@ def test_loss_and_rank_of_one_token(answer: tuple[int, ...], probability: float,
 def test_ties_count_against_the_answer(logits: list[float], rank: int) -> None:
     """The answer is token 0."""
     model = FixedLogits(torch.tensor([logits, logits]), model_config(d_vocab=3))
-    prediction = predict(model, [Query((2, 1), (0,), (0, 1), (1, 2))])
+    prediction = predict(model, [Query((2, 1), (0,), (0, 1), (1, 2))])  # pyright: ignore[reportArgumentType]
     assert prediction.rank.tolist() == [rank] and prediction.correct.tolist() == [rank == 1]
 
 
@@ -343,7 +343,7 @@ def test_several_tokens_add_their_log_probabilities_and_take_the_worst_rank() ->
     batch = collate([several, single], model.cfg)
     loss = query_loss(model(batch.tokens), batch)
     assert loss.tolist() == pytest.approx([-log(0.5) - log(0.2), -log(0.6)])
-    prediction = predict(model, [several, single])
+    prediction = predict(model, [several, single])  # pyright: ignore[reportArgumentType]
     assert prediction.probability.tolist() == pytest.approx([0.5 * 0.2, 0.6])
     assert prediction.rank.tolist() == [2, 1] and prediction.correct.tolist() == [False, True]
 
@@ -356,4 +356,4 @@ def test_a_shifted_model_is_read_one_position_earlier(shift: Shift, expected: fl
     batch = collate([query], model.cfg)
     read = batch.at_readout(model(batch.tokens)).softmax(-1)
     assert read.flatten().tolist() == pytest.approx(rows[1 + shift])
-    assert predict(model, [query]).probability.tolist() == pytest.approx([expected])
+    assert predict(model, [query]).probability.tolist() == pytest.approx([expected])  # pyright: ignore[reportArgumentType]

@@ -462,12 +462,12 @@ def test_the_figure_is_labelled_and_nothing_in_it_is_empty(tiny_result: Callable
     result, module = tiny_result(name), module_of(name)
     figure = module.ANALYSIS.figure(result)
     assert isinstance(figure, go.Figure)
-    layout = figure.to_dict()["layout"]
-    assert figure.layout.title.text == f"<b>{result.question}</b>"
-    assert figure.layout.title.subtitle.text.replace("<br>", " ") == module.ANALYSIS.takeaway(result)
-    assert figure.layout.font.family is None, "the theme gives the font"
-    assert figure.layout.template.layout.font.family.startswith("DejaVu Sans")
-    assert (figure.layout.width, figure.layout.template.layout.paper_bgcolor) == (1400, "white")
+    layout, look = figure.to_dict()["layout"], cast(Any, figure.layout)
+    assert look.title.text == f"<b>{result.question}</b>"
+    assert look.title.subtitle.text.replace("<br>", " ") == module.ANALYSIS.takeaway(result)
+    assert look.font.family is None, "the theme gives the font"
+    assert look.template.layout.font.family.startswith("DejaVu Sans")
+    assert (look.width, look.template.layout.paper_bgcolor) == (1400, "white")
     if type(module.ANALYSIS) is not Analysis:
         return  # a checkpoint's may have layers in which nothing is defined; their own tests look at their marks
     drawn: Any = figure.data
@@ -522,7 +522,7 @@ def columns(tiny_result: Callable[[str], Result]) -> dict[str, set[str]]:
 
 
 @pytest.mark.usefixtures("real_grid")
-def test_the_committed_results_are_whole_and_the_ledger_and_the_readme_say_what_they_say(
+def test_the_committed_results_are_whole_and_the_ledger_and_the_findings_say_what_they_say(
     columns: dict[str, set[str]], tmp_path: Path
 ) -> None:
     found = {path.stem for path in FIGURES.glob("*.json")} - {"claims"}
@@ -544,5 +544,5 @@ def test_the_committed_results_are_whole_and_the_ledger_and_the_readme_say_what_
     verdicts = ledger(discover(), results)
     save_ledger(verdicts, path := tmp_path / "claims.json")
     assert path.read_text(encoding="utf-8") == (FIGURES / "claims.json").read_text(encoding="utf-8")
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert claims.MARKS[0] + "\n" + claims.findings(verdicts) + "\n" + claims.MARKS[1] in readme
+    table = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8")
+    assert claims.MARKS[0] + "\n" + claims.findings(verdicts) + "\n" + claims.MARKS[1] in table

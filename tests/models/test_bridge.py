@@ -145,7 +145,7 @@ def test_unknown_rotation_is_refused(native: tuple[HookedTransformer, Transforme
 
 def test_what_is_not_a_model_is_refused() -> None:
     with pytest.raises(UserError, match="model: Linear has no hooks; load it with load_checkpoint"):
-        predict(torch.nn.Linear(2, 2), [])
+        predict(torch.nn.Linear(2, 2), [])  # pyright: ignore[reportArgumentType]
 
 
 def test_fused_projections_have_no_gradients_of_their_own(tmp_path: Path) -> None:
