@@ -18,12 +18,14 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 
 
 class _Logged(Progress):
-    """Progress as lines, where there is no terminal for bars: the first after a second, then one every few."""
+    """Progress as lines, where there is no terminal for bars: the first after a second, then one every few, and one
+    for each end that is to be kept."""
 
     SECONDS = 5.0
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, *, keep: bool) -> None:
         super().__init__(console=console)
+        self.keep = keep
         self.due = time.monotonic() + 1
 
     def start(self) -> None:
@@ -40,10 +42,11 @@ class _Logged(Progress):
         self._say(task_id)
 
     def _say(self, task_id: TaskID) -> None:
-        if self.disable or time.monotonic() < self.due:
+        (task,) = [task for task in self.tasks if task.id == task_id]
+        ended = self.keep and task.finished
+        if self.disable or (time.monotonic() < self.due and not ended):
             return
         self.due = time.monotonic() + self.SECONDS
-        (task,) = [task for task in self.tasks if task.id == task_id]
         total = "" if task.total is None else f" of {task.total:g}"
         said = f"{task.description}: {task.completed:g}{total} {task.fields.get('values', '')}".rstrip()
         self.console.print(said, markup=False, highlight=False, soft_wrap=True)
@@ -57,7 +60,7 @@ def progress_bars(*, transient: bool = False) -> Progress:
     """
     console = Console(stderr=True, force_jupyter=False)  # a live display there takes ipywidgets
     if not console.is_interactive:
-        return _Logged(console)
+        return _Logged(console, keep=not transient)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=10),

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 
+from mdm_interp import parallel
 from mdm_interp.errors import UserError
 from mdm_interp.parallel import default_workers, side_by_side
 
@@ -91,3 +92,20 @@ def test_no_process_outlives_the_parent(tmp_path: Path, ending: signal.Signals) 
     while group(parent.pid) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert group(parent.pid) == []
+
+
+def test_a_log_gets_lines_where_there_is_no_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first after a second, then one every five, and the end at once if it is to be kept."""
+    now = [0.0]
+    monkeypatch.setattr(parallel.time, "monotonic", lambda: now[0])
+    for transient in (False, True):
+        now[0] = 0.0
+        with parallel.progress_bars(transient=transient) as bars:
+            task = bars.add_task("things", total=4, values="")
+            for second, values in ((0.5, "a"), (1.5, "b"), (3.0, "c"), (3.1, "d")):
+                now[0] = second
+                bars.update(task, advance=1, values=values)
+        lines = capsys.readouterr().err.splitlines()
+        assert lines == ["things: 2 of 4 b", *([] if transient else ["things: 4 of 4 d"])]
