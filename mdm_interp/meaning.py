@@ -20,7 +20,6 @@ import contextlib
 import functools
 import hashlib
 import importlib
-import importlib.util
 import inspect
 import re
 import sys
@@ -132,8 +131,7 @@ class _Module:
     @cached_property
     def stars(self) -> list[str]:
         """The modules of which it imports every name."""
-        everything = [full_name for _, full_name in self.imports.items() if full_name.endswith(".*")]
-        return [full_name.removesuffix(".*") for full_name in everything]
+        return [full_name.removesuffix(".*") for full_name in self.imports.values() if full_name.endswith(".*")]
 
     def full_name(self, chain: list[str]) -> str | None:
         """What a dotted name stands for at the top of this module; None if it is built in."""
@@ -235,14 +233,14 @@ class _Sources:
                 break
         else:
             return None, []
-        name, attributes = parts[n : n + 1], parts[n + 1 :]
-        if name and name[0] in module.definitions:
-            return _Definition(module, name[0]), attributes
-        if not name:
+        if n == len(parts):
             return None, []
-        sources = [module.imports[name[0]]] if name[0] in module.imports else []
-        for handed_on in [*sources, *(f"{star}.{name[0]}" for star in module.stars)]:
-            if handed_on != f"{module.name}.{name[0]}":
+        name, *attributes = parts[n:]
+        if name in module.definitions:
+            return _Definition(module, name), attributes
+        sources = [module.imports[name]] if name in module.imports else []
+        for handed_on in [*sources, *(f"{star}.{name}" for star in module.stars)]:
+            if handed_on != f"{module.name}.{name}":
                 found = self.find(".".join([handed_on, *attributes]))
                 if found[0] is not None:
                     return found
@@ -469,7 +467,7 @@ class _Reader:
     # ---- what is left out
 
     def _Expr(self, node: ast.Expr) -> str:
-        return "" if isinstance(node.value, ast.Constant) else self._plain(node)
+        return "" if _is_text(node) else self._plain(node)
 
     def _arg(self, node: ast.arg) -> str:
         self.note(node.annotation)

@@ -147,9 +147,9 @@ def difference(made_by: Sequence[Mapping[str, Any]], here: Mapping[str, Any]) ->
     Args:
         here: As :func:`versions` and :func:`environment` return it. Only what both name is compared, and no machine.
     """
-    said: list[str] = []
+    compared, said = here.keys() - machine().keys(), list[str]()
     for one in made_by:
-        shared = [name for name in one if name in here and name not in machine()]
+        shared = [name for name in one if name in compared]
         pairs = [(name, _release(one[name]), _release(here[name])) for name in shared]
         others = [f"{name} {theirs} instead of {ours}" for name, theirs, ours in pairs if theirs != ours]
         said.append(", ".join(others) if shared else "unknown code and versions")

@@ -1,4 +1,4 @@
-"""Analyses: one question, one measurement, one figure each; and the lab they are measured in.
+"""Analyses: one question, one measurement, one figure each.
 
 An analysis is a module that holds `ANALYSIS = Analysis(...)`. The entry-point group `mdm_interp.analyses` names such
 modules or packages of them, in this package and in any other that is installed.
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import plotly.graph_objects as go
 
@@ -63,6 +63,8 @@ class Analysis:
     when: Callable[[Run], Sequence[Moment]] = stages
     """The moments of a run's training that are measured."""
 
+    kind: ClassVar[Literal["runs", "demos"]] = "runs"
+    """What it is measured on."""
     trainer: ClassVar[Callable[..., Any]] = staticmethod(train)
     """What trains the models that it is measured on."""
 
@@ -82,7 +84,7 @@ class Analysis:
         """Name the models that it is measured on."""
         configs = self.configs(lab.seeds)
         return TrainedOrigin(
-            kind="runs" if all(isinstance(config, TrainConfig) for config in configs) else "demos",
+            kind=self.kind,
             runs=[config.digest() for config in configs],
             first_seed=[config.model_dump(mode="json") for config in configs if config.seed == lab.seeds[0]],
         )
@@ -178,6 +180,7 @@ class CheckpointAnalysis(Analysis):
     """An analysis of checkpoints: its `measure` takes a probe. `reproduce` gives it the demo checkpoints,
     `mdm-interp probe` any other."""
 
+    kind = "demos"
     trainer = staticmethod(train_demo)
     needs_twin: bool = False
     """Whether it compares a checkpoint with its twin, and has nothing to say without one."""

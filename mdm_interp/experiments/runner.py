@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -182,6 +183,7 @@ class _Bars:
     def __init__(self, total: int) -> None:
         self.progress = progress_bars(transient=True)
         self.tasks: dict[str, Any] = {}
+        self.done: Counter[str] = Counter()
         self.all = self.progress.add_task("analyses", total=total, values="") if total > 1 else None
 
     def __enter__(self) -> _Bars:
@@ -195,9 +197,9 @@ class _Bars:
         if measured.name not in self.tasks:
             description = f"measuring {measured.name}"
             self.tasks[measured.name] = self.progress.add_task(description, total=measured.total, values="")
-        task = self.tasks[measured.name]
+        self.done[measured.name] += 1
+        task, done = self.tasks[measured.name], self.done[measured.name]
         self.progress.advance(task)
-        done = round(self.progress.tasks[self.progress.task_ids.index(task)].completed)
         self.progress.update(task, values=f"{done} of {measured.total}")
         if done == measured.total and self.all is not None:
             self.progress.remove_task(task)

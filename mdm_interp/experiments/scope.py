@@ -11,10 +11,6 @@ LEARNT = 0.5
 """Forward probability from which a model counts as having learnt its facts: the stage `early` is there."""
 STAGES = ("initial", "early", "end")
 
-
-# ---- what a row says of the run it was measured on
-
-
 SCOPE = ("world", "reversed_share", "scheme", "rotary_base", "objective", "n_layers", "n_heads", "d_head", "mlp")
 """The columns that say in which setting something was measured; a claim is judged in each by itself."""
 

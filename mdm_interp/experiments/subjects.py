@@ -15,11 +15,12 @@ from mdm_interp.data.queries import QueryPair
 from mdm_interp.errors import UserError
 from mdm_interp.experiments.grids import QUICK_SEEDS, is_quick
 from mdm_interp.experiments.results import CheckpointOrigin
+from mdm_interp.files import DEFAULT_ROOT
 from mdm_interp.models.bridge import hooked
 from mdm_interp.parallel import default_workers, progress_bars, side_by_side
 from mdm_interp.training.demo import train_demo
 from mdm_interp.training.loop import train_all
-from mdm_interp.training.runs import DEFAULT_ROOT, Run
+from mdm_interp.training.runs import Run
 
 
 @dataclass(frozen=True)

@@ -52,9 +52,6 @@ class Effect:
 EditingAt = Callable[[Any, Sequence[QueryPair], At], AbstractContextManager[None]]
 
 
-# ---- the same in one call
-
-
 def transplant_routes(model: HookedModel, query_pairs: Sequence[QueryPair], seed: int = 0) -> Effect:
     """Effect of :func:`transplanted_routes`. In a one-layer model with a relative scheme that reads at the mask,
     `after` equals `forward`, with or without MLP: what is stored does not know where it stands, and what the reverse

@@ -17,8 +17,6 @@ from mdm_interp.interventions.edits import collate_pairs, hook_names, log_probab
 from mdm_interp.models.bridge import hooked
 from mdm_interp.models.protocol import HookedModel
 
-# ---- activation patching
-
 
 @dataclass(frozen=True)
 class Patching:

@@ -18,13 +18,14 @@ from filelock import FileLock
 
 from mdm_interp.config import TrainConfig
 from mdm_interp.devices import check_device
+from mdm_interp.files import DEFAULT_ROOT
 from mdm_interp.inference.prediction import predict
 from mdm_interp.models.transformer import HookedTransformer
 from mdm_interp.parallel import default_workers, progress_bars, side_by_side
 from mdm_interp.provenance import provenance, stamp
 from mdm_interp.tensors import save_tensors
 from mdm_interp.training.losses import training_loss
-from mdm_interp.training.runs import DEFAULT_ROOT, Run
+from mdm_interp.training.runs import Run
 
 SAVE_SECONDS = 30.0
 REPORT_STEPS = 25

@@ -18,8 +18,6 @@ from mdm_interp.measures.gradients.alignment import COMPONENTS, answer_logits, c
 from mdm_interp.models.bridge import hooked
 from mdm_interp.models.protocol import HookedModel
 
-# ---- first order: the step taken
-
 Direction = Mapping[str, Tensor]
 """One tensor per parameter, by its name."""
 
