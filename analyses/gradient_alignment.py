@@ -3,34 +3,32 @@ term that evidence alone passes from one to the other."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
-
-from mdm_interp.config import TrainConfig
-from mdm_interp.experiments.analysis import Analysis
-from mdm_interp.experiments.grids import VARIANTS, grid, variant_of
-from mdm_interp.experiments.results import Result
+from mdm_interp import Analysis, Result, Run, Summary, first_and_last, where
+from mdm_interp.experiments.grids import VARIANTS, cycle_grid, variant_of
 from mdm_interp.experiments.scope import second_checkpoints
 from mdm_interp.measures.evidence import storage_coupling
-from mdm_interp.measures.gradients.alignment import gradient_alignment
-from mdm_interp.stats.estimates import Estimate, mean_estimate
-from mdm_interp.stats.tables import curve, where
-from mdm_interp.training.runs import Run
-from mdm_interp.viz.plots import TRAINING_STEPS, add_curve, add_level
-from mdm_interp.viz.theme import BLUE, CHANCE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, legend_at
+from mdm_interp.measures.gradients import gradient_alignment
+from mdm_interp.viz import (
+    BLUE,
+    CHANCE,
+    CORRELATION,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    SKY,
+    TRAINING_STEPS,
+    VERMILION,
+    Panels,
+)
 
 SHOWN = {"Q": ORANGE, "K": SKY, "V": GREEN, "O": PURPLE, "unembedding": VERMILION, "all": BLUE}
 
 
-def configs(seeds: Sequence[int]) -> list[TrainConfig]:
-    return grid(seeds, ["relation_cycle"])
-
-
 def measure(run: Run, step: int) -> list[dict[str, Any]]:
-    """One row per component; the storage term is in the rows of `all`."""
+    """Give one row per component; the storage term is in the rows of `all`."""
     model, pairs = run.model(step), run.query_pairs(n_contexts=1)
     alignment = gradient_alignment(model, pairs)
     mean, matched, mismatched = alignment.mean_cosine(), alignment.matched(), alignment.mismatched()
@@ -48,89 +46,68 @@ def measure(run: Run, step: int) -> list[dict[str, Any]]:
     ]
 
 
-def summarize(result: Result) -> dict[str, Estimate]:
-    frame = result.frame
-    summary = {}
-    for variant in VARIANTS:
-        whole = where(frame, variant=variant, component="all")
-        for stage, step in (("initial", frame["step"].min()), ("final", frame["step"].max())):
-            at = where(whole, step=step)
-            for quantity in ("mean_gradient", "matched", "mismatched", "storage_term"):
-                summary[f"{variant} / {stage} {quantity}"] = mean_estimate(at[quantity])
-        positive = whole[whole["step"] > 0].groupby("seed").apply(last_aligned_step, include_groups=False)
-        summary[f"{variant} / last step before mean_gradient first falls below 0.5"] = mean_estimate(positive)
-    return summary
+def summarize(result: Result) -> Summary:
+    whole = where(result.frame, component="all")
+    whole = whole.assign(matched_null=whole["mismatched"])
+    trained = whole[whole["step"] > 0].groupby(["variant", "seed"])
+    aligned = trained.apply(last_aligned_step, include_groups=False).reset_index(name="last_aligned_step")
+    return Summary.of(
+        first_and_last(whole), ("variant", "stage"), ("mean_gradient", "matched", "storage_term")
+    ) + Summary.of(aligned, ("variant",), ("last_aligned_step",))
 
 
 def last_aligned_step(run: Any) -> float:
-    """The last measured step up to which the cosine of the mean gradients has stayed at 0.5 or above."""
+    """Return the last measured step up to which the cosine of the mean gradients has stayed at 0.5 or above."""
     ordered = run.sort_values("step")
     aligned = (ordered["mean_gradient"] >= 0.5).cumprod().astype(bool)
     return float(ordered.loc[aligned, "step"].max()) if aligned.any() else 0.0
 
 
 def takeaway(result: Result) -> str:
-    summary = result.summary
+    def value(variant: str, stage: str, quantity: str) -> float:
+        return result.summary.at(quantity, variant=variant, stage=stage).value
 
     def moved(variant: str) -> str:
-        initial, final = (summary[f"{variant} / {stage} mean_gradient"].value for stage in ("initial", "final"))
-        return f"{initial:.2f} to {final:.2f} ({variant})"
+        initial, end = (value(variant, stage, "mean_gradient") for stage in ("initial", "end"))
+        return f"{initial:.2f} to {end:.2f} ({variant})"
 
-    least = min(summary[f"{variant} / final storage_term"].value for variant in VARIANTS if variant.startswith("MDM"))
-    cosines, arm = ", ".join(map(moved, VARIANTS)), summary["ARM rope / final storage_term"].value
+    least = min(value(variant, "end", "storage_term") for variant in VARIANTS if variant.startswith("MDM"))
     return (
-        f"The cosine of forward and reverse mean gradients goes from {cosines}. "
-        f"The storage term ends at {least:.2g} or more in every MDM, at {arm:.2g} in the ARM."
+        f"The cosine of forward and reverse mean gradients goes from {', '.join(map(moved, VARIANTS))}. "
+        f"The storage term ends at {least:.2g} or more in every MDM, at "
+        f"{value('ARM rope', 'end', 'storage_term'):.2g} in the ARM."
     )
 
 
-def draw(result: Result) -> go.Figure:
-    variants = list(VARIANTS)
-    figure = make_subplots(
-        3,
-        len(variants),
-        shared_xaxes=True,
-        shared_yaxes=True,
-        subplot_titles=variants,
-        horizontal_spacing=0.02,
-        vertical_spacing=0.11,
+def draw(result: Result) -> Panels:
+    panels, frame = Panels(), result.frame[result.frame["step"] > 0]
+    untitled, highest = [""] * len(VARIANTS), frame["storage_term"].max()
+    axes = (
+        {**CORRELATION, "title": "cosine of mean<br>gradients"},
+        {"range": [-0.35, 1.05], "title": "mean cosine per pair,<br>all parameters"},
+        {"range": [-0.05 * highest, highest], "title": "storage term<br>(nats² / evidence²)"},
     )
-    frame = result.frame[result.frame["step"] > 0]
-    for col, variant in enumerate(variants, start=1):
+    by_component = panels.row(list(VARIANTS), x=TRAINING_STEPS, y=axes[0], ticks=False)
+    by_pair = panels.row(untitled, x=TRAINING_STEPS, y=axes[1], ticks=False)
+    storage = panels.row(untitled, x=TRAINING_STEPS, y=axes[2])
+    for i, variant in enumerate(VARIANTS):
         of_variant = where(frame, variant=variant)
-        steps = of_variant["step"].tolist()
-        legends = ("legend", "legend2") if col == 1 else (None, None)
         for component, color in SHOWN.items():
-            points = curve(where(of_variant, component=component), "step", "mean_gradient")
-            add_curve(figure, points, "step", name=component, color=color, row=1, col=col, legend=legends[0])
-        whole = where(of_variant, component="all")
-        for quantity, name, color in (
-            ("matched", "same fact", BLUE),
-            ("mismatched", "null: forward of one fact, reverse of another", GREY),
-        ):
-            points = curve(whole, "step", quantity)
-            add_curve(figure, points, "step", name=name, color=color, row=2, col=col, legend=legends[1])
-        points = curve(whole, "step", "storage_term")
-        add_curve(figure, points, "step", name="storage term", color=GREEN, row=3, col=col)
-        for row in (1, 2, 3):
-            add_level(figure, steps, 0.0, name="zero", color=CHANCE, row=row, col=col)
-    figure.update_yaxes(title_text="cosine of mean<br>gradients", range=[-1.05, 1.05], row=1, col=1)
-    figure.update_yaxes(title_text="mean cosine per pair,<br>all parameters", range=[-0.35, 1.05], row=2, col=1)
-    highest = frame["storage_term"].max()
-    figure.update_yaxes(
-        title_text="storage term<br>(nats² / evidence²)", range=[-0.05 * highest, highest], row=3, col=1
-    )
-    figure.update_xaxes(TRAINING_STEPS)
-    figure.update_xaxes(title_text="training step", row=3)
-    figure.update_layout(legend=legend_at(0.5, 0.705), legend2=legend_at(0.5, 0.34))
-    figure.update_layout(height=1150)
-    return figure
+            rows = where(of_variant, component=component)
+            by_component[i].curve(rows, "step", "mean_gradient", name=component, color=color)
+        whole, null = where(of_variant, component="all"), "null: forward of one fact, reverse of another"
+        by_pair[i].curve(whole, "step", "matched", name="same fact", color=BLUE)
+        by_pair[i].curve(whole, "step", "mismatched", name=null, color=GREY)
+        storage[i].curve(whole, "step", "storage_term", name="storage term", color=GREEN, listed=False)
+        for panel in (by_component[i], by_pair[i], storage[i]):
+            panel.level(0.0, name="zero", color=CHANCE, listed=False)
+    return panels
 
 
 ANALYSIS = Analysis(
     name="gradient_alignment",
     question="Does a step down the forward loss lower the reverse loss?",
-    configs=configs,
+    configs=cycle_grid,
     measure=measure,
     when=second_checkpoints,
     summarize=summarize,

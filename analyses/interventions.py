@@ -5,35 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import torch
-from jaxtyping import Bool
-from plotly.subplots import make_subplots
-from torch import Tensor
 
-from mdm_interp.config import TrainConfig
-from mdm_interp.data.queries import QueryPair
-from mdm_interp.experiments.analysis import Analysis
+from mdm_interp import Analysis, HookedTransformer, QueryPair, Result, Run, Summary, TrainConfig, mean_estimate, where
 from mdm_interp.experiments.grids import DEPTHS, SCHEMES, depth_grid, scheme_grid
-from mdm_interp.experiments.results import Result
 from mdm_interp.experiments.scope import trained_stages
-from mdm_interp.interventions.effects import (
+from mdm_interp.interventions import (
     Effect,
     ablate_routes,
     ablate_storage,
+    patch_heads,
+    patch_positions,
+    position_roles,
     project_even_routes,
     transplant_routes,
 )
-from mdm_interp.interventions.patching import Patching, patch_heads, patch_positions
-from mdm_interp.models.positions import SCHEMES as POSITION_SCHEMES
-from mdm_interp.models.transformer import HookedTransformer
-from mdm_interp.stats.estimates import Estimate, mean_estimate
-from mdm_interp.stats.tables import where
-from mdm_interp.training.runs import Run
-from mdm_interp.viz.plots import add_estimates, add_matrix
-from mdm_interp.viz.theme import FORWARD, GREEN, GREY, REVERSE, legend_at
+from mdm_interp.models.positions import POSITION_SCHEMES
+from mdm_interp.viz import FORWARD, GREEN, GREY, PROBABILITY, REVERSE, Panel, Panels
 
 EDITS = {
     "transplant": transplant_routes,
@@ -47,14 +36,11 @@ NAMES = {
     "storage": "no source<br>value",
     "route": "no route",
 }
-TRAINED = ("early", "end")
-"""The stages at which something is learnt."""
 GAP = 0.1
 """Nats between forward and reverse query from which it makes sense to ask for the share that an edit recovers."""
 EXACT = 1e-4
 """Nats within which the transplanted prediction counts as the forward one."""
 RELATIVE = [scheme for scheme in SCHEMES if POSITION_SCHEMES[scheme].relative]
-DEEP = [n_layers for n_layers in DEPTHS if n_layers > 1]
 
 
 def configs(seeds: Sequence[int]) -> list[TrainConfig]:
@@ -63,196 +49,133 @@ def configs(seeds: Sequence[int]) -> list[TrainConfig]:
 
 
 def measure(run: Run, step: int) -> list[dict[str, Any]]:
-    """One row per edit; for the patches (`head`, `position`) also per layer and place, a head or a position's role.
-    Probabilities and log-probabilities (nats) are means over the pairs."""
+    """Give one row per edit; for the patches (`head`, `position`) also per layer and place, a head or a position's
+    role. Probabilities and log-probabilities (nats) are means over the pairs."""
     model, pairs = run.model(step), run.query_pairs(n_contexts=1)
-    found = edit_effects(model, pairs)
-    described = [described_as(edit, effect) for edit, effect in found.items()]
-    return described + patch_rows(model, pairs, found["transplant"])
-
-
-def edit_effects(model: HookedTransformer, pairs: Sequence[QueryPair]) -> dict[str, Effect]:
-    """What each edit does; an absolute scheme has no even routes."""
-    return {name: edit(model, pairs) for name, edit in EDITS.items() if name != "even" or model.pos_embed.relative}
-
-
-def roles(pairs: Sequence[QueryPair]) -> dict[str, Bool[Tensor, "pair pos"]]:
-    """Which positions of each reverse query hold what; the relation follows the left entity."""
-    positions = torch.arange(len(pairs[0].reverse.tokens))
-    answer, source = (
-        torch.tensor([span[0] for span in spans])[:, None]
-        for spans in ([pair.reverse.answer_span for pair in pairs], [pair.reverse.source_span for pair in pairs])
-    )
-    held = {
-        "readout": positions == answer,
-        "source": positions == source,
-        "relation": positions == torch.minimum(answer, source) + 1,
-    }
-    return {**held, "filler": ~(held["readout"] | held["source"] | held["relation"])}
+    # An absolute scheme has no even routes.
+    edits = {name: edit for name, edit in EDITS.items() if name != "even" or model.pos_embed.relative}
+    effects = {name: edit(model, pairs) for name, edit in edits.items()}
+    rows = [{"edit": name, "layer": 0, "place": "all", **effect.columns} for name, effect in effects.items()]
+    return rows + patch_rows(model, pairs, effects["transplant"])
 
 
 def patch_rows(model: HookedTransformer, pairs: Sequence[QueryPair], unpatched: Effect) -> list[dict[str, Any]]:
-    """The rows of both kinds of patches."""
+    """Give the rows of both kinds of patches."""
     each = torch.eye(model.cfg.n_heads, dtype=torch.bool)[:, None].expand(-1, len(pairs), -1)
     heads = {str(head + 1): at for head, at in enumerate(each)}
-    patched = {"head": (patch_heads(model, pairs), heads), "position": (patch_positions(model, pairs), roles(pairs))}
+    patched = {
+        "head": (patch_heads(model, pairs), heads),
+        "position": (patch_positions(model, pairs), position_roles(pairs)),
+    }
     return [
-        described_as(edit, patch_effect(unpatched, patching, layer, at), layer, place)
+        {"edit": edit, "layer": layer, "place": place, **patching.effect(unpatched, layer, at).columns}
         for edit, (patching, places) in patched.items()
         for layer in range(model.cfg.n_layers)
         for place, at in places.items()
     ]
 
 
-def patch_effect(unpatched: Effect, patching: Patching, layer: int, at: Bool[Tensor, "pair place"]) -> Effect:
-    """One layer's patches at the chosen places as an effect, one entry per pair and place."""
-    forward, before = (x[:, None].expand(at.shape)[at] for x in (unpatched.forward, unpatched.before))
-    change, control = (x[:, layer][at] for x in (patching.change, patching.control))
-    return Effect(forward, before, before + change, before + control)
-
-
-def described_as(edit: str, effect: Effect, layer: int = 0, place: str = "all") -> dict[str, Any]:
-    """The columns of an effect. `layer` and `place` say something of patches only."""
-    queries = {name: getattr(effect, name) for name in ("forward", "before", "after", "control")}
-    return {
-        "edit": edit,
-        "layer": layer,
-        "place": place,
-        **{name: value.exp().nanmean().item() for name, value in queries.items()},
-        **{f"log_{name}": value.nanmean().item() for name, value in queries.items()},
-        "deviation": (effect.after - effect.forward).abs().max().item(),
-    }
-
-
 def recovered(frame: pd.DataFrame, of: str) -> pd.Series:
-    """Share of the gap in log-probability between forward and reverse query that `of` closes; NaN where the gap is
-    below `GAP`."""
+    """Compute the share of the gap in log-probability between forward and reverse query that `of` closes; NaN where the
+    gap is below `GAP`."""
     gap = frame["log_forward"] - frame["log_before"]
     return ((frame[of] - frame["log_before"]) / gap).where(gap > GAP)
 
 
-def summarize(result: Result) -> dict[str, Estimate]:
-    """Per setting, stage and edit: what it was, becomes and becomes under the control, and the share of the gap
-    recovered by either; for the transplant also in how many runs it gives the forward prediction exactly."""
-    summary = {}
-    edits = result.frame[result.frame["edit"].isin(list(EDITS))]
-    for (scheme, n_layers, mlp, stage), group in edits.groupby(["scheme", "n_layers", "mlp", "stage"], sort=False):
-        named = setting(str(scheme), int(n_layers), bool(mlp), str(stage))
-        for edit in [edit for edit in EDITS if edit in set(group["edit"])]:
-            at = where(group, edit=edit)
-            for query in ("forward", "before") if edit == "transplant" else ():
-                summary[f"{named} / {query}"] = mean_estimate(at[query])
-            for quantity in ("after", "control"):
-                summary[f"{named} / {edit} / {quantity}"] = mean_estimate(at[quantity])
-                share = recovered(at, f"log_{quantity}")
-                summary[f"{named} / {edit} / gap recovered, {quantity}"] = mean_estimate(share)
-            if edit == "transplant":
-                exact = (at["deviation"] < EXACT).astype(float)
-                summary[f"{named} / {edit} / exact"] = mean_estimate(exact)
-                summary[f"{named} / {edit} / largest deviation"] = mean_estimate(at["deviation"])
-    return summary
-
-
-def setting(scheme: str, n_layers: int = 1, mlp: bool = False, stage: str = "end") -> str:
-    """How the summary calls a model of the grid at a stage."""
-    return f"{scheme}, {n_layers} layer{'s' if n_layers > 1 else ''}{' + MLP' if mlp else ''}, {stage}"
+def summarize(result: Result) -> Summary:
+    """Summarize what each edit makes of the reverse query and which share of the gap it recovers, with its control as
+    null; of the transplant also both queries, and in how many runs it gives the forward prediction exactly."""
+    frame = result.frame[result.frame["edit"].isin(list(EDITS))]
+    frame = frame.assign(
+        after_null=frame["control"],
+        recovered=recovered(frame, "log_after"),
+        recovered_null=recovered(frame, "log_control"),
+        exact=(frame["deviation"] < EXACT).astype(float),
+    )
+    model, transplant = ("scheme", "n_layers", "mlp", "stage"), where(frame, edit="transplant")
+    edited = Summary.of(frame, (*model, "edit"), ("after", "recovered"))
+    return edited + Summary.of(transplant, model, ("forward", "before", "exact", "deviation"))
 
 
 def takeaway(result: Result) -> str:
-    summary = result.summary
+    summary = result.summary.where(stage="end")
 
-    def value(quantity: str, *model: Any) -> str:
-        return f"{summary[f'{setting(*model)} / {quantity}'].value:.2g}"
+    def after(edit: str, of: dict[str, Any]) -> str:
+        return f"{summary.at('after', edit=edit, **of).value:.2g}"
 
-    def told(*model: Any) -> str:
-        return f"{value('before', *model)} to {value('transplant / after', *model)}"
+    def told(scheme: str, n_layers: int = 1, mlp: bool = False) -> str:
+        of = {"scheme": scheme, "n_layers": n_layers, "mlp": mlp, "stage": "end"}
+        return f"{summary.at('before', **of).value:.2g} to {after('transplant', of)}"
 
-    def exact(*settings: str) -> str:
-        keys = [f"{name} / transplant / exact" for name in settings]
-        found = [summary[key] for key in keys if key in summary]
+    def exact(relative: bool, deep: bool) -> str:
+        found = [
+            entry.effect
+            for entry in summary.where("exact")
+            if (entry.of["scheme"] in RELATIVE) == relative and (entry.of["n_layers"] > 1) == deep
+        ]
         return f"{sum(round(share.value * share.n) for share in found)} of {sum(share.n for share in found)}"
 
-    deepest = max(n for n in DEPTHS if f"{setting('rope', n, True)} / before" in summary)
-    one = exact(*(setting(scheme, 1, mlp) for scheme in RELATIVE for mlp in (False, True)))
-    deep = exact(*(setting(scheme, n_layers, mlp) for scheme in RELATIVE for n_layers in DEEP for mlp in (False, True)))
-    absolute = exact(*(setting(scheme) for scheme in SCHEMES if scheme not in RELATIVE))
-    even = ", ".join(f"{value('even / after', scheme)} ({scheme})" for scheme in RELATIVE)
+    deepest = max(entry.of["n_layers"] for entry in summary.where("before", scheme="rope", mlp=True))
+    one_layer = {"n_layers": 1, "mlp": False, "stage": "end"}
+    even = ", ".join(f"{after('even', {**one_layer, 'scheme': scheme})} ({scheme})" for scheme in RELATIVE)
     return (
         f"The forward query's route takes a one-layer model's mean reverse probability from "
         f"{', '.join(f'{told(scheme)} ({scheme})' for scheme in SCHEMES)}, and {told('rope', deepest, True)} in "
         f"{deepest} layer{'s' if deepest > 1 else ''} with MLP (rope). Every answer is then the forward one, to "
-        f"{EXACT:g} nats, in {one} one-layer runs with a relative scheme, {absolute} with an absolute "
-        f"one, {deep} deeper runs. The even part of the reverse route takes it to {even}."
+        f"{EXACT:g} nats, in {exact(True, deep=False)} one-layer runs with a relative scheme, "
+        f"{exact(False, deep=False)} with an absolute one, {exact(True, deep=True)} deeper runs. The even part of the "
+        f"reverse route takes it to {even}."
     )
 
 
-def draw(result: Result) -> go.Figure:
-    panels = [(scheme, 1, False) for scheme in SCHEMES]
-    panels += [("rope", n_layers, mlp) for mlp in (False, True) for n_layers in DEPTHS if mlp or n_layers > 1]
-    panels += [("alibi", max(DEPTHS), True)]
-    titles = [f"{scheme}, {n} layer{'s' if n > 1 else ''}{' with MLP' if mlp else ''}" for scheme, n, mlp in panels]
-    deepest = f"rope, {max(DEPTHS)} layers: position patched"
-    wide = [{"colspan": 3}, None, None] * 2
-    figure = make_subplots(
-        6,
-        12,
-        specs=[[{"colspan": 4}, *[None] * 3] * 3] * 4 + [[None] * 12, [*[{"colspan": 2}, None] * 2, None, None, *wide]],
-        row_heights=[1, 1, 1, 1, 0.35, 1.1],
-        subplot_titles=[*titles, "rope: head patched", "control", deepest, "control"],
-        horizontal_spacing=0.02,
-        vertical_spacing=0.035,
-    )
-    frame = where(result.frame, stage="end")
-    for i, (scheme, n_layers, mlp) in enumerate(panels):
-        row, col = i // 3 + 1, 4 * (i % 3) + 1
-        _draw_edits(figure, where(frame, scheme=scheme, n_layers=n_layers, mlp=mlp), row, col, listed=i == 0)
-        title = "probability of answer" if col == 1 else None
-        figure.update_yaxes(range=[-0.04, 1.04], showticklabels=col == 1, title_text=title, row=row, col=col)
-        title = "query, or edit of the reverse query" if row == 4 else None
-        figure.update_xaxes(title_text=title, showticklabels=row == 4, tickangle=0, tickfont_size=12, row=row, col=col)
-    rope = where(frame, scheme="rope", mlp=False)
-    deep = where(rope, n_layers=max(DEPTHS), edit="position").assign(layer_number=lambda rows: rows["layer"] + 1)
-    _draw_patches(figure, where(rope, n_layers=1, edit="head"), "seed", "head", columns=(1, 3), scale_at=0.335)
-    _draw_patches(figure, deep, "layer_number", "position", columns=(7, 10), scale_at=1.0)
-    figure.update_layout(legend=legend_at(0.5, 0.237))
-    figure.update_layout(height=1750)
-    return figure
-
-
-def _draw_edits(figure: go.Figure, at: pd.DataFrame, row: int, col: int, listed: bool) -> None:
+def draw(result: Result) -> Panels:
+    panels, frame = Panels(), where(result.frame, stage="end")
+    models = [(scheme, 1, False) for scheme in SCHEMES]
+    models += [("rope", n_layers, mlp) for mlp in (False, True) for n_layers in DEPTHS if mlp or n_layers > 1]
+    models += [("alibi", max(DEPTHS), True)]
     places = ["forward", "reverse", *NAMES.values()]
-    edits = {name: where(at, edit=edit) for edit, name in NAMES.items() if edit in set(at["edit"])}
-    plain = where(at, edit="transplant")
-    for name, color, symbol, points in (
+    x = {"type": "category", "categoryarray": places, "range": [-0.5, len(places) - 0.5], "tickangle": 0}
+    x |= {"title": "query, or edit of the reverse query", "tickfont": {"size": 12}}
+    for start in range(0, len(models), 3):
+        shown, last = models[start : start + 3], start + 3 >= len(models)
+        titles = [f"{scheme}, {n} layer{'s' if n > 1 else ''}{' with MLP' if mlp else ''}" for scheme, n, mlp in shown]
+        row = panels.row(titles, x=x, y={**PROBABILITY, "title": "probability of answer"}, ticks=last, ticks_height=40)
+        for panel, (scheme, n_layers, mlp) in zip(row, shown, strict=True):
+            _draw_edits(panel, where(frame, scheme=scheme, n_layers=n_layers, mlp=mlp))
+    deepest = f"rope, {max(DEPTHS)} layers: position patched"
+    titles = ["rope: head patched", "control", deepest, "control"]
+    row = panels.row(titles, x={"type": "category"}, y={"type": "category"}, widths=[1.0, 1.0, 1.5, 1.5], one_y=False)
+    rope = where(frame, scheme="rope", mlp=False)
+    _draw_patches(row[:2], where(rope, n_layers=1, edit="head"), "seed", "head")
+    deep = where(rope, n_layers=max(DEPTHS), edit="position")
+    _draw_patches(row[2:], deep.assign(layer=deep["layer"] + 1), "layer", "position")
+    return panels
+
+
+def _draw_edits(panel: Panel, frame: pd.DataFrame) -> None:
+    """Draw both queries, and the reverse one under every edit and its control."""
+    edits = {name: where(frame, edit=edit) for edit, name in NAMES.items() if (frame["edit"] == edit).any()}
+    plain = where(frame, edit="transplant")
+    for name, color, symbol, seeds in (
         ("forward query", FORWARD, "circle", {"forward": plain["forward"]}),
         ("reverse query", REVERSE, "circle", {"reverse": plain["before"]}),
         ("reverse query, edited", GREEN, "circle", {name: rows["after"] for name, rows in edits.items()}),
         ("control: edited elsewhere", GREY, "x-thin", {name: rows["control"] for name, rows in edits.items()}),
     ):
-        estimates = {place: mean_estimate(seeds) for place, seeds in points.items()}
-        mark: dict[str, Any] = {"symbol": symbol, "size": 12, "upright": True, "legend": "legend" if listed else None}
-        add_estimates(figure, estimates, name=name, color=color, row=row, col=col, **mark)
-    figure.update_xaxes(type="category", categoryorder="array", categoryarray=places, row=row, col=col)
-    figure.update_xaxes(range=[-0.5, len(places) - 0.5], row=row, col=col)
+        estimates = {place: mean_estimate(values) for place, values in seeds.items()}
+        panel.estimates(estimates, name=name, color=color, symbol=symbol, size=12, upright=True)
 
 
-def _draw_patches(
-    figure: go.Figure, patches: pd.DataFrame, y: str, x: str, columns: tuple[int, int], scale_at: float
-) -> None:
-    """Mean change by the patch and, beside it, by its control, over the seeds that a cell holds. The colours span the
-    patch's own changes: a control may exceed them."""
+def _draw_patches(row: Sequence[Panel], patches: pd.DataFrame, y: str, x: str) -> None:
+    """Draw the mean change by the patch and, beside it, by its control, over the seeds that a cell holds. The colours
+    span the patch's own changes: a control may exceed them."""
     changes = [patches[f"log_{kind}"].astype(float) - patches["log_before"] for kind in ("after", "control")]
     tables = [patches.assign(change=change).pivot_table("change", y, "place", sort=False) for change in changes]
-    limit = tables[0].abs().max(axis=None)
-    scale = {"title": "nats", "len": 0.19, "y": 0.075, "x": scale_at, "thickness": 12}
-    for col, table in zip(columns, tables, strict=True):
-        first, at = col == columns[0], dict[str, Any](row=6, col=col)
-        if np.isfinite(table.to_numpy()).all() and not table.empty:
-            names = {"x": table.columns.astype(str).tolist(), "y": table.index.astype(str).tolist()}
-            add_matrix(figure, table.to_numpy(), limit=limit, colorbar=None if first else scale, **names, **at)
-        figure.update_xaxes(title_text=x, type="category", tickfont_size=13, **at)
-        title = y.split("_")[0] if first else None
-        figure.update_yaxes(title_text=title, type="category", showticklabels=first, **at)
+    for panel, table, scale in zip(row, tables, (None, "nats"), strict=True):
+        panel.x(title=x, tickfont={"size": 13})
+        panel.y(title=y if scale is None else None, showticklabels=scale is None)
+        if not table.empty:
+            panel.matrix(table, limit=tables[0].abs().max(axis=None), scale=scale)
 
 
 ANALYSIS = Analysis(

@@ -5,22 +5,19 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
+import pandas as pd
 
-from mdm_interp.experiments.analysis import CheckpointAnalysis
-from mdm_interp.experiments.results import Result
-from mdm_interp.experiments.subjects import KINDS, Probe, demos
+from mdm_interp import CheckpointAnalysis, Probe, Result, Summary, where
+from mdm_interp.experiments.subjects import KINDS, demos
 from mdm_interp.measures.gradients.alignment import ROUTING, STORAGE
 from mdm_interp.measures.gradients.layers import layer_alignment
-from mdm_interp.stats.estimates import Estimate
-from mdm_interp.stats.resampling import FactSample, places_above
-from mdm_interp.stats.tables import estimate_in, where
-from mdm_interp.viz.plots import add_curve, add_level
-from mdm_interp.viz.theme import CHANCE, GREEN, ORANGE, SKY, legend_at
+from mdm_interp.stats.estimates import Contrast
+from mdm_interp.stats.resampling import FactSample, places_above, rows_at
+from mdm_interp.stats.tables import estimates_in
+from mdm_interp.viz import CHANCE, GREEN, ORANGE, SKY, Panels
 
-GROUPS = {"storage (V, O)": STORAGE, "routing (Q, K)": ROUTING, "MLP": ("MLP",)}
+V_AND_O = "storage (V, O)"
+GROUPS = {V_AND_O: STORAGE, "routing (Q, K)": ROUTING, "MLP": ("MLP",)}
 """What is shown of each layer."""
 WHOLE = {
     "embedding": ("embedding",),
@@ -28,15 +25,17 @@ WHOLE = {
     "all": ("embedding", "position", "Q", "K", "V", "O", "norms", "MLP", "unembedding"),
 }
 """What is measured over all layers together."""
-COLORS = {"storage (V, O)": GREEN, "routing (Q, K)": ORANGE, "MLP": SKY}
+COLORS = {V_AND_O: GREEN, "routing (Q, K)": ORANGE, "MLP": SKY}
+BY = ("checkpoint", "kind", "group")
 
 
 def measure(probe: Probe) -> list[dict[str, Any]]:
     """Give one row per checkpoint, kind, layer and group of components, and one per group over all layers (layer null).
 
-    `null` is the cosine with another fact's reverse gradient, `p` the one-sided chance of so large an excess of the
-    mean cosine over it if there were none, not adjusted, and `positive` the share of cosines above 0. `n` and `null_n`
-    count the independent clusters of facts behind a cosine, and `facts` and `clusters` all there are.
+    `cosine_null` is the cosine with another fact's reverse gradient, `p` the one-sided chance of so large an excess of
+    the mean cosine over it if there were none, not adjusted, and `positive` the share of cosines above 0. `cosine_n`
+    and `cosine_null_n` count the independent clusters of facts behind a cosine, and `facts` and `clusters` all there
+    are.
     """
     rows: list[dict[str, Any]] = []
     layers = list(range(probe.model.cfg.n_layers))
@@ -49,103 +48,63 @@ def measure(probe: Probe) -> list[dict[str, Any]]:
         for layer, within, name, components in places:
             if not present & set(components):
                 continue
-            own, control = alignment.cosine(within, components)
-            (matched,), (null,) = sample.mean(own).estimates(), sample.mean(control).estimates()
-            rows.append(
-                {
-                    "kind": kind,
-                    "layer": layer,
-                    "group": name,
-                    "cosine": matched.value,
-                    "low": matched.low,
-                    "high": matched.high,
-                    "null": null.value,
-                    "null_low": null.low,
-                    "null_high": null.high,
-                    **sample.counts,
-                    "n": matched.n,
-                    "null_n": null.n,
-                    "p": sample.mean(own - control).p_above_zero.item(),
-                    "positive": sample.mean((own > 0).double()).value.item(),
-                }
-            )
+            cosine = alignment.cosine(within, components)
+            columns = {
+                "cosine": Contrast(sample.mean(cosine.effect), sample.mean(cosine.null)),
+                "p": sample.mean(cosine.effect - cosine.null).p_above_zero,
+                "positive": sample.mean((cosine.effect > 0).double()).value,
+            }
+            rows += rows_at(columns, (), {"kind": kind, "layer": layer, "group": name, **sample.counts})
     return rows
 
 
-def summarize(result: Result) -> dict[str, Estimate]:
+def summarize(result: Result) -> Summary:
     """Give the cosines of all layers together, and the share of layers in which a group's exceeds its null, all layers
     looked at (:func:`~mdm_interp.stats.resampling.places_above`); a share has no interval."""
-    whole = result.frame[result.frame["layer"].isna()]
-    summary = {}
-    for row in whole.to_dict("records"):
-        name = f"{row['checkpoint']} / {row['kind']} / {row['group']}"
-        named = {**row, "value": row["cosine"], "null_value": row["null"]}
-        summary[name], summary[f"{name} / null"] = estimate_in(named), estimate_in(named, "null_")
-    for (checkpoint, kind), layers in result.frame.dropna(subset="layer").groupby(["checkpoint", "kind"], sort=False):
-        for group in GROUPS:
-            of_group = where(layers, group=group)
-            if of_group["p"].notna().any():
-                share = float(places_above(of_group["p"]).mean())
-                name = f"{checkpoint} / {kind} / {group} / share of layers above the null"
-                summary[name] = Estimate(share, np.nan, np.nan, int(of_group["n"].min()))
-    return summary
+    whole, layers = result.frame[result.frame["layer"].isna()], result.frame.dropna(subset="layer")
+    shares = [
+        {
+            **dict(zip(BY, of, strict=True)),
+            "share_above": places_above(group["p"].to_numpy()).mean(),
+            "share_above_n": group["cosine_n"].min(),
+        }
+        for of, group in layers.groupby(list(BY), sort=False)
+        if group["p"].notna().any()
+    ]
+    return Summary.read(whole, BY, ("cosine",)) + Summary.read(pd.DataFrame(shares), BY, ("share_above",))
 
 
 def takeaway(result: Result) -> str:
-    summary = result.summary
     said = []
-    for name, own in summary.items():
-        checkpoint, kind, *what = name.split(" / ")
-        if what == ["storage (V, O)"]:
-            null, share = summary[f"{name} / null"], summary.get(f"{name} / share of layers above the null")
-            layers = f", above it in {share.value:.0%} of layers" if share else ""
-            said.append(f"{own.value:.2g} against {null.value:.2g}{layers} ({checkpoint}, {kind})")
-    cosines = "; ".join(said)
+    for entry in result.summary.where("cosine", group=V_AND_O):
+        cosine, (checkpoint, kind, _) = result.summary.contrast("cosine", **entry.of), entry.of.values()
+        shares = [share.effect.value for share in result.summary.where("share_above", **entry.of)]
+        layers = "".join(f", above it in {share:.0%} of layers" for share in shares)
+        said.append(f"{cosine.effect.value:.2g} against {cosine.null.value:.2g}{layers} ({checkpoint}, {kind})")
     return (
-        f"Cosine of forward and reverse gradients in V and O of all layers, own fact against another's: {cosines}. Of "
-        "the layers counted at most 5 % are expected to be there by chance, all layers looked at."
+        "Cosine of forward and reverse gradients in V and O of all layers, own fact against another's: "
+        f"{'; '.join(said)}. Of the layers counted at most 5 % are expected to be there by chance, all layers looked "
+        "at."
     )
 
 
-def panels(result: Result) -> list[tuple[str, str]]:
-    """Checkpoint and kind of each panel."""
-    return list(dict.fromkeys(zip(result.frame["checkpoint"], result.frame["kind"], strict=True)))
-
-
-def draw(result: Result) -> go.Figure:
+def draw(result: Result) -> Panels:
+    panels, layers = Panels(), result.frame.dropna(subset="layer")
     checkpoints = list(dict.fromkeys(result.frame["checkpoint"]))
-    figure = make_subplots(
-        len(checkpoints),
-        len(KINDS),
-        shared_xaxes=True,
-        shared_yaxes=True,
-        subplot_titles=[f"{checkpoint}, {kind} reverse" for checkpoint in checkpoints for kind in KINDS],
-        horizontal_spacing=0.04,
-        vertical_spacing=0.25 / len(checkpoints),
-    )
-    layered = result.frame.dropna(subset="layer")
-    for checkpoint, kind in panels(result):
-        row, col = checkpoints.index(checkpoint) + 1, KINDS.index(kind) + 1
-        legend = "legend" if (row, col) == (1, 1) else None
-        of_panel = where(layered, checkpoint=checkpoint, kind=kind)
-        for group, color in COLORS.items():
-            of_group = where(of_panel, group=group)
-            own = of_group.rename(columns={"cosine": "value"})
-            null = of_group[["layer", "null", "null_low", "null_high", "null_n"]].set_axis(
-                ["layer", "value", "low", "high", "n"], axis=1
-            )
-            add_curve(figure, own, "layer", name=group, color=color, row=row, col=col, legend=legend)
-            name = f"null: {group} of another fact"
-            add_curve(figure, null, "layer", name=name, color=color, row=row, col=col, dash="dot", legend=legend)
-        if len(of_panel):
-            add_level(figure, of_panel["layer"].tolist(), 0.0, name="zero", color=CHANCE, row=row, col=col)
-    figure.update_yaxes(title_text="cosine", col=1)
-    figure.update_xaxes(title_text="layer", row=len(checkpoints))
-    figure.update_xaxes(dtick=1 if layered["layer"].max() < 12 else 4)
-    height = 330 + 330 * len(checkpoints)
-    figure.update_layout(legend=legend_at(0.5, -95 / (height - 300)))
-    figure.update_layout(height=height)
-    return figure
+    for checkpoint in checkpoints:
+        x = {
+            "title": "layer" if checkpoint == checkpoints[-1] else None,
+            "dtick": 1 if layers["layer"].max() < 12 else 4,
+        }
+        titles = [f"{checkpoint}, {kind} reverse" for kind in KINDS]
+        for panel, kind in zip(panels.row(titles, x=x, y={"title": "cosine"}), KINDS, strict=True):
+            for group, color in COLORS.items():
+                shown = where(layers, checkpoint=checkpoint, kind=kind, group=group)
+                own, null = (estimates_in(shown, name) for name in ("cosine", "cosine_null"))
+                panel.curve(own, "layer", name=group, color=color)
+                panel.curve(null, "layer", name=f"null: {group} of another fact", color=color, dash="dot")
+            panel.level(0.0, name="zero", color=CHANCE, listed=False)
+    return panels
 
 
 ANALYSIS = CheckpointAnalysis(

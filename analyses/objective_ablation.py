@@ -1,7 +1,7 @@
 """Forward and reverse probability when training masks any entity, only one of the two, or predicts from left to right:
 every objective under every position scheme.
 
-In this world every entity stands in two facts. Under single-sided masking a source has one answer only; under any-order
+In this world every entity is in two facts. Under single-sided masking a source has one answer only; under any-order
 masking it has two, which the model may tell apart by the relation or by the side of the mask. A reverse query that is
 answered under one and not under the other may owe it to that, not to the number of orders.
 """
@@ -11,19 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
-
-from mdm_interp.config import Objective, TrainConfig
-from mdm_interp.experiments.analysis import Analysis
+from mdm_interp import Analysis, Result, Run, Summary, TrainConfig, all_checkpoints, metrics_at, where
+from mdm_interp.config import Objective
 from mdm_interp.experiments.grids import MDM_SCHEMES, OBJECTIVES, objective_grid
-from mdm_interp.experiments.results import Result
-from mdm_interp.experiments.scope import Moment, checkpoints, metrics_at, trained_stages
-from mdm_interp.stats.estimates import Estimate, mean_estimate
-from mdm_interp.stats.tables import curve, where
-from mdm_interp.training.runs import Run
-from mdm_interp.viz.plots import TRAINING_STEPS, add_curve, add_level
-from mdm_interp.viz.theme import BLUE, CHANCE, GREEN, ORANGE, VERMILION, legend_at
+from mdm_interp.experiments.scope import Moment, trained_stages
+from mdm_interp.viz import BLUE, CHANCE, GREEN, ORANGE, PROBABILITY, TRAINING_STEPS, VERMILION, Panel, Panels
 
 COLORS: dict[Objective, str] = {
     "any_order": BLUE,
@@ -33,7 +25,7 @@ COLORS: dict[Objective, str] = {
 }
 SINGLE_SIDED: tuple[Objective, ...] = ("source_only", "target_only")
 TABLES = {"early": "first learnt forward", "highest": "highest of training", "end": "end of training"}
-"""The heat maps: how the summary calls a reverse probability, and the panel's title."""
+"""The heat maps: of which stage they are, and the panel's title."""
 
 
 def configs(seeds: Sequence[int]) -> list[TrainConfig]:
@@ -41,31 +33,27 @@ def configs(seeds: Sequence[int]) -> list[TrainConfig]:
 
 
 def measure(run: Run, step: int) -> list[dict[str, Any]]:
-    """The metrics that training recorded."""
+    """Give the metrics that training recorded."""
     return [metrics_at(run, step)]
 
 
 def when(run: Run) -> list[Moment]:
-    """Every checkpoint, and the trained stages."""
-    return [*checkpoints(run), *trained_stages(run)]
+    """Give every checkpoint, and the trained stages."""
+    return [*all_checkpoints(run), *trained_stages(run)]
 
 
-def summarize(result: Result) -> dict[str, Estimate]:
-    frame, summary = result.frame, {}
-    for objective in OBJECTIVES:
-        for scheme in MDM_SCHEMES:
-            setting = f"{objective} / {scheme}"
-            for stage in ("early", "end"):
-                at = where(frame, objective=objective, scheme=scheme, stage=stage)
-                for quantity in ("forward_probability", "reverse_probability"):
-                    summary[f"{setting} / {stage} {quantity}"] = mean_estimate(at[quantity])
-                above = at["reverse_probability"] - at["chance"]
-                summary[f"{setting} / {stage} reverse above chance"] = mean_estimate(above)
-            path = where(frame, objective=objective, scheme=scheme, stage="checkpoint")
-            peak = path.groupby("seed")["reverse_probability"].max()
-            summary[f"{setting} / highest reverse_probability"] = mean_estimate(peak)
-    summary["chance"] = mean_estimate(frame.groupby("seed")["chance"].first())
-    return summary
+def summarize(result: Result) -> Summary:
+    """Summarise each stage, and as stage `highest` the highest reverse probability of any checkpoint."""
+    frame, by = result.frame, ("objective", "scheme", "stage")
+    staged = frame[frame["stage"] != "checkpoint"]
+    staged = staged.assign(above_chance=staged["reverse_probability"] - staged["chance"])
+    peaks = where(frame, stage="checkpoint").groupby(["objective", "scheme", "seed"], as_index=False)
+    highest = peaks["reverse_probability"].max().assign(stage="highest")
+    return (
+        Summary.of(staged, by, ("forward_probability", "reverse_probability", "above_chance"))
+        + Summary.of(highest, by, ("reverse_probability",))
+        + Summary.of(frame.drop_duplicates("seed"), (), ("chance",))
+    )
 
 
 def takeaway(result: Result) -> str:
@@ -75,8 +63,9 @@ def takeaway(result: Result) -> str:
         above, failing = [], []
         for objective in objectives:
             for scheme in MDM_SCHEMES:
-                cleared = summary[f"{objective} / {scheme} / end reverse above chance"].low > 0
-                value = summary[f"{objective} / {scheme} / end reverse_probability"].value
+                of = {"objective": objective, "scheme": scheme, "stage": "end"}
+                value = summary.at("reverse_probability", **of).value
+                cleared = summary.at("above_chance", **of).low > 0
                 (above if cleared else failing).append((value, f"{objective} {scheme} ({value:.2g})"))
         values = [value for value, _ in above]
         between = f" ({min(values):.3g} to {max(values):.3g})" if values else ""
@@ -86,74 +75,42 @@ def takeaway(result: Result) -> str:
         return f"in {len(above)} of {len(above) + len(failing)} settings{between}{exceptions}"
 
     return (
-        f"At the end of training, reverse queries are answered above chance ({summary['chance'].value:.2g}) by "
+        f"At the end of training, reverse queries are answered above chance ({summary.at('chance').value:.2g}) by "
         f"single-sided masking {split(SINGLE_SIDED)}; by any-order masking {split(['any_order'])}; "
         f"by left-to-right prediction {split(['causal'])}."
     )
 
 
-def draw(result: Result) -> go.Figure:
-    tables = {table: cells for table in TABLES if (cells := _cells(result.summary, table))}
-    width = 12 // len(tables)
-    curves = [{"colspan": 3} if i % 3 == 0 else None for i in range(12)]
-    heat = [{"colspan": width} if i % width == 0 else None for i in range(12)]
-    titles = [*MDM_SCHEMES, *[""] * len(MDM_SCHEMES), *[f"reverse probability, {TABLES[table]}" for table in tables]]
-    figure = make_subplots(
-        3,
-        12,
-        specs=[curves, curves, heat],
-        subplot_titles=titles,
-        horizontal_spacing=0.03,
-        vertical_spacing=0.1,
-        row_heights=[0.33, 0.33, 0.34],
-    )
-    frame = where(result.frame[result.frame["step"] > 0], stage="checkpoint")
-    for row, side in enumerate(("forward", "reverse"), start=1):
-        for place, scheme in enumerate(MDM_SCHEMES):
-            at: dict[str, Any] = {"row": row, "col": 1 + 3 * place}
-            legend = "legend" if row == 1 and place == 0 else None
+def draw(result: Result) -> Panels:
+    panels, frame = Panels(), where(result.frame[result.frame["step"] > 0], stage="checkpoint")
+    for side in ("forward", "reverse"):
+        first = side == "forward"
+        y = {**PROBABILITY, "title": f"{side} query:<br>probability of answer"}
+        row = panels.row(MDM_SCHEMES if first else [""] * len(MDM_SCHEMES), x=TRAINING_STEPS, y=y, ticks=not first)
+        for panel, scheme in zip(row, MDM_SCHEMES, strict=True):
             for objective, color in COLORS.items():
                 group = where(frame, objective=objective, scheme=scheme)
-                points = curve(group, "step", f"{side}_probability")
-                add_curve(figure, points, "step", name=objective, color=color, legend=legend, **at)
-            steps, chance = frame["step"].tolist(), frame["chance"].iloc[0]
-            name = "chance: the answer's role known, nothing else"
-            add_level(figure, steps, chance, name=name, color=CHANCE, legend=legend, **at)
-            figure.update_xaxes(TRAINING_STEPS, showticklabels=row == 2, **at)
-            figure.update_xaxes(title_text="training step" if row == 2 else None, **at)
-            figure.update_yaxes(range=[-0.03, 1.03], showticklabels=place == 0, **at)
-        figure.update_yaxes(title_text=f"{side} query:<br>probability of answer", row=row, col=1)
-    for place, cells in enumerate(tables.values()):
-        last = place == len(tables) - 1
-        scale = {"title": {"text": "probability"}, "len": 0.3, "y": 0.13, "tickfont": {"size": 15}} if last else None
-        trace = go.Heatmap(
-            x=[scheme for _, scheme, _ in cells],
-            y=[objective for objective, _, _ in cells],
-            z=[estimate.value for *_, estimate in cells],
-            text=[f"{e.value:.2f}" + (f"<br>{e.low:.2f} to {e.high:.2f}" if e.n > 1 else "") for *_, e in cells],
-            zmin=0,
-            zmax=1,
-            colorscale=[[0, "#F7F7F7"], [1, BLUE]],
-            texttemplate="%{text}",
-            textfont={"size": 14},
-            showscale=last,
-            colorbar=scale,
-            hovertemplate="%{y}, %{x}: %{z:.3g}<extra></extra>",
-        )
-        figure.add_trace(trace, row=3, col=1 + width * place)
-        order = {"categoryorder": "array", "categoryarray": list(OBJECTIVES), "autorange": "reversed"}
-        figure.update_yaxes(order, showticklabels=place == 0, row=3, col=1 + width * place)
-        figure.update_xaxes(title_text="position scheme", row=3, col=1 + width * place)
-    figure.update_yaxes(title_text="objective", row=3, col=1)
-    figure.update_layout(legend=legend_at(0.5, -0.09))
-    figure.update_layout(height=1200)
-    return figure
+                panel.curve(group, "step", f"{side}_probability", name=objective, color=color)
+            panel.level(frame["chance"].iloc[0], name="chance: the answer's role known, nothing else", color=CHANCE)
+    shown = {stage: title for stage, title in TABLES.items() if len(result.summary.where(stage=stage))}
+    titles = [f"reverse probability, {title}" for title in shown.values()]
+    row = panels.row(titles, x={"title": "position scheme"}, y={"title": "objective"})
+    for panel, stage in zip(row, shown, strict=True):
+        _draw_table(panel, result.summary, stage, "probability" if panel is row[-1] else None)
+    return panels
 
 
-def _cells(summary: dict[str, Estimate], table: str) -> list[tuple[str, str, Estimate]]:
-    """Objective, scheme and reverse probability of the settings that have one."""
-    cells = [(o, s, summary[f"{o} / {s} / {table} reverse_probability"]) for o in OBJECTIVES for s in MDM_SCHEMES]
-    return [cell for cell in cells if cell[2].n]
+def _draw_table(panel: Panel, summary: Summary, stage: str, scale: str | None) -> None:
+    """Draw the reverse probability of each setting at a stage."""
+    cells = summary.where("reverse_probability", stage=stage).frame
+    interval = cells.apply(lambda cell: f"<br>{cell['low']:.2f} to {cell['high']:.2f}" if cell["n"] > 1 else "", axis=1)
+    cells = cells.assign(text=cells["value"].map("{:.2f}".format) + interval)
+    values, texts = (
+        cells.pivot(index="objective", columns="scheme", values=of).reindex(index=OBJECTIVES, columns=MDM_SCHEMES)
+        for of in ("value", "text")
+    )
+    colors = [[0, "#F7F7F7"], [1, BLUE]]
+    panel.matrix(values, limit=0.5, middle=0.5, colors=colors, text=texts.fillna(""), scale=scale)
 
 
 ANALYSIS = Analysis(

@@ -1,33 +1,25 @@
 """Reverse probability of facts whose source training shows on one side only, against the share of other facts that it
 shows both ways.
 
-In `relation_cycle` every entity stands left in one relation and right in another, which trains the routes to it from
-both sides. In `symmetric_pool` every entity stands in one fact: only other facts can teach a model to look for a source
-on the side where training never showed this one. As gaps are free, an ARM cannot know where the answer comes, so its
-forward probability stays well below 1.
+In `relation_cycle` every entity is on the left in one relation and on the right in another, which trains the routes to
+it from both sides. In `symmetric_pool` every entity is in one fact: only other facts can teach a model to look for a
+source on the side where training never showed this one. As gaps are free, an ARM cannot know where the answer comes,
+so its forward probability stays well below 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from math import exp
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
-from mdm_interp.config import TrainConfig
-from mdm_interp.experiments.analysis import Analysis
+from mdm_interp import Analysis, Estimate, Result, Run, Summary, TrainConfig, all_checkpoints, metrics_at, stages, where
 from mdm_interp.experiments.grids import BOTH_WAYS, POOL_CONTRASTS, POOL_MODELS, pool_grid
-from mdm_interp.experiments.results import Result
-from mdm_interp.experiments.scope import LEARNT, Moment, checkpoints, metrics_at, stages
-from mdm_interp.stats.estimates import Estimate, mean_estimate
-from mdm_interp.stats.tables import curve, where
-from mdm_interp.training.runs import Run
-from mdm_interp.viz.plots import TRAINING_STEPS, add_curve, add_level, add_points
-from mdm_interp.viz.theme import BLUE, CHANCE, PURPLE, SKY, VERMILION, legend_at
+from mdm_interp.experiments.scope import LEARNT, Moment
+from mdm_interp.viz import BLUE, CHANCE, PROBABILITY, PURPLE, SKY, TRAINING_STEPS, VERMILION, Panel, Panels
 
 COLORS = dict(zip(POOL_MODELS, (BLUE, SKY, PURPLE, VERMILION), strict=True))
 MDMS = [name for name, (_, objective, *_) in POOL_MODELS.items() if objective != "causal"]
@@ -37,116 +29,113 @@ MOST = BOTH_WAYS[-1]
 
 
 def model_of(config: TrainConfig) -> str:
-    """The name of a run's model, as in `POOL_MODELS`."""
+    """Return the name of a run's model, as in `POOL_MODELS`."""
     shape = (config.model.position, config.objective, config.model.head_dim, config.model.rotary_base)
     return next(name for name, settings in POOL_MODELS.items() if settings == shape)
 
 
 def measure(run: Run, step: int) -> list[dict[str, Any]]:
-    """The metrics that training recorded."""
+    """Give the metrics that training recorded."""
     return [{"model": model_of(run.config), **metrics_at(run, step)}]
 
 
 def when(run: Run) -> list[Moment]:
-    """Every checkpoint, and the stages."""
-    return [*checkpoints(run), *stages(run)]
+    """Give every checkpoint, and the stages."""
+    return [*all_checkpoints(run), *stages(run)]
 
 
-def summarize(result: Result) -> dict[str, Estimate]:
+def summarize(result: Result) -> Summary:
+    """Summarize both probabilities, and the reverse one against chance, the forward one, that of the same seed's run in
+    which no fact is shown both ways, its ARM's (as the logarithm of their ratio) and its rope model's."""
     frame = result.frame
+    staged = frame[frame["stage"].isin(["early", "end"])]
+    forward, reverse = staged["forward_probability"], staged["reverse_probability"]
 
-    def by_seed(name: str, share: float, stage: str = "end", query: str = "reverse") -> pd.Series:
-        at = where(frame, model=name, reversed_share=share, stage=stage)
-        return at.set_index("seed")[f"{query}_probability"]
+    def other(**changed: Any) -> pd.Series:
+        """Return the reverse probability of the run that differs in nothing but what is changed."""
+        alike = [column for column in ("seed", "reversed_share", "model", "stage") if column not in changed]
+        others = where(staged, **changed).set_index(alike)["reverse_probability"]
+        return staged[alike].join(others, on=alike)["reverse_probability"]
 
-    summary = {"chance": mean_estimate(frame.groupby("seed")["chance"].first())}
-    for share in BOTH_WAYS:
-        for name in POOL_MODELS:
-            key = f"{name}, {share:.0%} both ways"
-            for stage in ("early", "end"):
-                for query in ("forward", "reverse"):
-                    values = by_seed(name, share, stage, query)
-                    summary[f"{key} / {stage} {query}_probability"] = mean_estimate(values)
-            reverse = by_seed(name, share)
-            summary[f"{key} / end reverse above chance"] = mean_estimate(reverse - summary["chance"].value)
-            summary[f"{key} / end forward - reverse"] = mean_estimate(by_seed(name, share, query="forward") - reverse)
-            if share:
-                summary[f"{key} / end reverse gained over 0%"] = mean_estimate(reverse - by_seed(name, 0.0))
-            if name != ARM:
-                ratio = np.log(reverse / by_seed(ARM, share))
-                summary[f"{key} / end log ratio of reverse to the ARM's"] = mean_estimate(ratio)
-        for stage in ("early", "end"):
-            difference = by_seed(LEARNED, share, stage) - by_seed(ROPE, share, stage)
-            summary[f"learned - rope, {share:.0%} both ways / {stage} reverse_probability"] = mean_estimate(difference)
-    return summary
+    staged = staged.assign(
+        above_chance=reverse - staged["chance"],
+        below_forward=forward - reverse,
+        gained=reverse - other(reversed_share=0.0),
+        log_of_arm=np.log(reverse / other(model=ARM)),
+        above_rope=reverse - other(model=ROPE),
+    )
+    by = ("model", "reversed_share", "stage")
+    return (
+        Summary.of(frame.drop_duplicates("seed"), (), ("chance",))
+        + Summary.of(staged, by, ("forward_probability", "reverse_probability", "above_chance", "below_forward"))
+        + Summary.of(staged[staged["reversed_share"] > 0], by, ("gained",))
+        + Summary.of(staged[staged["model"] != ARM], by, ("log_of_arm",))
+        + Summary.of(where(staged, model=LEARNED), by, ("above_rope",))
+    )
 
 
 def takeaway(result: Result) -> str:
     """Say what the intervals over seeds say: an effect is there if its whole interval is on one side of 0."""
-    summary = result.summary
-    return f"{_suffices(summary)} {_gained(summary)} {_separates(summary)}"
-
-
-def side(estimate: Estimate) -> str:
-    """The side of 0 on which the whole interval is, if on one; a single seed has no interval."""
-    return "above" if estimate.low > 0 else "below" if estimate.high < 0 else "undecided"
+    return f"{_suffices(result.summary)} {_gained(result.summary)} {_separates(result.summary)}"
 
 
 def agreed(sides: Iterable[str]) -> str:
-    """The side that all are on, if they are on one."""
+    """Return the side that all are on, if they are on one."""
     (first, *others) = set(sides)
     return "undecided" if others else first
 
 
-def answered(summary: Mapping[str, Estimate], name: str) -> str:
-    """Whether a model answers in reverse though no fact is shown both ways: above chance and, unless the answer is only
-    "in part", not below its forward probability."""
-    above_chance = side(summary[f"{name}, 0% both ways / end reverse above chance"])
+def answered(summary: Summary, name: str) -> str:
+    """Say whether a model answers in reverse though no fact is shown both ways: above chance and, unless the answer is
+    only "in part", not below its forward probability."""
+    of = {"model": name, "reversed_share": 0.0, "stage": "end"}
+    above_chance = summary.at("above_chance", **of).side
     if above_chance == "above":
-        return "in part" if side(summary[f"{name}, 0% both ways / end forward - reverse"]) == "above" else "yes"
+        return "in part" if summary.at("below_forward", **of).side == "above" else "yes"
     return "no" if above_chance == "below" else "undecided"
 
 
-def _suffices(summary: Mapping[str, Estimate]) -> str:
-    """Whether it suffices to show a source on one side."""
+def _suffices(summary: Summary) -> str:
+    """Say whether it suffices to show a source on one side."""
 
-    def values(query: str) -> list[float]:
-        return [summary[f"{name}, 0% both ways / end {query}_probability"].value for name in MDMS]
-
-    answers, chance = [answered(summary, name) for name in MDMS], f"chance {summary['chance'].value:.2g}"
+    forward, reverse = (
+        [summary.at(f"{query}_probability", model=name, reversed_share=0.0, stage="end").value for name in MDMS]
+        for query in ("forward", "reverse")
+    )
+    answers, chance = [answered(summary, name) for name in MDMS], f"chance {summary.at('chance').value:.2g}"
     if agreed(answers) == "undecided":
-        each = zip(answers, MDMS, values("reverse"), strict=True)
+        each = zip(answers, MDMS, reverse, strict=True)
         listed = ", ".join(f"{answer} for {name} ({value:.2g})" for answer, name, value in each)
         return f"If training shows it on one side only: {listed}; {chance}."
-    reverse, forward = (f"{min(values(query)):.2g} to {max(values(query)):.2g}" for query in ("reverse", "forward"))
-    return f"{agreed(answers).capitalize()}: every MDM then answers at {reverse} (forward {forward}, {chance})."
+    at, at_forward = (f"{min(values):.2g} to {max(values):.2g}" for values in (reverse, forward))
+    return f"{agreed(answers).capitalize()}: every MDM then answers at {at} (forward {at_forward}, {chance})."
 
 
-def _gained(summary: Mapping[str, Estimate]) -> str:
-    """What it brings to show other facts both ways."""
+def _gained(summary: Summary) -> str:
+    """Say what it brings to show other facts both ways."""
 
-    def at_most(name: str, quantity: str) -> Estimate:
-        return summary[f"{name}, {MOST:.0%} both ways / {quantity}"]
+    def at_most(quantity: str) -> dict[str, Estimate]:
+        of = {"reversed_share": MOST, "stage": "end"}
+        return {name: summary.at(quantity, model=name, **of) for name in POOL_CONTRASTS}
 
-    gains = {name: at_most(name, "end reverse gained over 0%") for name in POOL_CONTRASTS}
-    verb = {"above": "raises", "below": "lowers"}.get(agreed(map(side, gains.values())), "changes")
+    gains = at_most("gained")
+    verb = {"above": "raises", "below": "lowers"}.get(agreed(gain.side for gain in gains.values()), "changes")
     listed = " and ".join(f"{gain} ({POOL_MODELS[name][0]})" for name, gain in gains.items())
-    ratios = [exp(at_most(name, "end log ratio of reverse to the ARM's").value) for name in POOL_CONTRASTS]
+    ratios = [exp(ratio.value) for ratio in at_most("log_of_arm").values()]
     times = " and ".join(f"{float(f'{ratio:.2g}'):,g}" for ratio in ratios)
     return f"Showing {MOST:.0%} of other facts both ways {verb} that by {listed}, to {times} times the ARM's."
 
 
-def _separates(summary: Mapping[str, Estimate]) -> str:
-    """Whether rope or learned positions are better in reverse at each share, by paired seeds."""
-    of_share = {
-        share: summary[f"learned - rope, {share:.0%} both ways / end reverse_probability"] for share in BOTH_WAYS
-    }
-    measured = {share: difference for share, difference in of_share.items() if difference.n}
-    if any(difference.n < 2 for difference in measured.values()):
+def _separates(summary: Summary) -> str:
+    """Say whether rope or learned positions are better in reverse at each share, by paired seeds."""
+    of = {"model": LEARNED, "stage": "end"}
+    differences = {share: summary.at("above_rope", reversed_share=share, **of) for share in BOTH_WAYS}
+    differences = {share: difference for share, difference in differences.items() if difference.n}
+    if any(difference.n < 2 for difference in differences.values()):
         return "One seed cannot tell learned from rope."
-    listed = ", ".join(f"{difference} at {share:.0%}" for share, difference in measured.items())
+    listed = ", ".join(f"{difference} at {share:.0%}" for share, difference in differences.items())
     better = {
-        scheme: " and ".join(f"{share:.0%}" for share, difference in measured.items() if side(difference) == sign)
+        scheme: " and ".join(f"{share:.0%}" for share, difference in differences.items() if difference.side == sign)
         for scheme, sign in (("learned", "above"), ("rope", "below"))
     }
     found = ", ".join(f"{scheme} is better at {at}" for scheme, at in better.items() if at) or "neither is better"
@@ -154,68 +143,37 @@ def _separates(summary: Mapping[str, Estimate]) -> str:
     return f"Learned minus rope: {listed}; {found}{concluded}."
 
 
-def draw(result: Result) -> go.Figure:
-    frame, chance = result.frame, result.summary["chance"].value
-    shares = [share for share in BOTH_WAYS if (frame["reversed_share"] == share).any()]
-    panels = {
+def draw(result: Result) -> Panels:
+    panels, frame, chance = Panels(), result.frame, result.summary.at("chance").value
+    shown = {
         "reverse query, end of training": ("end", "reverse"),
         "forward query, end of training": ("end", "forward"),
         f"reverse query, when forward reaches {LEARNT}": ("early", "reverse"),
     }
-    width = 6 // len(shares)
-    figure = make_subplots(
-        2,
-        6,
-        specs=[[{"colspan": 2}, None] * 3, ([{"colspan": width}] + [None] * (width - 1)) * len(shares)],
-        subplot_titles=[*panels, *(f"reverse query, {share:.0%} both ways" for share in shares)],
-        horizontal_spacing=0.04,
-        vertical_spacing=0.2,
-    )
-    for place, (stage, query) in enumerate(panels.values()):
-        _draw_ends(figure, where(frame, stage=stage), query, 1 + 2 * place)
-        add_level(figure, [-0.05, 0.85], chance, name="chance", color=CHANCE, row=1, col=1 + 2 * place)
-    for place, share in enumerate(shares):
-        at: dict[str, Any] = {"row": 2, "col": 1 + width * place}
-        trained = where(frame[frame["step"] > 0], stage="checkpoint", reversed_share=share)
+    both_ways = {"title": "other facts shown both ways", "tickvals": list(BOTH_WAYS), "tickformat": ".0%"}
+    y = {**PROBABILITY, "title": "probability of answer"}
+    row = panels.row(list(shown), x={**both_ways, "range": [-0.06, 0.86]}, y=y, height=270)
+    for panel, (stage, query) in zip(row, shown.values(), strict=True):
+        _draw_ends(panel, where(frame, stage=stage), f"{query}_probability")
+        panel.level(chance, name="chance", color=CHANCE, x=(-0.05, 0.85))
+    trained = where(frame[frame["step"] > 0], stage="checkpoint")
+    shares = sorted(set(trained["reversed_share"]))
+    row = panels.row([f"reverse query, {share:.0%} both ways" for share in shares], x=TRAINING_STEPS, y=y, height=270)
+    for panel, share in zip(row, shares, strict=True):
         for name, color in COLORS.items():
-            points = curve(where(trained, model=name), "step", "reverse_probability")
-            add_curve(figure, points, "step", name=name, color=color, **at)
-        add_level(figure, trained["step"].tolist(), chance, name="chance", color=CHANCE, **at)
-        figure.update_xaxes(TRAINING_STEPS, title_text="training step", **at)
-    named: dict[str, Any] = {"text": "chance", "font": {"color": CHANCE}, "showarrow": False, "yanchor": "bottom"}
-    figure.add_annotation(named, x=0.25, y=chance, row=1, col=3)
-    figure.update_yaxes(range=[-0.03, 1.03], showticklabels=False)
-    figure.update_yaxes(title_text="probability of answer", showticklabels=True, col=1)
-    figure.update_layout(legend=legend_at(0.5, -0.12))
-    figure.update_layout(height=950)
-    return figure
+            of_model = where(trained, model=name, reversed_share=share)
+            panel.curve(of_model, "step", "reverse_probability", name=name, color=color)
+        panel.level(chance, name="chance", color=CHANCE)
+    return panels
 
 
-def _draw_ends(figure: go.Figure, staged: pd.DataFrame, query: str, col: int) -> None:
-    """Means over seeds against the share shown both ways, and the seeds as dots."""
-    quantity = f"{query}_probability"
-    legend = "legend" if col == 1 else None
+def _draw_ends(panel: Panel, staged: pd.DataFrame, quantity: str) -> None:
+    """Draw means over seeds against the share shown both ways, and the seeds as dots."""
     for place, (name, color) in enumerate(COLORS.items()):
         group, shift = where(staged, model=name), 0.018 * (place - 1.5)
-        if group.empty:
-            continue
-        seeds = go.Scatter(
-            x=group["reversed_share"] + shift + 0.007,
-            y=group[quantity],
-            mode="markers",
-            marker={"color": color, "size": 6, "opacity": 0.4},
-            name=name,
-            legendgroup=name,
-            showlegend=False,
-            customdata=group["seed"],
-            hovertemplate=f"{name}, seed %{{customdata}}: %{{y:.3g}}<extra></extra>",
-        )
-        figure.add_trace(seeds, row=1, col=col)
-        points = curve(group, "reversed_share", quantity)
-        marks: dict[str, Any] = {"name": name, "color": color, "row": 1, "col": col, "legend": legend}
-        add_points(figure, points, "reversed_share", shift=shift, **marks)
-    shares = {"tickvals": list(BOTH_WAYS), "tickformat": ".0%", "range": [-0.06, 0.86]}
-    figure.update_xaxes(shares, title_text="other facts shown both ways", row=1, col=col)
+        beside, seeds = group.assign(at=group["reversed_share"] + shift + 0.007), group["seed"].map("seed {}".format)
+        panel.dots(beside, "at", quantity, name=name, label=list(seeds), color=color, size=6, opacity=0.4, listed=False)
+        panel.points(group, "reversed_share", quantity, name=name, color=color, shift=shift)
 
 
 ANALYSIS = Analysis(

@@ -1,5 +1,5 @@
-"""How much of the evidence in values depends on where its source stands, over training and under six position schemes;
-and layer by layer in deeper models, where evidence also holds what the context made of the source.
+"""How much of the evidence in values depends on where its source is, over training and under six position schemes; and
+layer by layer in deeper models, where evidence also holds what the context made of the source.
 
 Shares are index / (1 + index): position's part in the variance of evidence over tokens and positions together.
 """
@@ -10,31 +10,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
-import plotly.graph_objects as go
 import torch
-from jaxtyping import Float
-from plotly.subplots import make_subplots
-from torch import Tensor
 
-from mdm_interp.config import TrainConfig
-from mdm_interp.experiments.analysis import Analysis
+from mdm_interp import Analysis, Result, Run, Summary, TrainConfig, first_and_last, stages, where
 from mdm_interp.experiments.grids import DEPTH_SCHEMES, SCHEMES, depth_grid, scheme_grid
-from mdm_interp.experiments.results import Result
-from mdm_interp.experiments.scope import STAGES, Moment, second_checkpoints, stages
-from mdm_interp.measures.evidence import evidence_matrix, pair_position_index, position_index
-from mdm_interp.models.positions import SCHEMES as POSITIONS
-from mdm_interp.stats.estimates import Estimate, mean_estimate
-from mdm_interp.stats.tables import curve, where
-from mdm_interp.training.runs import Run
-from mdm_interp.viz.plots import TRAINING_STEPS, add_curve, add_level, add_points
-from mdm_interp.viz.theme import CHANCE, GREEN, GREY, PURPLE, legend_at
-from mdm_interp.viz.theme import SCHEMES as COLORS
+from mdm_interp.experiments.scope import STAGES, Moment, second_checkpoints
+from mdm_interp.measures.evidence import as_share, evidence_matrix, pair_position_index, position_share
+from mdm_interp.models.positions import POSITION_SCHEMES
+from mdm_interp.viz import CHANCE, GREEN, GREY, PROBABILITY, PURPLE, SCHEME_COLORS, TRAINING_STEPS, Panel, Panels
 
 UNRELATED = 0.5
 """The pair share when evidence in the two places has equal variance and is uncorrelated: half of it is position's."""
-QUANTITIES = {"share": "over all positions", "pair_share": "over the two places of a pair"}
 DEEP = {2: GREEN, 4: PURPLE}
-UNMEASURED = {"share": float("nan"), "share_null": float("nan")}
+DASHES = {"alibi": "dash", "none": "dot", "t5_bias": "dashdot"}
+"""Of the schemes whose curves lie on that of rope."""
 
 
 def configs(seeds: Sequence[int]) -> list[TrainConfig]:
@@ -42,68 +31,49 @@ def configs(seeds: Sequence[int]) -> list[TrainConfig]:
 
 
 def measure(run: Run, step: int) -> list[dict[str, Any]]:
-    """One row per layer; of models of several layers the pair share only."""
+    """Give one row per layer; of models of several layers the pair share only."""
     model, pairs = run.model(step), run.query_pairs(n_contexts=1)
     entities, positions = torch.arange(run.config.facts.n_entities), torch.arange(run.config.facts.seq_len)
-    per_layer, shares = pair_position_index(model, pairs, entities).tolist(), UNMEASURED
+    shares = {"share": float("nan"), "share_null": float("nan")}
     if model.cfg.n_layers == 1:
-        shares = first_layer(evidence_matrix(model, entities, entities, positions))
+        found = position_share(evidence_matrix(model, entities, entities, positions))
+        shares = {"share": found.effect, "share_null": found.null}
+    per_layer = pair_position_index(model, pairs, entities).tolist()
     return [{"layer": layer, **shares, "pair_share": as_share(index)} for layer, index in enumerate(per_layer)]
 
 
 def when(run: Run) -> list[Moment]:
-    """Every second checkpoint of a model of one layer, the stages of a deeper one."""
+    """Give every second checkpoint of a model of one layer, the stages of a deeper one."""
     return second_checkpoints(run) if run.config.model.n_layers == 1 else stages(run)
 
 
-def as_share(index: float) -> float:
-    """Position's part in the whole variance."""
-    return index / (1 + index)
-
-
-def first_layer(evidence: Float[Tensor, "head target source position"]) -> dict[str, float]:
-    """The share of position in first-layer evidence, and its null: the same entries in random places of the table, so
-    that position does as much as token."""
-    summed = evidence.sum(0, keepdim=True)
-    shuffled = summed.flatten()[torch.randperm(summed.numel(), generator=torch.Generator().manual_seed(0))]
-    shares = {"share": summed, "share_null": shuffled.view_as(summed)}
-    return {name: as_share(position_index(table)) for name, table in shares.items()}
-
-
-def summarize(result: Result) -> dict[str, Estimate]:
-    frame, summary = result.frame, {}
-    for scheme in SCHEMES:
-        one = where(frame, scheme=scheme, n_layers=1)
-        for stage, step in (("initial", one["step"].min()), ("end", one["step"].max())):
-            at = where(one, step=step)
-            for quantity in ("share", "share_null", "pair_share"):
-                summary[f"{scheme} / {stage} / {quantity}"] = mean_estimate(at[quantity])
-        peaks = one.groupby("run")["share"].max()
-        summary[f"{scheme} / largest share at any checkpoint"] = mean_estimate(peaks)
-    for (scheme, n_layers, mlp), group in frame[frame["n_layers"] > 1].groupby(["scheme", "n_layers", "mlp"]):
-        for stage in STAGES:
-            at = where(group, stage=stage)
-            for layer in range(int(n_layers)):
-                key = f"{scheme} {n_layers} layers{' with MLP' if mlp else ''} / {stage} / layer {layer + 1}"
-                summary[f"{key} / pair_share"] = mean_estimate(where(at, layer=layer)["pair_share"])
-    return summary
+def summarize(result: Result) -> Summary:
+    """Summarise one-layer models at their first and last checkpoint, and deeper ones by layer."""
+    one, deep = where(result.frame, n_layers=1), result.frame[result.frame["n_layers"] > 1]
+    largest = one.groupby(["scheme", "run"])["share"].max().reset_index(name="largest_share")
+    return (
+        Summary.of(first_and_last(one), ("scheme", "stage"), ("share", "pair_share"))
+        + Summary.of(largest, ("scheme",), ("largest_share",))
+        + Summary.of(deep, ("scheme", "n_layers", "mlp", "stage", "layer"), ("pair_share",))
+    )
 
 
 def takeaway(result: Result) -> str:
     summary = result.summary
-    relative = [scheme for scheme in SCHEMES if POSITIONS[scheme].relative]
-    largest = max(summary[f"{scheme} / largest share at any checkpoint"].value for scheme in relative)
+
+    def share(scheme: str, stage: str) -> float:
+        return summary.at("share", scheme=scheme, stage=stage).value
+
+    relative = [scheme for scheme in SCHEMES if POSITION_SCHEMES[scheme].relative]
+    largest = max(summary.at("largest_share", scheme=scheme).value for scheme in relative)
     moved = [
-        f"{scheme} {summary[f'{scheme} / initial / share'].value:.2f} to {summary[f'{scheme} / end / share'].value:.2f}"
+        f"{scheme} {share(scheme, 'initial'):.2f} to {share(scheme, 'end'):.2f}"
         for scheme in SCHEMES
         if scheme not in relative
     ]
-    null = min(summary[f"{scheme} / end / share_null"].value for scheme in SCHEMES)
-    above = [
-        estimate.value
-        for key, estimate in summary.items()
-        if " layers" in key and "/ end /" in key and "/ layer 1 /" not in key and estimate.n
-    ]
+    null = min(summary.null("share", scheme=scheme, stage="end").value for scheme in SCHEMES)
+    ended = summary.where("pair_share", stage="end")
+    above = [entry.effect.value for entry in ended if entry.of.get("layer", 0) > 0]
     deeper = f"between {min(above):.2g} and {max(above):.2g}" if above else "unmeasured"
     return (
         f"Position's share in first-layer evidence is at most {largest:.2g} under {', '.join(relative)}; training "
@@ -112,81 +82,52 @@ def takeaway(result: Result) -> str:
     )
 
 
-def draw(result: Result) -> go.Figure:
-    frame = result.frame
-    settings = [(scheme, mlp) for scheme in DEPTH_SCHEMES for mlp in (False, True)]
-    figure = make_subplots(
-        2,
-        4,
-        specs=[[{"colspan": 2}, None, {}, {}], [{}] * 4],
-        subplot_titles=[
-            "one layer, over all positions",
-            "one layer, within pairs",
-            "one layer, end of training",
-            *[f"{scheme}, {'with MLP' if mlp else 'attention only'}" for scheme, mlp in settings],
-        ],
-        horizontal_spacing=0.07,
-        vertical_spacing=0.29,
-    )
-    one = where(frame, n_layers=1)
-    trained = pd.DataFrame(one[one["step"] > 0])
-    for scheme, color in COLORS.items():
-        group = where(trained, scheme=scheme)
-        dash = {"alibi": "dash", "none": "dot", "t5_bias": "dashdot"}.get(scheme, "solid")  # they lie on rope
-        for col, quantity in ((1, "share"), (3, "pair_share")):
-            measured = group[group[quantity].notna()]
-            if len(measured):
-                legend = "legend" if col == 1 else None
-                mark: dict[str, Any] = {"name": scheme, "color": color, "dash": dash, "legend": legend}
-                add_curve(figure, curve(measured, "step", quantity), "step", row=1, col=col, **mark)
-    null = curve(trained, "step", "share_null")
-    shuffled: dict[str, Any] = {"name": "null: shuffled", "color": GREY}
-    add_curve(figure, null, "step", row=1, col=1, dash="dot", legend="legend", **shuffled)
-    unrelated: dict[str, Any] = {"name": "unrelated evidence in the two places", "color": CHANCE}
-    add_level(figure, trained["step"].tolist(), UNRELATED, row=1, col=3, legend="legend", **unrelated)
-    _draw_end(figure, one)
-    for col, (scheme, mlp) in enumerate(settings, start=1):
-        group = where(frame, scheme=scheme, mlp=mlp)
-        _draw_layers(figure, group.assign(layer_number=group["layer"] + 1), col)
-        add_level(figure, (1, max(DEEP)), UNRELATED, row=2, col=col, **unrelated)
-    figure.update_yaxes(range=[-0.03, 1.03])
-    for row, col in ((1, 1), (2, 1)):
-        figure.update_yaxes(title_text="position's share of<br>the evidence's variance", row=row, col=col)
-    for col in (3, 4):
-        figure.update_yaxes(title_text="share", row=1, col=col)
-    figure.update_yaxes(title_text="share", row=2, matches=None)
-    for col in (1, 3):
-        figure.update_xaxes(TRAINING_STEPS, title_text="training step", row=1, col=col)
-    at = {"tickvals": list(range(1, max(DEEP) + 1)), "range": [0.7, max(DEEP) + 0.3]}
-    figure.update_xaxes(at, title_text="layer", row=2)
-    figure.update_layout(legend=legend_at(0.5, 0.475), legend2=legend_at(0.5, -0.11))
-    figure.update_layout(height=1100)
-    return figure
+def draw(result: Result) -> Panels:
+    panels, one = Panels(), where(result.frame, n_layers=1)
+    trained, share = one[one["step"] > 0], {**PROBABILITY, "title": "position's share of<br>the evidence's variance"}
+    titles = ["one layer, over all positions", "one layer, within pairs", "one layer, end of training"]
+    row = panels.row(titles, y=share, widths=[2, 1, 1], ticks_height=90)
+    for panel, quantity in zip(row, ("share", "pair_share"), strict=False):
+        panel.x(**TRAINING_STEPS)
+        for scheme, color in SCHEME_COLORS.items():
+            group = where(trained, scheme=scheme)
+            panel.curve(group, "step", quantity, name=scheme, color=color, dash=DASHES.get(scheme, "solid"))
+    row[0].curve(trained, "step", "share_null", name="null: shuffled", color=GREY, dash="dot")
+    row[1].level(UNRELATED, name="unrelated evidence in the two places", color=CHANCE)
+    _draw_end(row[2], where(one, step=one["step"].max()))
+    layers = {"title": "layer", "tickvals": list(range(1, max(DEEP) + 1)), "range": [0.7, max(DEEP) + 0.3]}
+    settings = {
+        f"{scheme}, {'with MLP' if mlp else 'attention only'}": where(result.frame, scheme=scheme, mlp=mlp)
+        for scheme in DEPTH_SCHEMES
+        for mlp in (False, True)
+    }
+    for panel, group in zip(panels.row(list(settings), x=layers, y=share), settings.values(), strict=True):
+        _draw_layers(panel, group.assign(layer=group["layer"] + 1))
+    return panels
 
 
-def _draw_end(figure: go.Figure, one: pd.DataFrame) -> None:
-    """Both shares of every scheme at the last checkpoint."""
-    end = where(one, step=one["step"].max())
+def _draw_end(panel: Panel, end: pd.DataFrame) -> None:
+    """Draw both shares of every scheme."""
     for place, scheme in enumerate(SCHEMES):
-        for shift, quantity in zip((-0.12, 0.12), QUANTITIES, strict=True):
-            points = curve(where(end, scheme=scheme).assign(place=place), "place", quantity)
-            add_points(figure, points, "place", name=scheme, color=COLORS[scheme], shift=shift, row=1, col=4)
-    figure.update_xaxes(tickvals=list(range(len(SCHEMES))), ticktext=list(SCHEMES), tickangle=45, row=1, col=4)
-    figure.update_xaxes(title_text="left: all positions; right: pairs", row=1, col=4)
+        rows = where(end, scheme=scheme).assign(place=place)
+        for shift, quantity in ((-0.12, "share"), (0.12, "pair_share")):
+            panel.points(rows, "place", quantity, name=scheme, color=SCHEME_COLORS[scheme], shift=shift)
+    panel.x(title="left: all positions; right: pairs", tickangle=45)
+    panel.x(tickvals=list(range(len(SCHEMES))), ticktext=list(SCHEMES))
 
 
-def _draw_layers(figure: go.Figure, group: pd.DataFrame, col: int) -> None:
+def _draw_layers(panel: Panel, group: pd.DataFrame) -> None:
+    """Draw the pair share of deeper models at every stage."""
     for n_layers, color in DEEP.items():
         for stage, dash in zip(STAGES, ("dot", "dash", "solid"), strict=True):
-            points = curve(where(group, n_layers=n_layers, stage=stage), "layer_number", "pair_share")
-            name, legend = f"{n_layers}-layer, {stage}", "legend2" if col == 1 else None
-            place: dict[str, Any] = {"row": 2, "col": col, "legend": legend}
-            add_points(figure, points, "layer_number", name=name, color=color, dash=dash, **place)
+            rows, name = where(group, n_layers=n_layers, stage=stage), f"{n_layers}-layer, {stage}"
+            panel.points(rows, "layer", "pair_share", name=name, color=color, dash=dash)
+    panel.level(UNRELATED, name="unrelated evidence in the two places", color=CHANCE, x=(1, max(DEEP)))
 
 
 ANALYSIS = Analysis(
     name="position_invariance",
-    question="Does what is stored know where it stands?",
+    question="Does what is stored know where it is?",
     configs=configs,
     measure=measure,
     when=when,

@@ -10,19 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
-
-from mdm_interp.config import TrainConfig
-from mdm_interp.experiments.analysis import Analysis
+from mdm_interp import Analysis, Result, Run, Summary, TrainConfig, all_checkpoints, metrics_at, where
 from mdm_interp.experiments.grids import MANY_HEADS, MDM_SCHEMES, VARIANTS, grid, head_grid, variant_of
-from mdm_interp.experiments.results import Result
-from mdm_interp.experiments.scope import checkpoints, metrics_at
-from mdm_interp.stats.estimates import Estimate, mean_estimate
-from mdm_interp.stats.tables import curve, where
-from mdm_interp.training.runs import Run
-from mdm_interp.viz.plots import TRAINING_STEPS, add_curve, add_level
-from mdm_interp.viz.theme import CHANCE, FORWARD, REVERSE, legend_at
+from mdm_interp.viz import CHANCE, FORWARD, PROBABILITY, REVERSE, TRAINING_STEPS, Panels
 
 SETTINGS = {
     "relation_cycle": "relation_cycle, 1 head",
@@ -32,8 +22,11 @@ SETTINGS = {
 """The rows of panels: what rows and summary call them, and how readers know them."""
 
 
+PROBABILITIES = ("forward_probability", "reverse_probability", "forward_accuracy", "reverse_accuracy")
+
+
 def configs(seeds: Sequence[int]) -> list[TrainConfig]:
-    """The shared grid of one-head models, and those of `head_grid` that share the width out among `MANY_HEADS`."""
+    """Give the shared grid of one-head models, and those of `head_grid` that share the width out among `MANY_HEADS`."""
     contrast = [
         config
         for config in head_grid(seeds)
@@ -43,46 +36,35 @@ def configs(seeds: Sequence[int]) -> list[TrainConfig]:
 
 
 def setting_of(config: TrainConfig) -> str:
-    """The name of a run's setting, as in `SETTINGS`."""
+    """Return the name of a run's setting, as in `SETTINGS`."""
     world = config.facts.world
     return f"{world}, {MANY_HEADS} heads" if config.model.n_heads == MANY_HEADS else world
 
 
 def measure(run: Run, step: int) -> list[dict[str, Any]]:
-    """The metrics that training recorded."""
+    """Give the metrics that training recorded."""
     return [{"setting": setting_of(run.config), "variant": variant_of(run.config), **metrics_at(run, step)}]
 
 
-def summarize(result: Result) -> dict[str, Estimate]:
-    frame = result.frame
+def summarize(result: Result) -> Summary:
+    frame, by = result.frame, ("setting", "variant")
     last = frame[frame["step"] == frame.groupby("run")["step"].transform("max")]
-    summary = {}
-    for setting in SETTINGS:
-        for variant in VARIANTS:
-            group, key = where(last, setting=setting, variant=variant), f"{setting} / {variant}"
-            for quantity in ("forward_probability", "reverse_probability", "forward_accuracy", "reverse_accuracy"):
-                summary[f"{key} / {quantity}"] = mean_estimate(group[quantity])
-            above = group["reverse_probability"] - group["chance"]
-            summary[f"{key} / reverse above chance"] = mean_estimate(above)
-            gap = (group["forward_probability"] - group["reverse_probability"]).abs().max()
-            summary[f"{key} / largest gap of any seed"] = Estimate(gap, gap, gap, len(group))
-            peak = where(frame, setting=setting, variant=variant).groupby("seed")["reverse_probability"].max()
-            summary[f"{key} / highest reverse_probability"] = mean_estimate(peak)
-        summary[f"{setting} / chance"] = mean_estimate(where(last, setting=setting)["chance"])
-    return summary
+    last = last.assign(above_chance=last["reverse_probability"] - last["chance"])
+    peaks = frame.groupby([*by, "seed"], sort=False)["reverse_probability"].max().reset_index(name="highest_reverse")
+    return Summary.of(last, by, (*PROBABILITIES, "above_chance")) + Summary.of(peaks, by, ("highest_reverse",))
 
 
 def takeaway(result: Result) -> str:
     """Say who answers in reverse above chance: yes if the whole interval is above it, no if all of it is below,
     undecided otherwise, as for a single seed."""
-    summary = result.summary
 
     def said(setting: str) -> str:
         found: dict[str, dict[str, float]] = {"yes": {}, "no": {}, "undecided": {}}
         for variant in VARIANTS:
-            above = summary[f"{setting} / {variant} / reverse above chance"]
-            answer = "yes" if above.low > 0 else "no" if above.high < 0 else "undecided"
-            found[answer][variant] = summary[f"{setting} / {variant} / reverse_probability"].value
+            of = {"setting": setting, "variant": variant}
+            above = result.summary.at("above_chance", **of)
+            answer = {"above": "yes", "below": "no"}.get(above.side, "undecided")
+            found[answer][variant] = result.summary.at("reverse_probability", **of).value
         listed = ", ".join(f"{answer} for {_listed(values)}" for answer, values in found.items() if values)
         return f"{SETTINGS[setting]}: {listed}"
 
@@ -93,7 +75,7 @@ def takeaway(result: Result) -> str:
 
 
 def _listed(values: Mapping[str, float]) -> str:
-    """Variants and their values; the MDMs, which come first, in one if all are there."""
+    """List variants and their values; the MDMs, which come first, in one if all are there."""
     listed = [f"{variant} ({value:.2g})" for variant, value in values.items()]
     mdms = [value for variant, value in values.items() if variant.startswith("MDM")]
     if len(mdms) == len(MDM_SCHEMES):
@@ -101,37 +83,20 @@ def _listed(values: Mapping[str, float]) -> str:
     return ", ".join(listed).replace("), MDM ", "), ").replace("ARM rope", "ARM")
 
 
-def draw(result: Result) -> go.Figure:
-    variants = list(VARIANTS)
-    figure = make_subplots(
-        len(SETTINGS),
-        len(variants),
-        shared_xaxes=True,
-        shared_yaxes=True,
-        subplot_titles=variants,
-        horizontal_spacing=0.02,
-        vertical_spacing=0.05,
-    )
-    frame = result.frame[result.frame["step"] > 0]
-    for row, (setting, title) in enumerate(SETTINGS.items(), start=1):
-        for col, variant in enumerate(variants, start=1):
+def draw(result: Result) -> Panels:
+    panels, frame = Panels(), result.frame[result.frame["step"] > 0]
+    for setting, title in SETTINGS.items():
+        first, last = setting == next(iter(SETTINGS)), setting == list(SETTINGS)[-1]
+        y = {**PROBABILITY, "title": f"{title}<br>probability of answer"}
+        row = panels.row(list(VARIANTS) if first else [""] * len(VARIANTS), x=TRAINING_STEPS, y=y, ticks=last)
+        for panel, variant in zip(row, VARIANTS, strict=True):
             group = where(frame, setting=setting, variant=variant)
-            at: dict[str, Any] = {"row": row, "col": col, "legend": "legend" if row == col == 1 else None}
             for side, color, dash in (("forward", FORWARD, "solid"), ("reverse", REVERSE, "dash")):
-                points = curve(group, "step", f"{side}_probability")
-                add_curve(figure, points, "step", name=f"{side} query", color=color, dash=dash, **at)
-            steps, chance = group["step"].tolist(), group["chance"].iloc[0]
-            add_level(figure, steps, chance, name="chance: the answer's role known, nothing else", color=CHANCE, **at)
-            value = result.summary[f"{setting} / {variant} / reverse_probability"].value
-            ends = {"text": f"ends at {value:.2f}", "font": {"color": REVERSE}, "showarrow": False}
-            figure.add_annotation(ends, x=0.02, y=0.93, xref="x domain", yref="y domain", row=row, col=col)
-        figure.update_yaxes(title_text=f"{title}<br>probability of answer", row=row, col=1)
-    figure.update_xaxes(TRAINING_STEPS)
-    figure.update_xaxes(title_text="training step", row=len(SETTINGS))
-    figure.update_yaxes(range=[-0.03, 1.03])
-    figure.update_layout(legend=legend_at(0.5, -0.09))
-    figure.update_layout(height=1050)
-    return figure
+                panel.curve(group, "step", f"{side}_probability", name=f"{side} query", color=color, dash=dash)
+            panel.level(group["chance"].max(), name="chance: the answer's role known, nothing else", color=CHANCE)
+            value = result.summary.at("reverse_probability", setting=setting, variant=variant).value
+            panel.note(f"ends at {value:.2f}", 0.02, 0.93, font={"color": REVERSE}, xanchor="left")
+    return panels
 
 
 ANALYSIS = Analysis(
@@ -139,7 +104,7 @@ ANALYSIS = Analysis(
     question="Does a model that learned facts forward answer them in reverse?",
     configs=configs,
     measure=measure,
-    when=checkpoints,
+    when=all_checkpoints,
     summarize=summarize,
     takeaway=takeaway,
     draw=draw,

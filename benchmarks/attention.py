@@ -27,7 +27,7 @@ FUSED_FROM = {"explicit": sys.maxsize, "fused": 1}
 
 
 def make_step(n_pos: int, batch: int) -> Callable[[], None]:
-    """One training step of a one-layer attention-only model on random tokens."""
+    """Return one training step of a one-layer attention-only model on random tokens."""
     generator = torch.Generator().manual_seed(0)
     model = HookedTransformer(ModelConfig(d_model=64, n_heads=4, d_vocab=101, n_ctx=n_pos), generator=generator)
     optimizer = torch.optim.AdamW(model.parameters())
@@ -42,7 +42,7 @@ def make_step(n_pos: int, batch: int) -> Callable[[], None]:
 
 
 def measure(n_pos: int, repeats: int, batch: int) -> dict[str, np.ndarray]:
-    """Seconds per step of both kinds, `[repeats]` each."""
+    """Measure the seconds per step of both kinds, `[repeats]` each."""
     steps = {kind: make_step(n_pos, batch) for kind in FUSED_FROM}
     seconds: dict[str, list[float]] = {kind: [] for kind in FUSED_FROM}
     for repeat in range(-3, repeats):  # the first three warm up

@@ -36,7 +36,7 @@ from mdm_interp.training.demo import make_model_config, make_tokenizer
 
 
 def write_random_checkpoint(folder: Path, width: int, layers: int, n_facts: int, device: str, dtype: str) -> FactTable:
-    """A checkpoint of LLaDA-8B's shapes, and invented facts."""
+    """Write a checkpoint of LLaDA-8B's shapes, and return invented facts."""
     config = DemoConfig(n_families=n_facts // 2 + 1, n_control=1)
     people = make_people(config)
     tokenizer = make_tokenizer(people.sentences(), config)
@@ -73,7 +73,7 @@ class Cost:
 
 
 def cost(call: Callable[[], object], device: str) -> Cost:
-    """What one call takes."""
+    """Measure what one call takes."""
     reset_peak(device)
     start = time.perf_counter()
     call()
@@ -92,7 +92,7 @@ def reset_peak(device: str) -> None:
 
 
 def peak_memory(device: str) -> float:
-    """GB since :func:`reset_peak`."""
+    """Return the peak since :func:`reset_peak`, in GB."""
     if device != "cpu":
         return torch.cuda.max_memory_allocated() / 1e9
     (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]

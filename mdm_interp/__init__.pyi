@@ -17,6 +17,11 @@ from .experiments.analysis import CheckpointAnalysis as CheckpointAnalysis
 from .experiments.results import Result as Result
 from .experiments.runner import report as report
 from .experiments.runner import reproduce as reproduce
+from .experiments.scope import Moment as Moment
+from .experiments.scope import all_checkpoints as all_checkpoints
+from .experiments.scope import first_and_last as first_and_last
+from .experiments.scope import metrics_at as metrics_at
+from .experiments.scope import stages as stages
 from .experiments.subjects import Lab as Lab
 from .experiments.subjects import Probe as Probe
 from .experiments.subjects import open_probe as open_probe
@@ -38,5 +43,10 @@ from .measures import (
     routes as routes,
 )
 from .models.transformer import HookedTransformer as HookedTransformer
+from .stats.estimates import Contrast as Contrast
+from .stats.estimates import Estimate as Estimate
+from .stats.estimates import mean_estimate as mean_estimate
+from .stats.summary import Summary as Summary
+from .stats.tables import where as where
 from .training.loop import train as train
 from .training.runs import Run as Run

@@ -59,7 +59,7 @@ def reproduce(
 
 
 def _chosen(analyses: list[Any], only: list[str] | None) -> list[Any]:
-    """Those named by `--only`."""
+    """Return those named by `--only`."""
     names = {analysis.name for analysis in analyses}
     if unknown := sorted(set(only or ()) - names):
         raise UserError(f"--only: no analysis {unknown[0]!r}; there are {', '.join(sorted(names))}")
@@ -99,7 +99,7 @@ def _say(reported: Any, out: Path) -> None:
 
 
 def run_one(analysis: Any) -> None:
-    """The command line of one analysis: `python -m analyses.NAME`."""
+    """Run the command line of one analysis: `python -m analyses.NAME`."""
 
     def command(
         quick: Quick = False,
@@ -135,7 +135,7 @@ def verify(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON array.")] = False,
     readme: Annotated[Path | None, typer.Option(help="Also write the table of findings into this file.")] = None,
 ) -> None:
-    """The claims ledger: each claim of the paper, in every setting and at every stage that was measured, with its
+    """Show the claims ledger: each claim of the paper, in every setting and at every stage that was measured, with its
     effect, null, interval and computed verdict. Reads what `reproduce` measured."""
     from rich.console import Console
     from rich.table import Table
@@ -246,7 +246,7 @@ def attention(
 
 
 def _numbers(option: str, text: str | None) -> list[int] | None:
-    """Numbers with commas between them."""
+    """Read numbers with commas between them."""
     try:
         return None if text is None else [int(number) for number in text.split(",")]
     except ValueError:
@@ -254,7 +254,7 @@ def _numbers(option: str, text: str | None) -> list[int] | None:
 
 
 def _opened(subject: str, runs: Path, device: str, dtype: str | None) -> Any:
-    """A run, or a checkpoint's model."""
+    """Open a run, or a checkpoint's model."""
     from mdm_interp.checkpoints import load_checkpoint
     from mdm_interp.config import TrainConfig
     from mdm_interp.training.runs import Run
@@ -297,7 +297,7 @@ def train(
 def list_runs(
     runs: Root = DEFAULT_ROOT, as_json: Annotated[bool, typer.Option("--json", help="One JSON array.")] = False
 ) -> None:
-    """Every stored run: world, position scheme, objective, seed, steps done."""
+    """List every stored run: world, position scheme, objective, seed, steps done."""
     from rich.console import Console
     from rich.table import Table
 
@@ -330,7 +330,7 @@ def list_runs(
 def show_run(
     run: Annotated[str, typer.Argument(help="A run's name, or its beginning.")], runs: Root = DEFAULT_ROOT
 ) -> None:
-    """One run's config and metrics, and in what the code and versions that trained it differ from those here."""
+    """Show one run's config and metrics, and in what the code and versions that trained it differ from those here."""
     import pandas as pd
 
     from mdm_interp.provenance import difference, environment, made_with, versions
@@ -344,7 +344,7 @@ def show_run(
 
 
 def _run_named(name: str, runs: Path) -> Any:
-    """The stored run whose name is, or begins with, `name`."""
+    """Find the stored run whose name is, or begins with, `name`."""
     from mdm_interp.config import TrainConfig
     from mdm_interp.training.runs import Run
 
@@ -386,7 +386,7 @@ def _run(command: typer.Typer) -> None:
 
 
 def _mistake(error: Exception) -> str:
-    """What a config's or the command line's error says, on one line; any other error is raised again."""
+    """Say on one line what a config's or the command line's error is; raise any other error again."""
     from pydantic import ValidationError
 
     from mdm_interp.config import one_line
@@ -405,5 +405,5 @@ def _fail(message: str, code: int) -> NoReturn:
 
 
 def main() -> None:
-    """The console script."""
+    """Run the console script."""
     _run(app)

@@ -37,7 +37,7 @@ ConfigT = TypeVar("ConfigT", bound="Config")
 
 
 def one_line(error: ValidationError) -> str:
-    """The first problem of a validation error as `field: what is wrong (got value)`, plus how many more."""
+    """Return the first problem of a validation error as `field: what is wrong (got value)`, plus how many more."""
     first, *others = error.errors()
     # The rest of a location are pydantic's names for the members of a union.
     field = ".".join(str(part) for part in first["loc"] if str(part).isidentifier() or isinstance(part, int))
@@ -58,7 +58,7 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     def digest(self) -> str:
-        """16 hexadecimal digits that depend on every field except the device."""
+        """Return 16 hexadecimal digits that depend on every field except the device."""
         content = json.dumps(self.model_dump(mode="json"), sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
@@ -128,7 +128,7 @@ class ModelConfig(Config):
     """Standard deviation of the initial weights. Default: 0.8 / sqrt(d_model)."""
     mask_token_id: NonNegativeInt | None = None
     readout_shift: Literal[0, -1] | None = None
-    """Where a position's prediction stands: 0 at the position itself, -1 one before it.
+    """Where a position's prediction is: 0 at the position itself, -1 one before it.
     Default: 0 for bidirectional attention, -1 for causal. (Dream is bidirectional with -1.)"""
     dtype: Literal["float64", "float32", "bfloat16", "float16"] = "float32"
     device: str = Field(default="cpu", exclude=True)
@@ -221,14 +221,14 @@ class FactConfig(Config):
     world: World = "relation_cycle"
     n_entities: PositiveInt = 60
     n_roles: PositiveInt = 3
-    """relation_cycle only: how many roles stand in the cycle, with one relation from each to the next."""
+    """relation_cycle only: how many roles are in the cycle, with one relation from each to the next."""
     filler: Filler = "random"
     n_filler: PositiveInt = 16
     """How many different filler tokens there are (random filler)."""
     seq_len: PositiveInt = 8
     gap: PositiveInt | tuple[PositiveInt, PositiveInt] = 2
     """Positions from the left entity to the right one, or the lowest and highest such distance.
-    The relation stands right after the left entity; filler takes the rest."""
+    The relation comes right after the left entity; filler takes the rest."""
     reversed_share: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Share of the facts that training also shows as `B r A`. These are never tested."""
 

@@ -8,7 +8,7 @@ from mdm_interp.errors import UserError
 
 
 def check_device(device: str) -> str:
-    """`device`, with `auto` resolved to cuda where there is one.
+    """Return `device`, with `auto` resolved to cuda where there is one.
 
     Raises:
         UserError: torch does not know the device, or cannot use it here.

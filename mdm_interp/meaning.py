@@ -90,7 +90,7 @@ def _hashed(text: str) -> str:
 
 
 def _named(full_name: str) -> str:
-    """What is written for a definition until all of them are read."""
+    """Return what is written for a definition until all of them are read."""
     return f"\0{full_name}\0"
 
 
@@ -134,14 +134,14 @@ class _Module:
         return [full_name.removesuffix(".*") for full_name in self.imports.values() if full_name.endswith(".*")]
 
     def full_name(self, chain: list[str]) -> str | None:
-        """What a dotted name stands for at the top of this module; None if it is built in."""
+        """Return what a dotted name stands for at the top of this module; None if it is built in."""
         first, *rest = chain
         if first in self.imports and first not in self.definitions:
             return ".".join([self.imports[first], *rest])
         return ".".join([self.name, *chain]) if first in self.definitions or self.stars else None
 
     def imported(self, node: ast.stmt) -> Iterator[tuple[str, str]]:
-        """The names that an import statement binds, with their full names."""
+        """Return the names that an import statement binds, with their full names."""
         if isinstance(node, ast.Import):
             for alias in node.names:
                 top = alias.name.split(".")[0]
@@ -155,7 +155,7 @@ class _Module:
 
 
 def _flat(statements: list[ast.stmt]) -> Iterator[ast.stmt]:
-    """Statements, and those in the branches of `if`, `try` and `with` among them."""
+    """Give the statements, and those in the branches of `if`, `try` and `with` among them."""
     for statement in statements:
         if isinstance(statement, (ast.If, ast.Try, ast.With)):
             yield from _flat(statement.body)
@@ -168,7 +168,7 @@ def _flat(statements: list[ast.stmt]) -> Iterator[ast.stmt]:
 
 
 def _defined(statement: ast.stmt) -> list[str]:
-    """The names that a statement defines or changes."""
+    """Return the names that a statement defines or changes."""
     if isinstance(statement, (*_Function, ast.ClassDef)):
         return [statement.name]
     if isinstance(statement, (ast.Assign, ast.AnnAssign, ast.AugAssign)):
@@ -181,7 +181,7 @@ def _defined(statement: ast.stmt) -> list[str]:
 
 
 def _changed(target: ast.expr) -> list[str]:
-    """The names that an assignment changes."""
+    """Return the names that an assignment changes."""
     if isinstance(target, (ast.Tuple, ast.List)):
         return [name for element in target.elts for name in _changed(element)]
     while isinstance(target, (ast.Subscript, ast.Attribute, ast.Starred)):
@@ -216,14 +216,15 @@ class _Sources:
         self.packages, self.modules = packages, dict[str, "_Module | None"]()
 
     def module(self, name: str) -> _Module | None:
-        """The module of that name; None if there is none in these packages."""
+        """Return the module of that name; None if there is none in these packages."""
         if name not in self.modules:
             path = _file(name) if name.split(".")[0] in self.packages else None
             self.modules[name] = _module(name, path, path.stat().st_mtime_ns) if path else None
         return self.modules[name]
 
     def find(self, full_name: str) -> tuple[_Definition | None, list[str]]:
-        """The definition that a full name begins with, if there is one here, and the attributes of it that are meant.
+        """Return the definition that a full name begins with, if there is one here, and the attributes of it that are
+        meant.
 
         A name that a module only imports is followed to where it is defined.
         """
@@ -249,12 +250,12 @@ class _Sources:
 
 @cache
 def _module(name: str, path: Path, changed: int) -> _Module:
-    """A module, whose source is read once as long as it is not `changed`."""
+    """Return a module, whose source is read once as long as it is not `changed`."""
     return _Module(name, path)
 
 
 def _file(name: str) -> Path | None:
-    """The source of a module, which is not imported for it."""
+    """Return the source of a module, which is not imported for it."""
     top, *parts = name.split(".")
     package = sys.modules.get(top) or importlib.import_module(top)
     for folder in getattr(package, "__path__", ()):
@@ -347,7 +348,7 @@ class _Search:
         self._add(module, head, full_name)
 
     def _foreign_bases(self, module: _Module, statement: ast.ClassDef) -> list[type]:
-        """The classes of other packages among the ancestors of a class."""
+        """Return the classes of other packages among the ancestors of a class."""
         found: list[type] = []
         for base in statement.bases:
             chain = _chain(base.value if isinstance(base, ast.Subscript) else base)
@@ -378,7 +379,7 @@ class _Search:
 
 @cache
 def _imported(full_name: str) -> type | None:
-    """A class of another package."""
+    """Return a class of another package."""
     module, _, name = full_name.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
@@ -393,12 +394,12 @@ def _is_validator(decorator: ast.expr) -> bool:
 
 
 def _is_protocol(statement: ast.ClassDef) -> bool:
-    """Whether a class only says what others can do."""
+    """Tell whether a class only says what others can do."""
     return any((_chain(base) or [""])[-1] == "Protocol" for base in statement.bases)
 
 
 def _chain(node: ast.expr) -> list[str] | None:
-    """The parts of a dotted name."""
+    """Return the parts of a dotted name."""
     parts: list[str] = []
     while isinstance(node, ast.Attribute):
         parts.append(node.attr)
@@ -415,7 +416,7 @@ class _Reader:
         """Names that are local, innermost scope last, with the full names of those imported there."""
 
     def full_name(self, chain: list[str]) -> str | None:
-        """What a dotted name stands for here; None if its beginning is local or built in."""
+        """Return what a dotted name stands for here; None if its beginning is local or built in."""
         for scope in reversed(self.scopes):
             if chain[0] in scope:
                 imported = scope[chain[0]]
@@ -439,7 +440,7 @@ class _Reader:
                     _Reader(self.search, named.module, named.full_name).note(statement.value)
 
     def text(self, node: Any) -> str:
-        """What a node says."""
+        """Return what a node says."""
         if isinstance(node, list):
             return f"[{','.join(filter(None, map(self.text, node)))}]"
         if not isinstance(node, ast.AST):
@@ -480,7 +481,7 @@ class _Reader:
         return f"Assign([{self.text(node.target)}],{self.text(node.value)})"
 
     def _Raise(self, node: ast.Raise) -> str:
-        """The kind of error, and not how it is worded."""
+        """Return the kind of error, and not how it is worded."""
         kind = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
         return f"Raise({self.text(kind)})"
 
@@ -537,7 +538,7 @@ class _Reader:
         return ",".join(self.text(getattr(args, kind)) for kind in kinds)
 
     def _locals(self, function: ast.AST) -> dict[str, str | None]:
-        """The names that are local to a function, without those of functions and comprehensions in it."""
+        """Return the names that are local to a function, without those of functions and comprehensions in it."""
         found: dict[str, str | None] = dict.fromkeys(arg.arg for arg in _every_arg(function.args))  # pyright: ignore[reportAttributeAccessIssue]
         waiting: list[ast.AST] = list(function.body)  # pyright: ignore[reportAttributeAccessIssue]
         outer: set[str] = set()

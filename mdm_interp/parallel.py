@@ -53,7 +53,7 @@ class _Logged(Progress):
 
 
 def progress_bars(*, transient: bool = False) -> Progress:
-    """Bars on stderr: what, how far, `values`, time left; lines where there is no terminal.
+    """Return bars on stderr: what, how far, `values`, time left; lines where there is no terminal.
 
     Args:
         transient: Whether the bars leave nothing behind.
@@ -73,7 +73,7 @@ def progress_bars(*, transient: bool = False) -> Progress:
 
 
 def default_workers(device: str) -> int:
-    """As many as this process may use CPU cores; one on a GPU."""
+    """Return as many as this process may use CPU cores; one on a GPU."""
     if device != "cpu":
         return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -133,8 +133,9 @@ def _work(function: Callable[..., Any], task: tuple[Any, ...]) -> Any:
 
 
 def _end_with_parent(watched: Connection) -> None:
-    """A worker whose parent was killed would work on, unseen, in folders that may have been cleared meanwhile. The
-    parent holds the other end of the pipe, and closes it to end its workers or by ending itself."""
+    """End with the parent. A worker whose parent was killed would work on, unseen, in folders that may have been
+    cleared meanwhile. The parent holds the other end of the pipe, and closes it to end its workers or by ending
+    itself."""
     try:
         watched.poll(None)
     finally:

@@ -37,7 +37,7 @@ def versions(*functions: Callable[..., Any]) -> dict[str, str]:
 
 
 def _release(version: str) -> str:
-    """A version without what it was built for, as in 2.13.0+cpu."""
+    """Return a version without what it was built for, as in 2.13.0+cpu."""
     return version.partition("+")[0]
 
 

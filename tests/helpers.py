@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from mdm_interp.experiments.analysis import Analysis, discover
 from mdm_interp.experiments.results import Result, TrainedOrigin, tidy
 from mdm_interp.experiments.subjects import Lab
 from mdm_interp.models.transformer import HookedTransformer
+from mdm_interp.stats.summary import Entry, Summary
 from mdm_interp.training.loop import train
 from mdm_interp.training.runs import Run
 
@@ -134,10 +135,11 @@ def planted_result(name: str, rows: Sequence[dict[str, Any]], **changed: Any) ->
     return Result(**{"name": name, "rows": tidy(rows), **parts, **changed})
 
 
-def with_summary(result: Result, changed: Mapping[str, Any]) -> Result:
-    """A result of the same rows, with some figures of its summary planted."""
-    summary = {**result.summary, **changed}
-    return replace(result, summarize=lambda result: summary)
+def with_summary(result: Result, *planted: Entry) -> Result:
+    """A result of the same rows, with some estimates of its summary planted."""
+    there = {(one.quantity, frozenset(one.of.items())) for one in planted}
+    kept = [one for one in result.summary if (one.quantity, frozenset(one.of.items())) not in there]
+    return replace(result, summarize=lambda result: Summary([*kept, *planted]))
 
 
 def few_of(analysis: Analysis) -> Analysis:

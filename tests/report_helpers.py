@@ -7,18 +7,23 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 from helpers import planted_result
-from plotly.subplots import make_subplots
 
 from mdm_interp.experiments.claims import CLAIMS, READINGS, Verdict
 from mdm_interp.experiments.results import Result
-from mdm_interp.stats.estimates import Estimate
-from mdm_interp.viz.plots import TRAINING_STEPS, add_curve, add_level, add_matrix
-from mdm_interp.viz.theme import CHANCE, FORWARD, REVERSE, legend_at, titled
+from mdm_interp.stats.estimates import NOTHING, Estimate
+from mdm_interp.stats.summary import Entry, Summary
+from mdm_interp.viz.panels import TRAINING_STEPS, Panels
+from mdm_interp.viz.theme import CHANCE, FORWARD, REVERSE, title_height, titled
 
 NAN = float("nan")
 QUESTION = "Is <script>alert(1)</script> & \"more\" than 'less'?"
 TAKEAWAY = "One is more than nothing."
-SUMMARY = {"a < b": Estimate(0.123456, 0.1, 0.25, 3), "absent": Estimate(NAN, NAN, NAN, 0)}
+SUMMARY = Summary(
+    [
+        Entry("share", {"scheme": "a < b"}, Estimate(0.123456, 0.1, 0.25, 3), Estimate(0.05, 0.0, 0.1, 3)),
+        Entry("chance", {}, NOTHING),
+    ]
+)
 CURVE = pd.DataFrame({"step": [1, 10, 100], "value": [0.1, 0.4, 0.9], "low": [0.0, 0.3, 0.8], "high": [0.2, 0.5, 1.0]})
 CURVE["n"] = 3
 
@@ -30,16 +35,20 @@ def result(name: str = "tiny", question: str = QUESTION, **changed: Any) -> Resu
     return planted_result(name, rows, question=question, **parts | changed)
 
 
+def panels() -> Panels:
+    made = Panels()
+    curves, matrix = made.row(["curves", "matrix"], x=TRAINING_STEPS, one_y=False, height=300)
+    curves.curve(CURVE, "step", name="forward", color=FORWARD)
+    curves.curve(CURVE, "step", name="reverse", color=REVERSE, dash="dash", listed=False)
+    curves.level(0.5, name="chance", color=CHANCE)
+    table = pd.DataFrame([[1.0, -1.0], [0.0, 0.5]], index=["A0", "A1"], columns=["B0", "B1"])
+    matrix.matrix(table, limit=1.0, scale="logits")
+    matrix.x(title=None, type="category", tickvals=None, ticktext=None)
+    return made
+
+
 def drawing(question: str = QUESTION) -> go.Figure:
-    figure = make_subplots(1, 2, subplot_titles=["curves", "matrix"])
-    add_curve(figure, CURVE, "step", name="forward", color=FORWARD, row=1, col=1, legend="legend")
-    add_curve(figure, CURVE, "step", name="reverse", color=REVERSE, row=1, col=1, dash="dash")
-    add_level(figure, [1.0, 100.0], 0.5, name="chance", color=CHANCE, row=1, col=1, legend="legend")
-    matrix = pd.DataFrame([[1.0, -1.0], [0.0, 0.5]]).to_numpy()
-    add_matrix(figure, matrix, x=["B0", "B1"], y=["A0", "A1"], limit=1.0, row=1, col=2, colorbar={"len": 0.5})
-    figure.update_xaxes(TRAINING_STEPS, title_text="training step", row=1, col=1)
-    figure.update_layout(legend=legend_at(0.2, -0.2), height=600)
-    return titled(figure, question, TAKEAWAY)
+    return titled(panels().figure(title_height(TAKEAWAY)), question, TAKEAWAY)
 
 
 SETTING: dict[str, Any] = {

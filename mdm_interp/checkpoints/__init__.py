@@ -39,7 +39,7 @@ from mdm_interp.checkpoints.weights import (
 )
 from mdm_interp.errors import UserError
 from mdm_interp.files import write_text
-from mdm_interp.models.positions import SCHEMES, PositionScheme
+from mdm_interp.models.positions import POSITION_SCHEMES, PositionScheme
 from mdm_interp.models.transformer import HookedTransformer
 
 __all__ = ["FORMATS", "load_checkpoint", "save_checkpoint"]
@@ -57,7 +57,7 @@ def load_checkpoint(
     device_map: DeviceMap | None = None,
     revision: str | None = None,
 ) -> HookedTransformer:
-    """A checkpoint as a `HookedTransformer`, with `.tokenizer` if it has a tokenizer's files.
+    """Load a checkpoint as a `HookedTransformer`, with `.tokenizer` if it has a tokenizer's files.
 
     Weights go straight from the file to their device in their dtype: the host holds them at most once, plus the shard
     that is being read.
@@ -134,7 +134,7 @@ def save_checkpoint(
 
 def _require_own_positions(model: HookedTransformer) -> None:
     """Refuse a position scheme that no file would bring back: files hold its name, its settings and what it learned."""
-    scheme, own = model.pos_embed, SCHEMES[model.cfg.position](model.cfg)
+    scheme, own = model.pos_embed, POSITION_SCHEMES[model.cfg.position](model.cfg)
     if type(scheme) is not type(own) or not _same_constants(scheme, own):
         raise UserError(
             f"model.pos_embed: this {type(scheme).__name__} is not the position scheme {model.cfg.position!r} that "
@@ -143,7 +143,7 @@ def _require_own_positions(model: HookedTransformer) -> None:
 
 
 def _same_constants(scheme: PositionScheme, own: PositionScheme) -> bool:
-    """Whether what two schemes compute with and do not learn is the same, up to rounding to the model's dtype."""
+    """Tell whether what two schemes compute with and do not learn is the same, up to rounding to the model's dtype."""
     found, expected = (
         {name: x.cpu().double() for name, x in (*vars(of).items(), *of.named_buffers()) if isinstance(x, Tensor)}
         for of in (scheme, own)
@@ -155,7 +155,7 @@ def _same_constants(scheme: PositionScheme, own: PositionScheme) -> bool:
 
 
 def _find(source: str | Path, revision: str | None) -> Path:
-    """The folder of a checkpoint, downloaded if `source` is a hub id."""
+    """Return the folder of a checkpoint, downloaded if `source` is a hub id."""
     folder = Path(source).expanduser()
     if folder.is_dir():
         if revision is not None:

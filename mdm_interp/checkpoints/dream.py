@@ -1,6 +1,6 @@
 """Dream (`DreamModel`): a Qwen2 whose attention is bidirectional, trained on from Qwen2.5-7B (arXiv 2508.15487).
 
-It kept the shift of the ARM it grew from: the prediction for position i stands in the logits at i - 1.
+It kept the shift of the ARM it grew from: the prediction for position i is in the logits at i - 1.
 """
 
 from __future__ import annotations

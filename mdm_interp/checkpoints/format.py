@@ -68,7 +68,7 @@ class Format:
     # ---- config.json
 
     def read_config(self, config: Mapping[str, Any]) -> ModelConfig:
-        """The model that config.json describes.
+        """Return the model that config.json describes.
 
         Raises:
             UserError: fields are missing, or say what this package does not compute; all are listed.
@@ -98,7 +98,7 @@ class Format:
         return self.make_config(values)
 
     def make_config(self, values: Mapping[str, Any]) -> ModelConfig:
-        """A ModelConfig, with errors in config.json's words."""
+        """Return a ModelConfig, with errors in config.json's words."""
         try:
             return ModelConfig(**values)
         except ValidationError as error:
@@ -111,7 +111,7 @@ class Format:
         """Put what takes more than a name into `values`, and what is wrong into `problems`."""
 
     def write_config(self, cfg: ModelConfig) -> dict[str, Any]:
-        """config.json of a model, without what belongs to its tokenizer.
+        """Write config.json of a model, without what belongs to its tokenizer.
 
         Raises:
             UserError: the format has no such models; all reasons are listed.
@@ -138,18 +138,18 @@ class Format:
     # ---- tensors
 
     def tensor_name(self, parameter: str) -> str:
-        """What the format calls a parameter."""
+        """Return what the format calls a parameter."""
         layer = re.search(r"(?<=blocks\.)\d+", parameter)
         if layer is None:
             return self.tensors[parameter]
         return self.tensors[re.sub(r"(?<=blocks\.)\d+", "*", parameter)].replace("*", layer[0])
 
     def to_stored(self, parameter: str, tensor: Tensor, cfg: ModelConfig) -> Tensor:
-        """A parameter in the layout of the file."""
+        """Return a parameter in the layout of the file."""
         return _rearranged(parameter, tensor, cfg, inverse=True)
 
     def from_stored(self, parameter: str, tensor: Tensor, cfg: ModelConfig) -> Tensor:
-        """A tensor of the file in the layout of the parameter, as a view: products with it then copy nothing."""
+        """Return a tensor of the file in the layout of the parameter, as a view: products with it then copy nothing."""
         return _rearranged(parameter, tensor, cfg, inverse=False)
 
 
@@ -163,12 +163,12 @@ def _rearranged(parameter: str, tensor: Tensor, cfg: ModelConfig, *, inverse: bo
 
 
 def _is(got: Any, value: Any) -> bool:
-    """Equal, and of one kind: 1 is not True, and 0 is neither False nor null."""
+    """Tell whether both are equal and of one kind: 1 is not True, and 0 is neither False nor null."""
     return got == value and isinstance(got, bool) == isinstance(value, bool)
 
 
 def _is_plain(rope: Any) -> bool:
-    """Whether a rope_scaling or rope_parameters field leaves rotary embedding as it is."""
+    """Tell whether a rope_scaling or rope_parameters field leaves rotary embedding as it is."""
     if rope is None:
         return True
     if not isinstance(rope, Mapping):
@@ -178,7 +178,7 @@ def _is_plain(rope: Any) -> bool:
 
 
 def find_format(config: Mapping[str, Any], formats: Iterable[Format]) -> Format:
-    """The format whose class and model type config.json names.
+    """Return the format whose class and model type config.json names.
 
     Raises:
         UserError: it names none of `formats`, or two different ones.

@@ -66,7 +66,8 @@ class LLaDA(Format):
     mask_token = "<|mdm_mask|>"
 
     def read_rest(self, config: Mapping[str, Any], values: dict[str, Any], problems: list[str]) -> None:
-        """Three fields may be null and then follow from others: that is the format's definition, not a default."""
+        """Read three fields that may be null and then follow from others: that is the format's definition, not a
+        default."""
         derived = {
             "n_key_value_heads": ("n_kv_heads", _kv_heads),
             "d_mlp": ("mlp_hidden_size", lambda config: config["mlp_ratio"] * config["d_model"]),
@@ -101,5 +102,5 @@ class LLaDA(Format):
 
 
 def _kv_heads(config: Mapping[str, Any]) -> Any:
-    """Key/value heads where `n_kv_heads` is null."""
+    """Return how many key/value heads there are where `n_kv_heads` is null."""
     return 1 if config.get("multi_query_attention") else config.get("n_heads")

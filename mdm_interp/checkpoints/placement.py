@@ -22,7 +22,7 @@ DeviceMap = str | Mapping[str, int | str | torch.device]
 def place(
     model: HookedTransformer, device: str | torch.device, device_map: DeviceMap | None, dtype: torch.dtype
 ) -> dict[str, torch.device]:
-    """The device of each parameter.
+    """Return the device of each parameter.
 
     Args:
         device_map: `auto`, or module names (`embed`, `blocks.0`, `blocks`, `ln_final`, `unembed`, or "" for all) with
@@ -68,7 +68,7 @@ def _device(chosen: int | str | torch.device) -> torch.device:
 
 
 def _keep_together(model: HookedTransformer, placed: dict[str, torch.device]) -> dict[str, torch.device]:
-    """The final norm with the unembedding, and every block on one device."""
+    """Return the final norm with the unembedding, and every block on one device."""
     unembedding = placed["embed.W_E" if model.unembed is None else "unembed.W_U"]
     placed |= {name: unembedding for name in placed if name.startswith("ln_final.")}
     for layer in range(model.cfg.n_layers):

@@ -33,7 +33,7 @@ FILES += ("special_tokens_map.json",)
 def load_tokenizer(
     folder: Path, config: Mapping[str, Any], d_vocab: int, mask_token: str | None = None
 ) -> PreTrainedTokenizerFast | None:
-    """The tokenizer of a checkpoint's folder; None if the folder has none.
+    """Load the tokenizer of a checkpoint's folder; None if the folder has none.
 
     Args:
         config: config.json, which says where mask and padding are.
@@ -80,7 +80,7 @@ def load_tokenizer(
 
 
 def qwen2_backend(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Tokenizer:
-    """Qwen2's byte-level BPE, as transformers' `Qwen2Tokenizer` builds it."""
+    """Build Qwen2's byte-level BPE, as transformers' `Qwen2Tokenizer` builds it."""
     backend = Tokenizer(BPE(vocab=vocab, merges=merges, continuing_subword_prefix="", end_of_word_suffix=""))
     backend.normalizer = normalizers.NFC()
     backend.pre_tokenizer = pre_tokenizers.Sequence(
@@ -111,7 +111,7 @@ def _read_backend(folder: Path) -> Tokenizer | None:
 
 
 def _add_tokens(backend: Tokenizer, folder: Path, settings: Mapping[str, Any]) -> None:
-    """Tokens beyond the vocabulary, each at the id its file gives."""
+    """Add the tokens beyond the vocabulary, each at the id its file gives."""
     decoder = settings.get("added_tokens_decoder")
     added = {int(index): AddedToken(**token) for index, token in decoder.items()} if decoder else {}
     if not added and (folder / "added_tokens.json").exists():
@@ -145,7 +145,7 @@ def _set_mask(tokenizer: PreTrainedTokenizerFast, mask_id: int | None, mask_toke
 
 
 def _content(token: Any) -> str:
-    """A special token's string; files hold it bare or as an object."""
+    """Return a special token's string; files hold it bare or as an object."""
     return token["content"] if isinstance(token, Mapping) else str(token)
 
 
@@ -189,7 +189,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path, tokenizer_c
 
 
 def _is_qwen2(content: Mapping[str, Any]) -> bool:
-    """Whether a tokenizer.json is what `vocab.json` and `merges.txt` alone would give."""
+    """Tell whether a tokenizer.json is what `vocab.json` and `merges.txt` alone would give."""
     if content["model"]["type"] != "BPE" or any(
         len(" ".join(pair).split()) != 2 for pair in content["model"]["merges"]
     ):

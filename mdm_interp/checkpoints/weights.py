@@ -41,7 +41,7 @@ class StoredTensor:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
+    """Read a JSON object.
 
     Raises:
         UserError: the file is missing or holds no JSON object.
@@ -57,7 +57,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def open_shard(path: Path) -> Iterator[Any]:
-    """An open safetensors file, with one error for all that can be wrong with it."""
+    """Open a safetensors file, with one error for all that can be wrong with it."""
     try:
         with safe_open(path, "pt") as shard:
             yield shard
@@ -66,7 +66,7 @@ def open_shard(path: Path) -> Iterator[Any]:
 
 
 def read_headers(folder: Path) -> dict[str, StoredTensor]:
-    """Every tensor of a checkpoint, by name; no weights are read.
+    """List every tensor of a checkpoint, by name; no weights are read.
 
     Raises:
         UserError: there are no safetensors, a shard is missing or damaged, or index and shards disagree.
@@ -120,7 +120,7 @@ def _why_no_weights(folder: Path) -> str:
 
 
 def most_common_dtype(stored: Mapping[str, StoredTensor]) -> torch.dtype:
-    """The dtype that most of the weights are stored in.
+    """Return the dtype that most of the weights are stored in.
 
     Raises:
         UserError: a tensor is not stored in a floating-point type that can be read; all are listed.
@@ -137,7 +137,7 @@ def most_common_dtype(stored: Mapping[str, StoredTensor]) -> torch.dtype:
 def match_tensors(
     model: HookedTransformer, format: Format, stored: Mapping[str, StoredTensor]
 ) -> dict[str, StoredTensor]:
-    """Which tensor each parameter of `model` takes; the model may be on `meta`.
+    """Return which tensor each parameter of `model` takes; the model may be on `meta`.
 
     Raises:
         UserError: tensors are missing, unknown or of another shape than config.json says; all are listed.
@@ -163,7 +163,7 @@ def match_tensors(
 
 
 def check_tied(format: Format, stored: Mapping[str, StoredTensor]) -> None:
-    """That the unembedding is the embedding, where the file has both though they are tied.
+    """Check that the unembedding is the embedding, where the file has both though they are tied.
 
     Raises:
         UserError: they differ.

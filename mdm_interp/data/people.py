@@ -39,7 +39,7 @@ class People:
     """The profession or the city of each person, stated in both directions."""
 
     def sentences(self) -> list[str]:
-        """Every training sentence, as the prompts of :mod:`mdm_interp.data.prompts` have it."""
+        """Return every training sentence, as the prompts of :mod:`mdm_interp.data.prompts` have it."""
         stated = [
             (fact, template.forward) for fact in self.tested + self.control for template in PARENT_CHILD.templates
         ]
@@ -51,7 +51,7 @@ class People:
 
 
 def make_people(config: DemoConfig) -> People:
-    """The people of a config: the same for every format."""
+    """Return the people of a config: the same for every format."""
     chooser = random.Random(config.seed)
     n_people = 3 * config.n_families
     first_names, surnames, cities = (
@@ -79,7 +79,7 @@ def make_people(config: DemoConfig) -> People:
 
 
 def _words(chooser: random.Random, count: int, syllables: int) -> list[str]:
-    """Different pronounceable words."""
+    """Make up different pronounceable words."""
     words: dict[str, None] = {}
     while len(words) < count:
         parts = [chooser.choice(ONSETS) + chooser.choice(VOWELS) for _ in range(syllables)]

@@ -6,7 +6,7 @@ come two kinds of reverse query, which are never mixed:
     positional   the words of the forward sentence with the sides swapped: `[M]'s mother is Anna`
     relational   the reverse sentence: `Bea's child is [M]`
 
-Every sentence stands after a space, as inside a paragraph, so that a name has the same tokens at the sentence's start
+Every sentence comes after a space, as inside a paragraph, so that a name has the same tokens at the sentence's start
 as within it. What cannot be asked is skipped, with its row and the reason.
 """
 
@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints, model_validator
 
 from mdm_interp.config import Config, ModelConfig
-from mdm_interp.data.queries import Query, QueryPair, Span
+from mdm_interp.data.queries import Direction, Query, QueryPair, Span
 from mdm_interp.errors import UserError
 
 Kind = Literal["positional", "relational"]
@@ -31,7 +31,7 @@ Sentence = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)
 
 
 def _parts(sentence: str) -> list[tuple[str, str | None]]:
-    """Literal text and the column after it, in turn."""
+    """Split into literal text and the column after it, in turn."""
     try:
         parsed = list(string.Formatter().parse(sentence))
     except ValueError as error:
@@ -50,9 +50,9 @@ class Template(Config):
     """Two statements of one fact, with columns of the CSV in braces."""
 
     forward: Sentence
-    """The left entity stands before the right one."""
+    """The left entity comes before the right one."""
     reverse: Sentence
-    """The right entity stands before the left one."""
+    """The right entity comes before the left one."""
 
 
 class FactTemplates(Config):
@@ -101,7 +101,7 @@ PARENT_CHILD = FactTemplates(
         ),
     ),
 )
-"""For the parent-child pairs of "The Reversal Curse" (arXiv 2309.12288). The kind of parent stands before the parent,
+"""For the parent-child pairs of "The Reversal Curse" (arXiv 2309.12288). The kind of parent comes before the parent,
 so that a causal model reads it in time."""
 
 
@@ -131,7 +131,7 @@ class FactTable:
     """The other rows."""
 
     def label(self, row: int) -> str:
-        """Both entities of a fact, for people to read."""
+        """Return both entities of a fact, for people to read."""
         return " – ".join(self.rows[row][column] for column in self.templates.entities)
 
 
@@ -147,6 +147,11 @@ class Prompts:
     """Which template each pair is from."""
     skipped: tuple[Skipped, ...]
     """The table's skipped rows, then what could not be asked of the others, once per template and answer."""
+
+    def answered_last(self, direction: Direction) -> dict[tuple[int, int], QueryPair]:
+        """Return by fact and template the pair whose query in this direction has its answer after its source."""
+        asked = zip(self.pairs, self.templates, strict=True)
+        return {(pair.fact, template): pair for pair, template in asked if getattr(pair, direction).offset < 0}
 
 
 def load_facts(path: str | Path, templates: FactTemplates | str | Path | None = None) -> FactTable:
@@ -193,11 +198,11 @@ def load_facts(path: str | Path, templates: FactTemplates | str | Path | None = 
 
 
 def make_prompts(table: FactTable, tokenizer: Any, cfg: ModelConfig, kind: Kind = "positional") -> Prompts:
-    """The query pairs of every fact in every template.
+    """Return the query pairs of every fact in every template.
 
     An MDM is asked for either entity, with as many masks as the name has tokens, and both queries of a pair have the
     same answer and source. A causal model is asked for the entity that comes last: forward for the right one, in
-    reverse for the left one. Its answer stands unmasked, since each token is read before it is seen.
+    reverse for the left one. Its answer is unmasked, since each token is read before it is seen.
 
     Special tokens that the tokenizer adds of itself stay. A pair is skipped when a name shares a token with the words
     around it, or has other tokens in the reverse sentence, or when a shifted model would have to predict position 0.
@@ -212,7 +217,7 @@ def make_prompts(table: FactTable, tokenizer: Any, cfg: ModelConfig, kind: Kind 
     """
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(
-            f"tokenizer: {type(tokenizer).__name__} does not say where its tokens stand in the text; give a fast one"
+            f"tokenizer: {type(tokenizer).__name__} does not say where its tokens are in the text; give a fast one"
         )
     if not cfg.is_causal and cfg.mask_token_id is None:
         raise UserError("mask_token_id: None, and a bidirectional model is asked with masks; set it in the config")
@@ -235,7 +240,7 @@ def make_prompts(table: FactTable, tokenizer: Any, cfg: ModelConfig, kind: Kind 
 
 
 def right_answers(queries: Sequence[Query]) -> list[frozenset[tuple[int, ...]]]:
-    """Each query's own answer, and those that others of them have in the same words: two children answer
+    """Return each query's own answer, and those that others of them have in the same words: two children answer
     `[M]'s mother is Anna`."""
     around = [(query.tokens[: query.answer_span[0]], query.tokens[query.answer_span[1] :]) for query in queries]
     answers: dict[Any, set[tuple[int, ...]]] = {}
@@ -245,7 +250,7 @@ def right_answers(queries: Sequence[Query]) -> list[frozenset[tuple[int, ...]]]:
 
 
 def render(sentence: str, values: Mapping[str, str]) -> tuple[str, dict[str, Span]]:
-    """`sentence` after a space, its columns filled in, and the characters that each column's value takes."""
+    """Return `sentence` after a space, its columns filled in, and the characters that each column's value takes."""
     text, spans = " ", {}
     for literal, column in _parts(sentence):
         text += literal
@@ -275,7 +280,7 @@ class _Asker:
     def pair(
         self, template: Template, entities: tuple[str, str], values: Mapping[str, str], kind: Kind, side: str
     ) -> tuple[Query, Query]:
-        """The forward query for the entity on `side`, and the reverse query."""
+        """Return the forward query for the entity on `side`, and the reverse query."""
         answer, source = entities if side == "left" else entities[::-1]
         forward = self.query(template.forward, values, answer, source)
         swapped = {**values, answer: values[source], source: values[answer]}
@@ -308,7 +313,7 @@ class _Asker:
         if names[0] == names[1]:
             raise _Unaskable("answer and source have the same tokens", text.strip())
         if answered[0] + (cfg.readout_shift or 0) < 0:
-            raise _Unaskable("the answer stands at position 0, where a shifted model has no prediction", text.strip())
+            raise _Unaskable("the answer is at position 0, where a shifted model has no prediction", text.strip())
         if cfg.is_causal:
             tokens = tokens[: answered[1]]
         else:
@@ -319,7 +324,7 @@ class _Asker:
 
 
 def _token_span(text: str, offsets: Sequence[tuple[int, int]], characters: Span) -> Span:
-    """The tokens that hold these characters. They may hold the spaces around them too, and nothing else."""
+    """Return the tokens that hold these characters. They may hold the spaces around them too, and nothing else."""
     start, stop = characters
     inside = [index for index, (first, last) in enumerate(offsets) if first < last and first < stop and last > start]
     if not inside:
@@ -343,7 +348,7 @@ def _find_templates(path: Path, header: Sequence[str], templates: str | Path | N
 
 
 def _read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
-    """The header and the rows that are not blank."""
+    """Return the header and the rows that are not blank."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             lines = [line for line in csv.reader(file, strict=True) if line]
@@ -351,7 +356,7 @@ def _read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
         raise UserError(f"{path}: cannot be read ({error}); give a CSV file in UTF-8") from error
     header = [column.strip() for column in lines[0]] if lines else []
     if repeated := sorted({column for column in header if header.count(column) > 1}):
-        raise UserError(f"{path}: column {repeated[0]!r} stands twice in the header; rename one")
+        raise UserError(f"{path}: column {repeated[0]!r} appears twice in the header; rename one")
     if len(lines) < 2:
         raise UserError(f"{path}: holds no facts; give a header and at least one row")
     return header, lines[1:]

@@ -18,6 +18,9 @@ from mdm_interp.config import ModelConfig
 from mdm_interp.errors import UserError
 from mdm_interp.models.transformer import check_token_ids
 
+Direction = Literal["forward", "reverse"]
+"""In which of a pair's two directions a fact is asked."""
+
 Span = tuple[int, int]
 MAX_LOGITS = 2**27
 """In one pass over queries: half a GB in float32. That is 53 sentences of 20 tokens in LLaDA's vocabulary."""
@@ -39,7 +42,7 @@ class Query:
     """Token ids of the true answer."""
     answer_span: Span
     source_span: Span
-    """Where the tokens stand that determine the answer."""
+    """Where the tokens are that determine the answer."""
 
     def __post_init__(self) -> None:
         for name, (start, stop) in (("answer_span", self.answer_span), ("source_span", self.source_span)):
@@ -57,11 +60,11 @@ class Query:
 
     @property
     def offset(self) -> int:
-        """Positions from the start of the answer to the start of the source; positive when the source stands right."""
+        """Positions from the start of the answer to the start of the source; positive if the source is on the right."""
         return self.source_span[0] - self.answer_span[0]
 
     def readout(self, cfg: ModelConfig) -> tuple[int, ...]:
-        """The positions whose logits predict the answer's tokens in a model with `cfg.readout_shift`.
+        """Return the positions whose logits predict the answer's tokens in a model with `cfg.readout_shift`.
 
         Raises:
             UserError: a position has no prediction, or a causal model cannot see the source from there.
@@ -154,11 +157,11 @@ class QueryBatch:
     source: Bool[Tensor, "query pos"]
 
     def at_readout(self, x: Shaped[Tensor, "query pos *rest"]) -> Shaped[Tensor, "query span *rest"]:
-        """The rows of `x` at the positions whose logits predict the answers."""
+        """Return the rows of `x` at the positions whose logits predict the answers."""
         return x[torch.arange(len(x), device=x.device)[:, None], self.readout.to(x.device)]
 
     def to(self, device: torch.device) -> QueryBatch:
-        """The same on another device."""
+        """Return the same on another device."""
         return replace(self, **{name: tensor.to(device) for name, tensor in vars(self).items() if tensor is not None})
 
 
@@ -192,12 +195,12 @@ def collate(queries: Sequence[Query], cfg: ModelConfig) -> QueryBatch:
 
 
 def answer_positions(batch: QueryBatch, cfg: ModelConfig) -> Int[Tensor, "query span"]:
-    """Where the answers' tokens stand; any place where `answered` is False."""
+    """Return where the answers' tokens are; any place where `answered` is False."""
     return batch.readout - (cfg.readout_shift or 0)
 
 
 def batches(queries: Sequence[Query], cfg: ModelConfig, size: int | None = None) -> Iterator[QueryBatch]:
-    """The queries in order, `size` at a time; by default 512, or fewer to keep to :data:`MAX_LOGITS`."""
+    """Return the queries in order, `size` at a time; by default 512, or fewer to keep to :data:`MAX_LOGITS`."""
     if size is None:
         longest = max((len(query.tokens) for query in queries), default=1)
         size = max(1, min(512, MAX_LOGITS // (longest * cfg.d_vocab)))

@@ -1,7 +1,7 @@
 """Synthetic worlds of facts `A r B`, their training sequences and their query pairs.
 
-    two_role        every entity stands on one side only: the first half always left, the second always right
-    relation_cycle  K roles in a cycle: an entity of role k stands left in relation k and right in relation k - 1
+    two_role        every entity is on one side only: the first half always left, the second always right
+    relation_cycle  K roles in a cycle: an entity of role k is on the left in relation k, on the right in k - 1
     symmetric_pool  one pool of entities, every fact a random ordered pair, no entity in two facts
 
 A sequence is the fact `A r … B` at a random place among filler. Only forward facts are trained, except for the
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mdm_interp.config import FactConfig, Objective
 from mdm_interp.data.queries import Query, QueryPair
+from mdm_interp.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -61,15 +62,36 @@ class FactWorld:
         return torch.stack([left, config.n_entities + relation, right], dim=1)
 
     def role(self, entity: int) -> range:
-        """The entities that could stand where `entity` stands: its own role, or the whole pool."""
+        """Return the entities that could be where `entity` is: its own role, or the whole pool."""
         n_roles = {"two_role": 2, "relation_cycle": self.config.n_roles, "symmetric_pool": 1}[self.config.world]
         size = self.config.n_entities // n_roles
         first = entity // size * size
         return range(first, first + size)
 
     def candidates(self, queries: Sequence[Query]) -> Int[Tensor, "query candidate"]:
-        """The entities of each answer's role, in order."""
+        """Return the entities of each answer's role, in order."""
         return torch.tensor([list(self.role(query.answer[0])) for query in queries])
+
+    def rivals(self, queries: Sequence[Query]) -> Int[Tensor, "query 1"]:
+        """Find the entity that a forward fact has where each query asks, beside its source: the answer of a forward
+        query, in a reverse query the source's other partner.
+
+        Raises:
+            UserError: no fact has the source on that side; in a `relation_cycle` alone every entity is on both.
+        """
+        shown = {}
+        for left, _, right in self.facts.tolist():
+            shown[left, "left"], shown[right, "right"] = right, left
+        found = []
+        for query in queries:
+            place = query.source[0], "right" if query.offset > 0 else "left"
+            if place not in shown:
+                raise UserError(
+                    f"queries: no fact has {self.token_names[place[0]]} on the {place[1]}, so nothing rivals the "
+                    "answer; ask in a relation_cycle, whose entities are on both sides"
+                )
+            found.append([shown[place]])
+        return torch.tensor(found)
 
     @property
     def chance(self) -> float:
@@ -87,10 +109,10 @@ class FactWorld:
         return entities + relations + [f"f{filler}" for filler in range(self.config.filler_tokens)] + ["[M]"]
 
     def sample(self, batch_size: int, generator: torch.Generator) -> FactBatch:
-        """Random facts at random places among filler, each fact as often as any other."""
+        """Draw random facts at random places among filler, each fact as often as any other."""
 
         def draw(high: int | Tensor) -> Tensor:
-            """Integers from 0 up to `high`, exclusive."""
+            """Draw integers from 0 up to `high`, exclusive."""
             return (torch.rand(batch_size, generator=generator, dtype=torch.float64) * high).long()
 
         config, (low, high) = self.config, self.config.gaps
@@ -108,7 +130,7 @@ class FactWorld:
         return FactBatch(tokens, left, right)
 
     def query_pairs(self, objective: Objective = "any_order", n_contexts: int = 2) -> list[QueryPair]:
-        """The pairs whose forward query `objective` trains and whose reverse query nothing trained.
+        """Return the pairs whose forward query `objective` trains and whose reverse query nothing trained.
 
         An MDM is asked for both entities of a fact (`source_only`, `target_only`: for the one it may mask). The forward
         and the reverse query of a pair differ in the two entity positions only. An ARM (`causal`) is asked for B after
@@ -142,7 +164,7 @@ class FactWorld:
         return pairs
 
     def _contexts(self, chooser: random.Random, count: int) -> list[tuple[list[int], tuple[int, int]]]:
-        """Up to `count` different draws of filler tokens and of the positions of the two entities."""
+        """Draw up to `count` different contexts: filler tokens, and the positions of the two entities."""
         config = self.config
         first = config.n_entities + config.n_relations
         contexts: dict[tuple, tuple[list[int], tuple[int, int]]] = {}
@@ -150,7 +172,7 @@ class FactWorld:
             gap = chooser.randint(*config.gaps)
             left = chooser.randrange(config.seq_len - gap)
             tokens = [first + chooser.randrange(max(config.filler_tokens, 1)) for _ in range(config.seq_len)]
-            for at in (left, left + 1, left + gap):  # the fact stands there: no filler, so no difference
+            for at in (left, left + 1, left + gap):  # the fact is there: no filler, so no difference
                 tokens[at] = config.mask_token_id
             contexts.setdefault((tuple(tokens), left, gap), (tokens, (left, left + gap)))
             if len(contexts) == count:

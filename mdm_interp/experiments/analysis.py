@@ -25,11 +25,12 @@ from mdm_interp.experiments.results import CheckpointOrigin, Parts, Result, Trai
 from mdm_interp.experiments.scope import Moment, rows_of, stages
 from mdm_interp.experiments.subjects import TWIN, Lab, Probe, each_checkpoint, open_probe, train_demos
 from mdm_interp.provenance import environment, tally, versions
-from mdm_interp.stats.estimates import Estimate
+from mdm_interp.stats.summary import Summary
 from mdm_interp.training.demo import train_demo
 from mdm_interp.training.loop import train
 from mdm_interp.training.runs import Run
-from mdm_interp.viz.theme import titled
+from mdm_interp.viz.panels import Panels
+from mdm_interp.viz.theme import title_height, titled
 
 ENTRY_POINTS = "mdm_interp.analyses"
 SHARE = 8
@@ -48,12 +49,12 @@ class Analysis:
     measure: Callable[..., Iterable[Mapping[str, Any]]]
     """What is measured of a run at a step, `measure(run, step)`: one measurement per row. The columns that say of which
     run and when, chance and both probabilities are added (:func:`~mdm_interp.experiments.scope.rows_of`)."""
-    summarize: Callable[[Result], Mapping[str, Estimate]]
-    """Rows to the figures quoted anywhere."""
+    summarize: Callable[[Result], Summary]
+    """Rows to the estimates quoted anywhere."""
     takeaway: Callable[[Result], str]
     """What to take away, in a sentence or a few, which follow from the result."""
-    draw: Callable[[Result], go.Figure]
-    """Result to figure, without title; computes nothing but what it shows."""
+    draw: Callable[[Result], Panels | go.Figure]
+    """Result to panels, or to any figure without title; computes nothing but what it shows."""
     claims: Sequence[Rule] = ()
     """The claims that its rows decide, each with its rule."""
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -78,7 +79,9 @@ class Analysis:
 
     def figure(self, result: Result) -> go.Figure:
         """Draw a result: titled with the question, and what to take away below it."""
-        return titled(self.draw(result), self.question, self.takeaway(result))
+        drawn, takeaway = self.draw(result), self.takeaway(result)
+        figure = drawn.figure(title_height(takeaway)) if isinstance(drawn, Panels) else drawn
+        return titled(figure, self.question, takeaway)
 
     def origin(self, lab: Lab) -> TrainedOrigin:
         """Name the models that it is measured on."""
@@ -147,7 +150,7 @@ class Analysis:
             report(len(subjects))
 
     def _part(self, parts: Parts, name: str, opened: Callable[[], Any]) -> list[dict[str, Any]]:
-        """The rows of one subject, which is opened if they are not there yet."""
+        """Return the rows of one subject, which is opened if they are not there yet."""
         if (rows := parts.load(name)) is None:
             parts.save(name, rows := tidy(self.rows(opened())))
         return rows
@@ -223,7 +226,7 @@ def _open_demo(lab: Lab, config: DemoConfig, twin: DemoConfig | None = None) -> 
 
 
 def discover() -> list[Analysis]:
-    """All installed analyses, in the order of their figures.
+    """Find all installed analyses, in the order of their figures.
 
     Raises:
         UserError: two analyses have one name.
@@ -242,14 +245,14 @@ def discover() -> list[Analysis]:
 
 
 def ledger(analyses: Iterable[Analysis], results: Mapping[str, Result]) -> list[Verdict]:
-    """The verdicts on every claim that one of `analyses` tests and `results` (by analysis name) has rows of, in the
-    order of the claims."""
+    """Judge every claim that one of `analyses` tests and `results` (by analysis name) has rows of, in
+    the order of the claims."""
     tested = [(results[analysis.name], analysis.claims) for analysis in analyses if analysis.name in results]
     return sorted(judge(tested), key=lambda verdict: verdict.claim["id"])
 
 
 def _modules(root: ModuleType) -> list[ModuleType]:
-    """A module, or a package's modules."""
+    """Return a module, or a package's modules."""
     if not hasattr(root, "__path__"):
         return [root]
     names = [module.name for module in pkgutil.iter_modules(root.__path__)]

@@ -22,7 +22,7 @@ from scipy.stats import false_discovery_control, rankdata, ttest_1samp
 
 from mdm_interp.errors import UserError
 from mdm_interp.experiments.results import Result, tidy
-from mdm_interp.experiments.scope import SCOPE, scope_label
+from mdm_interp.experiments.scope import SCOPE, STAGES, scope_label
 from mdm_interp.files import write_text
 from mdm_interp.stats.correlations import correlation_estimate, rank_correlation
 from mdm_interp.stats.estimates import Estimate, mean_estimate
@@ -231,7 +231,8 @@ CONSTANT = 0.01
 
 
 def _dealt(x: np.ndarray, y: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Rank correlations of `y` with `x` dealt at random: among all points of one group, or as whole group means."""
+    """Draw rank correlations of `y` with `x` dealt at random: among all points of one group, or as whole group
+    means."""
     generator, members = np.random.default_rng(0), np.unique(groups, return_inverse=True)[1]
     means = np.bincount(members, x) / np.bincount(members)
     if len(means) == 1:
@@ -347,35 +348,69 @@ def counts(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     return pd.crosstab(table["claim"], table["counted"]).reindex(columns=columns, fill_value=0)
 
 
+def _setting(**different: Any) -> dict[str, Any]:
+    base = {"world": "relation_cycle", "reversed_share": 0.0, "objective": "any_order", "n_layers": 1, "n_heads": 1}
+    return {**base, "d_head": 64, "mlp": False, **different}
+
+
+NAMED_SETTINGS: dict[str, dict[str, Any]] = {
+    "RoPE": _setting(scheme="rope"),
+    "ALiBi": _setting(scheme="alibi"),
+    "no positions": _setting(scheme="none"),
+    "learned positions": _setting(scheme="learned"),
+    "RoPE, 4 heads": _setting(scheme="rope", n_heads=4, d_head=16),
+    "RoPE, 4 layers, MLP": _setting(scheme="rope", n_layers=4, mlp=True),
+    "RoPE, source on one side": _setting(scheme="rope", world="symmetric_pool", rotary_base=1e6),
+    "RoPE, one side masked": _setting(scheme="rope", objective="target_only"),
+    "ARM": _setting(scheme="rope", objective="causal"),
+}
+"""The settings that the table of findings shows, by columns of their scope. One layer and one head, an MDM, facts in
+which every entity is a source on both sides, unless the name says otherwise."""
+
+SIGNS = {"supports the paper": "🟢", "confirms the paper": "🟢", "contradicts the paper": "🔴"}
+"""What a verdict's reading looks like in the table of findings."""
+
+
 def findings(verdicts: Sequence[Verdict]) -> str:
-    """Write the ledger as a Markdown table: per claim and measure, in how many settings that could come out either way
-    it holds, fails or stays open at each trained stage, and in which it fails at the last one; then what the controls
-    say."""
-    open_lines = [verdict for verdict in verdicts if verdict.role == "test"]
-    stages = list(dict.fromkeys(str(verdict.scope["stage"]) for verdict in open_lines))
-    lines = ["| claim | measured by | " + " | ".join(stages) + " | where it fails at the last of these | ARMs |"]
-    lines.append("|" + "---|" * (len(stages) + 4))
+    """Write the ledger in Markdown: a table of claims and :data:`NAMED_SETTINGS`, each measure at its last stage, with
+    counts over all settings; and a list of the settings in which a claim fails."""
+    columns = [*NAMED_SETTINGS, "all settings"]
+    table = [f"| claim | {' | '.join(columns)} |", "|" + "---|" * (len(columns) + 1)]
+    failures = []
     for (claim, measure), group in itertools.groupby(
         verdicts, key=lambda verdict: (verdict.claim["id"], verdict.measure)
     ):
         every = list(group)
-        rows = [verdict for verdict in every if verdict.role == "test"]
-        last = max((str(verdict.scope["stage"]) for verdict in rows), key=stages.index, default="")
-        cells = [_counted([verdict.verdict for verdict in rows if verdict.scope["stage"] == stage]) for stage in stages]
+        stages = [str(verdict.scope["stage"]) for verdict in every]
+        end = max(stages, key=lambda stage: STAGES.index(stage) if stage in STAGES else len(STAGES))
+        last = [verdict for verdict in every if verdict.scope["stage"] == end]
+        tested = [verdict for verdict in last if verdict.role == "test"]
+        cells = [_cell(last, setting) for setting in NAMED_SETTINGS.values()]
+        cells.append(_counted([verdict.verdict for verdict in tested]))
+        table.append(f"| **{claim}.** {CLAIMS[claim]}<br>*{measure}* | {' | '.join(cells)} |")
         failed = [
             scope_label({name: value for name, value in verdict.scope.items() if name != "stage"})
-            for verdict in rows
-            if verdict.verdict == "fails" and verdict.scope["stage"] == last
+            for verdict in tested
+            if verdict.verdict == "fails"
         ]
-        arms = _counted([verdict.verdict for verdict in every if verdict.role == "arm"])
-        failing = "; ".join(failed) or "nowhere"
-        lines.append(f"| {claim}. {CLAIMS[claim]} | {measure} | {' | '.join(cells)} | {failing} | {arms} |")
-    return "\n".join(lines) + "\n"
+        if failed:
+            failures.append(f"- **{claim}**, {measure}: {'; '.join(failed)}")
+    return "\n".join([*table, "", "Where a claim fails:", "", *(failures or ["- nowhere"])]) + "\n"
+
+
+def _cell(verdicts: Sequence[Verdict], setting: Mapping[str, Any]) -> str:
+    """Say in a word, after a colour, what was found in a setting; a dash where nothing was measured."""
+    found = [verdict for verdict in verdicts if setting.items() <= verdict.scope.items()]
+    if not found:
+        return "–"
+    if found[0].role == "identity":
+        return "⚪ by construction"
+    return f"{SIGNS.get(found[0].reading, '🟡')} {found[0].verdict}"
 
 
 def _counted(outcomes: Sequence[Outcome]) -> str:
-    """How many of each outcome."""
-    return ", ".join(f"{outcome} {outcomes.count(outcome)}" for outcome in OUTCOMES if outcome in outcomes) or "-"
+    """Say how many of each outcome there are."""
+    return ", ".join(f"{outcomes.count(outcome)} {outcome}" for outcome in OUTCOMES if outcome in outcomes) or "–"
 
 
 MARKS = ("<!-- findings: written by `mdm-interp verify --readme` -->\n", "<!-- end of findings -->\n")

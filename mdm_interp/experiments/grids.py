@@ -33,7 +33,7 @@ def small_model(
     rotary_base: float = 10_000.0,
     mlp: bool = False,
 ) -> TrainConfig:
-    """A model of width 64, attention-only unless `mlp`, trained on `facts`.
+    """Return a model of width 64, attention-only unless `mlp`, trained on `facts`.
 
     It has one head, as the theory speaks of one attention map.
 
@@ -64,25 +64,25 @@ VARIANTS: dict[str, tuple[Scheme, Objective]] = {
 
 
 def variant_of(config: TrainConfig) -> str:
-    """The name of a run's variant, as in `VARIANTS`."""
+    """Return the name of a run's variant, as in `VARIANTS`."""
     return f"{'ARM' if config.objective == 'causal' else 'MDM'} {config.model.position}"
 
 
-# ---- grids of runs. A run that stands in several is trained once.
+# ---- grids of runs. A run that is in several is trained once.
 
 
 def every_second(seeds: Sequence[int]) -> Sequence[int]:
-    """Half of the seeds, at least one: for grids that would otherwise take too long."""
+    """Return half of the seeds, at least one: for grids that would otherwise take too long."""
     return seeds[: max(1, len(seeds) // 2)]
 
 
 def is_quick(seeds: Sequence[int]) -> bool:
-    """Whether a run has so few seeds because it has to end soon."""
+    """Tell whether a run has so few seeds because it has to end soon."""
     return len(seeds) <= QUICK_SEEDS
 
 
 def grid(seeds: Sequence[int], worlds: Sequence[str] = tuple(WORLDS)) -> list[TrainConfig]:
-    """Every variant in every world; in `two_role`, the control, for every second seed."""
+    """Return every variant in every world; in `two_role`, the control, for every second seed."""
     return [
         small_model(WORLDS[world], position, objective, seed)
         for world in worlds
@@ -91,8 +91,18 @@ def grid(seeds: Sequence[int], worlds: Sequence[str] = tuple(WORLDS)) -> list[Tr
     ]
 
 
+def cycle_grid(seeds: Sequence[int]) -> list[TrainConfig]:
+    """Return every variant in the world with filler."""
+    return grid(seeds, ["relation_cycle"])
+
+
+def cycle_mdm_grid(seeds: Sequence[int]) -> list[TrainConfig]:
+    """Return every MDM of :func:`cycle_grid`."""
+    return [config for config in cycle_grid(seeds) if config.objective != "causal"]
+
+
 def scheme_grid(seeds: Sequence[int]) -> list[TrainConfig]:
-    """MDMs under all six position schemes, in the world with filler; `OTHER_SCHEMES` for every second seed."""
+    """Return MDMs under all six position schemes, in the world with filler; `OTHER_SCHEMES` for every second seed."""
     others = every_second(seeds)
     return [
         small_model(WORLDS["relation_cycle"], scheme, "any_order", seed)
@@ -108,10 +118,10 @@ there."""
 
 
 def objective_grid(seeds: Sequence[int], worlds: Sequence[str] = tuple(WORLDS)) -> list[TrainConfig]:
-    """Every objective under every position scheme of `MDM_SCHEMES` in `relation_cycle`, and what masks one side only
-    under `CONTROL_SCHEMES` in `two_role`; any-order masking for every seed, the others for every second one. Any-order
-    masking gives a source of `relation_cycle` two answers, single-sided masking one; in `two_role` every objective
-    gives it one."""
+    """Return every objective under every position scheme of `MDM_SCHEMES` in `relation_cycle`, and what masks one side
+    only under `CONTROL_SCHEMES` in `two_role`; any-order masking for every seed, the others for every second one.
+    Any-order masking gives a source of `relation_cycle` two answers, single-sided masking one; in `two_role` every
+    objective gives it one."""
     few, configs = every_second(seeds), grid(seeds, worlds)
     for world in worlds:
         control = world == "two_role"
@@ -129,8 +139,8 @@ DEPTH_SCHEMES: tuple[Scheme, ...] = ("rope", "alibi")
 
 
 def depth_grid(seeds: Sequence[int]) -> list[TrainConfig]:
-    """MDMs of 1, 2 and 4 layers, with and without MLP, under `DEPTH_SCHEMES`, in the world with filler; for every
-    third seed, as deep models train for long, and without the deepest in a quick run."""
+    """Return MDMs of 1, 2 and 4 layers, with and without MLP, under `DEPTH_SCHEMES`, in the world with filler; for
+    every third seed, as deep models train for long, and without the deepest in a quick run."""
     return [
         small_model(WORLDS["relation_cycle"], scheme, "any_order", seed, n_layers=n_layers, mlp=mlp)
         for seed in seeds[: max(1, len(seeds) // 3)]
@@ -147,10 +157,10 @@ MANY_HEADS = 4
 
 
 def head_grid(seeds: Sequence[int]) -> list[TrainConfig]:
-    """Models of 1, 2, 4 and 8 heads in the world with filler: the width shared out among the heads, and 1 and 4 heads
-    of 16 and of 64 dimensions each, under `HEAD_SCHEMES`; and every variant with 4 heads. For every second seed; rope
-    with the width shared out, and learned positions with 4 heads, for every seed. A quick run has every seed of rope
-    with 1 and 4 heads, one of the rest, and no other dimensions."""
+    """Return models of 1, 2, 4 and 8 heads in the world with filler: the width shared out among the heads, and 1 and 4
+    heads of 16 and of 64 dimensions each, under `HEAD_SCHEMES`; and every variant with 4 heads. They are made for
+    every second seed; rope with the width shared out, and learned positions with 4 heads, for every seed. A quick run
+    has every seed of rope with 1 and 4 heads, one of the rest, and no other dimensions."""
     quick, few = is_quick(seeds), every_second(seeds)
     shared: list[tuple[int, int | None]] = [(n_heads, None) for n_heads in HEADS]
     shapes = shared if quick else [*shared, (1, 16), (MANY_HEADS, 64)]
@@ -189,7 +199,7 @@ POOL_CONTRASTS = ("MDM rope, d_head 64, base 1e6", "MDM learned, d_head 64")
 
 
 def pool_grid(seeds: Sequence[int]) -> list[TrainConfig]:
-    """One-head models of a pool in which every entity stands in one fact, so that training shows a tested fact's
+    """Return one-head models of a pool in which every entity is in one fact, so that training shows a tested fact's
     source on one side only, while a share of *other* facts is shown both ways. A quick run has one seed of the two
     extremes."""
     few, shares = every_second(seeds), BOTH_WAYS
@@ -205,12 +215,13 @@ def pool_grid(seeds: Sequence[int]) -> list[TrainConfig]:
 
 
 def pool_world(both_ways: float) -> FactConfig:
-    """A pool of entities with random filler and free gaps, this share of whose facts training shows both ways."""
+    """Return a pool of entities with random filler and free gaps, this share of whose facts training shows both
+    ways."""
     return FactConfig(world=POOL, filler="random", gap=(2, 5), reversed_share=both_ways)
 
 
 def every_run(seeds: Sequence[int]) -> list[TrainConfig]:
-    """The union of all grids, each run once; a quick one leaves out the objectives' control world."""
+    """Return the union of all grids, each run once; a quick one leaves out the objectives' control world."""
     worlds = ("relation_cycle",) if is_quick(seeds) else tuple(WORLDS)
     union = [*grid(seeds), *scheme_grid(seeds), *objective_grid(seeds, worlds), *depth_grid(seeds)]
     union += [*head_grid(seeds), *pool_grid(seeds)]

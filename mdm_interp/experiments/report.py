@@ -95,7 +95,7 @@ def _render(template: str, **values: Any) -> str:
 
 
 def _measured(results: Sequence[Result]) -> str:
-    """What the figures were made of, in one sentence."""
+    """Return what the figures were made of, in one sentence."""
     origins = [result.origin for result in results]
     runs = {run for origin in origins if isinstance(origin, TrainedOrigin) for run in origin.runs}
     checkpoints = dict.fromkeys(origin.checkpoint for origin in origins if isinstance(origin, CheckpointOrigin))
@@ -110,7 +110,7 @@ def _measured(results: Sequence[Result]) -> str:
 
 
 def _cells(verdict: Verdict) -> list[str]:
-    """What a verdict is filtered by."""
+    """Return what a verdict is filtered by."""
     scope, every = verdict.scope, ["all", verdict.scope["scheme"], "all", "all", "all"]
     setting = every if scope["world"] is None else setting_labels(scope)
     return [verdict.claim["id"], *setting, str(scope["stage"]), verdict.role, verdict.verdict]
@@ -120,7 +120,7 @@ def _cells(verdict: Verdict) -> list[str]:
 
 
 def _entry(result: Result, figure: go.Figure) -> dict[str, Any]:
-    """What the templates show of a figure: the drawing, its text alternative, and where it comes from."""
+    """Return what the templates show of a figure: the drawing, its text alternative, and where it comes from."""
     layout: Any = figure.layout
     width, height = layout.width or WIDTH, layout.height or HEIGHT
     drawn = json.loads(figure.to_json() or "")
@@ -143,13 +143,13 @@ def _entry(result: Result, figure: go.Figure) -> dict[str, Any]:
 
 
 def _plain(text: str | None) -> str:
-    """A text of Plotly's without its markup."""
+    """Return a text of Plotly's without its markup."""
     text = re.sub(r"<br\s*/?>", " ", text or "")
     return html.unescape(re.sub(r"</?(?:b|i|em|s|u|a|sub|sup|span)\b[^>]*>", "", text))
 
 
 def _command(result: Result) -> str:
-    """What measures it again."""
+    """Return what measures it again."""
     if isinstance(result.origin, CheckpointOrigin):
         twin = " --twin TWIN" if result.origin.twin else ""
         return f"mdm-interp probe CHECKPOINT --facts FACTS.csv{twin} --only {result.name} --out DIR"
@@ -157,7 +157,7 @@ def _command(result: Result) -> str:
 
 
 def _checkpoints(result: Result) -> list[str]:
-    """The checkpoint that `mdm-interp probe` was given, and its twin, in a line each."""
+    """Return the checkpoint that `mdm-interp probe` was given, and its twin, in a line each."""
     lines = []
     origin = result.origin if isinstance(result.origin, CheckpointOrigin) else None
     while origin:
@@ -189,7 +189,7 @@ def _trained_otherwise(result: Result) -> list[str]:
 
 
 def _runs(result: Result) -> dict[str, list[str]]:
-    """The digests of the runs it was measured in, by setting as far as its rows tell them apart."""
+    """Return the digests of the runs it was measured in, by setting as far as its rows tell them apart."""
     if not isinstance(result.origin, TrainedOrigin):
         return {}
     formats = result.origin.formats if result.origin.kind == "demos" else {}

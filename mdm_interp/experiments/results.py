@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from mdm_interp.errors import UserError
 from mdm_interp.files import write_text
-from mdm_interp.stats.estimates import Estimate
+from mdm_interp.stats.summary import Summary
 
 DIGITS = 6
 
@@ -86,8 +86,8 @@ class Result:
     """As :func:`~mdm_interp.provenance.environment` returns it. Measured with something else, it is the same result."""
     made_with: list[dict[str, Any]] = field(default_factory=list)
     """What trained the runs it was measured on, as :func:`~mdm_interp.provenance.tally` counts them."""
-    summarize: Callable[[Result], Mapping[str, Estimate]] = field(default=lambda result: {}, repr=False, compare=False)
-    """Its analysis' rows to the figures quoted anywhere. Not stored."""
+    summarize: Callable[[Result], Summary] = field(default=lambda result: Summary(), repr=False, compare=False)
+    """Its analysis' rows to the estimates quoted anywhere. Not stored."""
 
     @cached_property
     def frame(self) -> pd.DataFrame:
@@ -95,9 +95,9 @@ class Result:
         return pd.DataFrame(self.rows)
 
     @cached_property
-    def summary(self) -> dict[str, Estimate]:
-        """The figures quoted anywhere, each computed from the rows."""
-        return dict(self.summarize(self))
+    def summary(self) -> Summary:
+        """The estimates quoted anywhere, each computed from the rows."""
+        return self.summarize(self)
 
     def save(self, path: str | Path) -> None:
         """Write the result as JSON, a field or column per line, atomically."""
@@ -109,7 +109,7 @@ class Result:
         write_text(path, "{\n " + ",\n ".join(lines) + "\n}\n")
 
     @classmethod
-    def load(cls, path: str | Path, summarize: Callable[[Result], Mapping[str, Estimate]] | None = None) -> Result:
+    def load(cls, path: str | Path, summarize: Callable[[Result], Summary] | None = None) -> Result:
         """Read a result.
 
         Args:
@@ -133,11 +133,11 @@ class Result:
             raise UserError(f"{path}: not a result file ({said}); measure it again") from error
 
     def same_measurement(self, other: Result) -> bool:
-        """Whether measuring again would repeat this: the same settings, models and seeds, and code and packages that
-        mean the same."""
+        """Tell whether measuring again would repeat this: the same settings, models and seeds, and code and packages
+        that mean the same."""
 
         def identity(result: Result) -> str:
-            """As JSON, which knows no tuples."""
+            """Write what it is known by as JSON, which knows no tuples."""
             origin = result.origin.model_dump(mode="json")
             return json.dumps([result.name, origin, result.settings, result.seeds, result.versions], sort_keys=True)
 
@@ -148,8 +148,8 @@ _STORED = ("name", "question", "settings", "seeds", "versions", "measured_with",
 
 
 def _column(values: list[Any]) -> str:
-    """A column as JSON: its values one by one or, if that is shorter, its different values and in which runs of how
-    many rows they come."""
+    """Return a column as JSON: its values one by one or, if that is shorter, its different values and in which runs of
+    how many rows they come."""
     whole = _compact(values)
     different = dict.fromkeys((type(value), value) for value in values)
     if len(different) > len(values) // 2:
@@ -167,15 +167,15 @@ def _compact(value: Any) -> str:
 
 
 def _values(column: list[Any] | dict[str, Any]) -> list[Any]:
-    """The values of a stored column."""
+    """Return the values of a stored column."""
     if isinstance(column, list):
         return column
     return [column["values"][i] for i, count in column["runs"] for _ in range(count)]
 
 
 def tidy(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows as JSON holds them, each with every column: floats to 6 significant digits, NaN and what is missing as
-    null."""
+    """Return rows as JSON holds them, each with every column: floats to 6 significant digits, NaN and what is missing
+    as null."""
     names = dict.fromkeys(str(name) for row in rows for name in row)
     return [{**dict.fromkeys(names), **plain(dict(row))} for row in rows]
 

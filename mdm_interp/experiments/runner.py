@@ -89,7 +89,7 @@ DRAWN = ".drawn"
 
 
 def _is_drawn(names: Sequence[str], out: Path) -> bool:
-    """Whether drawing again would make the same figures and the same report."""
+    """Tell whether drawing again would make the same figures and the same report."""
     files = [out / "index.html", *(out / f"{name}.{ending}" for name in names for ending in ("html", "png"))]
     made, now = _drawn(out), _drawing_of(out)
     return all(file.exists() for file in files) and all(made.get(name) == now for name in names)
@@ -103,7 +103,7 @@ def _drawn(out: Path) -> dict[str, str]:
 
 
 def _drawing_of(out: Path) -> str:
-    """A digest of the results in a folder and of all code that could draw them."""
+    """Return a digest of the results in a folder and of all code that could draw them."""
     packages = {module.split(".")[0] for analysis in discover() for module in (analysis.draw.__module__, __name__)}
     folders = [folder for package in sorted(packages) for folder in getattr(sys.modules[package], "__path__", ())]
     code = [path for folder in folders for path in sorted(Path(folder).rglob("*")) if path.suffix in DRAWING]

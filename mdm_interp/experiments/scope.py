@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import pandas as pd
+
 from mdm_interp.training.runs import Run
 
 LEARNT = 0.5
@@ -37,7 +39,7 @@ def setting_labels(scope: Mapping[str, Any]) -> list[str]:
 
 
 def about(run: Run) -> dict[str, Any]:
-    """The columns that every row begins with: the scope, seed and run."""
+    """Return the columns that every row begins with: the scope, seed and run."""
     config, model = run.config, run.config.model
     return {
         "world": config.facts.world,
@@ -84,7 +86,7 @@ def trained_stages(run: Run) -> list[Moment]:
     return stages(run, STAGES[1:])
 
 
-def checkpoints(run: Run) -> list[Moment]:
+def all_checkpoints(run: Run) -> list[Moment]:
     """Return every checkpoint, as stage `checkpoint`."""
     return [("checkpoint", {step: 1.0}) for step in run.steps]
 
@@ -92,6 +94,12 @@ def checkpoints(run: Run) -> list[Moment]:
 def second_checkpoints(run: Run) -> list[Moment]:
     """Return every second checkpoint, first and last among them, as stage `checkpoint`."""
     return [("checkpoint", {step: 1.0}) for step in sorted({run.steps[0], *run.steps[::-2]})]
+
+
+def first_and_last(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of the first and of the last step, as those of the stages `initial` and `end`."""
+    ends = {frame["step"].min(): STAGES[0], frame["step"].max(): STAGES[-1]}
+    return frame.assign(stage=frame["step"].map(ends)).dropna(subset="stage")
 
 
 def metrics_at(run: Run, step: int) -> dict[str, Any]:

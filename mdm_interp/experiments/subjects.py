@@ -11,13 +11,14 @@ from typing import Any, Literal
 from mdm_interp.checkpoints import load_checkpoint
 from mdm_interp.config import DemoConfig, TrainConfig
 from mdm_interp.data.prompts import FactTable, FactTemplates, Kind, Prompts, load_facts, make_prompts
-from mdm_interp.data.queries import QueryPair
+from mdm_interp.data.queries import Direction, Query, QueryPair
 from mdm_interp.errors import UserError
 from mdm_interp.experiments.grids import QUICK_SEEDS, is_quick
 from mdm_interp.experiments.results import CheckpointOrigin
 from mdm_interp.files import DEFAULT_ROOT
 from mdm_interp.models.bridge import hooked
 from mdm_interp.parallel import default_workers, progress_bars, side_by_side
+from mdm_interp.stats.resampling import FactSample
 from mdm_interp.training.demo import train_demo
 from mdm_interp.training.loop import train_all
 from mdm_interp.training.runs import Run
@@ -37,7 +38,7 @@ class Lab:
         return range(self.n_seeds)
 
     def runs(self, configs: Sequence[TrainConfig]) -> list[Run]:
-        """The finished runs of `configs`; what the store lacks is trained first."""
+        """Return the finished runs of `configs`; what the store lacks is trained first."""
         return train_all(configs, root=self.root, device=self.device, workers=self.workers)
 
     def folder(self, digest: str) -> Path:
@@ -67,7 +68,7 @@ class Probe:
 
     @classmethod
     def of(cls, name: str, model: Any, table: FactTable, tokenizer: Any = None, twin: Probe | None = None) -> Probe:
-        """A model, asked about the facts of a table.
+        """Return a model, asked about the facts of a table.
 
         Args:
             tokenizer: Default: the model's.
@@ -82,6 +83,33 @@ class Probe:
 
     def pairs(self, kind: Kind) -> list[QueryPair]:
         return self.prompts[kind].pairs
+
+    def require_twin(self) -> Probe:
+        """Return the twin.
+
+        Raises:
+            UserError: there is none.
+        """
+        if self.twin is None:
+            raise UserError(f"twin: {self.name} has none to be compared with; name a second checkpoint")
+        return self.twin
+
+    def asked_alike(self, kind: Kind, direction: Direction) -> tuple[list[Query], list[Query], FactSample]:
+        """Return what the model and its twin are asked in the same words, each in its own form: forward for the right
+        entity, in reverse for the left one, which comes last there. Facts and templates that one of them cannot be
+        asked are left out.
+
+        Raises:
+            UserError: there is no twin, or nothing that both can be asked.
+        """
+        twin = self.require_twin()
+        mine, theirs = (side.prompts[kind].answered_last(direction) for side in (self, twin))
+        common = [place for place in mine if place in theirs]
+        if not common:
+            raise UserError(f"facts: {self.name} and {twin.name} can be asked no {kind} query both; use other facts")
+        own, other = ([getattr(pairs[place], direction) for place in common] for pairs in (mine, theirs))
+        sample = FactSample.of([mine[place] for place in common], [template for _, template in common])
+        return own, other, sample
 
     def origin(self) -> CheckpointOrigin:
         """Return what a result says of a probe: the model, what was asked and what could not be."""
@@ -141,39 +169,48 @@ def open_probe(
 
 
 def each_checkpoint(probes: Iterable[Probe]) -> list[Probe]:
-    """The probes and their twins, every checkpoint once."""
+    """Return the probes and their twins, every checkpoint once."""
     members = (member for probe in probes for member in (probe, probe.twin) if member is not None)
     return list({member.name: member for member in members}.values())
 
 
 def demos(seeds: Sequence[int]) -> list[DemoConfig]:
-    """The demo checkpoints of `reproduce`, of the first seed, their intervals being over facts: LLaDA's and the twin's,
-    and in a full run Dream's."""
+    """Return the demo checkpoints of `reproduce`, of the first seed, their intervals being over facts: LLaDA's and the
+    twin's, and in a full run Dream's."""
     formats = ("llada", TWIN) if is_quick(seeds) else ("llada", "dream", TWIN)
     return [DEMO.model_copy(update={"format": format, "seed": seeds[0]}) for format in formats]
 
 
 def demo_folder(config: DemoConfig, root: Path) -> Path:
-    """Where the run store keeps a demo checkpoint."""
+    """Return where the run store keeps a demo checkpoint."""
     return root / "demos" / f"{config.format}-{config.digest()}"
 
 
 def train_demos(configs: Sequence[DemoConfig], lab: Lab) -> list[Path]:
-    """The folders of the demo checkpoints of `configs`; those that the run store lacks are trained first."""
+    """Return the folders of the demo checkpoints of `configs`; those that the run store lacks are trained first."""
     wanted = {config: demo_folder(config, lab.root) for config in configs}
     missing = [(config, folder) for config, folder in wanted.items() if not (folder / "config.json").exists()]
     if missing:
         with progress_bars() as bars:
-            bar = bars.add_task("training demo checkpoints", total=len(missing), values="")
+            tasks = {
+                config.digest(): bars.add_task(f"demo {config.format}", total=config.steps, values="")
+                for config, _ in missing
+            }
+
+            def show(progressed: tuple[str, int, float]) -> None:
+                digest, step, loss = progressed
+                bars.update(tasks[digest], completed=step, values=f"loss {loss:.2f}")
+
             side_by_side(
                 _train_demo,
                 [(folder, config, lab.device) for config, folder in missing],
                 workers=lab.workers or default_workers(lab.device),
-                show=lambda done: bars.advance(bar),
+                show=show,
             )
     return [wanted[config] for config in configs]
 
 
-def _train_demo(folder: Path, config: DemoConfig, device: str, report: Callable[[None], None]) -> None:
-    train_demo(folder, config, device=device, progress=False)
-    report(None)
+def _train_demo(
+    folder: Path, config: DemoConfig, device: str, report: Callable[[tuple[str, int, float]], None]
+) -> None:
+    train_demo(folder, config, device=device, report=lambda step, loss: report((config.digest(), step, loss)))

@@ -20,7 +20,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mdm_interp.config import ModelConfig
-from mdm_interp.data.queries import Query, QueryBatch, answer_positions, batches
+from mdm_interp.data.queries import Query, QueryBatch, QueryPair, answer_positions, batches
+from mdm_interp.data.worlds import FactWorld
 from mdm_interp.errors import UserError
 from mdm_interp.inference.denoising import FillOrder, fill_blanks
 from mdm_interp.models.bridge import hooked
@@ -50,12 +51,12 @@ class Prediction:
 
 
 def orders(cfg: ModelConfig) -> tuple[Order, ...]:
-    """The orders in which a model can fill an answer in."""
+    """Return the orders in which a model can fill an answer in."""
     return ("left_to_right",) if cfg.is_causal else ORDERS
 
 
 def query_loss(logits: Float[Tensor, "query pos d_vocab"], batch: QueryBatch) -> Float[Tensor, "query"]:
-    """Negative log-probability of each answer, in nats, summed over its tokens."""
+    """Compute the negative log-probability of each answer, in nats, summed over its tokens."""
     rows = batch.at_readout(logits)
     log_probs = rows.log_softmax(-1, dtype=torch.promote_types(rows.dtype, torch.float32))
     chosen = log_probs.gather(-1, batch.answer[..., None]).squeeze(-1)
@@ -89,10 +90,78 @@ def predict(model: HookedModel, queries: Sequence[Query], order: Order = "one_sh
     return Prediction(torch.cat(log_probability), torch.cat(rank))
 
 
+@torch.no_grad()
+def token_log_probabilities(
+    model: HookedModel, queries: Sequence[Query], tokens: Int[Tensor, "query token"]
+) -> Float[Tensor, "query token"]:
+    """Read how likely each query's tokens are as its answer, in nats; where answers have several, as their first."""
+    model, read = hooked(model), []
+    for batch in batches(queries, model.cfg):
+        chosen, tokens = tokens[: len(batch.tokens)], tokens[len(batch.tokens) :]
+        rows = batch.at_readout(model(batch.tokens, attention_mask=batch.attention_mask))[:, 0]
+        told = rows.log_softmax(-1, dtype=torch.promote_types(rows.dtype, torch.float32))
+        read.append(told.gather(1, chosen.to(told.device)).cpu())
+    return torch.cat(read)
+
+
+@dataclass(frozen=True)
+class RoleSplit:
+    """Log-probabilities of answers in two parts, in nats: that of the answer's role, and its own within the role."""
+
+    answer: Float[Tensor, "query"]
+    """The sum of both."""
+    role: Float[Tensor, "query"]
+    """That any entity of the role is the answer."""
+
+    @property
+    def in_role(self) -> Float[Tensor, "query"]:
+        return self.answer - self.role
+
+
+def split_by_role(
+    model: HookedModel, queries: Sequence[Query], candidates: Int[Tensor, "query candidate"]
+) -> RoleSplit:
+    """Split what each query is answered into the choice of a role and that of an entity within it.
+
+    Args:
+        queries: Of one answer token each.
+        candidates: The tokens of the answer's role, the answer among them (`FactWorld.candidates`).
+
+    Source: docs/theory.md, section 12.
+    """
+    answers = torch.tensor([query.answer for query in queries])
+    told = token_log_probabilities(model, queries, torch.cat([answers, candidates], dim=1))
+    return RoleSplit(told[:, 0], told[:, 1:].logsumexp(1))
+
+
+def compare_answers(model: HookedModel, query_pairs: Sequence[QueryPair], world: FactWorld) -> dict[str, float]:
+    """Measure what forward and reverse queries are answered: mean probabilities of the answer, of its role, and of the
+    answer within its role (`forward_probability`, `forward_role`, `forward_in_role`, and the same in reverse), that of
+    the reverse queries' rivals (`rival_probability`), and how many nats the role and the answer within it lose from
+    forward to reverse (`gap_role`, `gap_in_role`).
+
+    Args:
+        query_pairs: Of `world`, a relation_cycle (:meth:`~mdm_interp.data.worlds.FactWorld.rivals`).
+
+    Source: docs/theory.md, section 12.
+    """
+    asked = {"forward": [pair.forward for pair in query_pairs], "reverse": [pair.reverse for pair in query_pairs]}
+    split = {kind: split_by_role(model, queries, world.candidates(queries)) for kind, queries in asked.items()}
+    found: dict[str, float] = {}
+    for name, part in {"probability": "answer", "role": "role", "in_role": "in_role"}.items():
+        found |= {f"{kind}_{name}": getattr(logs, part).exp().mean().item() for kind, logs in split.items()}
+    rival = token_log_probabilities(model, asked["reverse"], world.rivals(asked["reverse"]))
+    found["rival_probability"] = rival.exp().mean().item()
+    forward, reverse = split.values()
+    found["gap_role"] = (forward.role - reverse.role).mean().item()
+    found["gap_in_role"] = (forward.in_role - reverse.in_role).mean().item()
+    return found
+
+
 def _readings(
     model: HookedModel, batch: QueryBatch, order: Order
 ) -> Iterator[tuple[Tensor, Bool[Tensor, "query span"]]]:
-    """Logits of each pass, and the answer tokens that are read from it."""
+    """Give the logits of each pass, and the answer tokens that are read from it."""
     if order == "one_shot" or model.cfg.is_causal:
         yield model(batch.tokens, attention_mask=batch.attention_mask), batch.answered
         return
@@ -110,7 +179,7 @@ def _readings(
 
 
 def _blanks(batch: QueryBatch, cfg: ModelConfig) -> tuple[Bool[Tensor, "query pos"], Int[Tensor, "query pos"]]:
-    """Where answers stand, and the sequences with the true answers in place."""
+    """Return where answers are, and the sequences with the true answers in place."""
     rows, _ = batch.answered.nonzero(as_tuple=True)
     at = rows, answer_positions(batch, cfg)[batch.answered]
     blank, truth = torch.zeros_like(batch.tokens, dtype=torch.bool), batch.tokens.clone()
@@ -129,8 +198,8 @@ class Filled:
 
 @torch.no_grad()
 def infill(model: HookedModel, queries: Sequence[Query], order: Order = "confidence") -> list[Filled]:
-    """The likeliest tokens in place of every query's answer, as many as the answer has. What a causal model's query
-    holds there is not read.
+    """Fill in the likeliest tokens in place of every query's answer, as many as the answer has. What a causal model's
+    query holds there is not read.
 
     Raises:
         UserError: a causal model is to fill in another order than from the left.
@@ -163,7 +232,7 @@ def infill_any_length(
     longest: int,
     ends: Sequence[Collection[int]] = (),
 ) -> list[Filled]:
-    """What a model fills in when the answer's number of tokens is not known.
+    """Return what a model fills in when the answer's number of tokens is not known.
 
     An MDM fills in every number of masks from 1 to `longest`, and the filling with the highest mean log-probability per
     token is taken (each token's as it was filled in; the shortest of equals). A causal model goes on until the end of
@@ -201,14 +270,14 @@ def _mean(answer: Filled) -> float:
 
 
 def _until(answer: Filled, ends: Collection[int]) -> Filled:
-    """The answer before the first token that ends it."""
+    """Return the answer before the first token that ends it."""
     length = next((i for i, token in enumerate(answer.tokens) if token in ends), len(answer.tokens))
     return Filled(answer.tokens[:length], answer.log_probabilities[:length])
 
 
 def _resized(query: Query, length: int) -> Query:
-    """The query with `length` tokens to answer, all of them what its answer's first place holds: the mask, or what a
-    causal model does not see."""
+    """Return the query with `length` tokens to answer, all of them what its answer's first place holds: the mask, or
+    what a causal model does not see."""
     (start, stop), (first, last) = query.answer_span, query.source_span
     moved = length - (stop - start) if first >= stop else 0
     blanks = (query.tokens[start],) * length

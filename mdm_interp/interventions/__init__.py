@@ -15,12 +15,13 @@ from mdm_interp.interventions.effects import (
     Effect,
     ablate_routes,
     ablate_storage,
+    edit_heads,
     other_positions,
     project_even_routes,
     share_routes,
     transplant_routes,
 )
-from mdm_interp.interventions.patching import Patching, patch_heads, patch_positions
+from mdm_interp.interventions.patching import Patching, patch_heads, patch_positions, position_roles
 
 __all__ = [
     "Effect",
@@ -29,10 +30,12 @@ __all__ = [
     "ablate_storage",
     "ablated_routes",
     "ablated_storage",
+    "edit_heads",
     "even_routes",
     "other_positions",
     "patch_heads",
     "patch_positions",
+    "position_roles",
     "project_even_routes",
     "share_routes",
     "shared_routes",

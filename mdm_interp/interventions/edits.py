@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from einops import einsum
 from jaxtyping import Bool, Float
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
@@ -23,6 +22,7 @@ from mdm_interp.data.queries import QueryBatch, QueryPair, collate, mirrored_pos
 from mdm_interp.errors import UserError
 from mdm_interp.inference.prediction import query_loss
 from mdm_interp.models.bridge import hooked
+from mdm_interp.models.layers import attention_scores, per_query_head
 from mdm_interp.models.protocol import HookedModel
 
 At = Bool[Tensor, "pair pos"] | None
@@ -84,7 +84,7 @@ def even_routes(
     heads: Sequence[Head] | None = None,
 ) -> Iterator[None]:
     """Drop the odd part of the readout's scores: each becomes the mean of the score to +delta and to -delta, for the
-    content that stands there. With `at`, the scores that those positions read with are projected instead; with `heads`,
+    content that is there. With `at`, the scores that those positions read with are projected instead; with `heads`,
     those of these heads only.
 
     Raises:
@@ -110,12 +110,9 @@ def even_routes(
 
     def project(scores: Tensor, hook: HookPoint) -> Tensor:
         mirrored = -torch.arange(scores.shape[-1], device=scores.device)
-        q, k = (position.rotate(content[kind], mirrored) for kind in ("q", "k"))
-        k = k.repeat_interleave(q.shape[2] // k.shape[2], dim=2)
-        turned = einsum(q, k, "pair query_pos head d, pair key_pos head d -> pair head query_pos key_pos")
-        turned = turned * model.cfg.head_dim**-0.5
-        bias = position.bias(mirrored, mirrored)
-        turned = turned if bias is None else turned + bias.to(turned.dtype)
+        rotated = (position.rotate(content[kind], mirrored) for kind in ("q", "k"))
+        q, k = (per_query_head(x, model.cfg.n_heads, dim=2).transpose(1, 2) for x in rotated)
+        turned = attention_scores(q, k, position.bias(mirrored, mirrored))
         masked = scores <= torch.finfo(scores.dtype).min / 2
         edited = rows[:, None, :, None] & chosen[hook.layer()][:, None, None]
         return torch.where(edited & ~masked, (scores + turned) / 2, scores)
@@ -132,7 +129,8 @@ def even_routes(
 def ablated_storage(
     model: HookedModel, query_pairs: Sequence[QueryPair], at: At = None, layers: Sequence[int] | None = None
 ) -> Iterator[None]:
-    """Set the values of each reverse query's source to zero, whoever reads them. With `at`, of those positions.
+    """Set the values of each reverse query's source to zero, whoever reads them; with `at`, the values of those
+    positions.
 
     Source: docs/theory.md, section 9.
     """
@@ -152,7 +150,7 @@ def ablated_routes(
     model: HookedModel, query_pairs: Sequence[QueryPair], at: At = None, layers: Sequence[int] | None = None
 ) -> Iterator[None]:
     """Cut the edge from each reverse query's readout to its source; the rest of the attention grows to fill its share.
-    With `at`, the edges to those positions.
+    With `at`, the edges to those positions are cut instead.
 
     Source: docs/theory.md, section 9.
     """
@@ -241,7 +239,7 @@ def _at_rows(
     batch: QueryBatch,
     rows: Float[Tensor, "pair span head key_pos"],
 ) -> Float[Tensor, "pair head query_pos key_pos"]:
-    """The pattern with its readout rows replaced."""
+    """Return the pattern with its readout rows replaced."""
     edited = pattern.clone()
     pair, span = batch.answered.nonzero(as_tuple=True)
     edited[pair, :, batch.readout[pair, span]] = rows[pair, span].to(pattern.dtype)

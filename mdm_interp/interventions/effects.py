@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mdm_interp.config import ModelConfig
@@ -32,6 +32,7 @@ from mdm_interp.interventions.edits import (
 )
 from mdm_interp.models.bridge import hooked
 from mdm_interp.models.protocol import HookedModel
+from mdm_interp.stats.estimates import Contrast
 
 
 @dataclass(frozen=True)
@@ -48,27 +49,48 @@ class Effect:
     """Of the reverse queries, edited alike at as many random other positions (or heads, where heads are chosen; NaN
     where the model has too few others)."""
 
+    @property
+    def columns(self) -> dict[str, float]:
+        """The effect as columns of a row: the mean probabilities `forward`, `before`, `after` and `control`; their mean
+        logarithms, as `log_forward`; and `deviation`, how far `after` is from `forward` at most, in nats."""
+        logs = {query.name: getattr(self, query.name) for query in fields(self)}
+        return {
+            **{name: log.exp().nanmean().item() for name, log in logs.items()},
+            **{f"log_{name}": log.nanmean().item() for name, log in logs.items()},
+            "deviation": (self.after - self.forward).abs().max().item(),
+        }
+
+    def distance(self) -> Contrast[float]:
+        """Return how far the edited reverse answers are from the forward ones (mean absolute difference), relative to
+        how far the control's are; null: the same for reverse answers that were not edited."""
+
+        def away(answers: Float[Tensor, "pair"]) -> float:
+            return (answers - self.forward).abs().mean().item()
+
+        return Contrast(away(self.after) / away(self.control), away(self.before) / away(self.control))
+
 
 EditingAt = Callable[[Any, Sequence[QueryPair], At], AbstractContextManager[None]]
 
 
 def transplant_routes(model: HookedModel, query_pairs: Sequence[QueryPair], seed: int = 0) -> Effect:
-    """Effect of :func:`transplanted_routes`. In a one-layer model with a relative scheme that reads at the mask,
-    `after` equals `forward`, with or without MLP: what is stored does not know where it stands, and what the reverse
+    """Return the effect of :func:`transplanted_routes`. In a one-layer model with a relative scheme that reads at the
+    mask, `after` equals `forward`, with or without MLP: what is stored does not know where it is, and what the reverse
     query lacks is the route."""
     return _effect(model, query_pairs, transplanted_routes, _elsewhere(transplanted_routes, seed))
 
 
 def share_routes(model: HookedModel, query_pairs: Sequence[QueryPair], seed: int = 0) -> Effect:
-    """Effect of :func:`shared_routes`. Where all heads attend alike it is that of :func:`transplant_routes`."""
+    """Return the effect of :func:`shared_routes`. Where all heads attend alike it is that of
+    :func:`transplant_routes`."""
     return _effect(model, query_pairs, shared_routes, _elsewhere(shared_routes, seed))
 
 
 def project_even_routes(
     model: HookedModel, query_pairs: Sequence[QueryPair], seed: int = 0, heads: Sequence[Head] | None = None
 ) -> Effect:
-    """Effect of :func:`even_routes`: nothing under ALiBi and no encoding, whose scores have no odd part. The control of
-    chosen `heads` is as many others, drawn at random from all layers."""
+    """Return the effect of :func:`even_routes`: nothing under ALiBi and no encoding, whose scores have no odd part. The
+    control of chosen `heads` is as many others, drawn at random from all layers."""
     if heads is None:
         return _effect(model, query_pairs, even_routes, _elsewhere(even_routes, seed, like="answer"))
     chosen = _chosen(hooked(model).cfg, heads)
@@ -78,13 +100,27 @@ def project_even_routes(
     return _effect(model, query_pairs, partial(even_routes, heads=heads), control)
 
 
+def edit_heads(
+    model: HookedModel, query_pairs: Sequence[QueryPair], side_specific: Bool[Tensor, "layer head"]
+) -> dict[str, Effect]:
+    """Return the effects of both edits that several heads allow: of :func:`share_routes`, as `shared`, if there are
+    several; and of :func:`project_even_routes` of the side-specific heads only, as `even`, if the scheme is
+    relative."""
+    model = hooked(model)
+    effects = {"shared": share_routes(model, query_pairs)} if model.cfg.n_heads > 1 else {}
+    if model.pos_embed.relative:
+        heads = [(layer, head) for layer, head in side_specific.nonzero().tolist()]
+        effects["even"] = project_even_routes(model, query_pairs, heads=heads)
+    return effects
+
+
 def ablate_storage(model: HookedModel, query_pairs: Sequence[QueryPair], seed: int = 0) -> Effect:
-    """Effect of :func:`ablated_storage`."""
+    """Return the effect of :func:`ablated_storage`."""
     return _effect(model, query_pairs, ablated_storage, _elsewhere(ablated_storage, seed))
 
 
 def ablate_routes(model: HookedModel, query_pairs: Sequence[QueryPair], seed: int = 0) -> Effect:
-    """Effect of :func:`ablated_routes`."""
+    """Return the effect of :func:`ablated_routes`."""
     return _effect(model, query_pairs, ablated_routes, _elsewhere(ablated_routes, seed))
 
 
@@ -120,7 +156,8 @@ def _elsewhere(editing: EditingAt, seed: int, like: Literal["source", "answer"] 
 def other_positions(
     query: Query, cfg: ModelConfig, like: Literal["source", "answer"] = "source"
 ) -> tuple[list[int], int]:
-    """Positions of a query that are neither answer, source nor readout, and how many of them a control takes.
+    """Return the positions of a query that are neither answer, source nor readout, and how many of them a control
+    takes.
 
     Raises:
         UserError: there are fewer than that.

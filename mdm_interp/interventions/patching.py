@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from mdm_interp.data.queries import QueryPair, mirrored_positions, require_shared
 from mdm_interp.interventions.edits import collate_pairs, hook_names, log_probability
+from mdm_interp.interventions.effects import Effect
 from mdm_interp.models.bridge import hooked
 from mdm_interp.models.protocol import HookedModel
 
@@ -26,6 +27,17 @@ class Patching:
     """Patched from the pair's own forward run; NaN at padding."""
     control: Float[Tensor, "pair layer place"]
     """Patched from the forward run of a random pair of another fact, asked for the same side; NaN where none fits."""
+
+    def effect(self, unpatched: Effect, layer: int, places: Bool[Tensor, "pair place"]) -> Effect:
+        """Return what the patches of some places of a layer do, one entry per pair and place.
+
+        Args:
+            unpatched: Any effect on the same pairs, for its `forward` and `before`.
+            places: Which are taken of each pair.
+        """
+        forward, before = (log[:, None].expand(places.shape)[places] for log in (unpatched.forward, unpatched.before))
+        change, control = (patched[:, layer][places] for patched in (self.change, self.control))
+        return Effect(forward, before, before + change, before + control)
 
 
 def patch_heads(model: HookedModel, query_pairs: Sequence[QueryPair], seed: int = 0) -> Patching:
@@ -51,8 +63,7 @@ def patch_heads(model: HookedModel, query_pairs: Sequence[QueryPair], seed: int 
 
 def patch_positions(model: HookedModel, query_pairs: Sequence[QueryPair], seed: int = 0) -> Patching:
     """Put the forward run's residual stream before each layer into the reverse run, one layer and position (`place`) at
-    a time; each position takes what stands at its mirror image about the fact. The control's fact stands in the same
-    positions.
+    a time; each position takes what is at its mirror image about the fact. The control's fact is in the same positions.
 
     Before the first layer of a relative scheme both hold the same: the change is 0 there.
 
@@ -79,6 +90,20 @@ def patch_positions(model: HookedModel, query_pairs: Sequence[QueryPair], seed: 
         return patched
     padding = ~reverse.attention_mask[:, None].cpu()
     return Patching(*(x.masked_fill(padding, torch.nan) for x in (patched.change, patched.control)))
+
+
+def position_roles(query_pairs: Sequence[QueryPair]) -> dict[str, Bool[Tensor, "pair pos"]]:
+    """Return which positions of each reverse query of a :class:`~mdm_interp.data.worlds.FactWorld` hold what: `readout`
+    the mask, `source` the source, `relation` the relation, which follows the left entity, and `filler` all else."""
+    queries = [pair.reverse for pair in query_pairs]
+    positions = torch.arange(len(queries[0].tokens))
+    answer, source = torch.tensor([[query.answer_span[0], query.source_span[0]] for query in queries]).T[..., None]
+    held = {
+        "readout": positions == answer,
+        "source": positions == source,
+        "relation": positions == torch.minimum(answer, source) + 1,
+    }
+    return {**held, "filler": ~torch.stack(list(held.values())).any(0)}
 
 
 @torch.no_grad()

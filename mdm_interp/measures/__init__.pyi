@@ -1,9 +1,13 @@
 from . import answer_evidence as answer_evidence
+from . import answers as answers
 from . import capture as capture
 from . import evidence as evidence
+from . import fact_routes as fact_routes
 from . import gradients as gradients
 from . import heads as heads
 from . import parity as parity
+from . import representations as representations
 from . import rope as rope
 from . import routes as routes
+from . import signatures as signatures
 from . import trajectory as trajectory

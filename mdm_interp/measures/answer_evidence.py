@@ -2,7 +2,7 @@
 
 A token that every source writes toward, or a source that writes toward every name, would look like knowledge. Both are
 taken out: of every token the mean over sources, of every source the mean over the other answers. A token of an answer
-that stands in the source too, as a family name does, is left out where answers are compared: writing it is copying.
+that is in the source too, such as a family name, is left out where answers are compared: writing it is copying.
 
 Sign and unit are those of :mod:`mdm_interp.measures.evidence`: positive raises the logits, the final norm's scale is
 left out.
@@ -18,12 +18,14 @@ from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mdm_interp.data.queries import Query, batches
+from mdm_interp.data.queries import Query, QueryPair, batches
 from mdm_interp.errors import UserError
 from mdm_interp.measures.capture import LayerView, capture
 from mdm_interp.measures.evidence import readout_directions
 from mdm_interp.models.bridge import hooked
+from mdm_interp.models.layers import per_query_head
 from mdm_interp.models.protocol import HookedModel
+from mdm_interp.stats.resampling import Draws, FactSample
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,13 @@ N_MEASURES = len(fields(AnswerEvidence))
 def answer_evidence(
     model: HookedModel, queries: Sequence[Query], contexts: Int[Tensor, "query"] | None = None
 ) -> tuple[AnswerEvidence, AnswerEvidence]:
-    """Evidence for each query's answer along the direct path, against the answers of the other queries in its context.
+    """Compute the evidence for each query's answer along the direct path, against the answers of the other queries in
+    its context.
 
     Only values at the source are kept of a forward pass, and only the answers' rows of the unembedding are read.
 
     Args:
-        queries: Answers of queries that have the same source are no others to each other.
+        queries: Those with the same source are not compared with each other.
         contexts: Which queries are asked in the same way; default: all.
 
     Returns:
@@ -76,7 +79,7 @@ def answer_evidence(
     by_head, by_layer = [], []
     for layer, v in enumerate(_source_values(model, queries)):
         W_O = model.blocks[layer].attn.W_O
-        v = v.repeat_interleave(W_O.shape[0] // v.shape[1], dim=1)
+        v = per_query_head(v, W_O.shape[0], dim=1)
         of_heads, of_layer = (torch.empty(N_MEASURES, *shape, dtype=v.dtype) for shape in (v.shape[:2], v.shape[:1]))
         for contest in contests:
             members, whole = contest.members, torch.zeros((), device=contest.directions.device)
@@ -90,6 +93,31 @@ def answer_evidence(
     return AnswerEvidence(*torch.stack(by_head, dim=2)), AnswerEvidence(*torch.stack(by_layer, dim=2))
 
 
+def fact_place_index(
+    forward: Float[Tensor, "pair layer"],
+    reverse: Float[Tensor, "pair layer"],
+    query_pairs: Sequence[QueryPair],
+    sample: FactSample,
+) -> Draws:
+    """Compute how much a layer's evidence depends on place: its variance over the two places of a pair, over its
+    variance over facts within contexts; NaN where pairs share no source.
+
+    In one context it is :func:`~mdm_interp.measures.evidence.place_index` of a single target.
+
+    Args:
+        forward: Each source's evidence for its own answer, where the forward query has it.
+        reverse: The same where the reverse query has it.
+
+    Source: docs/theory.md, section 7.
+    """
+    if not all(pair.shared for pair in query_pairs):
+        return Draws.nothing(forward.shape[1:])
+    middle = (forward + reverse) / 2
+    for context in sample.members():
+        middle[context] -= middle[context].mean(0)
+    return sample.ratio(((forward - reverse) / 2).pow(2), middle.pow(2))
+
+
 @dataclass(frozen=True)
 class _Contest:
     """The queries of one context, the answers that each one's own is compared with, and by which tokens."""
@@ -99,7 +127,7 @@ class _Contest:
     directions: Float[Tensor, "token d_model"]
     """Of every token of their answers."""
     counts: Float[Tensor, "answer token"]
-    """How often each token stands in an answer."""
+    """How often each token is in an answer."""
     counted: Float[Tensor, "query token"]
     """0 where the source has the token."""
     own: Int[Tensor, "query"]
@@ -132,11 +160,12 @@ class _Contest:
     def written(
         self, v: Float[Tensor, "query d_head"], W_O: Float[Tensor, "d_head d_model"]
     ) -> Float[Tensor, "query token"]:
-        """What one head writes toward every token."""
+        """Return what one head writes toward every token."""
         return v.to(self.directions) @ (W_O.to(self.directions) @ self.directions.T)
 
     def judge(self, written: Float[Tensor, "query token"]) -> Float[Tensor, "measure query"]:
-        """The measures of :class:`AnswerEvidence`, from what one head, or one layer, writes toward every token."""
+        """Compute the measures of :class:`AnswerEvidence` from what one head, or one layer, writes toward every
+        token."""
         counts, counted, against = (part.to(written) for part in (self.counts, self.counted, self.against))
         usual = (written * counted).sum(0) / counted.sum(0).clamp(min=1)
         toward = ((written - usual) * counted) @ counts.T  # [query answer]
@@ -155,7 +184,7 @@ class _Contest:
 
 
 def _source_values(model: HookedModel, queries: Sequence[Query]) -> list[Float[Tensor, "query kv_head d_head"]]:
-    """Values at each query's source, summed over its tokens; one entry per layer."""
+    """Return the values at each query's source, summed over its tokens; one entry per layer."""
 
     def read(view: LayerView) -> Float[Tensor, "query kv_head d_head"]:
         source = view.batch.source.to(view.v)

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import TypeVar
 
 import torch
-from einops import einsum, rearrange
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
@@ -20,7 +20,7 @@ from transformer_lens.hook_points import HookPoint
 from mdm_interp.data.queries import QueryBatch
 from mdm_interp.errors import UserError
 from mdm_interp.models.bridge import BridgedTransformer
-from mdm_interp.models.layers import precise
+from mdm_interp.models.layers import attention_scores, per_query_head, precise
 from mdm_interp.models.protocol import HookedModel
 
 T = TypeVar("T")
@@ -57,14 +57,12 @@ class LayerView:
         q_name, k_name = _rotated(self.model)
         if q_name not in self.seen:
             return self["attn_scores"]
-        q, k, cfg = self.seen[q_name], self.seen[k_name], self.model.cfg
-        k = k.repeat_interleave(cfg.n_heads // cfg.kv_heads, dim=2)
-        scores = einsum(q, k, "query span head d_head, query key_pos head d_head -> query span head key_pos")
-        scores = scores * cfg.head_dim**-0.5
-        key_pos = torch.arange(k.shape[1], device=k.device)
+        cfg, q = self.model.cfg, self.seen[q_name].transpose(1, 2)
+        k = per_query_head(self.seen[k_name], cfg.n_heads, dim=2).transpose(1, 2)
+        key_pos = torch.arange(k.shape[2], device=k.device)
         bias = self.model.pos_embed.bias(self.batch.readout.flatten(), key_pos)
-        if bias is not None:
-            scores = scores + rearrange(bias, "head (q s) key_pos -> q s head key_pos", q=len(scores)).to(scores)
+        bias = None if bias is None else rearrange(bias, "head (q s) key_pos -> q head s key_pos", q=len(q))
+        scores = attention_scores(q, k, bias).transpose(1, 2)
         forbidden = torch.finfo(scores.dtype).min
         if cfg.is_causal:
             scores = scores.masked_fill(key_pos > self.batch.readout[:, :, None, None], forbidden)
@@ -107,7 +105,7 @@ def _rotated(model: HookedModel) -> tuple[str, str]:
 def _hooks(
     model: HookedModel, layer: int, batch: QueryBatch, reduce: Callable[[LayerView], T], kept: list[T]
 ) -> list[tuple[str, Callable]]:
-    """The hooks that see one layer, reduce it and let it go."""
+    """Return the hooks that see one layer, reduce it and let it go."""
     prefix, seen = f"blocks.{layer}.attn.hook_", {}
 
     def see(kind: str) -> tuple[str, Callable]:

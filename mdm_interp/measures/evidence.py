@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from einops import einsum
@@ -17,20 +18,23 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mdm_interp.data.queries import Query, QueryBatch, QueryPair, batches, require_shared
+from mdm_interp.data.worlds import FactWorld
 from mdm_interp.errors import UserError
 from mdm_interp.measures.capture import LayerView, capture
 from mdm_interp.models.bridge import hooked
-from mdm_interp.models.layers import precise
+from mdm_interp.models.layers import per_query_head, precise
 from mdm_interp.models.protocol import HookedModel
 from mdm_interp.models.transformer import check_token_ids
+from mdm_interp.stats.estimates import Contrast
 
 
 def readout_directions(
     model: HookedModel, tokens: Int[Tensor, "token"] | None = None
 ) -> Float[Tensor, "token d_model"]:
-    """The direction of the residual stream that raises each token's logit (times the final scale); default: all tokens.
+    """Return the direction of the residual stream that raises each token's logit (times the final scale); default: all
+    tokens.
 
-    The final norm's gain is included and, for LayerNorm, its centering. In float32 at least.
+    The final norm's gain is included and, for LayerNorm, its centering. The directions are in float32 at least.
     """
     model = hooked(model)
     tokens = torch.arange(model.cfg.d_vocab, device=model.W_U.device) if tokens is None else tokens
@@ -39,8 +43,8 @@ def readout_directions(
 
 
 def _ov(v: Float[Tensor, "*batch kv_head d_head"], W_O: Float[Tensor, "head d_head d_model"]) -> Tensor:
-    """What each head writes if it attends to these values only, `[*batch head d_model]`."""
-    v = v.repeat_interleave(W_O.shape[0] // v.shape[-2], dim=-2)
+    """Return what each head writes if it attends to these values only, `[*batch head d_model]`."""
+    v = per_query_head(v, W_O.shape[0], dim=-2)
     return einsum(v, W_O.to(v), "... head d_head, head d_head d_model -> ... head d_model")
 
 
@@ -51,7 +55,7 @@ def evidence_matrix(
     targets: Int[Tensor, "target"],
     positions: Int[Tensor, "position"] | None = None,
 ) -> Float[Tensor, "head target source position"]:
-    """First-layer evidence G_h[t, s; j] for every source token s at every position j (default: position 0).
+    """Compute first-layer evidence G_h[t, s; j] for every source token s at every position j (default: position 0).
 
     Under a relative scheme all positions are equal.
 
@@ -80,10 +84,32 @@ def evidence_matrix(
     return torch.stack(per_position, dim=-1)
 
 
-def position_index(evidence: Float[Tensor, "head target source position"]) -> float:
-    """How much evidence depends on position: variance over positions over variance over tokens, summed over heads.
+def relation_evidence(
+    model: HookedModel, world: FactWorld, relation: int, source: Literal["left", "right"]
+) -> list[dict[str, Any]]:
+    """Return first-layer evidence (summed over heads) of every source of a relation's facts for every answer, both in
+    the order of the facts, as rows with `target`, `source` and `evidence`.
 
-    0 when what is stored does not know where it stands.
+    Args:
+        relation: Its token.
+        source: The side of a fact that its sources are on; the answers are on the other.
+    """
+    facts = world.facts[world.facts[:, 1] == relation]
+    sources, targets = (facts[:, 0], facts[:, 2]) if source == "left" else (facts[:, 2], facts[:, 0])
+    evidence = evidence_matrix(model, sources, targets).sum(0)[..., 0]
+    names = world.token_names
+    return [
+        {"target": names[target], "source": names[origin], "evidence": evidence[i, j].item()}
+        for i, target in enumerate(targets.tolist())
+        for j, origin in enumerate(sources.tolist())
+    ]
+
+
+def position_index(evidence: Float[Tensor, "head target source position"]) -> float:
+    """Compute how much evidence depends on position: variance over positions over variance over tokens, summed over
+    heads.
+
+    It is 0 when what is stored does not know where it is.
 
     Source: docs/theory.md, section 2.
     """
@@ -93,12 +119,28 @@ def position_index(evidence: Float[Tensor, "head target source position"]) -> fl
     return float(over_positions / summed.mean(-1).var(correction=0))
 
 
+def as_share(index: float) -> float:
+    """Turn a position index into position's share of the whole variance, 0 to 1."""
+    return index / (1 + index)
+
+
+def position_share(evidence: Float[Tensor, "head target source position"]) -> Contrast[float]:
+    """Return the share of position in the variance of evidence (summed over heads), and its null: the same entries at
+    random places of the table, so that position does as much as token.
+
+    Source: docs/theory.md, section 2.
+    """
+    summed = evidence.sum(0, keepdim=True)
+    shuffled = summed.flatten()[torch.randperm(summed.numel(), generator=torch.Generator().manual_seed(0))]
+    return Contrast(as_share(position_index(summed)), as_share(position_index(shuffled.view_as(summed))))
+
+
 @torch.no_grad()
 def compute_evidence(
     model: HookedModel, queries: Sequence[Query], targets: Int[Tensor, "target"]
 ) -> Float[Tensor, "query layer head target"]:
-    """Evidence that each query's source, where it stands, gives for each target token along the direct path; summed
-    over source tokens.
+    """Compute the evidence that each query's source, where it is, gives for each target token along the direct path;
+    summed over source tokens.
 
     Source: docs/theory.md, section 2.
     """
@@ -121,11 +163,11 @@ def compute_evidence(
 def pair_position_index(
     model: HookedModel, query_pairs: Sequence[QueryPair], targets: Int[Tensor, "target"]
 ) -> Float[Tensor, "layer"]:
-    """The position index over the two places that a query pair compares, per layer: variance of the source's evidence
-    (summed over heads) over where it stands in the forward and in the reverse query, mean over pairs and targets,
+    """Compute the position index over the two places that a query pair compares, per layer: variance of the source's
+    evidence (summed over heads) over where it is in the forward and in the reverse query, mean over pairs and targets,
     over the variance over pairs and targets of the mean of the two.
 
-    0 in the first layer of a relative scheme. In deeper layers it also holds what the changed context does to the
+    It is 0 in the first layer of a relative scheme. In deeper layers it also holds what the changed context does to the
     source's residual, under any scheme but `none`, which cannot see a swap.
 
     Raises:
@@ -145,7 +187,8 @@ def pair_position_index(
 def place_index(
     one: Float[Tensor, "pair layer target"], other: Float[Tensor, "pair layer target"]
 ) -> Float[Tensor, "layer"]:
-    """Variance of evidence over two places, mean over pairs and targets, over its variance over pairs and targets.
+    """Divide the variance of evidence over two places, mean over pairs and targets, by its variance over pairs and
+    targets.
 
     Source: docs/theory.md, section 7.
     """
@@ -168,7 +211,7 @@ class LogitParts:
     """The final norm's scale sigma, which the parts were divided by."""
 
     def total(self) -> Float[Tensor, "query span target"]:
-        """The sum of all parts: the logits."""
+        """Sum all parts: the logits."""
         return self.embedding + self.heads.sum((2, 3, 4)) + self.mlps.sum(2) + self.bias
 
 
@@ -207,7 +250,7 @@ def decompose_logits(model: HookedModel, batch: QueryBatch, targets: Int[Tensor,
 
 @contextmanager
 def _at_readout(model: HookedModel, batch: QueryBatch, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Keep, of every forward pass on `batch` inside, these activations at the readouts, in float32 at least."""
+    """Keep these activations at the readouts of every forward pass on `batch` inside, in float32 at least."""
     kept: dict[str, Tensor] = {}
 
     def keep(name: str) -> tuple[str, Callable]:
@@ -218,7 +261,7 @@ def _at_readout(model: HookedModel, batch: QueryBatch, names: Sequence[str]) -> 
 
 
 def _logit_bias(model: HookedModel, targets: Int[Tensor, "target"]) -> Float[Tensor, "target"]:
-    """What the final norm's and the unembedding's biases add to the logits of `targets`."""
+    """Return what the final norm's and the unembedding's biases add to the logits of `targets`."""
     W_U = precise(model.W_U[:, targets])
     norm_bias, bias = getattr(model.ln_final, "b", None), getattr(model, "b_U", None)
     total = W_U.new_zeros(len(targets)) if norm_bias is None else norm_bias.to(W_U) @ W_U
@@ -227,8 +270,8 @@ def _logit_bias(model: HookedModel, targets: Int[Tensor, "target"]) -> Float[Ten
 
 @torch.no_grad()
 def storage_coupling(model: HookedModel, query_pairs: Sequence[QueryPair]) -> Float[Tensor, "pair layer head"]:
-    """Inner product of the forward and the reverse loss's gradients with respect to the evidence in the source's
-    column, routes frozen: what the value side alone passes from one to the other.
+    """Compute the inner product of the forward and the reverse loss's gradients with respect to the evidence in the
+    source's column, routes frozen: what the value side alone passes from one to the other.
 
     For queries with one answer A and one source it is
 
@@ -254,7 +297,7 @@ def storage_coupling(model: HookedModel, query_pairs: Sequence[QueryPair]) -> Fl
 def _evidence_gradient(
     model: HookedModel, queries: Sequence[Query], columns: Sequence[tuple[int, ...]]
 ) -> Float[Tensor, "query column layer head d_vocab"]:
-    """dL/dG_h[:, s] for the tokens s in `columns`, wherever they stand in the query."""
+    """Compute dL/dG_h[:, s] for the tokens s in `columns`, wherever they are in the query."""
     (batch,) = batches(queries, model.cfg, size=len(queries))
     width = max(map(len, columns))
     padded = torch.tensor([[*column, *[-1] * (width - len(column))] for column in columns], device=batch.tokens.device)
@@ -276,9 +319,9 @@ def _evidence_gradient(
 
 def evidence_scores(
     model: HookedModel, queries: Sequence[Query], candidates: Int[Tensor, "query candidate"]
-) -> tuple[Float[Tensor, "layer"], Float[Tensor, "layer"]]:
-    """How many standard deviations the true answer's evidence (summed over heads, unrouted) lies above the mean of the
-    candidates, mean over queries; and the null, the same of the candidate that follows it: another fact's answer.
+) -> Contrast[Float[Tensor, "layer"]]:
+    """Return how many standard deviations the true answer's evidence (summed over heads, unrouted) lies above the mean
+    of the candidates, mean over queries; null: the same of the candidate that follows it, another fact's answer.
 
     Args:
         queries: Of one answer token each.
@@ -292,4 +335,21 @@ def evidence_scores(
     z = (among - among.mean(-1, keepdim=True)) / among.std(-1, correction=0, keepdim=True)
     true = (candidates == torch.tensor([query.answer for query in queries])).int().argmax(1)
     each = torch.arange(len(queries))
-    return z[each, :, true].mean(0), z[each, :, (true + 1) % candidates.shape[1]].mean(0)
+    return Contrast(z[each, :, true].mean(0), z[each, :, (true + 1) % candidates.shape[1]].mean(0))
+
+
+def margin_and_rank(
+    model: HookedModel, queries: Sequence[Query], candidates: Int[Tensor, "query candidate"]
+) -> tuple[Float[Tensor, "query"], Int[Tensor, "query"]]:
+    """Return how far the true answer's evidence (summed over layers and heads, unrouted) is above that of the strongest
+    other candidate, and its rank among all candidates (1 is best).
+
+    Args:
+        queries: Of one answer token each.
+        candidates: As of :func:`evidence_scores`.
+    """
+    targets, column = candidates.unique(return_inverse=True)
+    among = compute_evidence(model, queries, targets).sum((1, 2)).gather(1, column)
+    is_true = candidates == torch.tensor([query.answer for query in queries])
+    true, others = among[is_true], among.masked_fill(is_true, float("-inf"))
+    return true - others.amax(1), 1 + (others >= true[:, None]).sum(1)

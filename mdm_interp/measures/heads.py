@@ -16,13 +16,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mdm_interp.data.queries import Query, QueryPair, batches, require_shared
+from mdm_interp.data.worlds import FactWorld
 from mdm_interp.errors import UserError
 from mdm_interp.measures.evidence import compute_evidence, decompose_logits
 from mdm_interp.measures.routes import compute_routes
 from mdm_interp.models.bridge import hooked
 from mdm_interp.models.protocol import HookedModel
 from mdm_interp.stats.correlations import correlate
-from mdm_interp.stats.estimates import LEVEL
+from mdm_interp.stats.estimates import LEVEL, Contrast
 
 N_EXCHANGES = 200
 """Random exchanges of forward and reverse contributions that a null is made of."""
@@ -35,7 +36,7 @@ class Contributions:
     forward: Float[Tensor, "pair layer head"]
     reverse: Float[Tensor, "pair layer head"]
     asks_left: Bool[Tensor, "pair"]
-    """Whether the answer is the left entity of its fact: the forward query's source then stands right of its mask."""
+    """Whether the answer is the left entity of its fact: the forward query's source is then right of its mask."""
 
     def means(self) -> tuple[Float[Tensor, "side layer head"], Float[Tensor, "side layer head"]]:
         """Return the mean forward and the mean reverse contribution to left and to right answers, in this order; NaN
@@ -80,17 +81,21 @@ def compute_contributions(
 @dataclass(frozen=True)
 class Specialisation:
     """How far heads serve one side only, 0 (both alike) to 1 (one only), beside what it would be if sides had no
-    effect: the contributions of each pair's two queries exchanged at random, for all heads at once."""
+    effect: the contributions of each pair's two queries exchanged at random, for all heads at once. Nulls have an axis
+    of draws in front."""
 
-    head: Float[Tensor, "layer head"]
-    head_null: Float[Tensor, "draw layer head"]
-    model: Float[Tensor, ""]
+    head: Contrast[Float[Tensor, "*draw layer head"]]
+    model: Contrast[Float[Tensor, "*draw"]]
     """Of all heads together."""
-    model_null: Float[Tensor, "draw"]
 
     def side_specific(self) -> Bool[Tensor, "layer head"]:
         """Tell which heads are more one-sided than 95 % of their null."""
-        return self.head > self.head_null.nanquantile(LEVEL, dim=0)
+        return self.head.effect > _exceeded(self.head.null)
+
+
+def _exceeded(null: Float[Tensor, "draw *place"]) -> Float[Tensor, "*place"]:
+    """Return what 95 % of a null stay below."""
+    return null.nanquantile(LEVEL, dim=0)
 
 
 def specialisation(contributions: Contributions, seed: int = 0) -> Specialisation:
@@ -99,7 +104,7 @@ def specialisation(contributions: Contributions, seed: int = 0) -> Specialisatio
 
         sum_a |F_a - R_a| / sum_a (|F_a| + |R_a|),
 
-    for the whole model with both sums over heads too. NaN for a head that contributes nothing.
+    for the whole model with both sums over heads too. It is NaN for a head that contributes nothing.
 
     Source: docs/theory.md, section 12.
     """
@@ -114,7 +119,7 @@ def specialisation(contributions: Contributions, seed: int = 0) -> Specialisatio
         # |F| + |R| is the larger of |F + R| and |F - R|, and exchanging leaves F + R as it is.
         below = below + torch.maximum(difference, together[asked].sum(0).abs()) / asked.sum()
     head, model = above / below, above.sum((1, 2)) / below.sum((1, 2))
-    return Specialisation(head[0], head[1:], model[0], model[1:])
+    return Specialisation(Contrast(head[0], head[1:]), Contrast(model[0], model[1:]))
 
 
 @dataclass(frozen=True)
@@ -140,7 +145,7 @@ class Reading:
 def compute_reading(model: HookedModel, query_pairs: Sequence[QueryPair], others: Int[Tensor, "pair other"]) -> Reading:
     """Measure what each head attends to from either side, what evidence it holds for the answers of either side, and
     whether the second follows the first. Evidence is unrouted, for the answer less the mean of `others`, where the
-    source stands in the forward query.
+    source is in the forward query.
 
     Raises:
         UserError: there are no pairs, their queries do not share answer and source (an ARM's), or an answer has
@@ -167,6 +172,60 @@ def compute_reading(model: HookedModel, query_pairs: Sequence[QueryPair], others
     )
 
 
+def compare_heads(
+    model: HookedModel, query_pairs: Sequence[QueryPair], world: FactWorld
+) -> tuple[dict[str, Float[Tensor, "layer head"]], dict[str, Float[Tensor, ""]]]:
+    """Measure all of this for each head, by name, and for the whole model, and count the side-specific heads.
+
+    `index`, with the mean of its null and what 95 % of that stay below (`…_null`, `…_null_high`), is of contributions
+    within the answer's role, `rival_index` of those against the source's other partner; `specific` is 1 for a
+    side-specific head. Contributions (`forward_left`, `reverse_rival`, …) and evidence are means over pairs, in logits.
+    `left` and `right` are the answer's side in its fact, except in `attention_…`, where they are the source's side of
+    the readout.
+
+    Args:
+        query_pairs: Of `world`, a relation_cycle (:meth:`~mdm_interp.data.worlds.FactWorld.rivals`).
+
+    Raises:
+        UserError: as in :func:`compute_contributions`.
+
+    Source: docs/theory.md, section 12.
+    """
+    candidates = world.candidates([pair.forward for pair in query_pairs])
+    rivals = world.rivals([pair.reverse for pair in query_pairs])
+    role, rival = (compute_contributions(model, query_pairs, others) for others in (candidates, rivals))
+    reading = compute_reading(model, query_pairs, candidates)
+    of_role, of_rival = specialisation(role), specialisation(rival)
+    heads = {
+        "specific": of_role.side_specific().double(),
+        **{
+            f"{query}_{side}": mean
+            for query, means in zip(("forward", "reverse"), role.means(), strict=True)
+            for side, mean in zip(("left", "right"), means, strict=True)
+        },
+        **dict(zip(("forward_share", "reverse_share"), role.shares(), strict=True)),
+        **{"forward_rival": rival.forward.mean(0), "reverse_rival": rival.reverse.mean(0)},
+        **{"attention_right": reading.right, "attention_left": reading.left},
+        **{"evidence_left": reading.left_evidence, "evidence_right": reading.right_evidence},
+        **_indices(of_role.head, of_rival.head),
+        "follows": reading.follows,
+    }
+    whole = {**_indices(of_role.model, of_rival.model), "follows": reading.model_follows}
+    return heads, {**whole, "specific_heads": heads["specific"].sum()}
+
+
+def _indices(
+    role: Contrast[Float[Tensor, "..."]], rival: Contrast[Float[Tensor, "..."]]
+) -> dict[str, Float[Tensor, "*place"]]:
+    return {
+        "index": role.effect,
+        "index_null": role.null.nanmean(0),
+        "index_null_high": _exceeded(role.null),
+        "rival_index": rival.effect,
+        "rival_index_null": rival.null.nanmean(0),
+    }
+
+
 def _asks_left(query_pairs: Sequence[QueryPair]) -> Bool[Tensor, "pair"]:
     return torch.tensor([pair.side == "left" for pair in query_pairs])
 
@@ -174,8 +233,8 @@ def _asks_left(query_pairs: Sequence[QueryPair]) -> Bool[Tensor, "pair"]:
 def _contrast(
     query_pairs: Sequence[QueryPair], others: Int[Tensor, "pair other"]
 ) -> tuple[Int[Tensor, "token"], Float[Tensor, "pair token"]]:
-    """The tokens that answers are compared with, and the weights that take each pair's answer less the mean of its
-    others."""
+    """Return the tokens that answers are compared with, and the weights that take each pair's answer less the mean of
+    its others."""
     require_shared(query_pairs, "what a head brings to both queries")
     longest = max(len(pair.forward.answer) for pair in query_pairs)
     if longest > 1:

@@ -1,7 +1,7 @@
 """Parity: what of a route is the same to both sides and what tells left from right, and how far learning the one side's
 route moves the other's.
 
-Sign: a positive odd part means that the source draws more attention when it stands to the right of the readout.
+Sign: a positive odd part means that the source draws more attention when it is to the right of the readout.
 Formulas: docs/theory.md, sections 3, 4 and 7.
 """
 
@@ -18,9 +18,10 @@ from torch import Tensor
 from mdm_interp.data.queries import Query, QueryPair, batches, require_shared
 from mdm_interp.errors import UserError
 from mdm_interp.measures.rope import compute_content, energy_shares, plane_products, require_rope
-from mdm_interp.measures.routes import compute_routes
+from mdm_interp.measures.routes import compute_routes, other_facts
 from mdm_interp.models.bridge import hooked
 from mdm_interp.models.protocol import HookedModel
+from mdm_interp.stats.estimates import Contrast
 
 
 @dataclass(frozen=True)
@@ -33,28 +34,28 @@ class Parity:
     """Positive when the source draws more attention from the right of the readout."""
 
     def selectivity(self) -> Float[Tensor, "layer head *plane"]:
-        """Share of the odd part in the energy (mean square over pairs), 0 to 1: 0 when sides do not matter, 1 when the
-        two scores are opposite. NaN where all scores are 0."""
+        """Compute the share of the odd part in the energy (mean square over pairs), 0 to 1: 0 when sides do not matter,
+        1 when the two scores are opposite. It is NaN where all scores are 0."""
         even, odd = self.even.pow(2).mean(0), self.odd.pow(2).mean(0)
         return odd / (even + odd)
 
 
 def score_parity(model: HookedModel, query_pairs: Sequence[QueryPair]) -> Parity:
-    """Parity by evaluation, under any position scheme and in any layer: from the scores of each pair's two queries, the
-    one whose source stands right and the one whose source stands left.
+    """Compute parity by evaluation, under any position scheme and in any layer: from the scores of each pair's two
+    queries, the one whose source is on the right and the one whose source is on the left.
 
     Whatever makes the two differ counts as odd: in the first layer of a relative scheme that is the offset alone, in an
     absolute scheme also the places themselves, in deeper layers also what earlier ones made of the changed context.
 
     Raises:
         UserError: there are no pairs, their queries do not share answer and source (an ARM's), or a pair's source
-            stands on one side in both.
+            is on one side in both.
 
     Source: docs/theory.md, section 3.
     """
     require_shared(query_pairs, "score parity")
     if any(pair.forward.offset * pair.reverse.offset > 0 for pair in query_pairs):
-        raise UserError("query_pairs: a source stands on one side in both queries of a pair; swap the sides in one")
+        raise UserError("query_pairs: a source is on one side in both queries of a pair; swap the sides in one")
     model = hooked(model)
     forward = compute_routes(model, [pair.forward for pair in query_pairs]).scores
     reverse = compute_routes(model, [pair.reverse for pair in query_pairs]).scores
@@ -63,8 +64,28 @@ def score_parity(model: HookedModel, query_pairs: Sequence[QueryPair]) -> Parity
     return Parity(even=(forward + reverse) / 2, odd=difference / 2)
 
 
+def direction_selectivity(parity: Parity, query_pairs: Sequence[QueryPair]) -> Contrast[Float[Tensor, "layer head"]]:
+    """Return a parity's selectivity, and its null: selectivity when one fact's score with the source on the right meets
+    another fact's score with the source on the left, mean over all rotations.
+
+    Where sides share nothing but what all facts share, the null is the measured one; it lies above where a source draws
+    attention from both sides alike.
+
+    Args:
+        query_pairs: Those of the parity: one context per fact, and of each side two facts or more.
+
+    Raises:
+        UserError: a side has one fact only.
+
+    Source: docs/theory.md, section 7.
+    """
+    right, left = parity.even + parity.odd, parity.even - parity.odd
+    mispaired = [Parity((right + left[other]) / 2, (right - left[other]) / 2) for other in other_facts(query_pairs)]
+    return Contrast(parity.selectivity(), torch.stack([pairs.selectivity() for pairs in mispaired]).mean(0))
+
+
 def _distances(model: HookedModel, query_pairs: Sequence[QueryPair]) -> Float[Tensor, "pair"]:
-    """Positions from readout to source, the same in both queries of a pair, for which closed forms hold.
+    """Return the positions from readout to source, the same in both queries of a pair, for which closed forms hold.
 
     Raises:
         UserError: a span has several tokens, or the two sources do not mirror each other about the readout.
@@ -86,7 +107,7 @@ def _distances(model: HookedModel, query_pairs: Sequence[QueryPair]) -> Float[Te
 
 
 def rope_parity(model: HookedModel, query_pairs: Sequence[QueryPair]) -> Parity:
-    """Parity per plane in closed form, from the forward query's content and the distance alone:
+    """Compute parity per plane in closed form, from the forward query's content and the distance alone:
 
         even  a_p cos(phi_p) cos(delta theta_p) / sqrt(d_head),  odd  -a_p sin(phi_p) sin(delta theta_p) / sqrt(d_head).
 
@@ -113,8 +134,8 @@ def rope_parity(model: HookedModel, query_pairs: Sequence[QueryPair]) -> Parity:
 
 
 def plane_spectrum(model: HookedModel, query_pairs: Sequence[QueryPair]) -> Float[Tensor, "layer head plane"]:
-    """Each rotating plane's share of the energy with which scores vary over the forward queries, E|z_p - E z_p|^2;
-    1 over the number of planes for isotropic content, NaN where nothing varies.
+    """Compute each rotating plane's share of the energy E|z_p - E z_p|^2 with which scores vary over the forward
+    queries: 1 over the number of planes for isotropic content, NaN where nothing varies.
 
     Raises:
         UserError: the model has no RoPE, or there are no pairs.
@@ -128,15 +149,53 @@ def plane_spectrum(model: HookedModel, query_pairs: Sequence[QueryPair]) -> Floa
     return energy_shares(plane_products(content, rope).to(torch.complex128))
 
 
+@dataclass(frozen=True)
+class PlaneEnergy:
+    """Energy of the first layer's scores in each rotating plane, mean over heads."""
+
+    wavelength: Float[Tensor, "plane"]
+    """Positions after which the plane has turned once."""
+    energy_share: Float[Tensor, "plane"]
+    """The plane's share in how scores vary over queries (:func:`plane_spectrum`)."""
+    odd_energy: Float[Tensor, "plane"]
+    """Mean square of the odd part."""
+    odd_uniform: Float[Tensor, "plane"]
+    """What that would be for products of the same size with uniformly distributed phases."""
+
+
+def plane_energy(model: HookedModel, query_pairs: Sequence[QueryPair]) -> PlaneEnergy:
+    """Compute each plane's energy, and how much of it tells left from right. If the phases of the products z_p were
+    uniformly distributed, the odd part's mean square would be the mean of
+
+        |z_p|^2 sin^2(delta theta_p) / (2 d_head).
+
+    Raises:
+        UserError: as in :func:`rope_parity`.
+
+    Source: docs/theory.md, sections 3 and 4.
+    """
+    rope = require_rope(model)
+    odd = rope_parity(model, query_pairs).odd[:, 0, :, : len(rope.theta)].pow(2).mean((0, 1))
+    content = compute_content(model, [pair.forward for pair in query_pairs])
+    z = plane_products(content, rope)[:, 0].to(torch.complex128)
+    turned = (_distances(model, query_pairs)[:, None] * rope.theta).sin().pow(2)[:, None]
+    return PlaneEnergy(
+        wavelength=2 * torch.pi / rope.theta,
+        energy_share=plane_spectrum(model, query_pairs)[0].mean(0),
+        odd_energy=odd,
+        odd_uniform=(z.abs().pow(2) * turned / 2 / rope.cfg.head_dim).mean((0, 1)),
+    )
+
+
 def route_coupling(model: HookedModel, query_pairs: Sequence[QueryPair]) -> Float[Tensor, "pair layer head"]:
-    """Inner product of the gradients of s(+delta) and s(-delta) with respect to (W_Q, W_K) of one head, the attention's
-    normalised inputs x held fixed. With equal content in both queries it is
+    """Compute the inner product of the gradients of s(+delta) and s(-delta) with respect to (W_Q, W_K) of one head, the
+    attention's normalised inputs x held fixed. With equal content in both queries it is
 
         [|x_i|^2 sum_p |k_p|^2 cos(2 delta theta_p) + |x_j|^2 sum_p |q_p|^2 cos(2 delta theta_p)] / d_head,
 
-    where dimensions that do not rotate (all of them outside RoPE) have theta 0. Positive: raising the score on one side
-    raises it on the other. Where content differs (absolute schemes, deeper layers), each square is the inner product of
-    the two queries' own.
+    where dimensions that do not rotate (all of them outside RoPE) have theta 0. Where it is positive, raising the score
+    on one side raises it on the other. Where content differs (absolute schemes, deeper layers), each square is the
+    inner product of the two queries' own.
 
     Raises:
         UserError: there are no pairs or none shared, a span has several tokens, the sources do not mirror each other
@@ -164,7 +223,7 @@ def _turned_product(
     y: Float[Tensor, "pair layer head d_head"],
     turn: Float[Tensor, "pair"],
 ) -> Float[Tensor, "pair layer head"]:
-    """Inner product of `x` with `y` rotated by as many positions as `turn` says."""
+    """Compute the inner product of `x` with `y` rotated by as many positions as `turn` says."""
     x, y = x.double(), y.double()
     if not model.pos_embed.answers("rotate"):
         return (x * y).sum(-1)
@@ -178,8 +237,8 @@ def _turned_product(
 def _attention_inputs(
     model: HookedModel, queries: Sequence[Query]
 ) -> tuple[Float[Tensor, "query layer d_model"], Float[Tensor, "query layer d_model"]]:
-    """What the attention of every layer reads at each query's readout and at its source, gain and bias of the norm
-    included; one-token spans."""
+    """Return what the attention of every layer reads at each query's readout and at its source, gain and bias of the
+    norm included; one-token spans."""
     names = [f"blocks.{layer}.hook_resid_pre" for layer in range(model.cfg.n_layers)]
     readout, source = [], []
     for batch in batches(queries, model.cfg):

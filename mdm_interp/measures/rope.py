@@ -17,6 +17,7 @@ from mdm_interp.data.queries import Query, QueryPair, batches
 from mdm_interp.errors import UserError
 from mdm_interp.measures.routes import readout_weights
 from mdm_interp.models.bridge import hooked
+from mdm_interp.models.layers import per_query_head
 from mdm_interp.models.positions import Rope
 from mdm_interp.models.protocol import HookedModel
 from mdm_interp.stats.correlations import correlate
@@ -53,7 +54,7 @@ class Content:
 
 @torch.no_grad()
 def compute_content(model: HookedModel, queries: Sequence[Query]) -> Content:
-    """Queries at the readout and keys at the source of every query."""
+    """Compute the queries at the readout and the keys at the source of every query."""
     model = hooked(model)
     cfg: ModelConfig = model.cfg
     kept: dict[str, list[Tensor]] = {"q": [], "k": []}
@@ -63,7 +64,7 @@ def compute_content(model: HookedModel, queries: Sequence[Query]) -> Content:
         def reduce(x: Tensor, hook: HookPoint, into: dict, layer: int, weights: Tensor) -> None:
             x = x.to(torch.promote_types(x.dtype, torch.float32))
             x = einsum(x, weights.to(x), "query pos head d_head, query pos -> query head d_head")
-            into[layer] = x.repeat_interleave(cfg.n_heads // x.shape[1], dim=1).cpu()
+            into[layer] = per_query_head(x, cfg.n_heads, dim=1).cpu()
 
         weights = {"q": readout_weights(batch, torch.float64), "k": batch.source}
         hooks = [
@@ -81,7 +82,7 @@ def compute_content(model: HookedModel, queries: Sequence[Query]) -> Content:
 
 
 def plane_products(content: Content, rope: Rope) -> Tensor:
-    """conj(q_p) k_p per rotating plane, complex `[query layer head plane]`.
+    """Compute conj(q_p) k_p per rotating plane, complex `[query layer head plane]`.
 
     The score at offset delta is the real part of their sum turned by `exp(i delta theta_p)`, over sqrt(d_head).
     """
@@ -91,7 +92,7 @@ def plane_products(content: Content, rope: Rope) -> Tensor:
 def score_at_offset(
     products: Tensor, rope: Rope, offset: Float[Tensor, "offset"]
 ) -> Float[Tensor, "offset query layer head"]:
-    """Scores for fixed content with the source `offset` positions to the right (negative: left) of the readout.
+    """Compute scores for fixed content with the source `offset` positions to the right (negative: left) of the readout.
 
     Planes that do not rotate are left out: they add the same to every offset.
 
@@ -106,8 +107,8 @@ def score_at_offset(
 def isotropic_correlation(
     theta: Float[Tensor, "plane"], distance: Float[Tensor, "distance"]
 ) -> Float[Tensor, "distance"]:
-    """Predicted correlation of s(distance) and s(-distance) when every plane carries the same energy:
-    the mean over planes of cos(2 distance theta_p).
+    """Predict the correlation of s(distance) and s(-distance) when every plane carries the same energy: the mean over
+    planes of cos(2 distance theta_p).
 
     Source: docs/theory.md, section 4.
     """
@@ -115,8 +116,8 @@ def isotropic_correlation(
 
 
 def energy_shares(products: Tensor) -> Float[Tensor, "layer head plane"]:
-    """Each plane's share of the energy, the variance over queries of its product conj(q_p) k_p: what all queries share
-    shifts every score alike and drops out of a correlation. NaN where nothing varies.
+    """Compute each plane's share of the energy, the variance over queries of its product conj(q_p) k_p: what all
+    queries share shifts every score alike and drops out of a correlation. It is NaN where nothing varies.
 
     Source: docs/theory.md, section 4.
     """
@@ -127,7 +128,7 @@ def energy_shares(products: Tensor) -> Float[Tensor, "layer head plane"]:
 def spectrum_correlation(
     products: Tensor, theta: Float[Tensor, "plane"], distance: Float[Tensor, "distance"]
 ) -> Float[Tensor, "distance layer head"]:
-    """The same prediction with each plane weighted by the energy it was measured to carry, per layer and head.
+    """Make the same prediction with each plane weighted by the energy it was measured to carry, per layer and head.
 
     Source: docs/theory.md, section 4.
     """
@@ -152,7 +153,7 @@ class DistanceCorrelation:
 def distance_correlation(
     model: HookedModel, query_pairs: Sequence[QueryPair], distance: Float[Tensor, "distance"]
 ) -> DistanceCorrelation:
-    """How alike routes to both sides are at each distance: measured, and by the two predictions.
+    """Measure how alike routes to both sides are at each distance, and predict it in two ways.
 
     Raises:
         UserError: the model has no RoPE, or there are no pairs.

@@ -20,6 +20,7 @@ from mdm_interp.measures.capture import LayerView, capture
 from mdm_interp.models.bridge import hooked
 from mdm_interp.models.protocol import HookedModel
 from mdm_interp.stats.correlations import correlate
+from mdm_interp.stats.estimates import Contrast
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Routes:
 
 
 def readout_weights(batch: QueryBatch, dtype: torch.dtype) -> Float[Tensor, "query pos"]:
-    """Weights that average over each query's readout positions."""
+    """Return the weights that average over each query's readout positions."""
     weights = torch.zeros(batch.tokens.shape, dtype=dtype, device=batch.tokens.device)
     share = (batch.answered / batch.answered.sum(1, keepdim=True)).to(dtype)
     return weights.scatter_add(1, batch.readout, share)
@@ -44,7 +45,7 @@ def readout_weights(batch: QueryBatch, dtype: torch.dtype) -> Float[Tensor, "que
 
 @torch.no_grad()
 def compute_routes(model: HookedModel, queries: Sequence[Query]) -> Routes:
-    """Scores and attention from every query's readout to its source.
+    """Compute the scores and attention from every query's readout to its source.
 
     Only the reduced numbers are kept, so memory does not grow with the square of the length.
 
@@ -75,37 +76,37 @@ def compute_routes(model: HookedModel, queries: Sequence[Query]) -> Routes:
 
 
 def _readable(scores: Float[Tensor, "*rows key_pos"]) -> Bool[Tensor, "*rows key_pos"]:
-    """Which keys a row of attention may read."""
+    """Tell which keys a row of attention may read."""
     return scores > torch.finfo(scores.dtype).min / 2
 
 
 def _masked_mean(scores: Float[Tensor, "*rows key_pos"], keys: Bool[Tensor, "*rows key_pos"]) -> Float[Tensor, "*rows"]:
-    """Mean over these keys; NaN where there are none."""
+    """Take the mean over these keys; NaN where there are none."""
     return scores.masked_fill(~keys, 0).sum(-1) / keys.sum(-1)
 
 
-def score_correlation(model: HookedModel, query_pairs: Sequence[QueryPair]) -> Float[Tensor, "layer head"]:
-    """Correlate over pairs the raw forward score at the source with the raw reverse score, per layer and head.
+def score_correlation(model: HookedModel, query_pairs: Sequence[QueryPair]) -> Contrast[Float[Tensor, "layer head"]]:
+    """Correlate over pairs the raw forward score at the source with the raw reverse score, per layer and head; null:
+    with the reverse scores of other facts that are asked for the same side, mean over all rotations of the facts.
 
     1 means that what sets one source apart from another does so from either side; 0 that the sides are unrelated. It
     says nothing of how sources differ from other tokens, and changes with what no softmax sees
     (:func:`route_correlation` does not).
 
+    Args:
+        query_pairs: Of each side two facts or more.
+
     Raises:
-        UserError: there are no pairs, or their queries do not share answer and source (an ARM's).
+        UserError: there are too few pairs, or their queries do not share answer and source (an ARM's).
 
     Source: docs/theory.md, section 3.
     """
     require_shared(query_pairs, "score correlation")
-    forward, reverse = _both_scores(hooked(model), query_pairs)
-    return correlate(forward, reverse)
-
-
-def _both_scores(
-    model: HookedModel, query_pairs: Sequence[QueryPair]
-) -> tuple[Float[Tensor, "pair layer head"], Float[Tensor, "pair layer head"]]:
+    model = hooked(model)
     forward = compute_routes(model, [pair.forward for pair in query_pairs]).scores
-    return forward, compute_routes(model, [pair.reverse for pair in query_pairs]).scores
+    reverse = compute_routes(model, [pair.reverse for pair in query_pairs]).scores
+    nulls = [correlate(forward, reverse[other]) for other in other_facts(query_pairs)]
+    return Contrast(correlate(forward, reverse), torch.stack(nulls).nanmean(0))
 
 
 def route_correlation(model: HookedModel, query_pairs: Sequence[QueryPair]) -> Float[Tensor, "layer head"]:
@@ -114,7 +115,7 @@ def route_correlation(model: HookedModel, query_pairs: Sequence[QueryPair]) -> F
     Every key that a readout may read counts: source, relation, filler and the mask itself. The reverse row is mirrored
     about the fact, so that each token meets itself, and each row's mean is subtracted, which no softmax sees. 1 means
     that attention prefers the same tokens from either side; 0 is what keys dealt at random give; -1 that it prefers
-    from one side what it avoids from the other. NaN where a head prefers nothing.
+    from one side what it avoids from the other. It is NaN where a head prefers nothing.
 
     Raises:
         UserError: there are no pairs, their queries do not share answer and source (an ARM's), or are not mirror
@@ -137,7 +138,8 @@ def route_correlation(model: HookedModel, query_pairs: Sequence[QueryPair]) -> F
 
 @torch.no_grad()
 def _centred_rows(model: HookedModel, queries: Sequence[Query]) -> Float[Tensor, "query layer head key_pos"]:
-    """Scores from the readout to every key less their mean over the keys it may read, in float64; 0 at the others."""
+    """Return the scores from the readout to every key less their mean over the keys it may read, in float64; 0 at the
+    others."""
 
     def centred(view: LayerView) -> Float[Tensor, "query head key_pos"]:
         scores, readable = view.scores.double(), _readable(view.scores)
@@ -156,38 +158,28 @@ def _centred_rows(model: HookedModel, queries: Sequence[Query]) -> Float[Tensor,
 def other_facts(query_pairs: Sequence[QueryPair]) -> Iterator[Int[Tensor, "pair"]]:
     """Give, in every rotation of the facts but the first, another fact's pair that is asked for the same side.
 
-    A pair whose side has fewer facts meets them several times, its own never.
+    A pair whose side has fewer facts meets them several times, its own never. Of facts that are asked in several
+    contexts, each context meets its own.
 
     Args:
-        query_pairs: One context per fact, and of each side two facts or more.
+        query_pairs: Of each side two facts or more.
 
     Raises:
         UserError: a side has one fact only.
     """
-    sides = {side: [i for i, pair in enumerate(query_pairs) if pair.side == side] for side in ("left", "right")}
-    asked = {side: torch.tensor(members) for side, members in sides.items() if members}
-    for side, members in asked.items():
-        if len(members) < 2:
+    asked: dict[str, dict[int, list[int]]] = {}
+    for i, pair in enumerate(query_pairs):
+        asked.setdefault(pair.side, {}).setdefault(pair.fact, []).append(i)
+    for side, facts in asked.items():
+        if len(facts) < 2:
             raise UserError(
                 f"query_pairs: one fact is asked for its {side} entity, and a null takes others; give two or more"
             )
     for shift in range(1, max(map(len, asked.values()), default=1)):
         other = torch.arange(len(query_pairs))
-        for members in asked.values():
-            other[members] = members.roll(1 + (shift - 1) % (len(members) - 1))
+        for facts in asked.values():
+            contexts = list(facts.values())
+            step = 1 + (shift - 1) % (len(contexts) - 1)
+            for own, met in zip(contexts, contexts[-step:] + contexts[:-step], strict=True):
+                other[own] = torch.tensor(met)[torch.arange(len(own)) % len(met)]
         yield other
-
-
-def score_correlation_null(model: HookedModel, query_pairs: Sequence[QueryPair]) -> Float[Tensor, "layer head"]:
-    """Return what :func:`score_correlation` would be if a fact did not matter: the correlation of forward scores with
-    the reverse scores of other facts that are asked for the same side, mean over all rotations of the facts.
-
-    Args:
-        query_pairs: One context per fact, and of each side two facts or more.
-
-    Raises:
-        UserError: there are too few pairs, or their queries do not share answer and source (an ARM's).
-    """
-    require_shared(query_pairs, "score correlation")
-    forward, reverse = _both_scores(hooked(model), query_pairs)
-    return torch.stack([correlate(forward, reverse[other]) for other in other_facts(query_pairs)]).nanmean(0)

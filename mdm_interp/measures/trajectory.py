@@ -1,12 +1,16 @@
 """What a model does at the answer while the sentence around it is denoised.
 
-watched = denoise_answers(model, queries)        # queries with any tokens masked besides the answer
-watched.route                                    # [query stage layer]
+    queries = [source_only(pair.reverse, model.cfg) for pair in pairs]
+    watched = denoise_answers(model, queries, stages=5)       # queries with any tokens masked besides the answer
+    watched.route                                             # [query stage layer]
+
+The null is the same sentences with another fact's source (:func:`other_sources`, :func:`with_source`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -16,12 +20,55 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mdm_interp.config import ModelConfig
-from mdm_interp.data.queries import Query, QueryBatch, answer_positions, batches
+from mdm_interp.data.queries import Query, QueryBatch, QueryPair, answer_positions, batches
 from mdm_interp.inference.denoising import Trajectory, denoise
 from mdm_interp.measures.capture import LayerView, capture
 from mdm_interp.measures.evidence import readout_directions
 from mdm_interp.models.bridge import hooked
+from mdm_interp.models.layers import per_query_head
 from mdm_interp.models.protocol import HookedModel
+from mdm_interp.stats.resampling import FactSample
+
+ENDINGS = ("correct", "probability", "filled_at")
+"""What is known of each answer once it is filled."""
+
+
+def source_only(query: Query, cfg: ModelConfig, special: Collection[int] = ()) -> Query:
+    """Return the query with everything masked but its source, special tokens and, in a shifted model, position 0, which
+    has no prediction.
+
+    Args:
+        special: The tokenizer's special tokens.
+    """
+    mask = query.tokens[query.answer_span[0]]
+    given = {*range(*query.source_span), *range(-(cfg.readout_shift or 0))}
+    tokens = [token if at in given or token in special else mask for at, token in enumerate(query.tokens)]
+    return replace(query, tokens=tuple(tokens))
+
+
+def with_source(query: Query, source: tuple[int, ...]) -> Query:
+    """Return the query with another source, of any length."""
+    (start, stop), (first, last) = query.answer_span, query.source_span
+    tokens = (*query.tokens[:first], *source, *query.tokens[last:])
+    moved = len(source) - (last - first) if start >= last else 0
+    return Query(tokens, query.answer, (start + moved, stop + moved), (first, first + len(source)))
+
+
+def other_sources(query_pairs: Sequence[QueryPair], n_ctx: int) -> list[tuple[int, ...] | None]:
+    """Choose for every pair the source of a fact that is asked for the same side and shares no name with it, directly
+    or through other facts; None where there is none, or none that the context holds."""
+    chooser, clusters = random.Random(0), FactSample.of(query_pairs).clusters.tolist()
+    known = dict.fromkeys(
+        (pair.side, cluster, pair.forward.source) for pair, cluster in zip(query_pairs, clusters, strict=True)
+    )
+    chosen = []
+    for pair, own in zip(query_pairs, clusters, strict=True):
+        room = n_ctx - max(len(pair.forward.tokens), len(pair.reverse.tokens)) + len(pair.forward.source)
+        others = [
+            source for side, cluster, source in known if side == pair.side and cluster != own and len(source) <= room
+        ]
+        chosen.append(chooser.choice(others) if others else None)
+    return chosen
 
 
 @dataclass(frozen=True)
@@ -40,6 +87,18 @@ class Denoised:
     """Of the true tokens, just before their places were filled, mean over them."""
     correct: Float[Tensor, "query"]
     """Share of the answer's places that were filled with the true tokens."""
+
+    @property
+    def columns(self) -> dict[tuple[str, int | None, int | None], Float[Tensor, "query"]]:
+        """Every value by measure, stage and layer. Without a layer it is that of all layers together, the mean of the
+        routes and the sum of the evidence; endings have no stage either."""
+        found: dict[tuple[str, int | None, int | None], Tensor] = {}
+        for name, together in (("route", torch.mean), ("evidence", torch.sum)):
+            values = getattr(self, name).double()
+            for stage in range(values.shape[1]):
+                found[name, stage, None] = together(values[:, stage], dim=-1)
+                found |= {(name, stage, layer): values[:, stage, layer] for layer in range(values.shape[2])}
+        return found | {(name, None, None): getattr(self, name) for name in ENDINGS}
 
 
 @dataclass
@@ -68,7 +127,7 @@ class _Watched:
             route = (routed * masked).sum(1) / masked.sum(1)  # NaN once nothing is masked
             W_O = self.model.blocks[view.layer].attn.W_O.to(self.toward)
             v = einsum(view.v, batch.source.to(view.v), "query pos kv_head d, query pos -> query kv_head d")
-            v = v.to(self.toward).repeat_interleave(W_O.shape[0] // v.shape[1], dim=1)
+            v = per_query_head(v.to(self.toward), W_O.shape[0], dim=1)
             written = einsum(self.toward, W_O, "query d_model, head d d_model -> query head d")
             evidence = (v * written).sum((1, 2)).masked_fill(~masked.any(1), torch.nan)
             return torch.stack([route.to(evidence), evidence])

@@ -12,15 +12,14 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from einops import einsum
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from mdm_interp.config import ModelConfig
 from mdm_interp.errors import UserError
-from mdm_interp.models.layers import precise
-from mdm_interp.models.positions import SCHEMES, PositionScheme
+from mdm_interp.models.layers import attention_scores, per_query_head, precise
+from mdm_interp.models.positions import POSITION_SCHEMES, PositionScheme
 from mdm_interp.models.transformer import check_token_ids, read_mask
 
 _SCHEMES = {"rotary": "rope", "standard": "learned", "alibi": "alibi", "none": "none"}
@@ -45,7 +44,7 @@ _WEIGHTS = {
 
 
 def hooked(model: Any) -> Any:
-    """The model itself if its config is ours, or a bridge as :class:`BridgedTransformer`.
+    """Return the model itself if its config is ours, or a bridge as :class:`BridgedTransformer`.
 
     Raises:
         UserError: it is neither.
@@ -89,7 +88,9 @@ class BridgedTransformer:
             UserError: the first layer's attention is not what this scheme gives; its rotary embedding may be scaled.
         """
         for adjacent in (self.cfg.rotary_adjacent_pairs, not self.cfg.rotary_adjacent_pairs):
-            scheme = SCHEMES[self.cfg.position](self.cfg.model_copy(update={"rotary_adjacent_pairs": adjacent}))
+            scheme = POSITION_SCHEMES[self.cfg.position](
+                self.cfg.model_copy(update={"rotary_adjacent_pairs": adjacent})
+            )
             if not scheme.relative:
                 scheme.W_pos = nn.Parameter(self.bridge.W_pos.detach())
             if self._attends_by(scheme):
@@ -101,22 +102,19 @@ class BridgedTransformer:
 
     @torch.no_grad()
     def _attends_by(self, scheme: PositionScheme) -> bool:
-        """Whether the first layer's pattern follows from its queries and keys under a scheme."""
+        """Tell whether the first layer's pattern follows from its queries and keys under a scheme."""
         tokens = torch.arange(min(16, self.cfg.d_vocab, self.cfg.n_ctx), device=self.cfg.device)[None]
         _, cache = self.run_with_cache(tokens)
         positions = torch.arange(tokens.shape[1], device=tokens.device)
-        q, k = (scheme.rotate(cache[f"blocks.0.attn.hook_{kind}"].float(), positions) for kind in ("q", "k"))
-        k = k.repeat_interleave(self.cfg.n_heads // self.cfg.kv_heads, dim=2)
-        scores = einsum(q, k, "batch query_pos head d, batch key_pos head d -> batch head query_pos key_pos")
-        scores = scores * self.cfg.head_dim**-0.5
-        bias = scheme.bias(positions, positions)
-        scores = scores if bias is None else scores + bias
+        read = (cache[f"blocks.0.attn.hook_{kind}"].float() for kind in ("q", "k"))
+        q, k = (per_query_head(scheme.rotate(x, positions), self.cfg.n_heads, dim=2).transpose(1, 2) for x in read)
+        scores = attention_scores(q, k, scheme.bias(positions, positions))
         if self.cfg.is_causal:
             scores = scores.masked_fill(positions > positions[:, None], float("-inf"))
         return torch.allclose(scores.softmax(-1), cache["blocks.0.attn.hook_pattern"].float(), atol=1e-2)
 
     def residual_directions(self, tokens: Int[Tensor, "*tokens"]) -> Float[Tensor, "*tokens d_model"]:
-        """As of a `HookedTransformer`: the final norm's gain is included."""
+        """Do as a `HookedTransformer` does: the final norm's gain is included."""
         check_token_ids("tokens", tokens, self.cfg.d_vocab)
         directions = precise(self.bridge.W_U.T[tokens])
         gain = getattr(self.bridge.ln_final, "w", None)
@@ -129,21 +127,21 @@ class BridgedTransformer:
         tokens: Int[Tensor, "batch pos"],
         attention_mask: Bool[Tensor, "batch pos"] | Int[Tensor, "batch pos"] | None = None,
     ) -> Float[Tensor, "batch pos d_vocab"]:
-        """Logits, position for position as the network computes them."""
+        """Compute the logits, position for position as the network does."""
         return self.bridge(tokens, attention_mask=_explicit(tokens, attention_mask))
 
     def run_with_hooks(self, tokens: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """As `TransformerBridge.run_with_hooks`."""
+        """Run as `TransformerBridge.run_with_hooks` does."""
         return self.bridge.run_with_hooks(tokens, attention_mask=_explicit(tokens, attention_mask), **kwargs)
 
     def run_with_cache(self, tokens: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> tuple[Tensor, Any]:
-        """As `TransformerBridge.run_with_cache`."""
+        """Run as `TransformerBridge.run_with_cache` does."""
         return self.bridge.run_with_cache(tokens, attention_mask=_explicit(tokens, attention_mask), **kwargs)
 
     # ---- parameters, under a HookedTransformer's names and in their own shapes
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Every parameter, named as in a HookedTransformer.
+        """Return every parameter, named as in a HookedTransformer.
 
         Raises:
             UserError: a parameter is of no component that TransformerLens names.
@@ -172,7 +170,7 @@ class BridgedTransformer:
         return [(ours[id(parameter)], parameter) for _, parameter in self.bridge.named_parameters()]
 
     def functional(self, parameters: Mapping[str, Tensor], tokens: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """The logits under other parameters, given by the names of :meth:`named_parameters`."""
+        """Return the logits under other parameters, given by the names of :meth:`named_parameters`."""
         theirs = {
             f"original_model.{name}": parameters[ours]
             for (name, _), (ours, _) in zip(self.bridge.named_parameters(), self._named, strict=True)
@@ -182,7 +180,7 @@ class BridgedTransformer:
 
 
 def _component(bridge: Any, path: str) -> Any:
-    """The bridge's component at a dotted path; None where it has none."""
+    """Return the bridge's component at a dotted path; None where it has none."""
     at: Any = bridge
     for part in path.split("."):
         at = at[int(part)] if part.isdigit() else getattr(at, part, None)
@@ -190,12 +188,12 @@ def _component(bridge: Any, path: str) -> Any:
 
 
 def _explicit(tokens: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """The mask as bridges take it. Without one they would guess it, from where a pad token stands."""
+    """Return the mask as bridges take it. Without one they would guess it, from where a pad token is."""
     return torch.ones_like(tokens) if attention_mask is None else read_mask(attention_mask, tokens).long()
 
 
 def _model_config(bridge: Any) -> ModelConfig:
-    """What the measures need to know of a bridge, as our config."""
+    """Return what the measures need to know of a bridge, as our config."""
     cfg = bridge.cfg
     position = _SCHEMES.get(cfg.positional_embedding_type)
     if position is None:
@@ -232,8 +230,8 @@ def _model_config(bridge: Any) -> ModelConfig:
 
 @torch.no_grad()
 def _working_hooks(bridge: Any, cfg: ModelConfig) -> set[str]:
-    """The hooks that fire in this bridge. Scores and patterns count only if the ones become the others by softmax, and
-    if editing them changes the logits."""
+    """Return the hooks that fire in this bridge. Scores and patterns count only if the ones become the others by
+    softmax, and if editing them changes the logits."""
     tokens = torch.arange(min(4, cfg.d_vocab), device=cfg.device)[None]
     given = {"attention_mask": torch.ones_like(tokens)}
     logits, cache = bridge.run_with_cache(tokens, **given)

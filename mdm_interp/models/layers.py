@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from einops import einsum, repeat
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from mdm_interp.config import ModelConfig
@@ -26,7 +26,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def precise(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """In float32 at least: half precision may carry activations, but sums of them are wrong in it by their rounding."""
+    """Return a tensor in float32 at least: half precision may carry activations, but sums of them are wrong in it by
+    their rounding."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -108,7 +109,7 @@ class Attention(nn.Module):
         return z.flatten(-2) @ self.W_O.flatten(0, 1)
 
     def _project(self, resid: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [batch pos head d_head], keys and values [batch pos kv_head d_head]."""
+        """Compute queries [batch pos head d_head], keys and values [batch pos kv_head d_head]."""
         shared = norm(resid)
         projected = []
         for name, split in (("q", self.hook_q_input), ("k", self.hook_k_input), ("v", self.hook_v_input)):
@@ -127,19 +128,14 @@ class Attention(nn.Module):
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, allowed: Tensor | None
     ) -> Float[Tensor, "batch pos head d_head"]:
-        groups = self.cfg.n_heads // self.cfg.kv_heads
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [batch head pos d_head]
-        if groups > 1:
-            k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-        bias = None if bias is None else bias.to(q.dtype)
+        k, v = (per_query_head(x.transpose(1, 2), self.cfg.n_heads, dim=1) for x in (k, v))  # [batch head pos d_head]
+        q, bias = q.transpose(1, 2), None if bias is None else bias.to(q.dtype)
         hooked = self.hook_attn_scores.has_hooks() or self.hook_pattern.has_hooks()
         if not hooked and (q.is_cuda or q.shape[2] >= FUSED_FROM):
             z = F.scaled_dot_product_attention(q, k, v, attn_mask=_additive(bias, allowed, q.dtype))
             return z.transpose(1, 2)
 
-        scores = q @ k.transpose(-1, -2) * self.cfg.head_dim**-0.5
-        if bias is not None:
-            scores = scores + bias
+        scores = attention_scores(q, k, bias)
         if allowed is not None:
             scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
         pattern = self.hook_attn_scores(scores).softmax(-1)
@@ -148,8 +144,23 @@ class Attention(nn.Module):
         return (self.hook_pattern(pattern) @ v).transpose(1, 2)
 
 
+def per_query_head(x: Shaped[Tensor, "*kv_heads"], n_heads: int, dim: int) -> Shaped[Tensor, "*heads"]:
+    """Repeat keys, values or weights of grouped heads, along dimension `dim`, for every query head that reads them."""
+    return x if x.shape[dim] == n_heads else x.repeat_interleave(n_heads // x.shape[dim], dim=dim)
+
+
+def attention_scores(
+    q: Float[Tensor, "batch head query_pos d_head"],
+    k: Float[Tensor, "batch head key_pos d_head"],
+    bias: Float[Tensor, "*batch head query_pos key_pos"] | None,
+) -> Float[Tensor, "batch head query_pos key_pos"]:
+    """Compute q k / sqrt(d_head), and add the bias of the position scheme; nothing is masked yet."""
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    return scores if bias is None else scores + bias.to(scores.dtype)
+
+
 def _additive(bias: Tensor | None, allowed: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """Bias and mask in the one form the fused kernel takes."""
+    """Return bias and mask in the one form the fused kernel takes."""
     if allowed is None or bias is None:
         return allowed if bias is None else bias
     return torch.where(allowed, bias, torch.tensor(float("-inf"), dtype=dtype, device=bias.device))

@@ -1,4 +1,4 @@
-"""Position schemes: how a model knows where a token stands.
+"""Position schemes: how a model knows where a token is.
 
 Every scheme answers the same three questions, and most answer only one of them:
 
@@ -7,7 +7,7 @@ Every scheme answers the same three questions, and most answer only one of them:
     bias    what position adds to attention scores (alibi, t5_bias)
 
 A scheme is *relative* when a score depends on positions through `key_pos - query_pos` only and nothing of
-position reaches the values; what a head writes about a token is then the same wherever the token stands.
+position reaches the values; what a head writes about a token is then the same wherever the token is.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ class PositionScheme(nn.Module):
         self.cfg = cfg
 
     def answers(self, question: Literal["embed", "rotate", "bias"]) -> bool:
-        """Whether this scheme has an answer of its own, other than that position changes nothing."""
+        """Tell whether this scheme has an answer of its own, other than that position changes nothing."""
         return getattr(getattr(self, question), "__func__", None) is not getattr(PositionScheme, question)
 
     def embed(self, positions: Int[Tensor, "pos"]) -> Float[Tensor, "pos d_model"] | None:
-        """What is added to the token embedding at each position; None adds nothing."""
+        """Return what is added to the token embedding at each position; None adds nothing."""
         return None
 
     def rotate(
         self, x: Float[Tensor, "*batch pos head d_head"], positions: Int[Tensor, "pos"]
     ) -> Float[Tensor, "*batch pos head d_head"]:
-        """Queries or keys as they enter the dot product."""
+        """Return queries or keys as they enter the dot product."""
         return x
 
     def bias(
         self, query_pos: Int[Tensor, "query_pos"], key_pos: Int[Tensor, "key_pos"]
     ) -> Float[Tensor, "head query_pos key_pos"] | None:
-        """What is added to the scaled scores; None adds nothing."""
+        """Return what is added to the scaled scores; None adds nothing."""
         return None
 
 
@@ -78,7 +78,7 @@ class Rope(PositionScheme):
         return first, second, passed
 
     def planes(self, x: Float[Tensor, "*batch d_head"]) -> Tensor:
-        """The rotating planes of `x` as complex numbers, `[*batch rotary_dim/2]`."""
+        """Return the rotating planes of `x` as complex numbers, `[*batch rotary_dim/2]`."""
         first, second, _ = self._split(x)
         return torch.complex(first, second)
 
@@ -123,7 +123,7 @@ class T5Bias(PositionScheme):
         self.table = nn.Parameter(torch.empty(cfg.relative_attention_num_buckets, cfg.n_heads))
 
     def bucket(self, offset: Int[Tensor, "*offsets"]) -> Int[Tensor, "*offsets"]:
-        """Which row of the table an offset reads: exact while near, logarithmic further away, one row from
+        """Return which row of the table an offset reads: exact while near, logarithmic further away, one row from
         `relative_attention_max_distance` on."""
         buckets = self.cfg.relative_attention_num_buckets
         if self.cfg.is_causal:
@@ -178,7 +178,7 @@ class Sinusoidal(PositionScheme):
         return self.W_pos[positions]
 
 
-SCHEMES: dict[str, type[PositionScheme]] = {
+POSITION_SCHEMES: dict[str, type[PositionScheme]] = {
     "none": PositionScheme,
     "rope": Rope,
     "alibi": Alibi,

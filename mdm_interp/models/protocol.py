@@ -22,11 +22,12 @@ if TYPE_CHECKING:
         """Every hook point by name."""
 
         def __getattr__(self, name: str) -> Any:
-            """Weights, layers (`blocks`), `pos_embed` and what else the hooked transformer has."""
+            """Return weights, layers (`blocks`), `pos_embed` and what else the hooked transformer has."""
             ...
 
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
-            """Logits [batch pos d_vocab] of tokens [batch pos]; `attention_mask` [batch pos] is True at real tokens."""
+            """Compute the logits [batch pos d_vocab] of tokens [batch pos]; `attention_mask` [batch pos] is True at
+            real tokens."""
             ...
 
         def hooks(self, *args: Any, **kwargs: Any) -> AbstractContextManager[Any]:
@@ -34,15 +35,15 @@ if TYPE_CHECKING:
             ...
 
         def run_with_hooks(self, *args: Any, **kwargs: Any) -> Any:
-            """Logits, with hooks."""
+            """Compute the logits, with hooks."""
             ...
 
         def run_with_cache(self, *args: Any, **kwargs: Any) -> Any:
-            """Logits, and the activations that `names_filter` names."""
+            """Compute the logits, and the activations that `names_filter` names."""
             ...
 
         def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
-            """Every parameter by its name."""
+            """Return every parameter by its name."""
             ...
 
 else:

@@ -26,8 +26,8 @@ from transformer_lens.utilities import Slice, TypedModuleList
 from mdm_interp.config import ModelConfig
 from mdm_interp.errors import UserError
 from mdm_interp.models.hooks import CheckedHookPoint
-from mdm_interp.models.layers import Attention, Block, Embed, Norm, Unembed, make_norm, precise
-from mdm_interp.models.positions import SCHEMES, PositionScheme
+from mdm_interp.models.layers import Attention, Block, Embed, Norm, Unembed, make_norm, per_query_head, precise
+from mdm_interp.models.positions import POSITION_SCHEMES, PositionScheme
 
 PER_HEAD = {"q", "k", "v", "rot_q", "rot_k", "z", "result", "q_input", "k_input", "v_input"}
 """Hooks on activations of shape [batch pos head …]."""
@@ -56,7 +56,7 @@ def check_token_ids(name: str, tokens: Shaped[Tensor, "*ids"], d_vocab: int) -> 
 
 
 def read_mask(attention_mask: Shaped[Tensor, "*mask"], tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
-    """True where a token is real, from a mask of booleans, zeros or ones.
+    """Return True where a token is real, from a mask of booleans, zeros or ones.
 
     Raises:
         UserError: it has another shape than the tokens, or other values.
@@ -77,7 +77,7 @@ def read_mask(attention_mask: Shaped[Tensor, "*mask"], tokens: Int[Tensor, "batc
 
 
 def _places(real: Bool[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
-    """Positions counted from each sequence's first real token; 0 before it."""
+    """Count positions from each sequence's first real token; 0 before it."""
     n_pos = real.shape[1]
     before = (real.cumsum(1) == 0).sum(1, keepdim=True)
     return (torch.arange(n_pos, device=real.device) - before).clamp(min=0)
@@ -112,7 +112,7 @@ class HookedTransformer(HookedRootModule):
         weights_on = torch.device("cpu" if init_weights else "meta")
         with weights_on:
             self.embed = Embed(cfg)
-        self.pos_embed = SCHEMES[cfg.position](cfg)  # its constants are computed, so never on `meta`
+        self.pos_embed = POSITION_SCHEMES[cfg.position](cfg)  # its constants are computed, so never on `meta`
         with weights_on:
             self.blocks = TypedModuleList([Block(cfg) for _ in range(cfg.n_layers)])
             self.ln_final = make_norm(cfg)
@@ -135,8 +135,7 @@ class HookedTransformer(HookedRootModule):
         tokens: Int[Tensor, "batch pos"],
         attention_mask: Bool[Tensor, "batch pos"] | Int[Tensor, "batch pos"] | None = None,
     ) -> Float[Tensor, "batch pos d_vocab"]:
-        """Logits, position for position as the network computes them: no shift is applied (see `cfg.readout_shift`).
-        They come on `cfg.device`, which is the embedding's.
+        """Compute the logits, position for position as the network does: no shift is applied (see `cfg.readout_shift`).
 
         Args:
             tokens: Token ids.
@@ -175,7 +174,7 @@ class HookedTransformer(HookedRootModule):
                 f"pos_embed: {type(scheme).__name__} rotates, and a model built with position {built_as!r} does not; "
                 "build it with 'rope'"
             )
-        if scheme.answers("embed") and (scheme.relative or SCHEMES[built_as].relative):
+        if scheme.answers("embed") and (scheme.relative or POSITION_SCHEMES[built_as].relative):
             raise UserError(
                 f"pos_embed: {type(scheme).__name__} adds to the residual stream; set its relative to False, and "
                 "build the model with position 'learned'"
@@ -184,7 +183,7 @@ class HookedTransformer(HookedRootModule):
     def _allowed(
         self, tokens: Tensor, real: Bool[Tensor, "batch pos"] | None
     ) -> Bool[Tensor, "#batch 1 query_pos key_pos"] | None:
-        """Which key positions each query may read; None allows all."""
+        """Return which key positions each query may read; None allows all."""
         allowed = None
         if self.cfg.is_causal:
             n_pos = tokens.shape[1]
@@ -211,8 +210,7 @@ class HookedTransformer(HookedRootModule):
 
     def _stacked(self, part: str, name: str) -> Tensor:
         weights = torch.stack([getattr(getattr(block, part), name) for block in self.blocks])
-        grouped = part == "attn" and weights.shape[1] < self.cfg.n_heads
-        return weights.repeat_interleave(self.cfg.n_heads // self.cfg.kv_heads, dim=1) if grouped else weights
+        return per_query_head(weights, self.cfg.n_heads, dim=1) if part == "attn" else weights
 
     @property
     def W_Q(self) -> Float[Tensor, "layer head d_model d_head"]:
@@ -241,8 +239,8 @@ class HookedTransformer(HookedRootModule):
     # ---- what TransformerLens' ActivationCache and patching ask of a model
 
     def residual_directions(self, tokens: Int[Tensor, "*tokens"]) -> Float[Tensor, "*tokens d_model"]:
-        """The direction whose dot product with the *normalised* residual is a token's logit, up to the norm's bias: the
-        final norm's gain is included. In float32 at least.
+        """Return the direction whose dot product with the *normalised* residual is a token's logit, up to the norm's
+        bias: the final norm's gain is included. In float32 at least.
 
         Raises:
             UserError: a token is outside the vocabulary.
@@ -254,7 +252,7 @@ class HookedTransformer(HookedRootModule):
     def tokens_to_residual_directions(
         self, tokens: str | int | Int[Tensor, "*tokens"]
     ) -> Float[Tensor, "*tokens d_model"]:
-        """As :meth:`residual_directions`, in the model's dtype: so `ActivationCache.logit_attrs` of a complete stack
+        """Do as :meth:`residual_directions`, in the model's dtype: so `ActivationCache.logit_attrs` of a complete stack
         adds up to the logit.
 
         Raises:
@@ -266,11 +264,11 @@ class HookedTransformer(HookedRootModule):
     def accumulated_bias(
         self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True
     ) -> Float[Tensor, " d_model"]:
-        """What output biases add to the residual stream before `layer`: nothing, as there are none."""
+        """Return what output biases add to the residual stream before `layer`: nothing, as there are none."""
         return torch.zeros(self.cfg.d_model, device=self.W_E.device, dtype=self.W_E.dtype)
 
     def to_tokens(self, text: str | Sequence[str] | Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
-        """Token ids of `text`; token ids pass through.
+        """Return the token ids of `text`; token ids pass through.
 
         Raises:
             UserError: the model has no tokenizer.
@@ -282,7 +280,7 @@ class HookedTransformer(HookedRootModule):
         return self.tokenizer(text, return_tensors="pt")["input_ids"].to(self.cfg.device)
 
     def to_single_token(self, text: str) -> int:
-        """The id of a text that is one token.
+        """Return the id of a text that is one token.
 
         Raises:
             UserError: the model has no tokenizer, or the text is not one token.
@@ -293,10 +291,11 @@ class HookedTransformer(HookedRootModule):
         return int(tokens)
 
     def set_use_split_qkv_input(self, use_split_qkv_input: bool) -> None:
-        """TransformerLens' switch for `hook_q_input` and its kin; here hooking them is the switch."""
+        """Do nothing: this is TransformerLens' switch for `hook_q_input` and its kin; here hooking them is the
+        switch."""
 
     def to(self, *args: Any, **kwargs: Any) -> HookedTransformer:
-        """As `torch.nn.Module.to`; `cfg.device` and `cfg.dtype` follow."""
+        """Do as `torch.nn.Module.to`; `cfg.device` and `cfg.dtype` follow."""
         super().to(*args, **kwargs)
         where = {"device": str(self.W_E.device), "dtype": str(self.W_E.dtype).removeprefix("torch.")}
         self.cfg = self.cfg.model_copy(update=where)
@@ -308,7 +307,7 @@ class HookedTransformer(HookedRootModule):
     # ---- hooks that fail loudly
 
     def _match(self, names: str | Callable[[str], bool] | Iterable[str] | None) -> list[str]:
-        """The hook points that a name, a list of names or a predicate selects, in the model's order.
+        """Return the hook points that a name, a list of names or a predicate selects, in the model's order.
 
         None selects all but the split inputs `hook_q|k|v_input`, which are copies of `hook_resid_pre` made for editing.
 
@@ -343,7 +342,8 @@ class HookedTransformer(HookedRootModule):
         *args: Any,
         **kwargs: Any,
     ) -> None:
-        """As TransformerLens; raises UserError for an unknown name or a predicate that selects nothing."""
+        """Add a hook as TransformerLens does; raises UserError for an unknown name or a predicate that selects
+        nothing."""
         for matched in self._match(name):
             super().add_hook(matched, hook, dir, *args, **kwargs)
 
@@ -360,7 +360,7 @@ class HookedTransformer(HookedRootModule):
         cache: dict | None = None,
         pos_slice: Any = None,
     ) -> tuple[dict, list, list]:
-        """As TransformerLens, but every entry owns its memory, so no later edit can change it, and `pos_slice` takes
+        """Do as TransformerLens, but every entry owns its memory, so no later edit can change it, and `pos_slice` takes
         the position axis of every activation that has one per head, of rotated queries and keys too."""
         chosen = Slice.unwrap(pos_slice)
 
@@ -373,7 +373,7 @@ class HookedTransformer(HookedRootModule):
         return cache, [owned(*hook) for hook in fwd], [owned(*hook) for hook in bwd]
 
     def add_caching_hooks(self, *args: Any, **kwargs: Any) -> dict:
-        """As TransformerLens, with entries that own their memory."""
+        """Do as TransformerLens, with entries that own their memory."""
         cache, fwd, bwd = self.get_caching_hooks(*args, **kwargs)
         for name, save in fwd:
             self.add_hook(name, save, "fwd")
@@ -384,7 +384,7 @@ class HookedTransformer(HookedRootModule):
     def run_with_cache(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, *model_args: Any, remove_batch_dim: bool = False, **kwargs: Any
     ) -> tuple[Tensor, ActivationCache]:
-        """Logits and an `ActivationCache` of the activations `names_filter` selects (default: all).
+        """Compute the logits and an `ActivationCache` of the activations `names_filter` selects (default: all).
 
         Arguments are those of `HookedRootModule.run_with_cache`.
         """

@@ -15,7 +15,7 @@ from mdm_interp.stats.estimates import LEVEL, Estimate
 
 
 def correlate(x: Float[Tensor, "sample *rest"], y: Float[Tensor, "sample *rest"]) -> Float[Tensor, "*rest"]:
-    """Pearson correlation over the first axis; NaN where either side does not vary."""
+    """Compute the Pearson correlation over the first axis; NaN where either side does not vary."""
     x, y = x - x[:1], y - y[:1]  # what does not vary is then exactly 0
     x, y = x - x.mean(0), y - y.mean(0)
     spread = x.pow(2).mean(0).sqrt() * y.pow(2).mean(0).sqrt()
@@ -23,14 +23,14 @@ def correlate(x: Float[Tensor, "sample *rest"], y: Float[Tensor, "sample *rest"]
 
 
 def rank_correlation(x: ArrayLike, y: ArrayLike) -> float:
-    """Spearman correlation, with average ranks for ties; NaN where a side is constant or holds a NaN."""
+    """Compute the Spearman correlation, with average ranks for ties; NaN where a side is constant or holds a NaN."""
     ranks = rankdata(np.asarray([x, y], dtype=float), axis=1)
     return _pearson(*ranks)
 
 
 def partial_rank_correlation(x: ArrayLike, y: ArrayLike, given: ArrayLike) -> float:
-    """Spearman correlation of what a line in the ranks of `given` leaves of the ranks of `x` and `y`; NaN where it
-    leaves nothing of one."""
+    """Compute the Spearman correlation of what a line in the ranks of `given` leaves of the ranks of `x` and `y`; NaN
+    where it leaves nothing of one."""
     ranks = rankdata(np.asarray([x, y, given], dtype=float), axis=1)
     x_ranks, y_ranks, control = ranks - ranks.mean(1, keepdims=True)
     if not control.any():
@@ -40,8 +40,9 @@ def partial_rank_correlation(x: ArrayLike, y: ArrayLike, given: ArrayLike) -> fl
 
 
 def correlation_estimate(value: float, n: int, n_given: int = 0) -> Estimate:
-    """A rank correlation of `n` independent observations, `n_given` columns held still, with its 95 % interval:
-    Fisher's z with variance (1 + value^2 / 2) / (n - 3 - n_given). All of [-1, 1] for too few observations.
+    """Return a rank correlation of `n` independent observations, `n_given` columns held still, with its 95 % interval:
+    Fisher's z with variance (1 + value^2 / 2) / (n - 3 - n_given). The interval is all of [-1, 1] for too few
+    observations.
 
     Source: Bonett and Wright, Sample size requirements for estimating Pearson, Kendall and Spearman correlations, 2000.
     """

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 import pandas as pd
 from scipy.stats import t as student_t
 
 LEVEL = 0.95
+
+Measured = TypeVar("Measured")
+
+
+@dataclass(frozen=True)
+class Contrast(Generic[Measured]):
+    """An effect beside its null: what the same measurement gives where the effect cannot be."""
+
+    effect: Measured
+    null: Measured
 
 
 @dataclass(frozen=True)
@@ -21,6 +32,11 @@ class Estimate:
     high: float
     n: int
     """How many independent observations (seeds, unless said otherwise)."""
+
+    @property
+    def side(self) -> Literal["above", "below", "undecided"]:
+        """The side of 0 on which the whole interval is, if it is on one; a single observation has no interval."""
+        return "above" if self.low > 0 else "below" if self.high < 0 else "undecided"
 
     @property
     def p_above_zero(self) -> float:
@@ -36,18 +52,23 @@ class Estimate:
         return f"{self.value:.3g}{interval}"
 
 
+NOTHING = Estimate(float("nan"), float("nan"), float("nan"), 0)
+"""What is estimated where nothing was measured."""
+
+
 def mean_estimate(values: Sequence[float] | np.ndarray | pd.Series) -> Estimate:
     """Return the mean and its 95 % t interval over independent observations. NaNs are left out.
 
-    With three observations as with many it covers 95 % if they are normal, that within 2 % if their skewness is at most
-    0.8, and 88 to 92 % if they are exponential (skewness 2). It is undefined (NaN) for a single one.
+    With three observations as with many the interval covers 95 % if they are normal, within 2 % of that if their
+    skewness is at most 0.8, and 88 to 92 % if they are exponential (skewness 2). It is undefined (NaN) for a single
+    one.
 
     Source: Student, The probable error of a mean, 1908; docs/theory.md, section 10.
     """
     observed = np.asarray(values, dtype=float)
     observed = observed[~np.isnan(observed)]
     if not len(observed):
-        return Estimate(float("nan"), float("nan"), float("nan"), 0)
+        return NOTHING
     mean = float(observed.mean())
     if len(observed) == 1:
         return Estimate(mean, float("nan"), float("nan"), 1)

@@ -22,7 +22,6 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
-import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
@@ -34,7 +33,7 @@ from torch import Tensor
 
 from mdm_interp.data.queries import QueryPair
 from mdm_interp.stats.correlations import correlate
-from mdm_interp.stats.estimates import LEVEL, Estimate
+from mdm_interp.stats.estimates import LEVEL, Contrast, Estimate
 
 N_SHUFFLES = 200
 """Of clusters, for the null of a statistic over facts."""
@@ -45,7 +44,7 @@ AnyDraws = TypeVar("AnyDraws", bound="Draws")
 
 
 def mean_over(values: Float[Tensor, "*all"], axes: int) -> Float[Tensor, "*rest"]:
-    """Mean over the last so many axes; NaNs are left out."""
+    """Take the mean over the last so many axes; NaNs are left out."""
     return values.flatten(-axes).nanmean(-1) if axes else values
 
 
@@ -200,11 +199,11 @@ class FactSample:
         return {"facts": self.n_facts, "clusters": self.n_clusters}
 
     def members(self) -> list[Int[Tensor, "member"]]:
-        """The pairs of each context."""
+        """Return the pairs of each context."""
         return [(self.contexts == context).nonzero().flatten() for context in range(int(self.contexts.max()) + 1)]
 
     def matched(self) -> list[Int[Tensor, "member"]]:
-        """The pairs of each context that has several."""
+        """Return the pairs of each context that has several."""
         return [members for members in self.members() if len(members) > 1]
 
     @cached_property
@@ -217,7 +216,7 @@ class FactSample:
         return torch.cat([torch.ones(1, self.n_facts, dtype=torch.float64), 1 - self._membership])
 
     def per_fact(self, values: Float[Tensor, "pair *rest"]) -> Float[Tensor, "fact *rest"]:
-        """Mean over each fact's pairs; NaNs are left out."""
+        """Take the mean over each fact's pairs; NaNs are left out."""
         known = ~values.isnan()
         sums, counts = torch.zeros(2, self.n_facts, *values.shape[1:], dtype=torch.float64)
         sums.index_add_(0, self.facts, values.double().where(known, 0.0))
@@ -270,7 +269,7 @@ class FactSample:
         return self.null(lambda other: ((x * y[other]).sum(0) / scale).where(scale > 0, torch.nan))
 
     def centred(self, values: Float[Tensor, "pair *rest"]) -> Float[Tensor, "pair *rest"]:
-        """Less the mean of each context; exactly 0 where a context does not vary."""
+        """Subtract the mean of each context; exactly 0 where a context does not vary."""
         centred = values.double()
         for members in self.members():
             inside = centred[members] - centred[members[:1]]
@@ -306,7 +305,7 @@ class FactSample:
             yield theirs[first[met[of_pair]] + rank % size[met[of_pair]]]
 
 
-def places_above(p_values: Sequence[float] | ndarray | pd.Series) -> Bool[ndarray, "place"]:
+def places_above(p_values: Sequence[float] | ndarray) -> Bool[ndarray, "place"]:
     """Tell which of all the places looked at (the layers of a model, say) are above their null.
 
     At most 5 % of those named are expected to be none (Benjamini and Hochberg), and where no place is above its null
@@ -324,9 +323,9 @@ def places_above(p_values: Sequence[float] | ndarray | pd.Series) -> Bool[ndarra
     return above
 
 
-def head_agreement(x: Draws, y: Draws, seed: int = 0) -> tuple[Draws, NullDraws]:
-    """Give the rank correlation over all heads of two `[layer head]`, over the same facts, and its null: the heads of
-    `y` shuffled within each layer."""
+def head_agreement(x: Draws, y: Draws, seed: int = 0) -> Contrast[Draws]:
+    """Return the rank correlation over all heads of two `[layer head]`, over the same facts; null: the heads of `y`
+    shuffled within each layer."""
 
     def spearman(x: Float[Tensor, "draw layer head"], y: Float[Tensor, "draw layer head"]) -> Float[Tensor, "draw"]:
         return correlate(*(torch.from_numpy(rankdata(side.flatten(1).numpy(), axis=1)).T for side in (x, y)))
@@ -335,25 +334,26 @@ def head_agreement(x: Draws, y: Draws, seed: int = 0) -> tuple[Draws, NullDraws]
     shuffled, n = y.value.expand_as(order).gather(-1, order), torch.minimum(x.n, y.n).amin()
     # Ranks can agree fully without one cluster and not without another: Fisher's z would then reach to infinity.
     alike = Draws(spearman(x.value[None], y.value[None])[0], spearman(x.draws, y.draws), n)
-    return alike, NullDraws.of(spearman(x.value.expand_as(order), shuffled), n)
+    return Contrast(alike, NullDraws.of(spearman(x.value.expand_as(order), shuffled), n))
 
 
 def rows_at(
-    columns: Mapping[str, Draws | Tensor], axes: Sequence[str], about: Mapping[str, Any]
+    columns: Mapping[str, Draws | Tensor | Contrast[Draws]], axes: Sequence[str], about: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """Make one row for every place: `about`, the place's index on each axis, and every column's number there; of draws
-    also `NAME_low`, `NAME_high` and `NAME_n`.
+    also `NAME_low`, `NAME_high` and `NAME_n`, and of a null the same as `NAME_null`.
 
     Args:
-        columns: All of one shape, which is that of `axes`.
+        columns: Their first axes are `axes`, of the same lengths; the mean over any further ones is taken.
     """
     numbers: dict[str, Tensor] = {}
-    for name, column in columns.items():
+    for name, column in _effects_and_nulls(columns):
         if isinstance(column, Draws):
+            column = column.over(column.value.ndim - len(axes))
             low, high = column.interval
             numbers |= {name: column.value, f"{name}_low": low, f"{name}_high": high, f"{name}_n": column.n}
         else:
-            numbers[name] = column
+            numbers[name] = mean_over(column, column.ndim - len(axes))
     shape = next(iter(numbers.values())).shape
     listed = {name: column.flatten().tolist() for name, column in numbers.items()}
     return [
@@ -362,19 +362,11 @@ def rows_at(
     ]
 
 
-def estimates_in(rows: pd.DataFrame, name: str) -> pd.DataFrame:
-    """Read what :func:`rows_at` wrote of one column of draws, as `value`, `low`, `high` and `n` beside the places; rows
-    without a value are left out."""
-    of_name = {name: "value", f"{name}_low": "low", f"{name}_high": "high", f"{name}_n": "n"}
-    kept = rows[[column for column in ("layer", "head") if column in rows] + list(of_name)].rename(columns=of_name)
-    return kept.astype(dict.fromkeys(("value", "low", "high"), float)).dropna(subset="value")
-
-
-def summary_of(frame: pd.DataFrame, places: Sequence[str], names: Sequence[str]) -> dict[str, Estimate]:
-    """Read what :func:`rows_at` wrote of these columns of draws for all layers together (null), by place and column."""
-    summary = {}
-    for place, rows in frame[frame["layer"].isna()].groupby(list(places), sort=False):
-        for name in names:
-            for estimate in estimates_in(rows, name)[["value", "low", "high", "n"]].to_dict("records"):
-                summary[" / ".join([*map(str, place), name])] = Estimate(**estimate)
-    return summary
+def _effects_and_nulls(columns: Mapping[str, Draws | Tensor | Contrast[Draws]]) -> Iterator[tuple[str, Draws | Tensor]]:
+    """Give each column by its name, nulls by their own."""
+    for name, column in columns.items():
+        if isinstance(column, Contrast):
+            yield name, column.effect
+            yield f"{name}_null", column.null
+        else:
+            yield name, column

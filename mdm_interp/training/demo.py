@@ -18,7 +18,7 @@ import csv
 import io
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ END, PAD_TO = "<|endoftext|>", 64
 
 
 def make_tokenizer(sentences: Sequence[str], config: DemoConfig) -> PreTrainedTokenizerFast:
-    """A byte-level BPE trained on the sentences, split as Qwen2's, with an end token and, for an MDM, a mask."""
+    """Return a byte-level BPE trained on the sentences, split as Qwen2's, with an end token and, for an MDM, a mask."""
     trained = qwen2_backend({}, [])
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trained.train_from_iterator(
@@ -65,7 +65,8 @@ def make_tokenizer(sentences: Sequence[str], config: DemoConfig) -> PreTrainedTo
 
 
 def make_model_config(tokenizer: PreTrainedTokenizerFast, config: DemoConfig) -> ModelConfig:
-    """The architecture of the released models, small. Embedding rows are rounded up, so that twins have as many."""
+    """Return the architecture of the released models, small. Embedding rows are rounded up, so that twins have as
+    many."""
     released: dict[str, Any] = {"rotary_base": 5e5, "eps": 1e-5}
     if config.format != "llada":
         released = {"rotary_base": 1e6, "eps": 1e-6, "n_key_value_heads": max(1, config.n_heads // 2)}
@@ -83,9 +84,18 @@ def make_model_config(tokenizer: PreTrainedTokenizerFast, config: DemoConfig) ->
 
 
 def train_demo(
-    folder: str | Path, config: DemoConfig | None = None, *, device: str = "cpu", progress: bool = True
+    folder: str | Path,
+    config: DemoConfig | None = None,
+    *,
+    device: str = "cpu",
+    progress: bool = True,
+    report: Callable[[int, float], Any] | None = None,
 ) -> Path:
     """Train the checkpoint of `config` into `folder`, go on where it was interrupted, or leave it if it is there.
+
+    Args:
+        progress: Draw a progress bar with the loss.
+        report: Called every few steps with the step and the loss, instead of drawing a bar.
 
     Raises:
         UserError: the folder holds something else, its training state is damaged, or the device cannot be used.
@@ -106,8 +116,16 @@ def train_demo(
         for name, facts in (("facts", people.tested), ("control", people.control)):
             _write_csv(folder / f"{name}.csv", facts)
             PARENT_CHILD.to_yaml(folder / f"{name}.templates.yaml")
-        training = _Training(folder, config)
-        model = training.run(make_model_config(tokenizer, config), *_padded(people, tokenizer), device, progress)
+        training, bars = _Training(folder, config), progress_bars()
+        bars.disable = report is not None or not progress
+        bar = bars.add_task(f"demo {config.format}", total=config.steps, values="")
+
+        def show(step: int, loss: float) -> None:
+            bars.update(bar, completed=step, values=f"loss {loss:.2f}")
+
+        with bars:
+            made = make_model_config(tokenizer, config), *_padded(people, tokenizer)
+            model = training.run(*made, device, report or show)
         model.tokenizer = tokenizer
         save_checkpoint(model.to("cpu"), folder, format=config.format)
         training.state_path.unlink()
@@ -115,7 +133,7 @@ def train_demo(
 
 
 def _is_finished(folder: Path, config: DemoConfig) -> bool:
-    """Whether the checkpoint is there; its config.json is written last."""
+    """Tell whether the checkpoint is there; its config.json is written last."""
     own = folder / "demo.yaml"
     if own.exists():
         if DemoConfig.from_yaml(own) != config:
@@ -135,7 +153,7 @@ def _write_csv(path: Path, facts: Sequence[Fact]) -> None:
 def _padded(
     people: People, tokenizer: PreTrainedTokenizerFast
 ) -> tuple[Int[Tensor, "sentence pos"], Bool[Tensor, "sentence pos"]]:
-    """The sentences' tokens, padded on the right, and which are real."""
+    """Return the sentences' tokens, padded on the right, and which are real."""
     encoded = tokenizer(people.sentences(), padding=True, padding_side="right", return_tensors="pt")
     return encoded["input_ids"], encoded["attention_mask"].bool()
 
@@ -146,8 +164,8 @@ def demo_loss(
     kept: Bool[Tensor, "batch pos"],
     generator: torch.Generator,
 ) -> Float[Tensor, ""]:
-    """The loss of one batch in nats: next token, or masked tokens read where the model's shift has them. Padding, and
-    position 0 of a shifted model, are neither masked nor predicted.
+    """Compute the loss of one batch in nats: next token, or masked tokens read where the model's shift has them.
+    Padding, and position 0 of a shifted model, are neither masked nor predicted.
 
     Args:
         kept: False at padding.
@@ -183,9 +201,9 @@ class _Training(Resumable):
         tokens: Int[Tensor, "sentence pos"],
         kept: Bool[Tensor, "sentence pos"],
         device: str,
-        progress: bool,
+        report: Callable[[int, float], Any],
     ) -> HookedTransformer:
-        """The trained model. The learning rate rises linearly, then falls to 0 as a cosine."""
+        """Train, and return the model. The learning rate rises linearly, then falls to 0 as a cosine."""
         config, generator = self.config, torch.Generator().manual_seed(self.config.seed)
         model = HookedTransformer(model_config, generator=generator).to(device)
         optimizer = torch.optim.AdamW(
@@ -194,22 +212,18 @@ class _Training(Resumable):
         schedule = torch.cos(torch.linspace(0, torch.pi / 2, config.steps + 1)).square().tolist()
         done, saved = self.load_state(model, optimizer, generator) if self.step else 0, time.monotonic()
         stamp(self.folder, done + 1 if done else 0, provenance(train_demo, device, model.W_E.dtype))
-        bars = progress_bars()
-        bars.disable = not progress
-        bar = bars.add_task(f"demo {config.format}", total=config.steps, completed=done, values="")
-        with bars:
-            for step in range(done + 1, config.steps + 1):
-                for group in optimizer.param_groups:
-                    group["lr"] = config.lr * min(1.0, step / config.warmup) * schedule[step - 1]
-                drawn = torch.randint(len(tokens), (config.batch_size,), generator=generator)
-                loss = demo_loss(model, tokens[drawn], kept[drawn], generator)
-                optimizer.zero_grad()
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                optimizer.step()
-                if step == config.steps or time.monotonic() - saved > SAVE_SECONDS:
-                    self.save_state(step, model, optimizer, generator)
-                    saved = time.monotonic()
-                if step % REPORT_STEPS == 0 or step == config.steps:
-                    bars.update(bar, completed=step, values=f"loss {loss.item():.2f}")
+        for step in range(done + 1, config.steps + 1):
+            for group in optimizer.param_groups:
+                group["lr"] = config.lr * min(1.0, step / config.warmup) * schedule[step - 1]
+            drawn = torch.randint(len(tokens), (config.batch_size,), generator=generator)
+            loss = demo_loss(model, tokens[drawn], kept[drawn], generator)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            if step == config.steps or time.monotonic() - saved > SAVE_SECONDS:
+                self.save_state(step, model, optimizer, generator)
+                saved = time.monotonic()
+            if step % REPORT_STEPS == 0 or step == config.steps:
+                report(step, loss.item())
         return model

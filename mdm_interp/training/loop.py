@@ -108,7 +108,7 @@ def train_all(
 
 
 def _train(run: Run, device: str, report: Report) -> None:
-    """The training loop. Holds the run's lock, so two processes never write one run."""
+    """Train under the run's lock, so that two processes never write one run."""
     config = run.config
     run.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(run.folder / ".lock"):
@@ -174,7 +174,7 @@ class _Bars:
         self.runs = self.progress.add_task("training runs", total=total_runs, values="") if total_runs > 1 else None
 
     def __enter__(self) -> _Bars:
-        return self  # drawn from the first report on: an error before it stands alone on its line
+        return self  # drawn from the first report on: an error before it is alone on its line
 
     def __exit__(self, *exception: object) -> None:
         if self.tasks:

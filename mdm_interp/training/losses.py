@@ -40,18 +40,18 @@ def mdm_loss(
     masked: Bool[Tensor, "batch pos"],
     t: Float[Tensor, "batch 1"],
 ) -> Float[Tensor, ""]:
-    """Cross-entropy of the masked tokens in nats, weighted 1/t, divided by batch * length."""
+    """Compute the cross-entropy of the masked tokens in nats, weighted 1/t, divided by batch * length."""
     losses = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none")
     return (losses.view_as(tokens) * masked / t).mean()
 
 
 def arm_loss(logits: Float[Tensor, "batch pos d_vocab"], tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, ""]:
-    """Next-token cross-entropy in nats, averaged over batch and positions."""
+    """Compute the next-token cross-entropy in nats, averaged over batch and positions."""
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
 
 
 def training_loss(model: Any, batch: FactBatch, objective: Objective, generator: torch.Generator) -> Float[Tensor, ""]:
-    """The loss of one batch under `objective`; `generator` (on the CPU) draws the masks."""
+    """Compute the loss of one batch under `objective`; `generator` (on the CPU) draws the masks."""
     device = model.cfg.device
     if objective == "causal":
         tokens = batch.tokens.to(device)

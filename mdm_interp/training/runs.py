@@ -105,7 +105,7 @@ class Run(Resumable):
 
     @classmethod
     def of(cls, config: TrainConfig, root: str | Path = DEFAULT_ROOT) -> Run:
-        """Where the run of `config` is, or will be."""
+        """Return where the run of `config` is, or will be."""
         return cls(config, Path(root) / config.digest())
 
     @property
@@ -130,11 +130,11 @@ class Run(Resumable):
         return FactWorld(self.config.facts, self.config.seed)
 
     def query_pairs(self, n_contexts: int = 2) -> list[QueryPair]:
-        """The world's pairs whose forward queries this run's objective trains."""
+        """Return the world's pairs whose forward queries this run's objective trains."""
         return self.facts.query_pairs(self.config.objective, n_contexts)
 
     def model(self, step: int = -1, device: str = "cpu") -> HookedTransformer:
-        """The model after `step` training steps; negative counts back from the last checkpoint.
+        """Return the model after `step` training steps; negative counts back from the last checkpoint.
 
         Raises:
             UserError: there is no such checkpoint, or it is damaged or of another model.
@@ -158,7 +158,8 @@ class Run(Resumable):
         return model.to(device)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """One entry per checkpoint: step, loss, and probability, accuracy and rank of forward and reverse queries.
+        """Return one entry per checkpoint: step, loss, and probability, accuracy and rank of forward and reverse
+        queries.
 
         Raises:
             UserError: the file is missing or damaged.
@@ -185,6 +186,6 @@ class Run(Resumable):
 
 
 def stored_runs(root: str | Path = DEFAULT_ROOT) -> Iterator[Run]:
-    """Every run below `root`, in the order of their names."""
+    """Return every run below `root`, in the order of their names."""
     for path in sorted(Path(root).glob("*/config.yaml")):
         yield Run(TrainConfig.from_yaml(path), path.parent)

@@ -2,11 +2,10 @@
 
 page = viz.attention(model, "Anna's mother is [M]")      # shows itself in a notebook
 page.save("page.html")
+
+panels = viz.Panels()                                    # a figure, row by row
 """
 
-from mdm_interp.viz.pages.attention import attention
-from mdm_interp.viz.pages.page import Page
-from mdm_interp.viz.pages.routes import routes
-from mdm_interp.viz.pages.trajectory import trajectory
+import lazy_loader
 
-__all__ = ["Page", "attention", "routes", "trajectory"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

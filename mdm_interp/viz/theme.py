@@ -21,14 +21,14 @@ BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, GREY = (
 COLORS = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY)
 
 FORWARD, REVERSE, CHANCE = BLUE, VERMILION, GREY
-VARIANTS = {
+VARIANT_COLORS = {
     "MDM rope": BLUE,
     "MDM alibi": ORANGE,
     "MDM none": GREEN,
     "MDM learned": PURPLE,
     "ARM rope": VERMILION,
 }
-SCHEMES = {
+SCHEME_COLORS = {
     "rope": BLUE,
     "alibi": ORANGE,
     "none": GREEN,
@@ -46,7 +46,8 @@ NAME, DARK = "mdm_interp", "mdm_interp_dark"
 
 
 def _template(paper: str, ink: str, faint: str, line: str, grid: str, rim: float = 0) -> go.layout.Template:
-    """Everything of a figure's look that is not its data's colours. A `rim` shows marks whose colour is the paper's."""
+    """Return everything of a figure's look that is not its data's colours. A `rim` shows marks whose colour is the
+    paper's."""
     axis = {
         "showline": True,
         "linecolor": line,
@@ -80,18 +81,23 @@ pio.templates[DARK] = _template(
 )
 
 
+def title_height(takeaway: str) -> int:
+    """Return the room, in pixels, that a title and this takeaway need above a figure's panels."""
+    return 105 + 24 * len(_lines(takeaway))
+
+
 def titled(figure: go.Figure, title: str, takeaway: str) -> go.Figure:
-    """Give a figure the theme, its title, and as subtitle the one sentence to take away."""
-    lines, layout = textwrap.wrap(takeaway, 145), figure.layout
-    height: int = layout.height or HEIGHT  # pyright: ignore[reportAttributeAccessIssue]
+    """Give a figure the theme, its title, and as subtitle what to take away."""
+    layout: Any = figure.layout
+    height = layout.height or HEIGHT
     figure.update_layout(
         template=NAME,
         width=WIDTH,
         height=height,
-        margin={"t": 105 + 24 * len(lines)},
+        margin={"t": max(layout.margin.t or 0, title_height(takeaway))},
         title={
             "text": f"<b>{title}</b>",
-            "subtitle": {"text": "<br>".join(lines), "font": {"size": 17}},
+            "subtitle": {"text": "<br>".join(_lines(takeaway)), "font": {"size": 17}},
             "x": 0.01,
             "xanchor": "left",
             "yref": "container",
@@ -104,12 +110,16 @@ def titled(figure: go.Figure, title: str, takeaway: str) -> go.Figure:
     return figure
 
 
+def _lines(takeaway: str) -> list[str]:
+    return textwrap.wrap(takeaway, 145)
+
+
 def legend_at(x: float, y: float) -> dict[str, Any]:
-    """A horizontal legend whose top centre is at (x, y) of the plotting area."""
+    """Return a horizontal legend whose top centre is at (x, y) of the plotting area."""
     return {"orientation": "h", "xanchor": "center", "x": x, "yanchor": "top", "y": y, "font": {"size": 17}}
 
 
 def faded(color: str, alpha: float = 0.2) -> str:
-    """A hexadecimal colour with transparency, for bands."""
+    """Return a hexadecimal colour with transparency, for bands."""
     red, green, blue = (int(color[start : start + 2], 16) for start in (1, 3, 5))
     return f"rgba({red},{green},{blue},{alpha})"

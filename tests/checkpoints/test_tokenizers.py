@@ -179,7 +179,7 @@ def test_padding_comes_from_config_json_where_the_tokenizer_has_none(tmp_path: P
 
 
 def test_old_files_give_the_same_tokenizer(tmp_path: Path) -> None:
-    """Added tokens used to stand in added_tokens.json, special ones in special_tokens_map.json."""
+    """Added tokens used to be in added_tokens.json, special ones in special_tokens_map.json."""
     write_checkpoint(tmp_path, "dream", tokenizer=True)
     new = load_checkpoint(tmp_path).tokenizer
     settings = settings_of(tmp_path)

@@ -1,4 +1,4 @@
-"""Natural-language facts: what is asked, where the spans stand, and what is refused or skipped."""
+"""Natural-language facts: what is asked, where the spans are, and what is refused or skipped."""
 
 from __future__ import annotations
 
@@ -164,6 +164,17 @@ def test_a_causal_model_is_asked_for_what_comes_last(one_fact: Path, kind: Any, 
         assert query.tokens[slice(*query.answer_span)] == query.answer  # nothing is masked, nothing follows
         assert query.answer_span[1] == len(query.tokens)
         assert query.readout(arm_config(tokenizer))[0] == query.answer_span[0] - 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_pair_is_found_by_fact_and_template_where_its_answer_is_last(one_fact: Path, kind: Any) -> None:
+    prompts = prompts_of(one_fact, byte_level(), kind)
+    asked: list[tuple[Any, str]] = [("forward", "right"), ("reverse", "left")]
+    for direction, side in asked:
+        ((place, pair),) = prompts.answered_last(direction).items()
+        assert (place, pair.side) == ((pair.fact, 0), side) and pair in prompts.pairs
+        query = getattr(pair, direction)
+        assert query.source_span[1] <= query.answer_span[0]
 
 
 def test_the_answer_in_place_gives_the_probability_that_stepwise_decoding_gives(tmp_path: Path) -> None:
@@ -446,7 +457,7 @@ def test_unusable_rows_are_skipped_and_named(tmp_path: Path) -> None:
         (b"", "holds no facts"),
         (b"child,parent,parent_type\n", "holds no facts"),
         (b"child,parent\nDora,Gus\n", "its columns are child, parent, and without child, parent, parent_type"),
-        (b"child,parent,child\nDora,Gus,Anna\n", "'child' stands twice"),
+        (b"child,parent,child\nDora,Gus,Anna\n", "'child' appears twice"),
         ("child,parent,parent_type\nJosé,Gus,father\n".encode("latin-1"), "cannot be read .*utf-8.*UTF-8"),
         (b"child,parent,parent_type\nDora,Dora,father\n", "none of its 1 rows is a usable fact; row 0: answer and"),
         (b'child,parent,parent_type\n"Dora,Gus,father\n', "cannot be read .*end of data"),
@@ -503,7 +514,7 @@ def test_entities_are_two_columns_and_attributes_are_not_read(tmp_path: Path) ->
 def test_a_model_that_cannot_be_asked_is_refused(one_fact: Path) -> None:
     table, tokenizer = load_facts(one_fact), byte_level()
     for other in (None, tokenizer.backend_tokenizer):
-        with pytest.raises(UserError, match="does not say where its tokens stand"):
+        with pytest.raises(UserError, match="does not say where its tokens are"):
             make_prompts(table, other, model_config(tokenizer))
     with pytest.raises(UserError, match="mask_token_id: None"):
         make_prompts(table, tokenizer, model_config(tokenizer, mask_token_id=None))

@@ -1,4 +1,4 @@
-"""Fact worlds: who stands where, and what training sees of it."""
+"""Fact worlds: who is where, and what training sees of it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from mdm_interp.config import FactConfig, World
+from mdm_interp.config import FactConfig, Objective, World
 from mdm_interp.data.worlds import FactBatch, FactWorld
+from mdm_interp.errors import UserError
 
 WORLDS: tuple[World, ...] = ("two_role", "relation_cycle", "symmetric_pool")
 
@@ -54,7 +55,7 @@ def shown(batch: FactBatch) -> list[tuple[int, ...]]:
     return [tuple(row) for row in torch.stack(fact, dim=1).tolist()]
 
 
-# ---- who stands where
+# ---- who is where
 
 
 @reproducible
@@ -229,6 +230,26 @@ def test_chance_is_one_over_the_size_of_a_role(world: World, chance: float, role
     facts = FactWorld(FactConfig(world=world, n_entities=12), 0)
     assert facts.chance == pytest.approx(chance)
     assert facts.role(7) == role_of_7
+
+
+@pytest.mark.parametrize("objective", ["any_order", "causal"])
+def test_the_rival_is_what_training_shows_beside_the_source_on_that_side(objective: Objective) -> None:
+    world = FactWorld(FactConfig(n_entities=12, n_filler=4), seed=0)
+    pairs = world.query_pairs(objective, n_contexts=1)
+    facts = {(left, right) for left, _, right in world.facts.tolist()}
+    assert world.rivals([pair.forward for pair in pairs])[:, 0].tolist() == [pair.forward.answer[0] for pair in pairs]
+    reverse = world.rivals([pair.reverse for pair in pairs])[:, 0].tolist()
+    for pair, rival in zip(pairs, reverse, strict=True):
+        source = pair.reverse.source[0]
+        assert rival not in world.role(pair.reverse.answer[0])
+        assert ((source, rival) if pair.reverse.offset < 0 else (rival, source)) in facts
+
+
+def test_where_entities_stand_on_one_side_only_there_is_no_rival() -> None:
+    world = FactWorld(FactConfig(world="two_role", n_entities=6), seed=0)
+    left = next(pair for pair in world.query_pairs() if pair.side == "right").reverse
+    with pytest.raises(UserError, match="queries: no fact has A0 on the right, so nothing rivals the answer"):
+        world.rivals([left])
 
 
 def test_the_candidates_of_a_query_are_the_role_of_its_answer() -> None:

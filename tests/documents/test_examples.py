@@ -406,10 +406,11 @@ def test_the_studys_rows_are_complete_and_its_summary_follows_from_them(reported
     assert len(result.rows) == 4 * 2, "four position schemes, two directions"
     assert all(math.isfinite(row[name]) for row in result.rows for name in ("chosen", "others"))
     for row in result.rows:
+        of = {"scheme": row["scheme"], "query": row["query"]}
         for head in ("chosen", "others"):
-            estimate = result.summary[f"{row['scheme']} / {row['query']} / {head}"]
+            estimate = result.summary.at(head, **of)
             assert estimate.n == 1 and estimate.value == pytest.approx(row[head], rel=1e-4)
-        over = result.summary[f"{row['scheme']} / {row['query']} / chosen over others"]
+        over = result.summary.at("difference", **of)
         assert over.value == pytest.approx(row["chosen"] - row["others"], rel=1e-3, abs=1e-6)
 
 

@@ -54,7 +54,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A virtual environment with the wheel, in which this one's packages stand behind it."""
+    """A virtual environment with the wheel, which also finds this one's packages."""
     folder = tmp_path_factory.mktemp("environment") / "venv"
     assert run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder.parent).returncode == 0
     python = folder / "bin" / "python"

@@ -6,9 +6,9 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -18,9 +18,11 @@ from packaging.version import Version
 
 from mdm_interp import cli
 from mdm_interp.config import TrainConfig
+from mdm_interp.experiments import grids
 from mdm_interp.experiments.analysis import discover
 from mdm_interp.experiments.grids import FULL_SEEDS, QUICK_SEEDS
-from mdm_interp.stats.estimates import Estimate
+from mdm_interp.experiments.scope import SCOPE, about
+from mdm_interp.stats.summary import Summary
 from mdm_interp.training.runs import Run
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -60,71 +62,86 @@ def test_the_example_runs_as_written(tmp_path: Path) -> None:
 
 # ---- what was found
 
-ROPE, POOL = "relation_cycle, any_order rope, 1 layer,", "MDM rope, d_head 64, base 1e6,"
-SAID: list[tuple[str, list[tuple[str, str, str]]]] = [
+END = {"stage": "end"}
+CYCLE = {"setting": "relation_cycle"}
+MANY = {"setting": "relation_cycle, 4 heads"}
+
+
+def heads(n_heads: int) -> dict[str, Any]:
+    """The columns of a RoPE model's summary in `head_specialisation`."""
+    config = grids.small_model(grids.CYCLE, "rope", "any_order", 0, n_heads=n_heads)
+    return {name: value for name, value in about(Run.of(config)).items() if name in SCOPE} | END
+
+
+def pool(share: float) -> dict[str, Any]:
+    return {"model": "MDM rope, d_head 64, base 1e6", "reversed_share": share, "stage": "end"}
+
+
+Quoted = tuple[str, str, dict[str, Any], str]
+SAID: list[tuple[str, list[Quoted]]] = [
     (
         r"learned its facts forward \(probability (\S+)\) gives the reverse answer a probability of (\S+), while",
         [
-            ("reversal_curse", "relation_cycle / ARM rope / forward_probability", ".2f"),
-            ("reversal_curse", "relation_cycle / ARM rope / reverse_probability", ".3f"),
+            ("reversal_curse", "forward_probability", {**CYCLE, "variant": "ARM rope"}, ".2f"),
+            ("reversal_curse", "reverse_probability", {**CYCLE, "variant": "ARM rope"}, ".3f"),
         ],
     ),
     (
         r"has learned the same facts \((\S+)\) gives it (\S+ \[.+?\])\.",
         [
-            ("reversal_curse", "relation_cycle / MDM rope / forward_probability", ".2f"),
-            ("reversal_curse", "relation_cycle / MDM rope / reverse_probability", "[.2f]"),
+            ("reversal_curse", "forward_probability", {**CYCLE, "variant": "MDM rope"}, ".2f"),
+            ("reversal_curse", "reverse_probability", {**CYCLE, "variant": "MDM rope"}, "[.2f]"),
         ],
     ),
     (
         r"the reverse probability is (\S+ \[.+?\]) with two heads, (\S+ \[.+?\]) with four and (\S+) with eight\.",
         [
-            ("head_specialisation", f"{ROPE} 2 heads of 32, end / reverse_probability", "[.2f]"),
-            ("head_specialisation", f"{ROPE} 4 heads of 16, end / reverse_probability", "[.2f]"),
-            ("head_specialisation", f"{ROPE} 8 heads of 8, end / reverse_probability", ".2f"),
+            ("head_specialisation", "reverse_probability", heads(2), "[.2f]"),
+            ("head_specialisation", "reverse_probability", heads(4), "[.2f]"),
+            ("head_specialisation", "reverse_probability", heads(8), ".2f"),
         ],
     ),
     (
         r"equals the forward one, which is (\S+) with one head and (\S+?)\\\* with four\.",
         [
-            ("reversal_curse", "relation_cycle / MDM alibi / forward_probability", ".2f"),
-            ("reversal_curse", "relation_cycle, 4 heads / MDM alibi / forward_probability", ".2f"),
+            ("reversal_curse", "forward_probability", {**CYCLE, "variant": "MDM alibi"}, ".2f"),
+            ("reversal_curse", "forward_probability", {**MANY, "variant": "MDM alibi"}, ".2f"),
         ],
     ),
     (
         r"the four-head model answers at (\S+) instead of (\S+)\.",
         [
-            ("head_specialisation", f"{ROPE} 4 heads of 16, end / even_after", ".2f"),
-            ("head_specialisation", f"{ROPE} 4 heads of 16, end / reverse_probability", ".2f"),
+            ("head_specialisation", "even_after", heads(4), ".2f"),
+            ("head_specialisation", "reverse_probability", heads(4), ".2f"),
         ],
     ),
     (
         r"a one-head model answers at (\S+), and at (\S+) if 80 % of the other facts were shown both ways\.",
         [
-            ("one_sided_routes", f"{POOL} 0% both ways / end reverse_probability", ".2f"),
-            ("one_sided_routes", f"{POOL} 80% both ways / end reverse_probability", ".2f"),
+            ("one_sided_routes", "reverse_probability", pool(0.0), ".2f"),
+            ("one_sided_routes", "reverse_probability", pool(0.8), ".2f"),
         ],
     ),
 ]
-"""Sentences of the README, and what each number in them is: analysis, figure of its summary, format. In brackets stands
-one with its interval."""
+"""Sentences of the README, and what each number in them is: analysis, quantity and columns of its summary, and format.
+A format in brackets is that of a number with its interval."""
 
 
 @cache
-def summary(name: str) -> Mapping[str, Estimate]:
+def summary(name: str) -> Summary:
     (analysis,) = [analysis for analysis in discover() if analysis.name == name]
     return analysis.load(ROOT / "figures" / f"{name}.json").summary
 
 
 @pytest.mark.parametrize(("sentence", "quoted"), SAID)
-def test_what_was_found_is_in_the_results(sentence: str, quoted: list[tuple[str, str, str]]) -> None:
+def test_what_was_found_is_in_the_results(sentence: str, quoted: list[Quoted]) -> None:
     (said,) = re.findall(sentence, " ".join(README.split()))
-    for number, (analysis, figure, format) in zip(said, quoted, strict=True):
-        estimate = summary(analysis)[figure]
+    for number, (analysis, quantity, of, format) in zip(said, quoted, strict=True):
+        estimate = summary(analysis).at(quantity, **of)
         written = f"{estimate.value:{format.strip('[]')}}"
         if format.startswith("["):
             written += f" [{estimate.low:{format[1:-1]}}, {estimate.high:{format[1:-1]}}]"
-        assert number == written, f"{analysis}: {figure}"
+        assert number == written, f"{analysis}: {quantity} of {of}"
 
 
 def test_every_finding_is_checked_and_has_its_seeds() -> None:
@@ -134,14 +151,15 @@ def test_every_finding_is_checked_and_has_its_seeds() -> None:
     assert len(re.findall(numbers, text)) == len(re.findall(numbers, " ".join(checked))), "a number is unchecked"
     for sentence, quoted in SAID:
         (place,) = re.finditer(sentence, text)
-        for group, (analysis, figure, _) in enumerate(quoted, start=1):
+        for group, (analysis, quantity, of, _) in enumerate(quoted, start=1):
             starred = text[place.end(group) :].startswith("\\*")
-            assert summary(analysis)[figure].n == (5 if starred else FULL_SEEDS), figure
+            assert summary(analysis).at(quantity, **of).n == (5 if starred else FULL_SEEDS), of
 
 
 def test_alibi_answers_both_ways_alike() -> None:
-    for setting in ("relation_cycle", "relation_cycle, 4 heads"):
-        both = [summary("reversal_curse")[f"{setting} / MDM alibi / {side}_probability"].value for side in SIDES]
+    for setting in (CYCLE, MANY):
+        of = {**setting, "variant": "MDM alibi"}
+        both = [summary("reversal_curse").at(f"{side}_probability", **of).value for side in SIDES]
         assert f"{both[0]:.2f}" == f"{both[1]:.2f}"
 
 

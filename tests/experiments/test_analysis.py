@@ -32,7 +32,8 @@ from mdm_interp.experiments.scope import stages
 from mdm_interp.experiments.subjects import Lab
 from mdm_interp.models.transformer import HookedTransformer
 from mdm_interp.provenance import environment, machine, provenance, stamp, versions
-from mdm_interp.stats.estimates import Estimate, mean_estimate
+from mdm_interp.stats.estimates import Estimate
+from mdm_interp.stats.summary import Entry, Summary
 from mdm_interp.training.loop import train
 from mdm_interp.training.runs import Run
 
@@ -40,6 +41,7 @@ ROOT = Path(__file__).parents[2]
 FIGURES = ROOT / "figures"
 MODULES = {module.ANALYSIS.name: module for module in (reversal_curse, evidence_growth, route_correlation)}
 MODULES["gradient_alignment"] = gradient_alignment
+END = {"stage": "end"}
 BUILTIN = [analysis.name for analysis in discover()]
 COLUMNS = {
     "reversal_curse": {"world", "n_heads", "setting", "variant", "seed", "run", "chance", "step"},
@@ -50,14 +52,14 @@ COLUMNS = {
 SAME_COLUMNS_IN_EVERY_ROW = ("reversal_curse", "gradient_alignment")
 
 PLANTED = """
-from mdm_interp.experiments.analysis import Analysis
+from mdm_interp import Analysis, Summary
 
 ANALYSIS = Analysis(
     name={name!r},
     question="Planted?",
     configs=lambda seeds: [],
     measure=lambda run, step: [],
-    summarize=lambda result: {{}},
+    summarize=lambda result: Summary(),
     takeaway=lambda result: "Planted.",
     draw=lambda result: None,
     order={order},
@@ -157,7 +159,7 @@ class Counted:
             "question": "How often?",
             "configs": lambda seeds: [tiny(seed) for seed in seeds],
             "measure": measure,
-            "summarize": lambda result: {"value": mean_estimate(result.frame["value"])},
+            "summarize": lambda result: Summary.of(result.frame, (), ("value",)),
             "takeaway": lambda result: "Measured.",
             "draw": lambda result: go.Figure(),
             "when": lambda run: stages(run, ("end",)),
@@ -180,7 +182,7 @@ def test_a_result_is_measured_once_and_read_from_then_on(lab: Lab, tmp_path: Pat
     assert [(row["seed"], row["value"]) for row in first.rows] == [(0, 0.333333), (1, 1.33333)]
     assert [(row["run"], row["step"]) for row in first.rows] == [(tiny(seed).digest(), 4) for seed in (0, 1)]
     assert first.seeds == [0, 1]
-    assert first.summary["value"].value == pytest.approx(0.833333, rel=1e-5)
+    assert first.summary.at("value").value == pytest.approx(0.833333, rel=1e-5)
     assert isinstance(first.origin, TrainedOrigin)
     assert (first.origin.kind, first.origin.runs) == ("runs", counted.measured)
     assert [TrainConfig(**config) for config in first.origin.first_seed] == [tiny(0)]
@@ -290,54 +292,55 @@ def at_step(frame: pd.DataFrame, stage: str) -> pd.DataFrame:
     return cast(pd.DataFrame, frame[frame["step"] == step])
 
 
-def expect_reversal_curse(frame: pd.DataFrame) -> dict[str, float]:
-    expected = {}
-    for (setting, variant), group in frame.groupby(["setting", "variant"]):
+Figures = dict[tuple[Any, ...], float]
+"""By quantity and what they are of."""
+
+
+def expect_reversal_curse(frame: pd.DataFrame) -> Figures:
+    expected: Figures = {}
+    for of, group in frame.groupby(["setting", "variant"]):
         last = group.sort_values("step").groupby("run").tail(1)
         for quantity in ("forward_probability", "reverse_probability", "forward_accuracy", "reverse_accuracy"):
-            expected[f"{setting} / {variant} / {quantity}"] = last[quantity].sum() / len(last)
+            expected[(quantity, *of)] = last[quantity].sum() / len(last)
         above = [reverse - group["chance"].iloc[0] for reverse in last["reverse_probability"]]
-        expected[f"{setting} / {variant} / reverse above chance"] = sum(above) / len(above)
-        difference = last["forward_probability"] - last["reverse_probability"]
-        expected[f"{setting} / {variant} / largest gap of any seed"] = max(difference.max(), -difference.min())
+        expected[("above_chance", *of)] = sum(above) / len(above)
         peaks = [one["reverse_probability"].max() for _, one in group.groupby("seed")]
-        expected[f"{setting} / {variant} / highest reverse_probability"] = sum(peaks) / len(peaks)
-        expected[f"{setting} / chance"] = group["chance"].iloc[0]
+        expected[("highest_reverse", *of)] = sum(peaks) / len(peaks)
     return expected
 
 
-def expect_evidence_growth(frame: pd.DataFrame) -> dict[str, float]:
-    expected = {"rank by chance": frame["chance_rank"].dropna().iloc[0]}
+def expect_evidence_growth(frame: pd.DataFrame) -> Figures:
+    expected: Figures = {("chance_rank",): frame["chance_rank"].dropna().iloc[0]}
     asked = frame[frame["query"].isin(["forward", "reverse"])]
-    for (variant, kind), group in asked.groupby(["variant", "query"]):
-        for stage in ("initial", "final"):
+    for of, group in asked.groupby(["variant", "query"]):
+        for stage in ("initial", "end"):
             for quantity in ("margin", "rank"):
-                mean = at_step(group, stage)[quantity].mean()
-                expected[f"{variant} / {kind} / {stage} {quantity}"] = mean
+                expected[(quantity, *of, stage)] = at_step(group, stage)[quantity].mean()
     return expected
 
 
-def expect_route_correlation(frame: pd.DataFrame) -> dict[str, float]:
-    expected = {}
-    for stage in ("initial", "final"):
+def expect_route_correlation(frame: pd.DataFrame) -> Figures:
+    expected: Figures = {}
+    for stage in ("initial", "end"):
         whole = at_step(frame[frame["kind"] == "correlation"], stage)
-        for variant, group in whole.groupby("variant"):
-            expected[f"{variant} / {stage} route correlation"] = group["measured"].mean()
-            expected[f"{variant} / {stage} correlation of raw scores"] = group["raw"].mean()
+        for scheme, group in whole.groupby("scheme"):
+            for quantity in ("measured", "raw"):
+                expected[quantity, scheme, stage] = group[quantity].mean()
         distances = at_step(frame[frame["kind"] == "distance"], stage)
         for distance, group in distances.groupby("distance"):
-            for kind in ("measured", "spectrum", "isotropic"):
-                key = f"MDM rope / {stage} correlation at distance {int(cast(float, distance))}, {kind}"
-                expected[key] = group[kind].mean()
+            for quantity in ("measured", "spectrum", "isotropic"):
+                expected[quantity, stage, distance] = group[quantity].mean()
     return expected
 
 
-def expect_gradient_alignment(frame: pd.DataFrame) -> dict[str, float]:
-    expected = {}
+def expect_gradient_alignment(frame: pd.DataFrame) -> Figures:
+    expected: Figures = {}
     for variant, whole in frame[frame["component"] == "all"].groupby("variant"):
-        for stage in ("initial", "final"):
-            for quantity in ("mean_gradient", "matched", "mismatched", "storage_term"):
-                expected[f"{variant} / {stage} {quantity}"] = at_step(whole, stage)[quantity].mean()
+        for stage in ("initial", "end"):
+            at = at_step(whole, stage)
+            for quantity in ("mean_gradient", "matched", "storage_term"):
+                expected[quantity, variant, stage] = at[quantity].mean()
+            expected["null of matched", variant, stage] = at["mismatched"].mean()
         kept = []
         for _, run in whole[whole["step"] > 0].groupby("seed"):
             last = 0
@@ -346,7 +349,7 @@ def expect_gradient_alignment(frame: pd.DataFrame) -> dict[str, float]:
                     break
                 last = step
             kept.append(last)
-        expected[f"{variant} / last step before mean_gradient first falls below 0.5"] = sum(kept) / len(kept)
+        expected["last_aligned_step", variant] = sum(kept) / len(kept)
     return expected
 
 
@@ -378,22 +381,24 @@ def test_the_rows_are_tidy(measured: dict[str, Result], name: str) -> None:
     keys += [column for column in ("distance", "head") if column in frame]
     if name == "route_correlation":
         frame = frame[frame["kind"] != "score"]  # several pairs share a head and a side
-    assert not frame.duplicated(list(dict.fromkeys(keys))).any(), "one measurement stands in two rows"
+    assert not frame.duplicated(list(dict.fromkeys(keys))).any(), "one measurement is in two rows"
 
 
 @every_analysis
 def test_each_figure_of_the_summary_follows_from_the_rows(tiny_result: Callable[[str], Result], name: str) -> None:
     result = tiny_result(name)
-    expected = EXPECTED[name](result.frame)
-    assert result.summary.keys() == expected.keys()
-    for quantity, estimate in result.summary.items():
-        assert estimate.value == pytest.approx(expected[quantity], rel=1e-5, abs=1e-9), quantity
+    effects = {(entry.quantity, *entry.of.values()): entry.effect for entry in result.summary}
+    nulls = {(f"null of {entry.quantity}", *entry.of.values()): entry.null for entry in result.summary if entry.null}
+    figures, expected = {**effects, **nulls}, EXPECTED[name](result.frame)
+    assert figures.keys() == expected.keys()
+    for figure, estimate in figures.items():
+        assert estimate.value == pytest.approx(expected[figure], rel=1e-5, abs=1e-9), figure
         if estimate.n == 1 and np.isnan([estimate.low, estimate.high]).all():
             continue  # a single observation has no interval
         tolerance = 1e-5 * abs(estimate.value) + 1e-12
         if estimate.n > 1:
-            assert estimate.low <= estimate.value + tolerance, quantity
-            assert estimate.value <= estimate.high + tolerance, quantity
+            assert estimate.low <= estimate.value + tolerance, figure
+            assert estimate.value <= estimate.high + tolerance, figure
 
 
 @pytest.mark.parametrize(
@@ -406,53 +411,66 @@ def test_alignment_lasts_until_it_first_falls(cosines: list[float], expected: fl
     assert gradient_alignment.last_aligned_step(run) == expected
 
 
-QUOTED: dict[str, dict[str, str]] = {
-    "reversal_curse": {
-        **{f"{setting} / ARM rope / reverse_probability": ".2g" for setting in reversal_curse.SETTINGS},
-    },
-    "evidence_growth": {
-        **{f"MDM {scheme} / reverse / final rank": ".1f" for scheme in grids.MDM_SCHEMES},
-        "ARM rope / forward / final rank": ".1f",
-        "ARM rope / reverse / final rank": ".1f",
-    },
-    "route_correlation": {
-        **{f"MDM {s} / {at} route correlation": ".2f" for s in grids.MDM_SCHEMES for at in ("initial", "final")},
-        **{
-            f"MDM rope / final correlation at distance 2, {kind}": ".2f"
-            for kind in ("measured", "spectrum", "isotropic")
-        },
-    },
-    "gradient_alignment": {
-        **{f"{variant} / {at} mean_gradient": ".2f" for variant in grids.VARIANTS for at in ("initial", "final")},
-        "ARM rope / final storage_term": ".2g",
-    },
+QUOTED: dict[str, list[tuple[str, dict[str, Any], str]]] = {
+    "reversal_curse": [
+        ("reverse_probability", {"setting": setting, "variant": "ARM rope"}, ".2g")
+        for setting in reversal_curse.SETTINGS
+    ],
+    "evidence_growth": [
+        *(("rank", {"variant": f"MDM {scheme}", "query": "reverse"} | END, ".1f") for scheme in grids.MDM_SCHEMES),
+        ("rank", {"variant": "ARM rope", "query": "forward"} | END, ".1f"),
+        ("rank", {"variant": "ARM rope", "query": "reverse"} | END, ".1f"),
+    ],
+    "route_correlation": [
+        *(
+            ("measured", {"scheme": scheme, "stage": stage}, ".2f")
+            for scheme in grids.MDM_SCHEMES
+            for stage in ("initial", "end")
+        ),
+        *((prediction, {"distance": 2} | END, ".2f") for prediction in ("measured", "spectrum", "isotropic")),
+    ],
+    "gradient_alignment": [
+        *(
+            ("mean_gradient", {"variant": variant, "stage": stage}, ".2f")
+            for variant in grids.VARIANTS
+            for stage in ("initial", "end")
+        ),
+        ("storage_term", {"variant": "ARM rope", "stage": "end"}, ".2g"),
+    ],
 }
 """Which figures of its summary a takeaway quotes, and how they are rounded."""
+
+
+def certain(quantity: str, value: float, **of: Any) -> Entry:
+    """A figure of a summary without doubt."""
+    return Entry(quantity, of, Estimate(value, value, value, 2))
 
 
 @every_analysis
 def test_the_takeaway_quotes_the_summary(tiny_result: Callable[[str], Result], name: str) -> None:
     result, takeaway = tiny_result(name), MODULES[name].takeaway
-    for quantity, rounding in QUOTED[name].items():
-        assert format(result.summary[quantity].value, rounding) in takeaway(result), quantity
+    for quantity, of, rounding in QUOTED[name]:
+        assert format(result.summary.at(quantity, **of).value, rounding) in takeaway(result), quantity
         planted = 777.0
-        changed = takeaway(with_summary(result, {quantity: Estimate(planted, planted, planted, 2)}))
+        changed = takeaway(with_summary(result, certain(quantity, planted, **of)))
         assert changed != takeaway(result), quantity
         assert format(planted, rounding) in changed, quantity
 
 
 def test_the_takeaways_derived_figures_follow_the_summary(measured: dict[str, Result]) -> None:
     result = measured["gradient_alignment"]
-    small = {f"MDM {scheme} / final storage_term": Estimate(3.0, 3.0, 3.0, 2) for scheme in grids.MDM_SCHEMES}
-    small["MDM none / final storage_term"] = Estimate(0.0123, 0.0123, 0.0123, 2)
-    assert "ends at 0.012 or more in every MDM" in gradient_alignment.takeaway(with_summary(result, small))
-    ranks = with_summary(measured["evidence_growth"], {"rank by chance": Estimate(10.5, 10.5, 10.5, 2)})
+    stored = {scheme: 0.0123 if scheme == "none" else 3.0 for scheme in grids.MDM_SCHEMES}
+    small = [certain("storage_term", value, variant=f"MDM {name}", stage="end") for name, value in stored.items()]
+    assert "ends at 0.012 or more in every MDM" in gradient_alignment.takeaway(with_summary(result, *small))
+    ranks = with_summary(measured["evidence_growth"], certain("chance_rank", 10.5))
     assert "Among the 20 entities of its role" in evidence_growth.takeaway(ranks)
 
 
 def has_marks(trace: Any) -> bool:
     drawn = [trace.z] if trace.type == "heatmap" else [trace.x, trace.y]
     values = [np.asarray(axis) for axis in drawn]
+    if trace.type == "heatmap" and trace.text is not None:
+        values = [values[0][np.asarray(trace.text) != ""]]  # a cell that says nothing is of what was not measured
     numbers = [axis.astype(float) for axis in values if axis.dtype.kind not in "US"]
     return all(axis.size for axis in values) and all(np.isfinite(axis).all() for axis in numbers) and bool(numbers)
 
@@ -507,7 +525,7 @@ def test_a_figure_shows_the_numbers_of_its_rows(measured: dict[str, Result], nam
     column = {"reversal_curse": "reverse_probability", "evidence_growth": "margin", "route_correlation": "measured"}
     moved = column.get(name, "mean_gradient")
     rows = [{**row, moved: row[moved] + 0.125} if row.get(moved) is not None else row for row in result.rows]
-    before, after = (traces(MODULES[name].ANALYSIS.draw(replace(result, rows=r))) for r in (result.rows, rows))
+    before, after = (traces(MODULES[name].ANALYSIS.figure(replace(result, rows=r))) for r in (result.rows, rows))
     assert len(before) == len(after)
     assert sum(one != other for one, other in zip(before, after, strict=True)) >= 4
 
@@ -540,7 +558,7 @@ def test_the_committed_results_are_whole_and_the_ledger_and_the_findings_say_wha
             measured = set(zip(result.frame["run"], result.frame["seed"], strict=True))
             assert measured == {(config.digest(), config.seed) for config in configs}, analysis.name
         summary = result.summary
-        assert summary and analysis.takeaway(result), analysis.name
+        assert len(summary) and analysis.takeaway(result), analysis.name
     verdicts = ledger(discover(), results)
     save_ledger(verdicts, path := tmp_path / "claims.json")
     assert path.read_text(encoding="utf-8") == (FIGURES / "claims.json").read_text(encoding="utf-8")

@@ -17,14 +17,15 @@ import torch
 from helpers import planted_result
 from scipy import stats as scipy_stats
 
-from analyses import prediction_link, signatures
 from mdm_interp.config import FactConfig, ModelConfig
 from mdm_interp.data.queries import QueryPair
 from mdm_interp.data.worlds import FactWorld
 from mdm_interp.errors import UserError
+from mdm_interp.experiments import paper
 from mdm_interp.experiments.analysis import discover, ledger
 from mdm_interp.experiments.claims import (
     CLAIMS,
+    NAMED_SETTINGS,
     ClaimTest,
     LinkTest,
     Verdict,
@@ -35,8 +36,12 @@ from mdm_interp.experiments.claims import (
     save_ledger,
 )
 from mdm_interp.experiments.grids import MDM_SCHEMES
+from mdm_interp.experiments.paper import RULES
 from mdm_interp.experiments.results import Result
+from mdm_interp.interventions.effects import transplant_routes
+from mdm_interp.measures import signatures
 from mdm_interp.models.transformer import HookedTransformer
+from mdm_interp.stats.estimates import Contrast
 
 FACTS = FactConfig(n_entities=30, n_filler=4, seq_len=6)
 SEEDS = range(20)
@@ -161,10 +166,32 @@ def test_an_arm_that_fails_confirms_the_paper_and_an_identity_says_nothing() -> 
         ("identity", "holds"): "",
         ("test", "fails"): "contradicts the paper",
     }
-    (line,) = findings(found).splitlines()[2:]
-    assert "| fails 1 | planted, any_order rope, 1 layer, 2 heads of 16 | fails 1 |" in line
+    assert "- **5**, m: planted, any_order rope, 1 layer, 2 heads of 16\n" in findings(found)
     table = counts(found).loc["5"]
     assert (table["fails"], table["identity"], table["arm"]) == (1, 1, 1)
+
+
+def test_the_findings_say_in_a_word_and_a_colour_what_was_found_in_each_named_setting() -> None:
+    test = replace(ABOVE, identity=lambda scope: scope["scheme"] in ("alibi", "none"))
+    rows = [
+        row
+        for name, setting in NAMED_SETTINGS.items()
+        if name != "learned positions"
+        for row in rows_of(
+            [0.0, 0.1, 0.05] if name in ("RoPE, 4 heads", "ARM") else [0.8, 0.9, 0.85], **setting, stage="end"
+        )
+    ]
+    rows += rows_of([0.3, 0.9], **NAMED_SETTINGS["learned positions"], stage="end")
+    rows += rows_of([0.0, 0.1, 0.05], **NAMED_SETTINGS["RoPE"], stage="early")
+    head, _, line, *_, failed = findings(judge([(result_of(rows), [test])])).splitlines()
+    said = dict(zip(head.split(" | "), line.split(" | "), strict=True))
+    assert said["RoPE"] == "🟢 holds", "the last stage counts"
+    assert said["RoPE, 4 heads"] == "🔴 fails" and said["ARM"] == "🟢 fails"
+    assert said["ALiBi"] == said["no positions"] == "⚪ by construction"
+    assert said["learned positions"] == "🟡 inconclusive"
+    assert said["all settings |"] == "4 holds, 1 fails, 1 inconclusive |"
+    assert failed == "- **5**, m: relation_cycle, any_order rope, 1 layer, 4 heads of 16"
+    assert "–" in findings(judge([(result_of(rows_of([0.8, 0.9, 0.85])), [ABOVE])]))
 
 
 def test_a_ledger_is_written_as_plain_json(tmp_path: Path) -> None:
@@ -270,7 +297,7 @@ def pairs_of(seed: int) -> list[QueryPair]:
 
 
 def places_in_values(seed: int) -> HookedTransformer:
-    """What is stored depends on where it stands more than on what stands there."""
+    """What is stored depends on where it is more than on what is there."""
     model = model_of(seed, position="learned")
     with torch.no_grad():
         model.pos_embed.W_pos *= 20
@@ -331,24 +358,33 @@ def storing(seed: int, share: float) -> HookedTransformer:
     return model
 
 
+def row_of(**measured: Contrast[float]) -> dict[str, Any]:
+    """A row of results, as the rules read it."""
+    effects = {name: found.effect for name, found in measured.items()}
+    return effects | {f"{name}_null": found.null for name, found in measured.items()}
+
+
 def route_rows(plant: Callable[[int], HookedTransformer]) -> list[dict[str, Any]]:
-    return [signatures.routes(plant(seed), FactWorld(SPANNED, seed).query_pairs(n_contexts=1)) for seed in SEEDS]
+    asked = {seed: FactWorld(SPANNED, seed).query_pairs(n_contexts=1) for seed in SEEDS}
+    return [row_of(route=signatures.route(plant(seed), pairs)) for seed, pairs in asked.items()]
 
 
 def position_rows(plant: Callable[[int], HookedTransformer]) -> list[dict[str, Any]]:
-    return [signatures.position(plant(seed), pairs_of(seed), FactWorld(FACTS, seed)) for seed in SEEDS]
+    worlds = {seed: FactWorld(FACTS, seed) for seed in SEEDS}
+    return [row_of(position=signatures.position(plant(s), pairs_of(s), world)) for s, world in worlds.items()]
 
 
 def transplant_rows(plant: Callable[[int], HookedTransformer]) -> list[dict[str, Any]]:
-    return [signatures.transplant(plant(seed), pairs_of(seed)) for seed in SEEDS]
+    return [row_of(transplant=transplant_routes(plant(seed), pairs_of(seed)).distance()) for seed in SEEDS]
 
 
 def evidence_rows(plant: Callable[[int], HookedTransformer]) -> list[dict[str, Any]]:
-    return [signatures.evidence(plant(seed), pairs_of(seed), FactWorld(FACTS, seed)) for seed in SEEDS]
+    worlds = {seed: FactWorld(FACTS, seed) for seed in SEEDS}
+    return [row_of(evidence=signatures.evidence(plant(s), pairs_of(s), world)) for s, world in worlds.items()]
 
 
 def alignment_rows(asked: Callable[[Sequence[QueryPair]], Sequence[QueryPair]]) -> list[dict[str, Any]]:
-    return [signatures.alignment(unrelated_logits(seed), asked(pairs_of(seed))) for seed in SEEDS]
+    return [row_of(**signatures.alignment(unrelated_logits(seed), asked(pairs_of(seed)))) for seed in SEEDS]
 
 
 def untouched(position: Any) -> Callable[[int], HookedTransformer]:
@@ -396,7 +432,7 @@ is true."""
 @pytest.mark.parametrize("claim", list(PLANTED))
 def test_a_false_claim_fails_and_a_true_one_holds_in_95_of_100_ledgers(claim: str) -> None:
     column, *worlds = PLANTED[claim]
-    (test,) = [test for test in signatures.CLAIMS if isinstance(test, ClaimTest) and test.effect == column]
+    (test,) = [test for test in RULES if isinstance(test, ClaimTest) and test.effect == column]
     generator = np.random.default_rng(0)
     for plant, expected in zip(worlds, ("fails", "holds"), strict=True):
         planted = [{"seed": seed, **row} for seed, row in enumerate(plant())]
@@ -425,7 +461,7 @@ def test_claim_7_over_settings_and_over_training_in_95_of_100_ledgers(sign: int,
         (verdict,) = [v for v in judge([(result_of(rows), [LINK])]) if v.scope["scheme"] == "rope"]
         found.append(verdict.verdict)
     assert found.count(expected) >= 95
-    over = prediction_link.CLAIMS[0]
+    over = paper.LINK_RULES[0]
     found = []
     for draw in range(100):
         generator = np.random.default_rng(draw)
@@ -433,7 +469,7 @@ def test_claim_7_over_settings_and_over_training_in_95_of_100_ledgers(sign: int,
         for seed in range(n):
             for step in range(10):
                 wave = generator.random()
-                row = {name: sign * wave + 0.1 * generator.normal() for name in prediction_link.SIGNATURES}
+                row = {name: sign * wave + 0.1 * generator.normal() for name in paper.SIGNATURES}
                 row |= {"forward_probability": step / 10, "reverse_probability": wave}
                 rows.append({**row, "seed": seed, "step": step, "stage": "checkpoint"})
         found += verdicts_of(over, rows)

@@ -21,7 +21,7 @@ from mdm_interp.experiments.grids import (
 )
 from mdm_interp.experiments.scope import (
     about,
-    checkpoints,
+    all_checkpoints,
     metrics_at,
     rows_of,
     scope_label,
@@ -69,7 +69,7 @@ def test_a_checkpoint_at_a_half_is_the_early_stage_itself(metrics: dict[int, flo
 
 def test_other_moments_are_every_checkpoint_or_a_part_of_them(tmp_path: Path) -> None:
     run = run_with({0: 0.0, 10: 0.4, 20: 0.8, 30: 0.9}, tmp_path)
-    assert checkpoints(run) == [("checkpoint", {step: 1.0}) for step in (0, 10, 20, 30)]
+    assert all_checkpoints(run) == [("checkpoint", {step: 1.0}) for step in (0, 10, 20, 30)]
     assert second_checkpoints(run) == [("checkpoint", {step: 1.0}) for step in (0, 10, 30)]
     assert trained_stages(run) == stages(run)[1:] == stages(run, ("early", "end"))
     assert [stage for stage, _ in stages(run, ("end",))] == ["end"]
@@ -100,7 +100,7 @@ def test_rows_say_of_which_run_and_when_and_what_chance_is(tmp_path: Path) -> No
         asked.append(step)
         return [{"value": step, "forward_probability": 0.125}] if step else []
 
-    (row,) = rows_of(run, checkpoints(run), measure)
+    (row,) = rows_of(run, all_checkpoints(run), measure)
     assert asked == [0, 10]
     assert row == {
         **about(run),

@@ -62,12 +62,12 @@ def test_the_same_seeds_trained_and_measured_again_give_the_same_rows_and_summar
     first, again = (few.result(Lab(n_seeds=2, root=store), tmp_path / store.name) for store in stores)
     assert len({row["run"] for row in first.rows}) > 3
     assert_same_rows(first.rows, again.rows)
-    assert first.summary.keys() == again.summary.keys()
-    for quantity, estimate in first.summary.items():
-        repeated, slack = again.summary[quantity], EXACT * max(1.0, abs(estimate.value))
-        assert repeated.n == estimate.n, quantity
+    for one, other in zip(first.summary, again.summary, strict=True):
+        assert (one.quantity, one.of) == (other.quantity, other.of)
+        estimate, repeated, slack = one.effect, other.effect, EXACT * max(1.0, abs(one.effect.value))
+        assert repeated.n == estimate.n, one
         low, high = (estimate.low, estimate.high) if estimate.n > 1 else (estimate.value, estimate.value)
-        assert not estimate.n or low - slack <= repeated.value <= high + slack, quantity
+        assert not estimate.n or low - slack <= repeated.value <= high + slack, one
 
 
 def test_another_seed_gives_other_rows(stores: list[Path]) -> None:

@@ -25,6 +25,7 @@ from mdm_interp.experiments.report import write_figures, write_index
 from mdm_interp.experiments.results import CheckpointOrigin, Result, TrainedOrigin
 from mdm_interp.experiments.runner import report
 from mdm_interp.stats.estimates import Estimate
+from mdm_interp.stats.summary import Entry, Summary
 from mdm_interp.viz.theme import legend_at
 
 FIGURES = Path(__file__).parents[2] / "figures"
@@ -592,12 +593,17 @@ def test_a_figure_has_a_text_alternative_made_from_its_summary(tmp_path: Path, b
             table = page.locator(f"#{detailed}").get_by_role("table", name="What is it?")
             assert [cell.inner_text() for cell in table.get_by_role("columnheader").all()] == [
                 "quantity",
+                "scheme",
                 "mean",
                 "95 % interval",
+                "null",
                 "n",
             ]
             rows = [row.locator("th, td").all_inner_texts() for row in table.locator("tbody tr").all()]
-            assert rows == [["a < b", "0.123", "0.1 to 0.25", "3"], ["absent", "not defined", "", "0"]]
+            assert rows == [
+                ["share", "a < b", "0.123", "0.1 to 0.25", "0.05", "3"],
+                ["chance", "", "not defined", "", "", "0"],
+            ]
             assert [row.get_by_role("rowheader").count() for row in table.locator("tbody tr").all()] == [1, 1]
             assert problems == []
 
@@ -614,7 +620,7 @@ def write_named(folder: Path, names: list[str]) -> Path:
             question=joined,
             origin=origin,
             rows=[{"run": name, "variant": name} for name in names],
-            summary={name: Estimate(0.5, 0.4, 0.6, 3) for name in names},
+            summary=Summary([Entry(name, {name: name}, Estimate(0.5, 0.4, 0.6, 3)) for name in names]),
         )
         for name, origin in (("tiny", trained_on(*names)), ("given", given))
     )
@@ -722,7 +728,9 @@ def test_figures_follow_the_readers_colours(tmp_path: Path, browser: Browser) ->
 @pytest.mark.parametrize("name", ["index.html", "tiny.html"])
 def test_a_phone_never_scrolls_sideways_except_within_a_figure(tmp_path: Path, browser: Browser, name: str) -> None:
     write(
-        tmp_path, (result(summary={"a_very_long_name" * 8: Estimate(1.0, 0.0, 2.0, 3)}), drawing()), verdicts=VERDICTS
+        tmp_path,
+        (result(summary=Summary([Entry("a_very_long_name" * 8, {}, Estimate(1.0, 0.0, 2.0, 3))])), drawing()),
+        verdicts=VERDICTS,
     )
     phone = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
     with opened(browser, tmp_path / name, **phone) as (page, problems):
@@ -800,6 +808,7 @@ def test_printing_draws_what_was_not_drawn(tmp_path: Path, browser: Browser) -> 
 @pytest.mark.usefixtures("chromium")
 def test_pngs_are_drawn_in_the_size_of_their_figures(tmp_path: Path) -> None:
     problem = write_figures([(result("one"), drawing()), (result("two"), drawing())], tmp_path)
+    layout: Any = drawing().layout
     assert problem is None
     written = sorted(path.name for path in tmp_path.iterdir())
     assert written == ["one.html", "one.png", "plotly.min.js", "two.html", "two.png"]
@@ -807,5 +816,5 @@ def test_pngs_are_drawn_in_the_size_of_their_figures(tmp_path: Path) -> None:
         image = (tmp_path / name).read_bytes()
         assert image.startswith(b"\x89PNG")
         width, height = struct.unpack(">II", image[16:24])
-        assert width / height == pytest.approx(1400 / 600, rel=0.01)
+        assert width / height == pytest.approx(1400 / layout.height, rel=0.01)
         assert width >= 1400

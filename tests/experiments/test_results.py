@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from mdm_interp.errors import UserError
 from mdm_interp.experiments.results import CheckpointOrigin, Result, TrainedOrigin, tidy
-from mdm_interp.stats.estimates import Estimate, mean_estimate
+from mdm_interp.stats.summary import Summary
 from mdm_interp.stats.tables import curve, where
 
 NAN = float("nan")
@@ -52,8 +52,8 @@ def result(**changes: Any) -> Result:
     return replace(planted_result("dummy", [], **fields), rows=rows, **changes)
 
 
-def summarize(result: Result) -> dict[str, Estimate]:
-    return {"value": mean_estimate(result.frame["value"]), "rows": Estimate(float(len(result.rows)), NAN, NAN, 0)}
+def summarize(result: Result) -> Summary:
+    return Summary.of(result.frame.assign(rows=float(len(result.rows))), (), ("value", "rows"))
 
 
 def refuse(constant: str) -> None:
@@ -159,17 +159,17 @@ def test_tidy_gives_every_row_every_column_in_one_order() -> None:
 def test_a_summary_is_computed_from_the_rows_and_never_stored(tmp_path: Path) -> None:
     path = tmp_path / "dummy.json"
     written = result(summarize=summarize)
-    assert written.summary["value"].value == 0.25
+    assert written.summary.at("value").value == 0.25
     written.save(path)
     assert "summary" not in json.loads(path.read_text())
-    assert Result.load(path).summary == {}
-    assert Result.load(path, summarize).summary["value"].value == 0.25
+    assert len(Result.load(path).summary) == 0
+    assert Result.load(path, summarize).summary.at("value").value == 0.25
     content = json.loads(path.read_text())
     content["columns"]["value"] = [0.5, 0.75]
     path.write_text(json.dumps(content))
-    assert Result.load(path, summarize).summary["value"].value == 0.625
+    assert Result.load(path, summarize).summary.at("value").value == 0.625
     more = replace(written, rows=[*written.rows, {"seed": 2, "value": 0.75}])
-    assert (more.summary["rows"].value, more.summary["value"].value) == (3, 0.5), "nor kept from other rows"
+    assert (more.summary.at("rows").value, more.summary.at("value").value) == (3, 0.5), "nor kept from other rows"
 
 
 def test_a_file_that_is_replaced_is_never_half_written(tmp_path: Path) -> None:

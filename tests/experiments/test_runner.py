@@ -31,7 +31,7 @@ from mdm_interp.experiments.analysis import Analysis
 from mdm_interp.config import FactConfig, ModelConfig, TrainConfig
 from mdm_interp.errors import UserError
 from mdm_interp.experiments.scope import stages
-from mdm_interp.stats.estimates import mean_estimate
+from mdm_interp.stats.summary import Summary
 
 FACTS = FactConfig(n_entities=6, n_filler=4, seq_len=5)
 MODEL = ModelConfig(d_model=8, n_heads=2, d_vocab=FACTS.d_vocab, n_ctx=FACTS.seq_len)
@@ -59,7 +59,7 @@ ANALYSIS = Analysis(
     configs=configs,
     measure=measure,
     when=at_the_end,
-    summarize=lambda result: {{"seeds": mean_estimate(result.frame["seed"])}},
+    summarize=lambda result: Summary.of(result.frame, (), ("seed",)),
     takeaway=lambda result: "Planted.",
     draw=lambda result: go.Figure(),
 )

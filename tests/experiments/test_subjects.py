@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 from cli_helpers import Ended, assert_refused
-from helpers import TINY_DEMO, tiny_run, train_here
+from helpers import TINY_DEMO, tiny_grid, tiny_run, train_here
 from probe_helpers import FACTS, tiny_probe
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -21,12 +22,13 @@ from mdm_interp.data.prompts import load_facts
 from mdm_interp.errors import UserError
 from mdm_interp.experiments.analysis import CheckpointAnalysis, discover
 from mdm_interp.experiments.results import CheckpointOrigin, Result
-from mdm_interp.experiments.subjects import KINDS, Probe, demos, each_checkpoint, open_probe
+from mdm_interp.experiments.subjects import KINDS, Lab, Probe, demos, each_checkpoint, open_probe, train_demos
 from mdm_interp.measures.evidence import compute_evidence
 from mdm_interp.measures.gradients.alignment import gradient_alignment
 from mdm_interp.measures.gradients.layers import layer_alignment
 from mdm_interp.measures.parity import score_parity
 from mdm_interp.measures.routes import score_correlation
+from mdm_interp.stats.summary import Summary
 from mdm_interp.training.demo import train_demo
 
 ALONE = [a for a in discover() if isinstance(a, CheckpointAnalysis) and not a.needs_twin]
@@ -73,7 +75,7 @@ def test_a_probe_is_measured_once_for_the_same_weights_and_facts(tmp_path: Path)
         measured.append(probe)
         return [{"value": 1.0}]
 
-    analysis = replace(large_model_coupling.ANALYSIS, measure=measure, summarize=lambda result: {}, name="once")
+    analysis = replace(large_model_coupling.ANALYSIS, measure=measure, summarize=lambda result: Summary(), name="once")
     for _ in range(2):
         analysis.probe(probe, tmp_path / "out")
     assert len(measured) == 1
@@ -109,14 +111,14 @@ def test_a_model_of_the_small_grid_is_measured_alike_as_a_checkpoint(tmp_path: P
     model, pairs = run.model(), run.query_pairs()
     save_checkpoint(model, tmp_path / "saved", format="mdm_interp")
     loaded = load_checkpoint(tmp_path / "saved")
-    assert score_correlation(loaded, pairs).equal(score_correlation(model, pairs))
+    assert score_correlation(loaded, pairs).effect.equal(score_correlation(model, pairs).effect)
     assert score_parity(loaded, pairs).odd.equal(score_parity(model, pairs).odd)
     targets, queries = run.facts.candidates([pairs[0].forward])[0], [pair.forward for pair in pairs]
     assert compute_evidence(loaded, queries, targets).equal(compute_evidence(model, queries, targets))
     streamed, whole = layer_alignment(loaded, pairs), gradient_alignment(model, pairs)
     for group in (("V", "O"), ("Q", "K")):
         expected = whole.within(group).matched()[-1]
-        assert streamed.cosine([0], group)[0] == pytest.approx(expected, abs=1e-4)
+        assert streamed.cosine([0], group).effect == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_quick_run_has_one_demo_and_its_twin_and_a_full_one_two(real_grid: None) -> None:
@@ -170,3 +172,14 @@ def test_what_cannot_be_probed_is_said_in_one_line(
 def test_a_demo_of_an_unknown_format_is_refused(mdm_interp: Callable[..., Ended], tmp_path: Path) -> None:
     assert_refused(mdm_interp("demo-checkpoint", "--format", "gpt2", "--out", tmp_path / "demo"), "format", "gpt2")
     assert not (tmp_path / "demo").exists()
+
+
+def test_training_demos_says_how_far_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with tiny_grid():
+        lab = Lab(n_seeds=1, root=tmp_path)
+        train_demos(demos(lab.seeds), lab)
+        said = capsys.readouterr().err
+        for format in ("llada", "qwen2"):
+            assert re.search(rf"^demo {format}: 5 of 5 loss \d", said, re.MULTILINE)
+        train_demos(demos(lab.seeds), lab)
+        assert capsys.readouterr().err == "", "what is there is not trained again"

@@ -25,13 +25,15 @@ def rows_at(result: Result, **equal: Any) -> list[dict[str, Any]]:
 
 
 def test_the_summary_follows_from_the_rows(result: Result) -> None:
-    quantities = ("predicted_transfer", "transfer", "random_transfer", "slope")
+    quantities = ("predicted_transfer", "transfer", "slope")
     for variant in VARIANTS:
         for stage in STAGES:
             for group in first_order.GROUPS:
                 rows = rows_at(result, variant=variant, stage=stage, group=group, eta=first_order.SMALL)
-                for quantity in quantities:
-                    estimate = result.summary[f"{variant} / {stage} / {group} {quantity}"]
+                of = {"variant": variant, "stage": stage, "group": group}
+                found = {quantity: result.summary.at(quantity, **of) for quantity in quantities}
+                found["random_transfer"] = result.summary.null("transfer", **of)
+                for quantity, estimate in found.items():
                     values = [row[quantity] for row in rows if row[quantity] is not None]
                     assert estimate.n == len(values)
                     if values:
@@ -39,7 +41,7 @@ def test_the_summary_follows_from_the_rows(result: Result) -> None:
             ends: dict[str, float] = {}
             for row in rows_at(result, variant=variant, stage=stage, group="whole", in_regime=1):
                 ends[row["run"]] = max(row["eta"], ends.get(row["run"], 0.0))
-            estimate = result.summary[f"{variant} / {stage} / log10 of the regime's last step"]
+            estimate = result.summary.at("log10_last_step", variant=variant, stage=stage)
             assert estimate.n == len(ends)
             if ends:
                 assert estimate.value == pytest.approx(np.log10(list(ends.values())).mean(), rel=1e-5)
@@ -88,5 +90,5 @@ def test_the_takeaway_says_where_the_reverse_loss_rises(result: Result) -> None:
     assert "raises the reverse loss: MDM rope at end (interval holds 0: none)" in said
     assert "storage alone: MDM learned at end; of routing alone: nowhere" in said
     assert "steps of 0.001 to 0.001 " in said
-    drawn: Any = first_order.draw(planted).data
+    drawn: Any = first_order.draw(planted).figure().data
     assert {trace.name for trace in drawn if trace.mode == "markers"} == {"end, predicted", "end, random step"}

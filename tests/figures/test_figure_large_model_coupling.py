@@ -36,20 +36,21 @@ def test_rows_are_means_over_facts_and_a_t_test_of_their_excess(probe: Probe, re
     for kind in KINDS:
         pairs = probe.pairs(kind)
         facts = np.array([pair.fact for pair in pairs])
-        own, control = layer_alignment(probe.model, pairs).cosine([1], ("V", "O"))
+        cosine = layer_alignment(probe.model, pairs).cosine([1], ("V", "O"))
         of_facts, others = (
-            np.array([side.double().numpy()[facts == fact].mean() for fact in range(4)]) for side in (own, control)
+            np.array([side.double().numpy()[facts == fact].mean() for fact in range(4)])
+            for side in (cosine.effect, cosine.null)
         )
         (row,) = (r for r in result.rows if (r["kind"], r["layer"], r["group"]) == (kind, 1, STORAGE))
-        for prefix, values in (("", of_facts), ("null_", others)):
+        for name, values in (("cosine", of_facts), ("cosine_null", others)):
             expected = mean_estimate(values)
-            assert row["null" if prefix else "cosine"] == pytest.approx(expected.value, rel=1e-4)
-            assert [row[f"{prefix}{end}"] for end in ("low", "high")] == pytest.approx(
+            assert row[name] == pytest.approx(expected.value, rel=1e-4)
+            assert [row[f"{name}_{end}"] for end in ("low", "high")] == pytest.approx(
                 [expected.low, expected.high], rel=1e-3, abs=1e-5
             )
         tested: Any = ttest_1samp(of_facts - others, 0.0, alternative="greater")
         assert row["p"] == pytest.approx(tested.pvalue, rel=1e-3)
-        assert (row["facts"], row["clusters"], row["n"], row["null_n"]) == (4, 4, 4, 4)
+        assert (row["facts"], row["clusters"], row["cosine_n"], row["cosine_null_n"]) == (4, 4, 4, 4)
 
 
 def test_facts_that_share_a_parent_count_once(tmp_path: Path) -> None:
@@ -58,7 +59,7 @@ def test_facts_that_share_a_parent_count_once(tmp_path: Path) -> None:
     (tmp_path / "facts.csv").write_text(shared, encoding="utf-8")
     table = load_facts(tmp_path / "facts.csv")
     rows = analysis.measure(Probe.of("shared", probe.model, table))
-    assert {(row["facts"], row["clusters"], row["n"]) for row in rows} == {(3, 2, 2)}
+    assert {(row["facts"], row["clusters"], row["cosine_n"]) for row in rows} == {(3, 2, 2)}
 
 
 def of_32_layers(result: Result, p_values: dict[int, float]) -> Result:
@@ -70,10 +71,9 @@ def of_32_layers(result: Result, p_values: dict[int, float]) -> Result:
 
 
 def test_a_layer_counts_only_among_all_that_are_looked_at(result: Result) -> None:
-    name = f"tiny-llada / positional / {STORAGE} / share of layers above the null"
-
     def share(p_values: dict[int, float]) -> float:
-        estimate = analysis.summarize(of_32_layers(result, p_values))[name]
+        summary = analysis.summarize(of_32_layers(result, p_values))
+        estimate = summary.at("share_above", checkpoint="tiny-llada", kind="positional", group=STORAGE)
         assert np.isnan([estimate.low, estimate.high]).all() and estimate.n == 4
         return estimate.value
 
@@ -86,12 +86,12 @@ def test_the_takeaway_and_the_figure_say_so(result: Result) -> None:
     many = of_32_layers(result, dict.fromkeys(range(8), 1e-3))
     said = analysis.takeaway(many)
     assert "above it in 25% of layers (tiny-llada, positional)" in said and "all layers looked at" in said
-    figure = analysis.draw(many)
+    figure = analysis.draw(many).figure()
     assert len(traces(figure, name=STORAGE, mode="lines")) > 0
 
 
 def test_one_fact_has_no_null_and_no_layer_to_count(tmp_path: Path) -> None:
     alone = result_of(analysis.ANALYSIS, [tiny_probe(tmp_path, "llada", facts=1)], tmp_path)
-    assert all(row["null"] is None and row["p"] is None and row["low"] is None for row in alone.rows)
-    assert not any("share of layers" in name for name in alone.summary)
-    analysis.draw(alone)
+    assert all(row["cosine_null"] is None and row["p"] is None and row["cosine_low"] is None for row in alone.rows)
+    assert not alone.summary.where("share_above") and alone.summary.where("cosine")
+    analysis.draw(alone).figure()

@@ -1,4 +1,4 @@
-"""Storage of checkpoints: rows agree with the library, the position index with its definition, figures hold any."""
+"""Storage of checkpoints: rows agree with the library, and figures hold any."""
 
 from __future__ import annotations
 
@@ -8,14 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from probe_helpers import at, result_of, tiny_probe, traces
-from torch.testing import assert_close
 
 from analyses import large_model_storage
 from mdm_interp.experiments.results import Result
 from mdm_interp.experiments.subjects import KINDS, Probe
 from mdm_interp.measures.answer_evidence import answer_evidence
-from mdm_interp.measures.evidence import place_index
-from mdm_interp.stats.resampling import FactSample
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +30,7 @@ def test_rows_are_all_heads_layers_and_the_model(result: Result) -> None:
     assert len({tuple(row) for row in result.rows}) == 1
     for row in result.rows:
         assert (row["place_index"] is None) == (row["head"] is not None)
-        for name in ("forward_beaten", "reverse_null_beaten"):
+        for name in ("forward_beaten", "reverse_beaten_null"):
             assert 0 <= row[name] <= 1 and row[f"{name}_low"] <= row[name] <= row[f"{name}_high"]
             assert (row["facts"], row["clusters"], row[f"{name}_n"]) == (8, 8, 8)
 
@@ -64,18 +61,6 @@ def test_each_source_is_compared_within_its_template_and_side(probe: Probe, resu
             assert at(result, kind, None, None)[f"{side}_beaten"] == pytest.approx(beaten.mean().item(), rel=1e-3)
 
 
-def test_the_position_index_is_the_librarys_within_a_context(probe: Probe) -> None:
-    prompts = probe.prompts["positional"]
-    pairs = [p for p, t in zip(prompts.pairs, prompts.templates, strict=True) if t == 0 and p.side == "left"]
-    forward, reverse = torch.randn(2, len(pairs), 3, generator=torch.Generator().manual_seed(0)).double()
-    sample = FactSample.of(pairs, [0] * len(pairs))
-    index = large_model_storage.place_index(forward, reverse, pairs, sample)
-    assert_close(index.value, place_index(forward[..., None], reverse[..., None]))
-    moved = FactSample(sample.facts.repeat(2), torch.arange(2).repeat_interleave(len(pairs)), sample.of_facts)
-    shifted = [torch.cat([of, of + 100]) for of in (forward, reverse)]  # another template, the same otherwise
-    assert_close(large_model_storage.place_index(shifted[0], shifted[1], pairs * 2, moved).value, index.value)
-
-
 def test_the_first_layer_does_not_know_where_a_source_stands(result: Result) -> None:
     for kind in KINDS:
         assert at(result, kind, 0, None)["place_index"] == pytest.approx(0, abs=1e-9)
@@ -87,7 +72,7 @@ def test_the_first_layer_does_not_know_where_a_source_stands(result: Result) -> 
 def test_an_arm_has_evidence_but_no_position_index(tmp_path: Path) -> None:
     result = result_of(large_model_storage.ANALYSIS, [tiny_probe(tmp_path, "llama")], tmp_path)
     assert all(row["place_index"] is None and row["forward_beaten"] is not None for row in result.rows)
-    figure = large_model_storage.draw(result)
+    figure = large_model_storage.draw(result).figure()
     said = [text for trace in traces(figure, mode="text") for text in trace.text]
     assert len(said) == 2 and all("share no source" in text for text in said)
     assert "position index" not in large_model_storage.takeaway(result)
@@ -97,15 +82,18 @@ def test_the_summary_is_of_the_rows(result: Result) -> None:
     for kind in KINDS:
         row = at(result, kind, None, None)
         for name in large_model_storage.MEASURES:
-            estimate = result.summary[f"tiny-dream / {kind} / {name}"]
-            assert (estimate.value, estimate.low, estimate.high) == (row[name], row[f"{name}_low"], row[f"{name}_high"])
+            found = result.summary.contrast(name, checkpoint="tiny-dream", kind=kind)
+            for column, estimate in ((name, found.effect), (f"{name}_null", found.null)):
+                if column != "place_index_null":
+                    stated = row[column], row[f"{column}_low"], row[f"{column}_high"]
+                    assert (estimate.value, estimate.low, estimate.high) == stated
 
 
 @pytest.mark.parametrize("checkpoints", [1, 3])
 def test_the_figure_shows_every_checkpoint_and_kind(result: Result, checkpoints: int) -> None:
     rows = [{**row, "checkpoint": f"model {copy}"} for copy in range(checkpoints) for row in result.rows]
     many = replace(result, rows=rows)
-    figure = large_model_storage.draw(many)
+    figure = large_model_storage.draw(many).figure()
     maps = traces(figure, type="heatmap")
     assert len(maps) == 2 * 2 * checkpoints
     assert maps[1].z[1][3] == at(result, "positional", 1, 3)["reverse_beaten"]
@@ -113,5 +101,5 @@ def test_the_figure_shows_every_checkpoint_and_kind(result: Result, checkpoints:
 
 def test_two_facts_leave_nothing_to_compare(tmp_path: Path) -> None:
     result = result_of(large_model_storage.ANALYSIS, [tiny_probe(tmp_path, "llada", facts=2)], tmp_path)
-    assert all(row["forward_beaten"] is None and row["reverse_null_specific"] is None for row in result.rows)
-    large_model_storage.draw(result)
+    assert all(row["forward_beaten"] is None and row["reverse_specific_null"] is None for row in result.rows)
+    large_model_storage.draw(result).figure()

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import pytest
 from helpers import with_summary
 
 from analyses import objective_ablation
+from mdm_interp.config import Objective
 from mdm_interp.experiments.grids import MDM_SCHEMES, OBJECTIVES, objective_grid
 from mdm_interp.experiments.results import Result
 from mdm_interp.stats.estimates import Estimate
+from mdm_interp.stats.summary import Entry
 
 
 @pytest.fixture(scope="module")
@@ -33,22 +36,21 @@ def test_every_setting_is_measured_at_every_checkpoint(result: Result) -> None:
 
 
 def test_the_summary_follows_from_the_rows(result: Result) -> None:
-    expected = {"chance": result.rows[0]["chance"]}
-    for objective in OBJECTIVES:
-        for scheme in MDM_SCHEMES:
-            rows = [row for row in result.rows if (row["objective"], row["scheme"]) == (objective, scheme)]
-            stages = {stage: [row for row in rows if row["stage"] == stage] for stage in ("early", "end")}
-            for stage, at in stages.items():
-                key = f"{objective} / {scheme} / {stage}"
+    expected: dict[tuple[str, ...], float] = {("chance",): result.rows[0]["chance"]}
+    for setting in product(OBJECTIVES, MDM_SCHEMES):
+        rows = [row for row in result.rows if (row["objective"], row["scheme"]) == setting]
+        for stage in ("early", "end"):
+            if at := [row for row in rows if row["stage"] == stage]:
                 for side in ("forward", "reverse"):
-                    expected[f"{key} {side}_probability"] = mean([row[f"{side}_probability"] for row in at])
+                    name = f"{side}_probability"
+                    expected[(name, *setting, stage)] = mean([row[name] for row in at])
                 above = [row["reverse_probability"] - row["chance"] for row in at]
-                expected[f"{key} reverse above chance"] = mean(above)
-            seeds = {row["seed"] for row in rows}
-            peaks = [max(row["reverse_probability"] for row in rows if row["seed"] == seed) for seed in seeds]
-            expected[f"{objective} / {scheme} / highest reverse_probability"] = mean(peaks)
-    summary = {name: estimate.value for name, estimate in result.summary.items()}
-    assert summary == pytest.approx(expected, rel=1e-5, nan_ok=True)
+                expected[("above_chance", *setting, stage)] = mean(above)
+        seeds = {row["seed"] for row in rows}
+        peaks = [max(row["reverse_probability"] for row in rows if row["seed"] == seed) for seed in seeds]
+        expected[("reverse_probability", *setting, "highest")] = mean(peaks)
+    summary = {(entry.quantity, *entry.of.values()): entry.effect.value for entry in result.summary}
+    assert summary == pytest.approx(expected, rel=1e-5)
 
 
 def test_early_is_where_forward_probability_is_that_of_every_other_run(result: Result) -> None:
@@ -62,23 +64,29 @@ def test_early_is_where_forward_probability_is_that_of_every_other_run(result: R
             assert early[0]["step"] <= min(learnt)
 
 
-def planted(result: Result, above: dict[str, bool]) -> Result:
+def planted(result: Result, above: dict[Objective, bool]) -> Result:
     """A result with a summary in which the objectives are answered in reverse, or not."""
-    summary = {}
+    entries = []
     for objective, answered in above.items():
         for scheme in MDM_SCHEMES:
-            excess = 0.7 if answered else -0.01
-            key = f"{objective} / {scheme} / end reverse"
-            summary[f"{key} above chance"] = Estimate(excess, excess - 0.005, excess + 0.02, 2)
-            summary[f"{key}_probability"] = Estimate(0.25 + excess, 0.2, 0.9, 2)
-    return with_summary(result, summary)
+            excess, of = 0.7 if answered else -0.01, {"objective": objective, "scheme": scheme, "stage": "end"}
+            entries += [
+                Entry("above_chance", of, Estimate(excess, excess - 0.005, excess + 0.02, 2)),
+                Entry("reverse_probability", of, Estimate(0.25 + excess, 0.2, 0.9, 2)),
+            ]
+    return with_summary(result, *entries)
 
 
 @pytest.mark.parametrize("any_order", [True, False])
 def test_the_takeaway_says_which_objectives_answer_in_reverse(result: Result, any_order: bool) -> None:
     """An interval that includes chance does not count as above it."""
     single = not any_order
-    above = {"any_order": any_order, "source_only": single, "target_only": single, "causal": False}
+    above: dict[Objective, bool] = {
+        "any_order": any_order,
+        "source_only": single,
+        "target_only": single,
+        "causal": False,
+    }
     said = objective_ablation.takeaway(planted(result, above))
     assert f"any-order masking in {4 * any_order} of 4 settings" in said
     assert f"single-sided masking in {8 * single} of 8 settings" in said
@@ -88,6 +96,7 @@ def test_the_takeaway_says_which_objectives_answer_in_reverse(result: Result, an
 
 def test_a_stage_that_no_run_reached_has_no_panel(result: Result) -> None:
     unlearnt = replace(result, rows=[row for row in result.rows if row["stage"] != "early"])
-    assert unlearnt.summary["any_order / rope / early reverse_probability"].n == 0
-    drawn = [sum(t.type == "heatmap" for t in objective_ablation.draw(r).data) for r in (result, unlearnt)]  # type: ignore[attr-defined]
+    assert not len(unlearnt.summary.where("reverse_probability", stage="early"))
+    figures: list[Any] = [objective_ablation.draw(one).figure() for one in (result, unlearnt)]
+    drawn = [sum(trace.type == "heatmap" for trace in figure.data) for figure in figures]
     assert drawn == [3, 2]

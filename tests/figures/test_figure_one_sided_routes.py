@@ -64,16 +64,16 @@ def test_differences_and_ratios_are_of_one_seed() -> None:
     summary = planted(needs_others).summary
     for share in BOTH_WAYS:
         rope, learned, arm = ([needs_others(name, share, seed) for seed in SEEDS] for name in (ROPE, LEARNED, ARM))
-        difference = summary[f"learned - rope, {share:.0%} both ways / end reverse_probability"]
+        difference = summary.at("above_rope", model=LEARNED, reversed_share=share, stage="end")
         assert difference.value == pytest.approx(np.mean(learned) - np.mean(rope), rel=1e-4)
         expected: Any = ttest_rel(learned, rope)
         interval = expected.confidence_interval(0.95)
         assert (difference.low, difference.high) == pytest.approx((interval.low, interval.high), rel=1e-3)
-        ratio = summary[f"{ROPE}, {share:.0%} both ways / end log ratio of reverse to the ARM's"]
+        ratio = summary.at("log_of_arm", model=ROPE, reversed_share=share, stage="end")
         assert exp(ratio.value) == pytest.approx(rope[0] / arm[0], rel=1e-4)
         assert ratio.high - ratio.low < 1e-3 < log(2), "seeds are paired: what they share is no spread"
     for share in BOTH_WAYS[1:]:
-        gained = summary[f"{ROPE}, {share:.0%} both ways / end reverse gained over 0%"]
+        gained = summary.at("gained", model=ROPE, reversed_share=share, stage="end")
         assert gained.value == pytest.approx(0.7 * share * np.mean(LUCK), rel=1e-4)
 
 
@@ -81,10 +81,11 @@ def test_seeds_that_only_one_model_has_are_left_out_of_a_difference() -> None:
     result = planted(needs_others)
     kept = [row for row in result.rows if row["model"] != LEARNED or row["seed"] < 2]
     summary = one_sided_routes.summarize(replace(result, rows=kept))
-    difference = summary["learned - rope, 80% both ways / end reverse_probability"]
+    of = {"reversed_share": 0.8, "stage": "end"}
+    difference = summary.at("above_rope", model=LEARNED, **of)
     expected = np.mean([needs_others(LEARNED, 0.8, seed) - needs_others(ROPE, 0.8, seed) for seed in (0, 1)])
     assert (difference.n, difference.value) == (2, pytest.approx(expected, rel=1e-3))
-    assert summary[f"{ROPE}, 80% both ways / end reverse_probability"].n == len(SEEDS)
+    assert summary.at("reverse_probability", model=ROPE, **of).n == len(SEEDS)
 
 
 def test_the_takeaway_says_that_one_side_does_not_suffice_and_what_other_facts_bring() -> None:
@@ -164,7 +165,7 @@ def test_rows_are_every_checkpoint_and_the_stages(tiny_result: Callable[[str], R
 
 def drawn(result: Result) -> dict[tuple[str, str, str], list[float]]:
     """Values by trace name, mode and axis."""
-    data: Any = one_sided_routes.draw(result).data
+    data: Any = one_sided_routes.draw(result).figure().data
     return {(trace.name, trace.mode, trace.yaxis): list(trace.y) for trace in data if trace.name}
 
 

@@ -14,6 +14,7 @@ from scipy.stats import spearmanr
 
 from analyses import prediction_link
 from mdm_interp.config import TrainConfig
+from mdm_interp.experiments import paper
 from mdm_interp.experiments.claims import judge
 from mdm_interp.experiments.grids import MDM_SCHEMES
 from mdm_interp.experiments.results import Result
@@ -48,7 +49,7 @@ def planted(signature: Callable[[int, int], float]) -> Result:
 
 
 def judged(result: Result) -> Sequence[str]:
-    return [verdict.verdict for verdict in judge([(result, prediction_link.CLAIMS)])]
+    return [verdict.verdict for verdict in judge([(result, paper.LINK_RULES)])]
 
 
 def test_a_signature_that_is_the_reverse_probability_holds_and_its_opposite_fails() -> None:
@@ -105,7 +106,7 @@ def random_result(seeds: int = 6) -> Result:
     return planted_result("prediction_link", rows, seeds=list(range(seeds)))
 
 
-@pytest.mark.parametrize("kind", prediction_link.KINDS)
+@pytest.mark.parametrize("kind", prediction_link.CORRELATIONS)
 def test_both_correlations_are_summarized_over_training_and_across_seeds(kind: Any) -> None:
     result = random_result()
     summary, at = prediction_link.summarize(result), where(result.frame, world="two_role")
@@ -118,7 +119,8 @@ def test_both_correlations_are_summarized_over_training_and_across_seeds(kind: A
     for signature in prediction_link.SIGNATURES:
         over = where(rope, stage="checkpoint")
         expected = np.nanmean([of(run, signature) for _, run in over.groupby("seed")])
-        assert summary[f"{signature} / two_role, rope, over training / {kind}"].value == pytest.approx(expected)
-        estimate = summary[f"{signature} / two_role, rope, across seeds, end / {kind}"]
+        about = {"signature": signature, "world": "two_role", "scheme": "rope"}
+        assert summary.at(kind, **about, stage="over training").value == pytest.approx(expected)
+        estimate = summary.at(kind, **about, stage="across seeds, end")
         assert estimate.value == pytest.approx(of(where(end, scheme="rope"), signature))
         assert (estimate.n, estimate.low < estimate.value < estimate.high) == (6, True)

@@ -70,10 +70,11 @@ def test_an_interval_that_includes_chance_and_a_single_seed_decide_nothing() -> 
 
 def test_heads_are_kept_apart_in_the_summary() -> None:
     summary = planted(MITIGATED).summary
-    assert summary["relation_cycle / MDM rope / reverse_probability"].value == pytest.approx(0.8)
-    assert summary[f"{CONTRAST} / MDM rope / reverse_probability"].value == pytest.approx(0.02)
-    assert summary[f"{CONTRAST} / MDM rope / highest reverse_probability"].value == pytest.approx(0.04)
-    above = summary["relation_cycle / MDM rope / reverse above chance"]
+    one, many = ({"setting": setting, "variant": "MDM rope"} for setting in ("relation_cycle", CONTRAST))
+    assert summary.at("reverse_probability", **one).value == pytest.approx(0.8)
+    assert summary.at("reverse_probability", **many).value == pytest.approx(0.02)
+    assert summary.at("highest_reverse", **many).value == pytest.approx(0.04)
+    above = summary.at("above_chance", **one)
     half = 4.302653 * 0.008 / 3**0.5  # Student's t at 2 degrees of freedom; the seeds' standard deviation is 0.008
     assert (above.value, above.low, above.high) == pytest.approx((0.75, 0.75 - half, 0.75 + half), rel=1e-4)
 
@@ -112,11 +113,11 @@ def test_rows_tell_heads_apart(tiny_result: Callable[[str], Result]) -> None:
 
 def test_each_panel_shows_where_its_reverse_curve_ends() -> None:
     result = planted(MITIGATED)
-    figure: Any = reversal_curse.draw(result)
+    figure: Any = reversal_curse.draw(result).figure()
     ends = [note.text for note in figure.layout.annotations if note.text.startswith("ends at")]
     values = [MITIGATED.get((setting, variant), 0.001) for setting in SETTINGS for variant in VARIANTS]
     assert ends == [f"ends at {value:.2f}" for value in values]
-    curves = [trace for trace in figure.data if trace.name == "reverse query" and trace.mode == "lines"]
+    curves = [trace for trace in figure.data if trace.name == "reverse query" and trace.line.dash == "dash"]
     assert [trace.y[-1] for trace in curves] == pytest.approx(values)
     labels = [axis.title.text for axis in figure.select_yaxes() if axis.title.text]
     assert labels == [f"{title}<br>probability of answer" for title in SETTINGS.values()]

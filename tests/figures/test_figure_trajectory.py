@@ -8,17 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import tiny_config
 from probe_helpers import result_of, tiny_probe
 
 from analyses import trajectory as analysis
-from mdm_interp.data.queries import Query, QueryPair
 from mdm_interp.experiments.results import Result
 from mdm_interp.experiments.subjects import KINDS, Probe
-from mdm_interp.measures.trajectory import denoise_answers
+from mdm_interp.measures.trajectory import denoise_answers, source_only
 from mdm_interp.stats.resampling import FactSample
+from mdm_interp.stats.tables import as_columns, estimate_in
 
-MASK = 12
+COLUMNS = ("value", "value_low", "value_high", "value_n")
 
 
 @pytest.fixture(scope="module")
@@ -31,41 +30,13 @@ def result(probe: Probe, tmp_path_factory: pytest.TempPathFactory) -> Result:
     return result_of(analysis.ANALYSIS, [probe], tmp_path_factory.mktemp("result"))
 
 
-def test_all_but_the_source_is_masked() -> None:
-    query = Query((3, 1, 2, MASK, MASK, 4, 11, 5), (6, 7), (3, 5), (1, 3))
-    for shift, kept in ((0, MASK), (-1, 3)):
-        masked = analysis.source_only(query, tiny_config(mask_token_id=MASK, readout_shift=shift), special={11, MASK})
-        assert masked.tokens == (kept, 1, 2, MASK, MASK, MASK, 11, MASK)
-        assert (masked.answer, masked.answer_span, masked.source_span) == ((6, 7), (3, 5), (1, 3))
-
-
-def test_another_source_may_have_any_length() -> None:
-    query = Query((3, 1, 2, MASK, MASK, 4), (6, 7), (3, 5), (1, 3))
-    assert analysis.with_source(query, (8, 9, 10)) == Query((3, 8, 9, 10, MASK, MASK, 4), (6, 7), (4, 6), (1, 4))
-    query = Query((MASK, 4, 1, 2), (6,), (0, 1), (2, 4))
-    assert analysis.with_source(query, (8,)) == Query((MASK, 4, 8), (6,), (0, 1), (2, 3))
-
-
-def test_the_null_shares_side_and_no_name_even_through_other_facts() -> None:
-    def pair(answer: int, source: int, side: Any, fact: int) -> QueryPair:
-        query = Query((source, 4, MASK), (answer,), (2, 3), (0, 1))
-        return QueryPair(query, query, fact, side)
-
-    asked = [(1, 5, "left"), (2, 5, "left"), (1, 6, "left"), (3, 7, "right"), (9, 8, "left"), (8, 10, "left")]
-    pairs = [pair(*values, fact) for fact, values in enumerate(asked)]
-    chosen = analysis.other_sources(pairs, n_ctx=3)
-    assert all(source in ((8,), (10,)) for source in chosen[:3]) and chosen[3] is None
-    assert all(source in ((5,), (6,)) for source in chosen[4:])  # not each other's: 8 is the answer of one
-    assert analysis.other_sources([pairs[0], pairs[4]], n_ctx=2) == [None, None]
-
-
 def test_rows_are_the_librarys_measures_over_facts(probe: Probe, result: Result) -> None:
     cfg, tokenizer = probe.model.cfg, probe.model.tokenizer
     assert len({tuple(row) for row in result.rows}) == 1
-    assert len(result.rows) == 2 * 2 * (2 * analysis.STAGES * (cfg.n_layers + 1) + 3)
+    assert len(result.rows) == 2 * 2 * (2 * analysis.N_PARTS * (cfg.n_layers + 1) + 3)
     pairs = probe.pairs("relational")
-    queries = [analysis.source_only(pair.reverse, cfg, set(tokenizer.all_special_ids)) for pair in pairs]
-    watched = denoise_answers(probe.model, queries, analysis.STAGES)
+    queries = [source_only(pair.reverse, cfg, set(tokenizer.all_special_ids)) for pair in pairs]
+    watched = denoise_answers(probe.model, queries, analysis.N_PARTS)
     expected = {
         ("route", 0, 1): watched.route[:, 0, 1],
         ("evidence", 2, 0): watched.evidence[:, 2, 0],
@@ -83,19 +54,19 @@ def test_rows_are_the_librarys_measures_over_facts(probe: Probe, result: Result)
             and (row["measure"], row["stage"], row["layer"]) == at
         )
         (estimate,) = FactSample.of(pairs).mean(values).estimates()
-        assert [row[name] for name in vars(estimate)] == pytest.approx(list(vars(estimate).values()), rel=1e-4)
+        assert list(as_columns("value", estimate).values()) == pytest.approx([row[name] for name in COLUMNS], rel=1e-4)
         assert row["facts"] == row["clusters"] == 4
 
 
 def test_a_fact_against_itself_makes_no_difference(probe: Probe, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(analysis, "other_sources", lambda pairs, n_ctx: [pair.forward.source for pair in pairs])
     for row in analysis.measure(replace(probe, twin=None)):
-        for name in ("value", "low", "high", "n"):
-            np.testing.assert_allclose(row[name], row[f"null_{name}"], rtol=1e-4)
+        for name in COLUMNS:
+            np.testing.assert_allclose(row[name], row[name.replace("value", "value_null")], rtol=1e-4)
 
 
 def test_another_source_does_make_one(result: Result) -> None:
-    different = [row["value"] != row["null_value"] for row in result.rows if row["measure"] == "evidence"]
+    different = [row["value"] != row["value_null"] for row in result.rows if row["measure"] == "evidence"]
     assert np.mean(different) > 0.9
 
 
@@ -104,21 +75,23 @@ def test_twins_are_asked_if_they_have_masks(tmp_path: Path) -> None:
     measured = result_of(analysis.ANALYSIS, [arm], tmp_path)
     assert {row["checkpoint"] for row in measured.rows} == {"tiny-llada"}
     nothing = result_of(analysis.ANALYSIS, [replace(arm, twin=None)], tmp_path)
-    assert nothing.rows == [] and nothing.summary == {}
+    assert nothing.rows == [] and len(nothing.summary) == 0
     figure: Any = analysis.ANALYSIS.figure(nothing)
     assert "Causal models have no denoising trajectory" in figure.layout.title.subtitle.text
 
 
 def test_the_summary_is_of_the_rows(result: Result) -> None:
     together = [row for row in result.rows if row["layer"] is None]
-    assert len(result.summary) == 2 * len(together)
+    assert len(result.summary) == len(together)
     (row,) = (
         row
         for row in together
         if (row["kind"], row["direction"], row["measure"], row["stage"]) == ("positional", "forward", "route", 1)
     )
-    summary = result.summary["tiny-dream / positional / forward / route, stage 2 of 5 / null"]
-    assert vars(summary) == {name: row[f"null_{name}"] for name in ("value", "low", "high", "n")}
+    of = {"checkpoint": "tiny-dream", "kind": "positional", "direction": "forward", "measure": "route", "stage": 1}
+    assert result.summary.at("value", **of) == estimate_in(row, "value")
+    assert result.summary.null("value", **of) == estimate_in(row, "value_null")
+    assert result.summary.null("value", **of) != result.summary.at("value", **of)
 
 
 def test_the_figure_shows_every_checkpoint_and_layer(result: Result) -> None:
@@ -130,9 +103,9 @@ def test_the_figure_shows_every_checkpoint_and_layer(result: Result) -> None:
         if row["layer"] is not None or shift == 0
     ]
     deep = replace(result, rows=rows)
-    figure: Any = analysis.draw(deep)
+    figure: Any = analysis.draw(deep).figure()
     heat = [trace for trace in figure.data if trace.type == "heatmap"]
-    assert [trace.z.shape for trace in heat] == [(32, analysis.STAGES)] * 4
+    assert [trace.z.shape for trace in heat] == [(32, analysis.N_PARTS)] * 4
     titles = [annotation.text for annotation in figure.layout.annotations]
     assert [title for title in titles if "above" not in title and title] == [
         f"{name}, {kind}" for name in ("one", "two") for kind in KINDS

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from probe_helpers import result_of, tiny_probe, traces
 from scipy.stats import spearmanr
 
 from analyses import twin
+from mdm_interp.data.queries import Direction
 from mdm_interp.errors import UserError
 from mdm_interp.experiments.results import Result
 from mdm_interp.experiments.subjects import KINDS, Probe
@@ -34,12 +35,11 @@ def rows_of(result: Result, **equal: Any) -> list[dict[str, Any]]:
     return [row for row in result.rows if all(row[name] == value for name, value in equal.items())]
 
 
-@pytest.mark.parametrize(("kind", "direction"), list(itertools.product(KINDS, twin.DIRECTIONS)))
-def test_both_are_asked_for_the_last_name_in_the_same_words(probe: Probe, kind: Any, direction: str) -> None:
+@pytest.mark.parametrize(("kind", "direction"), list(itertools.product(KINDS, get_args(Direction))))
+def test_both_are_asked_for_the_last_name_in_the_same_words(probe: Probe, kind: Any, direction: Any) -> None:
     assert probe.twin is not None
-    asked = twin.questions(probe, kind, direction)
-    mine, theirs = asked.queries
-    assert 20 <= len(mine) == len(theirs) <= 8 * 3 and asked.sample.n_facts == 8
+    mine, theirs, sample = probe.asked_alike(kind, direction)
+    assert 20 <= len(mine) == len(theirs) <= 8 * 3 and sample.n_facts == 8
     for one, other in zip(mine, theirs, strict=True):
         stop = one.answer_span[1]
         assert one.tokens[: one.answer_span[0]] == other.tokens[: other.answer_span[0]]
@@ -60,32 +60,32 @@ def test_a_question_that_one_cannot_be_asked_is_left_out(probe: Probe) -> None:
     prompts = probe.twin.prompts["positional"]
     fewer = replace(prompts, pairs=prompts.pairs[4:], templates=prompts.templates[4:])
     other = replace(probe.twin, prompts={**probe.twin.prompts, "positional": fewer})
-    asked = twin.questions(replace(probe, twin=other), "positional", "forward")
-    assert [len(queries) for queries in asked.queries] == [20, 20]
+    mine, theirs, _ = replace(probe, twin=other).asked_alike("positional", "forward")
+    assert len(mine) == len(theirs) == 20
     none = replace(other, prompts={**other.prompts, "positional": replace(fewer, pairs=[], templates=[])})
     with pytest.raises(UserError, match="can be asked no positional query both"):
-        twin.questions(replace(probe, twin=none), "positional", "forward")
+        replace(probe, twin=none).asked_alike("positional", "forward")
 
 
 def test_rows_are_those_of_each_model_by_itself(probe: Probe, result: Result) -> None:
     assert probe.twin is not None
     assert len(result.rows) == 4 * (2 * (8 + 1) + 3)
     assert len({tuple(row) for row in result.rows}) == len({frozenset(row) for row in result.rows}) == 1
-    for kind, direction in itertools.product(KINDS, twin.DIRECTIONS):
-        asked = twin.questions(probe, kind, direction)
+    for kind, direction in itertools.product(KINDS, get_args(Direction)):
+        *asked, sample = probe.asked_alike(kind, direction)
         models = {"value": probe.model, "twin_value": probe.twin.model}
-        for (name, model), queries in zip(models.items(), asked.queries, strict=True):
+        for (name, model), queries in zip(models.items(), asked, strict=True):
             at = {"kind": kind, "direction": direction}
             route = compute_routes(model, queries).pattern
             heads = rows_of(result, **at, what="route", layer=1, head=2)
-            assert heads[0][name] == pytest.approx(asked.sample.mean(route).value[1, 2].item(), rel=1e-4)
-            evidence, of_layers = answer_evidence(model, queries, asked.sample.contexts)
+            assert heads[0][name] == pytest.approx(sample.mean(route).value[1, 2].item(), rel=1e-4)
+            evidence, of_layers = answer_evidence(model, queries, sample.contexts)
             (row,) = rows_of(result, **at, what="evidence", layer=0, head=3)
-            assert row[name] == pytest.approx(asked.sample.mean(evidence.beaten).value[0, 3].item(), rel=1e-4)
+            assert row[name] == pytest.approx(sample.mean(evidence.beaten).value[0, 3].item(), rel=1e-4)
             (row,) = rows_of(result, **at, what="layer_evidence")
-            assert row[name] == pytest.approx(asked.sample.mean(of_layers.beaten).value.mean().item(), rel=1e-4)
+            assert row[name] == pytest.approx(sample.mean(of_layers.beaten).value.mean().item(), rel=1e-4)
             (row,) = rows_of(result, **at, what="log_probability")
-            expected = asked.sample.mean(predict(model, queries).log_probability).value
+            expected = sample.mean(predict(model, queries).log_probability).value
             assert row[name] == pytest.approx(expected.item(), rel=1e-4)
 
 
@@ -97,7 +97,9 @@ def test_agreement_is_the_rank_correlation_of_the_rows(result: Result) -> None:
         expected: Any = spearmanr([row["value"] for row in heads], [row["twin_value"] for row in heads])
         (whole,) = rows_of(result, kind="positional", direction="forward", what=what, layer=None)
         assert whole["agreement"] == pytest.approx(expected.statistic, abs=1e-5)
-        assert result.summary[f"tiny-dream / positional / forward / {what} / agreement"].value == whole["agreement"]
+        of = {"checkpoint": "tiny-dream", "kind": "positional", "direction": "forward", "what": what}
+        assert result.summary.at("agreement", **of).value == whole["agreement"]
+        assert result.summary.null("agreement", **of).value == whole["agreement_null"]
 
 
 def test_a_model_is_its_own_twin(probe: Probe, tmp_path: Path) -> None:
@@ -106,7 +108,8 @@ def test_a_model_is_its_own_twin(probe: Probe, tmp_path: Path) -> None:
         assert (row["value"], row["value_low"]) == (row["twin_value"], row["twin_value_low"])
         assert row["facts"] == row["clusters"] == row["value_n"] == 8
     for what in twin.HEADS:
-        estimate = result.summary[f"tiny-dream / relational / reverse / {what} / agreement"]
+        of = {"checkpoint": "tiny-dream", "kind": "relational", "direction": "reverse", "what": what}
+        estimate = result.summary.at("agreement", **of)
         assert (estimate.value, estimate.low) == (pytest.approx(1), pytest.approx(1))
 
 
@@ -114,7 +117,7 @@ def test_other_shapes_are_not_paired_and_the_figure_says_so(tmp_path: Path) -> N
     result = result_of(twin.ANALYSIS, [tiny_probe(tmp_path, "llada", twin="qwen2", n_layers=3)], tmp_path)
     assert all(row["head"] is None and row["agreement"] is None and not row["paired"] for row in result.rows)
     assert all(row["value"] is not None and row["twin_value"] is not None for row in result.rows)
-    figure = twin.draw(result)
+    figure = twin.draw(result).figure()
     assert len([text for trace in traces(figure, mode="text") for text in trace.text]) == 3
     assert "no head can be followed" in twin.takeaway(result)
 
@@ -123,8 +126,8 @@ def test_other_shapes_are_not_paired_and_the_figure_says_so(tmp_path: Path) -> N
 def test_the_figure_shows_every_checkpoint(result: Result, checkpoints: int) -> None:
     rows = [{**row, "checkpoint": f"model {copy}"} for copy in range(checkpoints) for row in result.rows]
     many = replace(result, rows=rows)
-    figure = twin.draw(many)
-    scattered = [trace for trace in traces(figure, type="scatter") if trace.marker.coloraxis]
+    figure = twin.draw(many).figure()
+    scattered = [trace for trace in traces(figure, type="scatter") if trace.marker.colorscale]
     assert [len(trace.x) for trace in scattered] == [8] * 2 * checkpoints
     listed = [trace.name for trace in traces(figure, showlegend=True)]
     assert sorted(listed) == sorted(set(listed)) and {"model", "twin", "route", "evidence"} <= set(listed)

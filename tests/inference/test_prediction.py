@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,17 +12,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_helpers import SHAPE, native_peer
 
+from mdm_interp.config import FactConfig
 from mdm_interp.data.queries import Query, collate
+from mdm_interp.data.worlds import FactWorld
 from mdm_interp.errors import UserError
 from mdm_interp.inference.prediction import (
     ORDERS,
     Filled,
     Order,
+    compare_answers,
     infill,
     infill_any_length,
     orders,
     predict,
     query_loss,
+    split_by_role,
+    token_log_probabilities,
 )
 from mdm_interp.measures.gradients.alignment import query_gradients
 from mdm_interp.models.transformer import HookedTransformer
@@ -269,3 +275,66 @@ def test_a_query_of_another_vocabulary_is_refused_wherever_it_is_asked(query: Qu
     for measure in (predict, query_gradients):
         with pytest.raises(UserError, match=message):
             measure(model, asked)
+
+
+# ---- tokens of one's choice
+
+
+@pytest.mark.parametrize(("model", "queries"), [(mdm(-1), MIXED), (arm(), CAUSAL)], ids=["MDM", "ARM"])
+def test_how_likely_tokens_are_is_read_where_the_answer_starts(model: HookedTransformer, queries: list[Query]) -> None:
+    """Batched and padded, against one query at a time."""
+    tokens = torch.tensor([[3, 11, query.answer[0]] for query in queries])
+    read = token_log_probabilities(model, queries, tokens)
+    for row, query, chosen in zip(read, queries, tokens, strict=True):
+        told = log_probs(model, list(query.tokens), query.answer_span[0])
+        torch.testing.assert_close(row, told[chosen], atol=1e-9, rtol=0)
+
+
+def test_tokens_stay_with_their_queries_across_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokens = mdm(), torch.arange(len(MIXED))[:, None]
+    whole = token_log_probabilities(model, MIXED, tokens)
+    monkeypatch.setattr("mdm_interp.data.queries.MAX_LOGITS", 2 * 11 * 13)  # two queries at a time
+    torch.testing.assert_close(token_log_probabilities(model, MIXED, tokens), whole)
+
+
+@pytest.mark.parametrize("objective", ["any_order", "causal"])
+def test_an_answer_is_split_into_its_role_and_itself_within_it(objective: Any) -> None:
+    """By hand from whole predictions: a role is all its entities' probabilities."""
+    world = FactWorld(FactConfig(n_entities=12, n_filler=4), seed=0)
+    facts, causal = world.config, objective == "causal"
+    shape = {"d_vocab": facts.d_vocab, "n_ctx": facts.seq_len, "mask_token_id": facts.mask_token_id}
+    model = random_model(**shape, attention="causal" if causal else "bidirectional")
+    for kind in ("forward", "reverse"):
+        queries = [getattr(pair, kind) for pair in world.query_pairs(objective, n_contexts=1)]
+        among = [
+            predict(model, [replace(query, answer=(entity,)) for entity in world.role(query.answer[0])]).probability
+            for query in queries
+        ]
+        role, answer = torch.stack(among).sum(1), predict(model, queries).probability
+        found = split_by_role(model, queries, world.candidates(queries))
+        torch.testing.assert_close(found.role.exp(), role)
+        torch.testing.assert_close(found.answer.exp(), answer)
+        torch.testing.assert_close(found.in_role.exp(), answer / role)
+
+
+def test_what_both_queries_are_answered_is_compared() -> None:
+    """By hand from whole predictions; what is lost adds up over both parts."""
+    world = FactWorld(FactConfig(n_entities=12, n_filler=4), seed=0)
+    facts, pairs, logs = world.config, world.query_pairs(n_contexts=1), {}
+    shape = {"d_vocab": facts.d_vocab, "n_ctx": facts.seq_len, "mask_token_id": facts.mask_token_id}
+    model = random_model(**shape, position="rope")
+    found = compare_answers(model, pairs, world)
+    for kind in ("forward", "reverse"):
+        queries = [getattr(pair, kind) for pair in pairs]
+        split = split_by_role(model, queries, world.candidates(queries))
+        answer = predict(model, queries).probability
+        assert found[f"{kind}_probability"] == pytest.approx(answer.mean().item(), rel=1e-5)
+        assert found[f"{kind}_role"] == pytest.approx(split.role.exp().mean().item(), rel=1e-5)
+        assert found[f"{kind}_in_role"] == pytest.approx((answer / split.role.exp()).mean().item(), rel=1e-5)
+        logs[kind] = split.role.mean().item(), answer.log().mean().item()
+    assert found["gap_role"] == pytest.approx(logs["forward"][0] - logs["reverse"][0], abs=1e-5)
+    assert found["gap_role"] + found["gap_in_role"] == pytest.approx(logs["forward"][1] - logs["reverse"][1], abs=1e-5)
+    reverse = [pair.reverse for pair in pairs]
+    rivals = world.rivals(reverse).tolist()
+    instead = [replace(query, answer=tuple(rival)) for query, rival in zip(reverse, rivals, strict=True)]
+    assert found["rival_probability"] == pytest.approx(predict(model, instead).probability.mean().item(), rel=1e-5)

@@ -28,6 +28,7 @@ from mdm_interp.interventions.effects import (
     Effect,
     ablate_routes,
     ablate_storage,
+    edit_heads,
     other_positions,
     project_even_routes,
     share_routes,
@@ -199,6 +200,19 @@ def test_the_control_of_chosen_heads_is_as_many_others() -> None:
     assert (alone - own).abs().amax(1).min() > 1e-5, "a head without odd part tells nothing"
 
 
+def test_several_heads_are_edited_as_their_number_and_scheme_allow() -> None:
+    pairs, specific = pairs_of(), torch.tensor([[False, True, False, True]])
+    model = model_for(position="rope")
+    effects = edit_heads(model, pairs, specific)
+    for name, effect in {
+        "shared": share_routes(model, pairs),
+        "even": project_even_routes(model, pairs, heads=[(0, 1), (0, 3)]),
+    }.items():
+        assert torch.equal(effects[name].after, effect.after) and torch.equal(effects[name].control, effect.control)
+    assert list(edit_heads(model_for(position="learned"), pairs, specific)) == ["shared"]
+    assert list(edit_heads(model_for(position="rope", n_heads=1), pairs, specific[:, :1])) == ["even"]
+
+
 def test_a_cut_route_is_a_sequence_without_its_source() -> None:
     """Independent: without positions, not to see the source is to read a sequence that lacks it."""
     model, pairs = model_for(position="none"), pairs_of()
@@ -340,3 +354,11 @@ def test_what_cannot_be_edited_is_named() -> None:
     del model.hook_dict["blocks.0.attn.hook_v"]
     with pytest.raises(UserError, match=r"no hook 'blocks\.0\.attn\.hook_v'"):
         ablate_storage(model, pairs)
+
+
+def test_the_distance_of_an_effect_by_hand() -> None:
+    """The control is 3 nats from the forward answers, the edited answers are 1 and 0.5, those left alone 3 and 6."""
+    forward = torch.tensor([-1.0, -2.0])
+    effect = Effect(forward, forward + torch.tensor([-3.0, 6.0]), forward - torch.tensor([1.0, -0.5]), forward - 3)
+    distance = effect.distance()
+    assert (distance.effect, distance.null) == (pytest.approx(0.75 / 3), pytest.approx(4.5 / 3))

@@ -10,15 +10,17 @@ import pytest
 import torch
 from helpers import random_model, seeded
 from model_helpers import SHAPE, llama_bridge
+from probe_helpers import tiny_probe
 from torch import Tensor
 from torch.testing import assert_close
 
 from mdm_interp.config import ModelConfig
 from mdm_interp.data.queries import Query
 from mdm_interp.errors import UserError
-from mdm_interp.measures.answer_evidence import AnswerEvidence, _Contest, answer_evidence
-from mdm_interp.measures.evidence import compute_evidence
+from mdm_interp.measures.answer_evidence import AnswerEvidence, _Contest, answer_evidence, fact_place_index
+from mdm_interp.measures.evidence import compute_evidence, place_index
 from mdm_interp.models.transformer import HookedTransformer
+from mdm_interp.stats.resampling import FactSample
 
 MASK = 12
 NAMES = [(1, 2), (3,), (4, 4), (5, 2, 6), (7,), (8, 1)]
@@ -27,7 +29,7 @@ SOURCES = [(9,), (10, 3), (11,), (9, 10), (11,), (0, 9, 10)]
 
 
 def ask(source: Sequence[int], answer: Sequence[int], *, filler: Sequence[int] = (), causal: bool = False) -> Query:
-    """source, filler, answer (masked, or for a causal model as it stands)."""
+    """source, filler, answer (masked, or for a causal model as it is)."""
     given = (*source, *filler)
     masked = tuple(answer) if causal else (MASK,) * len(answer)
     return Query((*given, *masked), tuple(answer), (len(given), len(given) + len(answer)), (0, len(source)))
@@ -205,3 +207,15 @@ def test_too_few_answers_leave_nothing_to_compare() -> None:
     assert by_head.own.isfinite().all() and by_head.specific.isnan().all() and by_head.null_beaten.isnan().all()
     with pytest.raises(UserError, match="queries: evidence for answers needs several"):
         answer_evidence(random_model(**SHAPE), [])
+
+
+def test_the_position_index_is_the_librarys_within_a_context(tmp_path: Path) -> None:
+    prompts = tiny_probe(tmp_path, "dream").prompts["positional"]
+    pairs = [p for p, t in zip(prompts.pairs, prompts.templates, strict=True) if t == 0 and p.side == "left"]
+    forward, reverse = torch.randn(2, len(pairs), 3, generator=torch.Generator().manual_seed(0)).double()
+    sample = FactSample.of(pairs, [0] * len(pairs))
+    index = fact_place_index(forward, reverse, pairs, sample)
+    assert_close(index.value, place_index(forward[..., None], reverse[..., None]))
+    moved = FactSample(sample.facts.repeat(2), torch.arange(2).repeat_interleave(len(pairs)), sample.of_facts)
+    shifted = [torch.cat([of, of + 100]) for of in (forward, reverse)]  # another template, the same otherwise
+    assert_close(fact_place_index(shifted[0], shifted[1], pairs * 2, moved).value, index.value)

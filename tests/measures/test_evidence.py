@@ -21,17 +21,21 @@ from mdm_interp.data.queries import Query, QueryPair, collate
 from mdm_interp.data.worlds import FactWorld
 from mdm_interp.errors import UserError
 from mdm_interp.measures.evidence import (
+    as_share,
     compute_evidence,
     decompose_logits,
     evidence_matrix,
     evidence_scores,
+    margin_and_rank,
     pair_position_index,
     position_index,
+    position_share,
     readout_directions,
+    relation_evidence,
     storage_coupling,
 )
 from mdm_interp.models.layers import Norm
-from mdm_interp.models.positions import SCHEMES, PositionScheme
+from mdm_interp.models.positions import POSITION_SCHEMES, PositionScheme
 from mdm_interp.models.transformer import HookedTransformer
 
 MASK = 12
@@ -126,7 +130,7 @@ def token_evidence(model: HookedTransformer, head: int, target: int, source: int
 # ---- exact readout
 
 
-@pytest.mark.parametrize("position", list(SCHEMES))
+@pytest.mark.parametrize("position", list(POSITION_SCHEMES))
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-10)])
 @settings(derandomize=True, deadline=None, max_examples=10)
 @given(changes=configs, mlp=st.sampled_from(list(MLPS)))
@@ -150,7 +154,7 @@ def test_no_part_can_be_left_out(part: str) -> None:
     assert relative_error(without.total(), parts.total()) > 0.01
 
 
-@pytest.mark.parametrize("position", list(SCHEMES))
+@pytest.mark.parametrize("position", list(POSITION_SCHEMES))
 @pytest.mark.parametrize("norm", ["RMS", "LN", None])
 def test_one_layer_reads_route_times_evidence(position: str, norm: str | None) -> None:
     model = random_model(
@@ -217,7 +221,7 @@ def test_readout_directions_read_the_normalised_residual(norm: str) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("position", list(SCHEMES))
+@pytest.mark.parametrize("position", list(POSITION_SCHEMES))
 def test_stored_evidence_knows_position_under_absolute_schemes_only(position: str, seed: int) -> None:
     model = random_model(position=position, qkv_bias=True, seed=seed)
     index = position_index(evidence_matrix(model, VOCAB, VOCAB, torch.arange(12)))
@@ -315,6 +319,39 @@ def test_last_layer_evidence_is_what_attending_to_the_source_does_to_the_logits(
     assert_close(got, measured, atol=1e-10, rtol=0)
 
 
+def test_the_share_of_planted_positions_and_its_null() -> None:
+    """Known variances: tokens 1, positions 0, 1 and 3, eight positions."""
+    generator = seeded(0)
+    tokens = torch.randn(1, 60, 60, 1, generator=generator, dtype=torch.float64)
+    places = torch.randn(1, 60, 60, 8, generator=generator, dtype=torch.float64)
+    places = places - places.mean(-1, keepdim=True)
+    places = places / places.pow(2).mean().sqrt()
+    for variance in (0, 1, 3):
+        share = position_share(tokens + variance**0.5 * places)
+        assert share.effect == pytest.approx(variance / (1 + variance), abs=0.02)
+        assert share.null == pytest.approx(7 / 8, abs=0.02), "shuffled: 7 of 8 parts are within an entry"
+
+
+def test_the_share_of_an_index_is_that_of_its_parts() -> None:
+    assert [as_share(index) for index in (0.0, 1.0, 3.0)] == [0.0, 0.5, 0.75]
+
+
+def test_a_relations_evidence_is_the_matrix_at_its_facts() -> None:
+    world = FactWorld(FactConfig(n_entities=9, n_filler=4), seed=0)
+    facts = world.config
+    model = random_model(d_vocab=facts.d_vocab, n_ctx=facts.seq_len, mask_token_id=facts.mask_token_id)
+    relation = int(world.facts[-1, 1])
+    whole, names = evidence_matrix(model, torch.arange(9), torch.arange(9)).sum(0)[..., 0], world.token_names
+    of_relation = [fact for fact in world.facts.tolist() if fact[1] == relation]
+    assert 1 < len(of_relation) < len(world.facts)
+    for source, (there, other) in {"left": (0, 2), "right": (2, 0)}.items():
+        rows = relation_evidence(model, world, relation, source)  # type: ignore[arg-type]
+        expected = [(target[other], origin[there]) for target in of_relation for origin in of_relation]
+        assert [(row["target"], row["source"]) for row in rows] == [(names[t], names[s]) for t, s in expected]
+        values = [whole[target, origin].item() for target, origin in expected]
+        assert [row["evidence"] for row in rows] == pytest.approx(values, abs=1e-5)
+
+
 # ---- storage coupling
 
 
@@ -390,7 +427,7 @@ def test_storage_coupling_has_its_closed_form(n_layers: int, norm: str | None) -
 
 
 @settings(derandomize=True, deadline=None, max_examples=25)
-@given(changes=configs, position=st.sampled_from(list(SCHEMES)), gap=st.integers(2, 4))
+@given(changes=configs, position=st.sampled_from(list(POSITION_SCHEMES)), gap=st.integers(2, 4))
 def test_storage_coupling_is_never_negative(changes: dict[str, Any], position: str, gap: int) -> None:
     model = random_model(position=position, **{**changes, "attention": "bidirectional"})
     world = FactWorld(FactConfig(n_entities=6, n_filler=2, seq_len=6, gap=gap), changes["seed"])
@@ -401,7 +438,7 @@ def test_storage_coupling_is_never_negative(changes: dict[str, Any], position: s
 
 
 @pytest.mark.parametrize("n_layers", [1, 2])
-@pytest.mark.parametrize("position", list(SCHEMES))
+@pytest.mark.parametrize("position", list(POSITION_SCHEMES))
 def test_storage_coupling_of_an_arm_is_exactly_zero(position: str, n_layers: int) -> None:
     """Its forward query reads column A, its reverse query column B; an MDM's pairs of the same world do couple."""
     world = FactWorld(FactConfig(n_entities=6, n_filler=2, seq_len=6, gap=(2, 4)), 0)
@@ -450,7 +487,11 @@ WORLD_PAIRS = FactWorld(FactConfig(n_entities=6, n_filler=3, seq_len=7, gap=(2, 
 
 
 @settings(max_examples=15, deadline=None)
-@given(position=st.sampled_from(sorted(SCHEMES)), norm=st.sampled_from(["RMS", "LN", None]), seed=st.integers(0, 99))
+@given(
+    position=st.sampled_from(sorted(POSITION_SCHEMES)),
+    norm=st.sampled_from(["RMS", "LN", None]),
+    seed=st.integers(0, 99),
+)
 def test_the_pair_index_is_0_in_the_first_layer_of_relative_schemes_only(position: str, norm: str, seed: int) -> None:
     model = random_model(position=position, normalization_type=norm, seed=seed)
     index = pair_position_index(model, WORLD_PAIRS, VOCAB[:6])
@@ -497,7 +538,7 @@ def test_evidence_scores_by_plain_loops_and_their_sign() -> None:
     world = FactWorld(FactConfig(n_entities=12, n_filler=4), seed=0)
     facts, queries = world.config, [pair.reverse for pair in world.query_pairs(n_contexts=1)]
     model = random_model(d_vocab=facts.d_vocab, n_ctx=facts.seq_len, mask_token_id=facts.mask_token_id)
-    value, null = evidence_scores(model, queries, world.candidates(queries))
+    scores = evidence_scores(model, queries, world.candidates(queries))
     evidence = compute_evidence(model, queries, torch.arange(12)).sum(2)
     for layer in range(2):
         true, other = [], []
@@ -509,8 +550,24 @@ def test_evidence_scores_by_plain_loops_and_their_sign() -> None:
             z = [(c - center) / spread for c in candidates]
             true.append(z[role.index(answer)])
             other.append(z[(role.index(answer) + 1) % len(role)])
-        assert value[layer].item() == pytest.approx(sum(true) / len(true), abs=1e-4)
-        assert null[layer].item() == pytest.approx(sum(other) / len(other), abs=1e-4)
+        assert scores.effect[layer].item() == pytest.approx(sum(true) / len(true), abs=1e-4)
+        assert scores.null[layer].item() == pytest.approx(sum(other) / len(other), abs=1e-4)
     with torch.no_grad():
         model.W_U.neg_()  # what spoke for a token now speaks against it
-    assert_close(evidence_scores(model, queries, world.candidates(queries))[0], -value, atol=1e-4, rtol=0)
+    turned = evidence_scores(model, queries, world.candidates(queries))
+    assert_close(turned.effect, -scores.effect, atol=1e-4, rtol=0)
+
+
+def test_margin_and_rank_by_plain_loops() -> None:
+    world = FactWorld(FactConfig(n_entities=12, n_filler=4), seed=0)
+    facts, queries = world.config, [pair.reverse for pair in world.query_pairs(n_contexts=1)]
+    model = random_model(d_vocab=facts.d_vocab, n_ctx=facts.seq_len, mask_token_id=facts.mask_token_id)
+    margin, rank = margin_and_rank(model, queries, world.candidates(queries))
+    evidence = compute_evidence(model, queries, torch.arange(12)).sum((1, 2)).tolist()
+    for i, query in enumerate(queries):
+        (answer,) = query.answer
+        others = [evidence[i][entity] for entity in world.role(answer) if entity != answer]
+        assert margin[i].item() == pytest.approx(evidence[i][answer] - max(others), abs=1e-4)
+        assert rank[i].item() == 1 + sum(other > evidence[i][answer] for other in others)
+    assert set(rank.tolist()) == {1, 2, 3, 4}, "some are best and some are worst"
+    assert ((margin > 0) == (rank == 1)).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +28,8 @@ from mdm_interp.measures.gradients.alignment import (
 )
 from mdm_interp.measures.gradients.first_order import (
     FirstOrder,
+    contrast_steps,
+    direction_cosine,
     first_order,
     inner_products,
     mean_gradient,
@@ -35,7 +38,7 @@ from mdm_interp.measures.gradients.first_order import (
 from mdm_interp.models.transformer import HookedTransformer
 
 MASK = 12
-# Lengths and spans differ, so a batch of them is padded; all sources stand left, so an ARM can be asked as well.
+# Lengths and spans differ, so a batch of them is padded; all sources are on the left, so an ARM can be asked as well.
 QUERIES = [
     Query((4, 7, MASK), (3,), (2, 3), (0, 1)),
     Query((5, 9, 1, MASK, MASK, 2), (8, 6), (3, 5), (0, 2)),
@@ -282,10 +285,11 @@ def mean_losses(model: HookedTransformer, pairs: list[QueryPair]) -> dict[str, T
 
 
 def one_step(slopes: list[float]) -> FirstOrder:
-    """Planted: -eta predicted, `slopes` times as much measured, at steps 1, 2, 3, ..."""
+    """Planted: -eta predicted, `slopes` times as much measured, at steps 1, 2, 3, ...; twice that of the forward loss,
+    if everything moved."""
     etas = torch.arange(1.0, len(slopes) + 1)
     predicted = -etas[None].repeat(2, 1)
-    return FirstOrder(("V", "all"), etas, predicted, predicted, -etas * torch.tensor(slopes), -etas)
+    return FirstOrder(("V", "all"), etas, predicted, predicted, -etas * torch.tensor(slopes), -etas, 2.0)
 
 
 @pytest.mark.parametrize("name", ["learned, gated, tied", "causal"])
@@ -368,6 +372,15 @@ def test_where_learning_one_answer_unlearns_the_other_the_reverse_loss_rises() -
     assert opposed.slope().item() == pytest.approx(1, abs=1e-4)
 
 
+def test_a_cosine_of_directions_by_hand() -> None:
+    one = {"blocks.0.attn.W_V": torch.tensor([3.0, 0.0]), "blocks.0.attn.W_O": torch.tensor([4.0])}
+    other = {"blocks.0.attn.W_V": torch.tensor([0.0, 1.0]), "blocks.0.attn.W_O": torch.tensor([1.0])}
+    assert direction_cosine(one, other, ["V", "O"]) == pytest.approx(4 / (5 * 2**0.5))
+    assert direction_cosine(one, other, ["V"]) == 0
+    assert direction_cosine(one, other, ["O", "MLP"]) == 1
+    assert math.isnan(direction_cosine(one, other, ["MLP"]))
+
+
 def test_a_random_step_has_the_gradients_size_and_not_its_effect() -> None:
     model, pairs = double_model(), world_pairs()
     gradient = mean_gradient(model, [pair.forward for pair in pairs])
@@ -389,6 +402,40 @@ def test_the_regime_ends_where_the_slope_first_leaves_it(slopes: list[float], en
     assert one_step(slopes).slope().tolist() == pytest.approx(slopes)
     assert one_step(slopes).regime_end() == pytest.approx(float("nan") if end is None else end, nan_ok=True)
     assert one_step(slopes).regime_end(tolerance=1.0) == len(slopes)
+
+
+def test_a_transfer_is_the_drop_of_one_loss_over_the_first_order_drop_of_the_other() -> None:
+    assert one_step([1.0, -3.0]).transfer().tolist() == [0.5, -1.5]
+    assert one_step([1.0, -3.0]).predicted_transfer().tolist() == [0.5, 0.5]
+
+
+def test_the_transfers_of_parts_are_of_the_whole_models_drop_and_add_up() -> None:
+    """A part lowers the forward loss by less than everything does."""
+    model, pairs, etas = double_model(), world_pairs(), [1e-6, 1e-5]
+    whole = first_order(model, pairs, etas)
+    assert whole.predicted_forward[-1].tolist() == pytest.approx([-eta * whole.steepness for eta in etas])
+    storage, rest = (
+        first_order(model, pairs, etas, [component for component in whole.components[:-1] if chosen(component)])
+        for chosen in (lambda component: component in STORAGE, lambda component: component not in STORAGE)
+    )
+    assert storage.steepness == whole.steepness > -storage.predicted_forward[-1, 0].item() / etas[0]
+    summed = storage.predicted_transfer() + rest.predicted_transfer()
+    assert_close(summed, whole.predicted_transfer(), atol=1e-12, rtol=1e-9)
+    assert whole.transfer().tolist() == pytest.approx(whole.predicted_transfer().tolist(), rel=1e-3)
+
+
+def test_a_step_is_compared_with_a_random_one_of_its_size() -> None:
+    """Both of the components that the model has."""
+    model, pairs, eta = double_model(), world_pairs(), 1e-6
+    found = contrast_steps(model, pairs, [eta], (*STORAGE, "MLP"), seed=5)
+    assert found.effect.components == found.null.components == (*STORAGE, "all")
+    taken = first_order(model, pairs, [eta], STORAGE)
+    assert_close(found.effect.reverse, taken.reverse, atol=0, rtol=0)
+    gradient = mean_gradient(model, [pair.forward for pair in pairs])
+    at_random = first_order(model, pairs, [eta], STORAGE, direction=random_direction(gradient, seed=5))
+    assert_close(found.null.reverse, at_random.reverse, atol=0, rtol=0)
+    assert abs(found.null.forward.item()) < 0.5 * abs(found.effect.forward.item())
+    assert not torch.equal(contrast_steps(model, pairs, [eta], STORAGE, seed=6).null.reverse, found.null.reverse)
 
 
 def test_where_nothing_is_predicted_there_is_no_slope() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from helpers import random_model
@@ -9,12 +12,14 @@ from model_helpers import SHAPE, mirrored_pairs, native_peer
 from torch import Tensor
 from torch.testing import assert_close
 
+from mdm_interp.config import FactConfig
 from mdm_interp.data.queries import Query, collate
+from mdm_interp.data.worlds import FactWorld
 from mdm_interp.errors import UserError
 from mdm_interp.inference.prediction import query_loss
 from mdm_interp.measures.gradients import layers
 from mdm_interp.measures.gradients.alignment import COMPONENTS, component_of, gradient_alignment
-from mdm_interp.measures.gradients.layers import layer_alignment
+from mdm_interp.measures.gradients.layers import layer_alignment, layer_cosines
 from mdm_interp.models.transformer import HookedTransformer
 
 
@@ -52,8 +57,8 @@ def test_all_layers_together_are_the_alignment_of_the_whole_model() -> None:
     everywhere = [None, *range(model.cfg.n_layers)]
     for component in whole.components[:-1]:
         expected = whole.matched()[whole.components.index(component)]
-        assert_close(streamed.cosine(everywhere, [component])[0], expected, atol=1e-9, rtol=0)
-    assert_close(streamed.cosine(everywhere, COMPONENTS)[0], whole.matched()[-1], atol=1e-9, rtol=0)
+        assert_close(streamed.cosine(everywhere, [component]).effect, expected, atol=1e-9, rtol=0)
+    assert_close(streamed.cosine(everywhere, COMPONENTS).effect, whole.matched()[-1], atol=1e-9, rtol=0)
 
 
 def test_the_control_is_another_facts_reverse_gradient() -> None:
@@ -69,9 +74,9 @@ def test_the_control_is_another_facts_reverse_gradient() -> None:
 
 def test_one_fact_alone_has_no_control() -> None:
     streamed = layer_alignment(random_model(**SHAPE), mirrored_pairs(causal=False, count=1))
-    own, control = streamed.cosine([0], ["V", "O"])
-    assert own.isfinite().all()
-    assert control.isnan().all()
+    cosine = streamed.cosine([0], ["V", "O"])
+    assert cosine.effect.isfinite().all()
+    assert cosine.null.isnan().all()
 
 
 def test_the_model_is_left_as_it_was() -> None:
@@ -122,7 +127,8 @@ def test_on_a_bridge() -> None:
     ours, theirs = layer_alignment(model, pairs), layer_alignment(native_peer(model), pairs)
     for layer, component in [(0, "V"), (1, "Q"), (None, "unembedding")]:
         got, expected = theirs.cosine([layer], [component]), ours.cosine([layer], [component])
-        assert_close(got, expected, atol=1e-4, rtol=0)
+        assert_close(got.effect, expected.effect, atol=1e-4, rtol=0)
+        assert_close(got.null, expected.null, atol=1e-4, rtol=0)
 
 
 def test_parts_that_are_not_there_are_named() -> None:
@@ -131,3 +137,48 @@ def test_parts_that_are_not_there_are_named() -> None:
         streamed.cosine([0], ["position"])
     with pytest.raises(UserError, match="gradients need at least one pair"):
         layer_alignment(random_model(**SHAPE), [])
+
+
+# ---- of the mean losses
+
+WORLD = FactWorld(FactConfig(n_entities=12, n_filler=4), seed=0)
+PAIRS = WORLD.query_pairs(n_contexts=1)
+GROUPS = {"VO": ("V", "O"), "QK": ("Q", "K"), "MLP": ("MLP",)}
+
+
+def model_of_facts(**changes: Any) -> HookedTransformer:
+    facts = WORLD.config
+    return random_model(d_vocab=facts.d_vocab, n_ctx=facts.seq_len, mask_token_id=facts.mask_token_id, **changes)
+
+
+@pytest.mark.parametrize("mlp", [False, True])
+def test_layer_cosines_are_those_of_the_per_query_gradients(mlp: bool) -> None:
+    """Parity with `gradient_alignment`, which takes each query's gradient by itself, in a one-layer model."""
+    one = model_of_facts(n_layers=1, d_mlp=24 if mlp else None, dtype="float64")
+    measured = layer_cosines(one, PAIRS, GROUPS)
+    halves = [[pair for pair in PAIRS if pair.fact % 2 == half] for half in (0, 1)]
+    whole = gradient_alignment(one, halves[0] + halves[1])
+    split = len(halves[0])
+    quarters = (slice(None, split), slice(split, None))
+
+    def cosine(parts: tuple[str, ...], f: slice, r: slice) -> torch.Tensor:
+        rows = [whole.components.index(part) for part in parts]
+        inner, ff, rr = whole.inner[rows].sum(0), whole.forward_square[rows].sum(0), whole.reverse_square[rows].sum(0)
+        return inner[f, r].mean() / (ff[f, f].mean() * rr[r, r].mean()).sqrt()
+
+    for part, components in GROUPS.items():
+        value, null = measured[part].effect, measured[part].null
+        if part == "MLP" and not mlp:
+            assert value.isnan().all() and null.isnan().all()
+            continue
+        same = sum(cosine(components, half, half) for half in quarters) / 2
+        crossed = sum(cosine(components, *order) for order in (quarters, quarters[::-1])) / 2
+        assert value.item() == pytest.approx(float(same), abs=1e-6)
+        assert null.item() == pytest.approx(float(crossed), abs=1e-6)
+
+
+def test_the_same_query_twice_is_aligned_at_every_layer_and_its_null_is_not() -> None:
+    twice = [replace(pair, reverse=pair.forward) for pair in PAIRS]
+    for cosines in layer_cosines(model_of_facts(d_mlp=24), twice, GROUPS).values():
+        assert_close(cosines.effect, torch.ones(2))
+        assert (cosines.null < 0.99).all()

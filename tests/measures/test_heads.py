@@ -19,7 +19,14 @@ from mdm_interp.data.queries import Query, QueryPair, collate
 from mdm_interp.data.worlds import FactWorld
 from mdm_interp.errors import UserError
 from mdm_interp.measures.evidence import decompose_logits
-from mdm_interp.measures.heads import Contributions, compute_contributions, compute_reading, specialisation
+from mdm_interp.measures.heads import (
+    Contributions,
+    Specialisation,
+    compare_heads,
+    compute_contributions,
+    compute_reading,
+    specialisation,
+)
 from mdm_interp.models.transformer import HookedTransformer
 
 FACTS = FactConfig(n_entities=9, n_filler=4, seq_len=7, gap=2)
@@ -27,6 +34,7 @@ WORLD = FactWorld(FACTS, 0)
 PAIRS = WORLD.query_pairs()
 CANDIDATES = WORLD.candidates([pair.forward for pair in PAIRS])
 ANSWERS = torch.tensor([pair.forward.answer for pair in PAIRS])
+ANSWER_LEFT = torch.tensor([pair.side == "left" for pair in PAIRS])
 DOUBLE: dict[str, Any] = {"d_vocab": FACTS.d_vocab, "n_ctx": FACTS.seq_len, "mask_token_id": FACTS.mask_token_id}
 DOUBLE |= {"dtype": "float64"}
 
@@ -109,18 +117,19 @@ def test_a_head_that_reads_only_right_sources_is_one_sided_and_an_even_one_is_no
     forward, reverse = contributions.means()
     assert torch.cat([forward[1, :, 0], reverse[0, :, 0]]).abs().max() < 1e-9 < forward[0, 0, 0].abs()
     found = specialisation(contributions)
-    torch.testing.assert_close(found.head[0], torch.tensor([1.0, 0.0], dtype=torch.float64), rtol=0, atol=1e-9)
+    torch.testing.assert_close(found.head.effect[0], torch.tensor([1.0, 0.0], dtype=torch.float64), rtol=0, atol=1e-9)
     one_sided = forward[0, 0, 0].abs() + reverse[1, 0, 0].abs()
     even = 2 * (forward[0, 0, 1].abs() + forward[1, 0, 1].abs())
-    torch.testing.assert_close(found.model, one_sided / (one_sided + even), rtol=1e-9, atol=0)
+    torch.testing.assert_close(found.model.effect, one_sided / (one_sided + even), rtol=1e-9, atol=0)
 
 
 def test_without_positions_no_head_knows_sides() -> None:
     """The reverse query is the forward one, mirrored: up to the order in which float64 adds up."""
     model = random_model(**DOUBLE, n_layers=1, position="none")
     found = specialisation(compute_contributions(model, PAIRS, CANDIDATES))
-    assert found.head.max() < 1e-12 and found.model < 1e-12
-    assert specialisation(compute_contributions(random_model(**DOUBLE, n_layers=1), PAIRS, CANDIDATES)).model > 1e-3
+    assert found.head.effect.max() < 1e-12 and found.model.effect < 1e-12
+    other = specialisation(compute_contributions(random_model(**DOUBLE, n_layers=1), PAIRS, CANDIDATES))
+    assert other.model.effect > 1e-3
 
 
 @settings(max_examples=8, deadline=None)
@@ -132,10 +141,10 @@ def test_permuting_heads_permutes_their_numbers_and_nothing_else(order: list[int
         for name in ("W_Q", "W_K", "W_V", "W_O"):
             getattr(permuted.blocks[0].attn, name).copy_(getattr(model.blocks[0].attn, name)[order])
     plain, moved = (specialisation(compute_contributions(of, PAIRS, CANDIDATES)) for of in (model, permuted))
-    torch.testing.assert_close(moved.head, plain.head[:, order])
-    torch.testing.assert_close(moved.head_null, plain.head_null[:, :, order])
-    torch.testing.assert_close(moved.model, plain.model)
-    torch.testing.assert_close(moved.model_null, plain.model_null)
+    torch.testing.assert_close(moved.head.effect, plain.head.effect[:, order])
+    torch.testing.assert_close(moved.head.null, plain.head.null[:, :, order])
+    torch.testing.assert_close(moved.model.effect, plain.model.effect)
+    torch.testing.assert_close(moved.model.null, plain.model.null)
 
 
 def test_the_index_is_what_its_formula_says_and_the_null_is_made_of_exchanges() -> None:
@@ -145,25 +154,25 @@ def test_the_index_is_what_its_formula_says_and_the_null_is_made_of_exchanges() 
     for side in (0, 1):
         f, r = forward[side::2].mean(0), reverse[side::2].mean(0)
         above, below = above + (f - r).abs(), below + f.abs() + r.abs()
-    torch.testing.assert_close(found.head[0], above / below)
-    torch.testing.assert_close(found.model, above.sum() / below.sum())
-    assert found.head_null.shape == (200, 1, 3) and found.model_null.shape == (200,)
+    torch.testing.assert_close(found.head.effect[0], above / below)
+    torch.testing.assert_close(found.model.effect, above.sum() / below.sum())
+    assert found.head.null.shape == (200, 1, 3) and found.model.null.shape == (200,)
     swapped = torch.rand(200, 30, generator=seeded(0)) < 0.5
     f, r = forward.where(~swapped[7, :, None], reverse), reverse.where(~swapped[7, :, None], forward)
     again = specialisation(planted(f, r))
-    torch.testing.assert_close(found.head_null[7], again.head)
-    torch.testing.assert_close(found.model_null[7], again.model)
-    assert torch.equal(specialisation(planted(forward, reverse)).head_null, found.head_null)
+    torch.testing.assert_close(found.head.null[7], again.head.effect)
+    torch.testing.assert_close(found.model.null[7], again.model.effect)
+    assert torch.equal(specialisation(planted(forward, reverse)).head.null, found.head.null)
     left_only = specialisation(planted(forward, reverse, torch.ones(30, dtype=torch.bool)))
     f, r = forward.mean(0), reverse.mean(0)
-    torch.testing.assert_close(left_only.head[0], (f - r).abs() / (f.abs() + r.abs()))
+    torch.testing.assert_close(left_only.head.effect[0], (f - r).abs() / (f.abs() + r.abs()))
 
 
 def test_where_sides_have_no_effect_the_rank_in_the_null_is_uniform() -> None:
     """400 heads of pure chance. Each contributes as much to both queries, with noise of its own; 5 % exceed 95 %."""
     shared, *noise = torch.randn(3, 60, 400, generator=seeded(2), dtype=torch.float64)
     found = specialisation(planted(2 + shared + noise[0], 2 + shared + noise[1]))
-    ranks = (found.head_null < found.head).double().mean(0).flatten()
+    ranks = (found.head.null < found.head.effect).double().mean(0).flatten()
     assert kstest(ranks.numpy(), "uniform").pvalue > 0.05
     assert 0.03 < found.side_specific().double().mean() < 0.07
     one_sided = specialisation(planted(3 + shared + noise[0], 2 + shared + noise[1]))
@@ -176,6 +185,38 @@ def test_shares_are_of_all_heads_and_signed() -> None:
     of_forward, of_reverse = planted(forward, reverse).shares()
     torch.testing.assert_close(of_forward[0], torch.tensor([2 / 6, 4 / 6, 0.0]).double())
     torch.testing.assert_close(of_reverse[0], torch.tensor([-0.5, 0.25, 0.25]).double())
+
+
+def test_heads_are_compared_by_all_measures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With two heads that count as side-specific; of a random model none does."""
+    monkeypatch.setattr(Specialisation, "side_specific", lambda found: torch.tensor([[False, True, False, True]]))
+    model = random_model(**DOUBLE, n_layers=1, position="rope")
+    heads, whole = compare_heads(model, PAIRS, WORLD)
+    assert heads["specific"].tolist() == [[0.0, 1.0, 0.0, 1.0]] and whole["specific_heads"] == 2
+    contributions, left = compute_contributions(model, PAIRS, CANDIDATES), ANSWER_LEFT
+    found = specialisation(contributions)
+    torch.testing.assert_close(heads["index"], found.head.effect)
+    torch.testing.assert_close(heads["index_null"], found.head.null.mean(0))
+    highest = np.quantile(found.head.null.numpy(), 0.95, axis=0)
+    assert heads["index_null_high"].tolist()[0] == pytest.approx(highest.tolist()[0])
+    torch.testing.assert_close(heads["forward_left"], contributions.forward[left].mean(0))
+    torch.testing.assert_close(heads["forward_right"], contributions.forward[~left].mean(0))
+    torch.testing.assert_close(heads["reverse_left"], contributions.reverse[left].mean(0))
+    torch.testing.assert_close(heads["reverse_right"], contributions.reverse[~left].mean(0))
+    assert heads["forward_share"].abs().sum() == pytest.approx(1) == heads["reverse_share"].abs().sum()
+    rival = compute_contributions(model, PAIRS, WORLD.rivals([pair.reverse for pair in PAIRS]))
+    torch.testing.assert_close(heads["forward_rival"], rival.forward.mean(0))
+    torch.testing.assert_close(heads["reverse_rival"], rival.reverse.mean(0))
+    torch.testing.assert_close(whole["rival_index"], specialisation(rival).model.effect)
+    torch.testing.assert_close(whole["rival_index_null"], specialisation(rival).model.null.mean())
+    torch.testing.assert_close(whole["index_null"], found.model.null.mean())
+    reading = compute_reading(model, PAIRS, CANDIDATES)
+    torch.testing.assert_close(heads["attention_left"], reading.left)
+    torch.testing.assert_close(heads["attention_right"], reading.right)
+    torch.testing.assert_close(heads["evidence_left"], reading.left_evidence)
+    torch.testing.assert_close(heads["evidence_right"], reading.right_evidence)
+    torch.testing.assert_close(heads["follows"], reading.follows)
+    torch.testing.assert_close(whole["follows"], reading.model_follows)
 
 
 @pytest.mark.parametrize("position", ["rope", "learned"])

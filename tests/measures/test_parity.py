@@ -19,14 +19,24 @@ from mdm_interp.config import FactConfig, ModelConfig
 from mdm_interp.data.queries import Query, QueryPair
 from mdm_interp.data.worlds import FactWorld
 from mdm_interp.errors import UserError
-from mdm_interp.measures.parity import Parity, plane_spectrum, rope_parity, route_coupling, score_parity
+from mdm_interp.measures.parity import (
+    Parity,
+    direction_selectivity,
+    plane_energy,
+    plane_spectrum,
+    rope_parity,
+    route_coupling,
+    score_parity,
+)
 from mdm_interp.measures.rope import distance_correlation, require_rope
-from mdm_interp.models.positions import SCHEMES, PositionScheme, Rope
+from mdm_interp.models.positions import POSITION_SCHEMES, PositionScheme, Rope
 from mdm_interp.models.transformer import HookedTransformer
 
 MASK = 12
 WORLD = FactWorld(FactConfig(n_entities=6, n_filler=3, seq_len=7, gap=(2, 5)), seed=1)
 PAIRS = WORLD.query_pairs()
+MANY = FactWorld(FactConfig(n_entities=60, n_filler=4), seed=0)
+MANY_PAIRS = MANY.query_pairs(n_contexts=1)
 WIDE = QueryPair(Query((5, 4, 0, MASK), (3,), (3, 4), (0, 2)), Query((MASK, 0, 5, 4), (3,), (0, 1), (2, 4)), 0, "right")
 SAME_SIDE = QueryPair(Query((5, MASK, 0), (3,), (1, 2), (0, 1)), Query((5, 0, MASK), (3,), (2, 3), (0, 1)), 0, "right")
 
@@ -54,7 +64,7 @@ def test_parity_by_hand() -> None:
     assert Parity(0 * parity.even, parity.odd).selectivity().item() == 1
 
 
-@pytest.mark.parametrize("position", SCHEMES)
+@pytest.mark.parametrize("position", POSITION_SCHEMES)
 def test_even_plus_odd_is_the_score_with_the_source_on_the_right(position: str) -> None:
     model = double(position=position)
     parity = score_parity(model, PAIRS)
@@ -205,7 +215,7 @@ def test_what_a_measure_cannot_use_is_refused() -> None:
             measure(model, [WIDE])
         with pytest.raises(UserError, match=r"query_pairs: sources at offsets -1 and -2 .* do not mirror"):
             measure(model, [SAME_SIDE])
-    with pytest.raises(UserError, match="query_pairs: a source stands on one side in both"):
+    with pytest.raises(UserError, match="query_pairs: a source is on one side in both"):
         score_parity(model, [SAME_SIDE])
     for measure in (rope_parity, plane_spectrum):
         with pytest.raises(UserError, match="model: position scheme 'alibi' has no rotation"):
@@ -246,6 +256,7 @@ def with_scheme(scheme: type[PositionScheme]) -> HookedTransformer:
 CLOSED_FORMS: dict[str, Callable[[HookedTransformer], Any]] = {
     "rope_parity": lambda model: rope_parity(model, PAIRS),
     "plane_spectrum": lambda model: plane_spectrum(model, PAIRS),
+    "plane_energy": lambda model: plane_energy(model, PAIRS),
     "route_coupling": lambda model: route_coupling(model, PAIRS),
     "distance_correlation": lambda model: distance_correlation(model, PAIRS, torch.arange(1.0, 3.0)),
 }
@@ -287,3 +298,48 @@ def test_swapping_forward_and_reverse_changes_nothing() -> None:
     for name in ("even", "odd"):
         assert_close(getattr(score_parity(model, swapped), name), getattr(score_parity(model, PAIRS), name))
     assert_close(route_coupling(model, swapped), route_coupling(model, PAIRS))
+
+
+# ---- selectivity beside its null, and planes
+
+
+def selectivity(right: torch.Tensor, left: torch.Tensor) -> tuple[float, float]:
+    """Selectivity and its null of one head with these scores."""
+    parity = Parity(((right + left) / 2)[:, None, None], ((right - left) / 2)[:, None, None])
+    found = direction_selectivity(parity, MANY_PAIRS)
+    return found.effect.item(), found.null.item()
+
+
+def test_selectivity_is_on_either_side_of_its_null() -> None:
+    right, other = torch.randn(2, len(MANY_PAIRS), generator=seeded(0), dtype=torch.float64)
+    alike, unrelated, opposite = selectivity(right, right), selectivity(right, other), selectivity(right, -right)
+    assert alike[0] == 0 and alike[1] == pytest.approx(0.5, abs=0.05)
+    assert unrelated[0] == pytest.approx(unrelated[1], abs=0.1)
+    assert opposite[0] == 1 and opposite[1] == pytest.approx(0.5, abs=0.05)
+    constant = selectivity(torch.ones(len(MANY_PAIRS)).double(), -torch.ones(len(MANY_PAIRS)).double())
+    assert constant == (1.0, 1.0), "a preference that all facts share is no fact's own"
+
+
+def test_planes_of_a_random_model_have_uniform_phases_and_a_planted_one_does_not() -> None:
+    facts = MANY.config
+    vocabulary = {"d_vocab": facts.d_vocab, "n_ctx": facts.seq_len, "mask_token_id": facts.mask_token_id}
+    model = double(position="rope", n_layers=1, d_model=64, d_head=16, **vocabulary)
+    planes = plane_energy(model, MANY_PAIRS)
+    assert {len(values) for values in vars(planes).values()} == {8}
+    assert planes.wavelength[0].item() == pytest.approx(2 * torch.pi)
+    assert planes.energy_share.sum().item() == pytest.approx(1)
+    assert_close(planes.odd_energy, rope_parity(model, MANY_PAIRS).odd.pow(2).mean((0, 1, 2)))
+    assert 0.3 < (planes.odd_energy / planes.odd_uniform)[0] < 1.7
+    with torch.no_grad():  # keys are the query at the mask, a quarter turn further in plane 0: all of it is odd
+        attn = model.blocks[0].attn
+        attn.W_Q.zero_(), attn.W_K.zero_()  # type: ignore[func-returns-value]
+        attn.W_Q[:, :, 0] = torch.randn(64, generator=seeded(1), dtype=torch.float64)
+        attn.W_K[:, :, 8] = torch.randn(64, generator=seeded(2), dtype=torch.float64)
+    planes = plane_energy(model, MANY_PAIRS)
+    assert_close(planes.odd_energy[0], 2 * planes.odd_uniform[0])
+    assert planes.energy_share[0].item() == pytest.approx(1)
+
+
+def test_planes_that_do_not_rotate_are_none() -> None:
+    planes = plane_energy(double(position="rope", rotary_dim=2), PAIRS)
+    assert {name: values.shape for name, values in vars(planes).items()} == dict.fromkeys(vars(planes), (1,))

@@ -23,6 +23,7 @@ from mdm_interp.measures.gradients.layers import layer_alignment
 from mdm_interp.measures.trajectory import denoise_answers
 from mdm_interp.models.positions import T5Bias
 from mdm_interp.models.transformer import HookedTransformer
+from mdm_interp.stats.estimates import Contrast
 
 ROUNDING = 2**-8
 """How far the nearest number of 8 significant bits may be, as a share."""
@@ -89,6 +90,11 @@ def parts(result: Any, *names: str) -> Tensor:
     return torch.stack([getattr(result, name).double() for name in names])
 
 
+def both(contrast: Contrast[Tensor]) -> Tensor:
+    """An effect and its null."""
+    return torch.stack([contrast.effect, contrast.null])
+
+
 def logit_parts(model: Any, pairs: list[QueryPair]) -> Tensor:
     found = evidence.decompose_logits(model, collate(forwards(pairs), model.cfg), TARGETS)
     return torch.cat([part.double().flatten() for part in vars(found).values()])
@@ -113,11 +119,9 @@ SUMS: dict[str, Measure] = {
 }
 RATIOS: dict[str, Measure] = {
     "pair_position_index": lambda model, pairs: evidence.pair_position_index(model, pairs, TARGETS),
-    "evidence_scores": lambda model, pairs: torch.stack(
-        evidence.evidence_scores(model, forwards(pairs), candidates(pairs))
-    ),
+    "evidence_scores": lambda model, pairs: both(evidence.evidence_scores(model, forwards(pairs), candidates(pairs))),
     "selectivity": lambda model, pairs: parity.score_parity(model, pairs).selectivity(),
-    "score_correlation": routes.score_correlation,
+    "score_correlation": lambda model, pairs: both(routes.score_correlation(model, pairs)),
     "route_correlation": routes.route_correlation,
 }
 """Of the size of 1, over many queries each."""
@@ -288,7 +292,7 @@ def test_streamed_gradients_agree_as_their_activations_do(name: str) -> None:
     """Forward and backward pass are the half model's own: it may be too large for a copy."""
     half, full = (layer_alignment(model, PAIRS[name][:3]) for model in (HALVES[name], DOUBLES[name]))
     for layers in ([0], [1], [None, 0, 1]):
-        got, expected = half.cosine(layers, COMPONENTS)[0], full.cosine(layers, COMPONENTS)[0]
+        got, expected = (streamed.cosine(layers, COMPONENTS).effect for streamed in (half, full))
         assert_close(got, expected, atol=2 * ACTIVATION, rtol=0)
 
 

@@ -29,9 +29,8 @@ from mdm_interp.measures.routes import (
     other_facts,
     route_correlation,
     score_correlation,
-    score_correlation_null,
 )
-from mdm_interp.models.positions import SCHEMES, Rope, T5Bias
+from mdm_interp.models.positions import POSITION_SCHEMES, Rope, T5Bias
 from mdm_interp.models.transformer import HookedTransformer
 from mdm_interp.stats.correlations import correlate
 
@@ -145,7 +144,7 @@ def test_routes_and_content_keep_the_order_of_many_queries() -> None:
 def test_score_at_offset_is_the_score_where_the_source_really_stands(
     rotation: dict[str, Any], n_key_value_heads: int
 ) -> None:
-    """Content is taken at offset 1 only; in one layer it is the same wherever mask and source stand."""
+    """Content is taken at offset 1 only; in one layer it is the same wherever mask and source are."""
     model = random_model(
         n_layers=1, d_head=8, n_key_value_heads=n_key_value_heads, qkv_bias=True, dtype="float64", **rotation
     )
@@ -279,24 +278,24 @@ def test_what_does_not_vary_has_no_correlation(value: float) -> None:
 def test_without_an_odd_part_both_sides_are_routed_alike(position: str, n_layers: int) -> None:
     """ALiBi in one layer only: there the other tokens' distances to the pair do not matter."""
     model = random_model(position=position, n_layers=n_layers, d_mlp=20)
-    assert_close(score_correlation(model, world_pairs()), torch.ones(n_layers, 4), atol=1e-5, rtol=0)
+    assert_close(score_correlation(model, world_pairs()).effect, torch.ones(n_layers, 4), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("position", ["rope", "learned", "sinusoidal"])
 def test_random_routes_that_know_sides_are_not_alike(position: str) -> None:
-    assert score_correlation(random_model(position=position, n_layers=1), world_pairs()).max() < 0.99
+    assert score_correlation(random_model(position=position, n_layers=1), world_pairs()).effect.max() < 0.99
 
 
 def test_t5_tells_sides_apart_by_position_and_not_by_content() -> None:
     model = random_model(position="t5_bias", n_layers=1)
     alike, one_side, both_sides = torch.ones(1, 4), world_pairs(gap=3, objective="source_only"), world_pairs(gap=3)
     # One offset per side: the two buckets shift all forward and all reverse scores, and content decides the rest.
-    assert_close(score_correlation(model, one_side), alike, atol=1e-5, rtol=0)
-    assert score_correlation(model, both_sides).min() < 0.9
+    assert_close(score_correlation(model, one_side).effect, alike, atol=1e-5, rtol=0)
+    assert score_correlation(model, both_sides).effect.min() < 0.9
     assert isinstance(model.pos_embed, T5Bias)
     with torch.no_grad():
         model.pos_embed.table[16:] = model.pos_embed.table[:16]  # the same buckets to both sides
-    assert_close(score_correlation(model, both_sides), alike, atol=1e-5, rtol=0)
+    assert_close(score_correlation(model, both_sides).effect, alike, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("key_half", "expected"), [(slice(0, 4), 1.0), (slice(4, 8), -1.0)], ids=["even", "odd"])
@@ -307,7 +306,7 @@ def test_planted_even_and_odd_routes(key_half: slice, expected: float) -> None:
     with torch.no_grad():
         attn.W_Q[..., 4:] = 0
         attn.W_K[..., other] = 0
-    assert_close(score_correlation(model, world_pairs()), torch.full((1, 4), expected), atol=1e-5, rtol=0)
+    assert_close(score_correlation(model, world_pairs()).effect, torch.full((1, 4), expected), atol=1e-5, rtol=0)
 
 
 def test_route_correlation_is_the_correlation_of_the_two_lists_of_scores() -> None:
@@ -324,7 +323,7 @@ def test_route_correlation_is_the_correlation_of_the_two_lists_of_scores() -> No
         for queries in ([pair.forward for pair in pairs], [pair.reverse for pair in pairs])
     )
     expected = [torch.corrcoef(torch.stack([forward[:, head], reverse[:, head]]))[0, 1] for head in range(4)]
-    assert_close(score_correlation(model, pairs)[1], torch.stack(expected), atol=1e-4, rtol=0)
+    assert_close(score_correlation(model, pairs).effect[1], torch.stack(expected), atol=1e-4, rtol=0)
 
 
 # ---- correlation by distance
@@ -347,7 +346,7 @@ def single_sided(gap: int) -> list[QueryPair]:
 def test_at_each_distance_the_correlation_is_the_routes_of_pairs_that_far_apart(rotation: dict[str, Any]) -> None:
     model = random_model(n_layers=1, d_head=8, **rotation)
     got = distance_correlation(model, single_sided(2), torch.tensor([2.0, 3.0, 6.0])).measured
-    expected = torch.stack([score_correlation(model, single_sided(gap)) for gap in (2, 3, 6)])
+    expected = torch.stack([score_correlation(model, single_sided(gap)).effect for gap in (2, 3, 6)])
     assert expected.min() < 0.9
     assert_close(got.float(), expected, atol=1e-4, rtol=0)
 
@@ -373,7 +372,7 @@ def test_half_precision_models_have_a_distance_correlation() -> None:
 # ---- what is refused
 
 
-@pytest.mark.parametrize("position", [name for name in SCHEMES if name != "rope"])
+@pytest.mark.parametrize("position", [name for name in POSITION_SCHEMES if name != "rope"])
 def test_distance_correlation_needs_a_rotation(position: str) -> None:
     with pytest.raises(UserError, match=f"position scheme '{position}' has no rotation to predict from; use 'rope'"):
         distance_correlation(random_model(position=position), world_pairs(), torch.tensor([1.0]))
@@ -427,6 +426,17 @@ def test_other_facts_never_gives_a_pair_its_own_where_sides_are_unequal() -> Non
         assert all(pairs[at].side == pair.side for pair, at in zip(pairs, other.tolist(), strict=True))
 
 
+def test_other_facts_of_several_contexts_meet_in_the_same_context() -> None:
+    """Contexts come one after the other, fact by fact."""
+    pairs = FACTS.query_pairs(n_contexts=3)
+    first = next(iter(other_facts(pairs))).tolist()
+    assert first == [(i - 6) % len(pairs) for i in range(len(pairs))]
+    for other in other_facts(pairs):
+        assert sorted(other.tolist()) == list(range(len(pairs)))
+        assert all(pairs[at].fact != pair.fact for pair, at in zip(pairs, other.tolist(), strict=True))
+        assert all(pairs[at].side == pair.side for pair, at in zip(pairs, other.tolist(), strict=True))
+
+
 def test_other_facts_need_another_fact_of_each_side() -> None:
     pairs = [*FACTS.query_pairs("source_only", n_contexts=1)[:1], *FACTS.query_pairs("target_only", n_contexts=1)[:3]]
     with pytest.raises(UserError, match="query_pairs: one fact is asked for its left entity"):
@@ -435,7 +445,7 @@ def test_other_facts_need_another_fact_of_each_side() -> None:
 
 def test_route_null_is_the_mean_over_other_facts_of_the_same_side() -> None:
     two = model_of_facts(position="rope")
-    null = score_correlation_null(two, ONE_CONTEXT)
+    null = score_correlation(two, ONE_CONTEXT).null
     forward, reverse = (
         compute_routes(two, [getattr(pair, side) for pair in ONE_CONTEXT]).scores.double()
         for side in ("forward", "reverse")
@@ -453,13 +463,9 @@ def test_route_null_is_the_mean_over_other_facts_of_the_same_side() -> None:
 
 def test_without_positions_routes_correlate_in_the_first_layer_and_their_null_does_not() -> None:
     none = model_of_facts(position="none")
-    assert score_correlation(none, ONE_CONTEXT)[0].mean().item() == pytest.approx(1.0, abs=1e-4)
-    assert score_correlation_null(none, ONE_CONTEXT)[0].mean() < 0.5
-
-
-def test_the_route_null_is_undefined_for_an_arms_pairs() -> None:
-    with pytest.raises(UserError, match="score correlation is undefined"):
-        score_correlation_null(model_of_facts(), FACTS.query_pairs("causal", n_contexts=1))
+    correlation = score_correlation(none, ONE_CONTEXT)
+    assert correlation.effect[0].mean().item() == pytest.approx(1.0, abs=1e-4)
+    assert correlation.null[0].mean() < 0.5
 
 
 # ---- routes as the softmax sees them

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import random_model
+from helpers import random_model, tiny_config
 from torch.testing import assert_close
 
-from mdm_interp.data.queries import Query
+from mdm_interp.data.queries import Query, QueryPair
 from mdm_interp.errors import UserError
-from mdm_interp.measures.trajectory import Denoised, denoise_answers
+from mdm_interp.measures.trajectory import ENDINGS, Denoised, denoise_answers, other_sources, source_only, with_source
 from mdm_interp.models.transformer import HookedTransformer
 
 MASK = 12
@@ -126,3 +126,44 @@ def test_a_model_without_masks_is_refused() -> None:
         query = Query((1, 2, MASK), (3,), (2, 3), (0, 1))
         with pytest.raises(UserError, match=r"model: denoising needs bidirectional attention and a mask_token_id"):
             denoise_answers(model, [query], STAGES)
+
+
+def test_all_but_the_source_is_masked() -> None:
+    query = Query((3, 1, 2, MASK, MASK, 4, 11, 5), (6, 7), (3, 5), (1, 3))
+    for shift, kept in ((0, MASK), (-1, 3)):
+        masked = source_only(query, tiny_config(mask_token_id=MASK, readout_shift=shift), special={11, MASK})
+        assert masked.tokens == (kept, 1, 2, MASK, MASK, MASK, 11, MASK)
+        assert (masked.answer, masked.answer_span, masked.source_span) == ((6, 7), (3, 5), (1, 3))
+
+
+def test_another_source_may_have_any_length() -> None:
+    query = Query((3, 1, 2, MASK, MASK, 4), (6, 7), (3, 5), (1, 3))
+    assert with_source(query, (8, 9, 10)) == Query((3, 8, 9, 10, MASK, MASK, 4), (6, 7), (4, 6), (1, 4))
+    query = Query((MASK, 4, 1, 2), (6,), (0, 1), (2, 4))
+    assert with_source(query, (8,)) == Query((MASK, 4, 8), (6,), (0, 1), (2, 3))
+
+
+def test_the_null_shares_side_and_no_name_even_through_other_facts() -> None:
+    def pair(answer: int, source: int, side: Any, fact: int) -> QueryPair:
+        query = Query((source, 4, MASK), (answer,), (2, 3), (0, 1))
+        return QueryPair(query, query, fact, side)
+
+    asked = [(1, 5, "left"), (2, 5, "left"), (1, 6, "left"), (3, 7, "right"), (9, 8, "left"), (8, 10, "left")]
+    pairs = [pair(*values, fact) for fact, values in enumerate(asked)]
+    chosen = other_sources(pairs, n_ctx=3)
+    assert all(source in ((8,), (10,)) for source in chosen[:3]) and chosen[3] is None
+    assert all(source in ((5,), (6,)) for source in chosen[4:])  # not each other's: 8 is the answer of one
+    assert other_sources([pairs[0], pairs[4]], n_ctx=2) == [None, None]
+
+
+def test_columns_are_every_layer_and_all_together() -> None:
+    watched = denoise_answers(mdm(), QUERIES, STAGES)
+    columns = watched.columns
+    n_layers = watched.route.shape[2]
+    assert len(columns) == 2 * STAGES * (n_layers + 1) + len(ENDINGS)
+    for layer in range(n_layers):
+        assert_close(columns["route", 2, layer], watched.route[:, 2, layer].double(), equal_nan=True)
+    assert_close(columns["route", 0, None], watched.route[:, 0].double().mean(-1), equal_nan=True)
+    assert_close(columns["evidence", 1, None], watched.evidence[:, 1].double().sum(-1), equal_nan=True)
+    assert [name for name, stage, _ in columns if stage is None] == list(ENDINGS)
+    assert columns["filled_at", None, None] is watched.filled_at

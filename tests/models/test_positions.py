@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.testing import assert_close
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from mdm_interp.models.positions import SCHEMES, Alibi, Learned, PositionScheme, Rope, Sinusoidal, T5Bias
+from mdm_interp.models.positions import POSITION_SCHEMES, Alibi, Learned, PositionScheme, Rope, Sinusoidal, T5Bias
 from mdm_interp.models.transformer import HookedTransformer
 
 RELATIVE = ["rope", "alibi", "t5_bias", "none"]
@@ -197,7 +197,7 @@ def test_learned_reads_a_row_per_position() -> None:
 # ---- what a scheme answers, and whether it is relative
 
 
-@pytest.mark.parametrize("name", list(SCHEMES))
+@pytest.mark.parametrize("name", list(POSITION_SCHEMES))
 def test_a_scheme_answers_one_question_or_none(name: str) -> None:
     scheme = random_model(position=name).pos_embed
     steps = torch.arange(4)
@@ -220,7 +220,7 @@ def test_an_answer_given_to_one_scheme_alone_counts() -> None:
     assert scheme.answers("bias") and not scheme.answers("rotate")
 
 
-@pytest.mark.parametrize("name", list(SCHEMES))
+@pytest.mark.parametrize("name", list(POSITION_SCHEMES))
 def test_scores_and_values_of_relative_schemes_know_offsets_only(name: str) -> None:
     """One token everywhere: whatever differs between positions, the position scheme put there."""
     model = random_model(position=name, n_layers=1)
@@ -237,7 +237,7 @@ def test_scores_and_values_of_relative_schemes_know_offsets_only(name: str) -> N
         assert spread > 1e-2 and moved > 1e-2
 
 
-@pytest.mark.parametrize("name", list(SCHEMES))
+@pytest.mark.parametrize("name", list(POSITION_SCHEMES))
 def test_without_positions_the_model_is_permutation_equivariant_and_only_then(name: str) -> None:
     model, tokens = random_model(position=name, d_mlp=24), random_tokens()
     order = torch.tensor([3, 6, 0, 2, 5, 1, 4])

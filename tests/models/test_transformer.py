@@ -23,7 +23,7 @@ from transformer_lens import ActivationCache, FactoredMatrix, patching
 
 from mdm_interp.errors import UserError
 from mdm_interp.models.bridge import hooked
-from mdm_interp.models.positions import SCHEMES, PositionScheme, Rope
+from mdm_interp.models.positions import POSITION_SCHEMES, PositionScheme, Rope
 from mdm_interp.models.transformer import HookedTransformer
 
 ATTENTION = ["bidirectional", "causal"]
@@ -48,7 +48,7 @@ def unchecked() -> Iterator[None]:
 # ---- the fused path
 
 
-@pytest.mark.parametrize("position", list(SCHEMES))
+@pytest.mark.parametrize("position", list(POSITION_SCHEMES))
 @pytest.mark.parametrize("attention", ATTENTION)
 @pytest.mark.parametrize("side", ["none", "right", "left"])
 def test_fused_attention_equals_explicit_attention_gradients_too(
@@ -95,7 +95,7 @@ def test_looking_at_a_pattern_takes_the_explicit_path(monkeypatch: pytest.Monkey
 # ---- who sees whom
 
 
-@pytest.mark.parametrize("position", list(SCHEMES))
+@pytest.mark.parametrize("position", list(POSITION_SCHEMES))
 @pytest.mark.parametrize("attention", ATTENTION)
 def test_a_bidirectional_model_sees_later_tokens_and_a_causal_one_does_not(position: str, attention: str) -> None:
     model, tokens = random_model(position=position, attention=attention), random_tokens(batch=1, pos=5)
@@ -115,7 +115,7 @@ def test_a_bidirectional_model_sees_later_tokens_and_a_causal_one_does_not(posit
 
 @pytest.mark.parametrize("attention", ATTENTION)
 @pytest.mark.parametrize("side", ["right", "left"])
-@pytest.mark.parametrize("position", list(SCHEMES))
+@pytest.mark.parametrize("position", list(POSITION_SCHEMES))
 def test_padding_is_not_read_and_changes_nothing_for_real_tokens(position: str, side: str, attention: str) -> None:
     model = random_model(position=position, attention=attention, n_key_value_heads=2, d_mlp=24)
     tokens, lengths = random_tokens(batch=3), [7, 4, 2]
@@ -132,7 +132,7 @@ def test_padding_is_not_read_and_changes_nothing_for_real_tokens(position: str, 
         assert torch.equal(model(other_padding, real)[real], model(tokens, real)[real])
 
 
-@pytest.mark.parametrize("position", list(SCHEMES))
+@pytest.mark.parametrize("position", list(POSITION_SCHEMES))
 def test_a_gap_in_the_mask_keeps_its_place_and_padding_before_it_has_none(position: str) -> None:
     model, tokens = random_model(position=position), random_tokens(batch=1)
     real = torch.tensor([[True, True, False, True, True, False, True]])
@@ -154,7 +154,7 @@ def test_positions_without_padding_in_front_are_the_columns_bit_for_bit() -> Non
     assert torch.equal(model(tokens, torch.ones_like(tokens)), model(tokens))
 
 
-@pytest.mark.parametrize("position", list(SCHEMES))
+@pytest.mark.parametrize("position", list(POSITION_SCHEMES))
 @pytest.mark.parametrize("fused_from", [1, 100])
 def test_a_row_of_padding_alone_stays_finite_and_reads_nothing(
     position: str, fused_from: int, monkeypatch: pytest.MonkeyPatch
@@ -1006,7 +1006,7 @@ def test_norms_are_computed_in_float32_at_least(norm: str) -> None:
 def test_half_precision_follows_full_precision(dtype: str, fused_from: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mdm_interp.models.layers.FUSED_FROM", fused_from)
     tokens, real = random_tokens(), padded("left", [7, 4])
-    for position in SCHEMES:
+    for position in POSITION_SCHEMES:
         changes: dict[str, Any] = {"position": position, "attention": "causal", "initializer_range": 0.2}
         with torch.no_grad():
             half, full = (random_model(dtype=kind, **changes)(tokens, real) for kind in (dtype, "float32"))

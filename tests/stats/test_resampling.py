@@ -14,18 +14,18 @@ from torch.testing import assert_close
 
 from mdm_interp.data.queries import Query, QueryPair
 from mdm_interp.stats.correlations import correlate
-from mdm_interp.stats.estimates import mean_estimate
+from mdm_interp.stats.estimates import Contrast, mean_estimate
 from mdm_interp.stats.resampling import (
     CorrelationDraws,
     Draws,
     FactSample,
     NullDraws,
-    estimates_in,
     head_agreement,
     places_above,
     rows_at,
-    summary_of,
 )
+from mdm_interp.stats.summary import Summary
+from mdm_interp.stats.tables import estimates_in
 
 FACTS = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 4, 4, 4])
 CONTEXTS = torch.tensor([0, 1, 2, 0, 1, 0, 1, 2, 0, 2, 0, 1, 2])
@@ -342,8 +342,27 @@ def test_rows_hold_every_place_and_can_be_read_again() -> None:
     read = estimates_in(pd.DataFrame(rows), "route")
     assert read["value"].tolist() == draws.value.flatten().tolist() and set(read["n"]) == {3}
     assert estimates_in(pd.DataFrame([of_model]), "nothing").empty
-    summary = summary_of(pd.DataFrame([*rows, of_model]), ("kind",), ("route", "nothing"))
-    assert summary == {"positional / route": draws.over(2).estimates()[0]}
+    assert estimates_in(pd.DataFrame(rows)[:0], "route").empty
+    (entry,) = Summary.read(pd.DataFrame([of_model]), ("kind",), ("route", "nothing"))
+    assert (entry.quantity, entry.of, entry.effect) == ("route", {"kind": "positional"}, draws.over(2).estimates()[0])
+
+
+def test_rows_take_the_mean_over_further_axes_and_tell_an_effect_from_its_null() -> None:
+    draws, plain = CLUSTERED.mean(drawn(len(FACTS), 2, 3)), torch.arange(6.0).reshape(2, 3)
+    other = CLUSTERED.mean(drawn(len(FACTS), 2, seed=1))
+    rows = rows_at({"route": Contrast(draws, other), "plain": plain}, ("layer",), {"kind": "positional"})
+    low, high = draws.over(1).interval
+    assert [row["layer"] for row in rows] == [0, 1]
+    assert [row["plain"] for row in rows] == [1.0, 4.0]
+    for layer, row in enumerate(rows):
+        assert (row["route"], row["route_low"], row["route_high"]) == tuple(
+            part[layer].item() for part in (draws.over(1).value, low, high)
+        )
+        assert (row["route_null"], row["route_null_low"]) == (
+            other.value[layer].item(),
+            other.interval[0][layer].item(),
+        )
+        assert row["route_n"] == row["route_null_n"] == 3
 
 
 def heads(values: Tensor) -> Draws:
@@ -353,16 +372,16 @@ def heads(values: Tensor) -> Draws:
 
 def test_the_same_heads_agree_and_other_heads_do_not() -> None:
     one, other = (torch.randn(6, 8, generator=seeded(seed)) for seed in (0, 1))
-    alike, null = head_agreement(heads(one), heads(one.exp()))
-    assert alike.value > 0.999 and alike.interval[0] > null.interval[1]
-    assert abs(float(null.value)) < 0.1
-    alike, null = head_agreement(heads(one), heads(other))
-    assert null.interval[0] < alike.value < null.interval[1]
+    alike = head_agreement(heads(one), heads(one.exp()))
+    assert alike.effect.value > 0.999 and alike.effect.interval[0] > alike.null.interval[1]
+    assert abs(float(alike.null.value)) < 0.1
+    unlike = head_agreement(heads(one), heads(other))
+    assert unlike.null.interval[0] < unlike.effect.value < unlike.null.interval[1]
 
 
 def test_what_only_layers_share_is_in_the_null() -> None:
     layers = 5 * torch.arange(6.0)[:, None]
     one, other = (layers + torch.rand(6, 8, generator=seeded(seed)) for seed in (0, 1))
-    alike, null = head_agreement(heads(one), heads(other))
-    assert alike.value > 0.9 and null.value > 0.9
-    assert null.interval[0] < alike.value < null.interval[1]
+    alike = head_agreement(heads(one), heads(other))
+    assert alike.effect.value > 0.9 and alike.null.value > 0.9
+    assert alike.null.interval[0] < alike.effect.value < alike.null.interval[1]

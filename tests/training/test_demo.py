@@ -49,7 +49,7 @@ def test_tested_parents_are_stated_in_one_direction_only() -> None:
             for template in PARENT_CHILD.templates:
                 assert counts[render(template.forward, fact)[0]] == 1
                 assert counts[render(template.reverse, fact)[0]] == reversed_too
-    for fact in people.tested:  # nothing else names the two together, and either stands on both sides
+    for fact in people.tested:  # nothing else names the two together, and either is on both sides
         together = [text for text in counts if fact["child"] in text and fact["parent"] in text]
         assert len(together) == len(PARENT_CHILD.templates)
         for name in (fact["child"], fact["parent"]):

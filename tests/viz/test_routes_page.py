@@ -104,7 +104,7 @@ def test_all_numbers_follow_from_a_cache(position: str, shift: int) -> None:
     even, odd = (scores["forward"] + scores["reverse"]) / 2, (scores["forward"] - scores["reverse"]) / 2
     parity = {name: np.array(values) for name, values in found["parity"].items()}
     assert parity["even"] == pytest.approx(even.numpy(), rel=1e-4, abs=1e-5)
-    assert parity["odd"] == pytest.approx(odd.numpy(), rel=1e-4, abs=1e-5), "the source stands right, looking forward"
+    assert parity["odd"] == pytest.approx(odd.numpy(), rel=1e-4, abs=1e-5), "forward, the source is on the right"
     assert parity["selectivity"] == pytest.approx((odd**2 / (even**2 + odd**2)).numpy(), rel=1e-3, abs=1e-5)
 
 
@@ -152,8 +152,8 @@ def test_the_text_says_what_the_numbers_say() -> None:
     layer, head = np.unravel_index(route.argmax(), route.shape)
     assert f"Of 8 heads, head {head} of layer {layer} has the strongest forward route" in page.about
     assert f"{100 * route.max():.3g}% of its attention" in page.about
-    assert "In the forward query the source “7 4” stands right of the answer “1 2”" in page.about
-    assert "In the reverse query the source “7 4” stands left of the answer “1 2”" in page.about
+    assert "In the forward query the source “7 4” is to the right of the answer “1 2”" in page.about
+    assert "In the reverse query the source “7 4” is to the left of the answer “1 2”" in page.about
 
 
 def test_parity_is_undefined_where_it_is_and_says_why(arm: Run) -> None:
@@ -165,7 +165,7 @@ def test_parity_is_undefined_where_it_is_and_says_why(arm: Run) -> None:
     one_sided = QueryPair(PAIR.forward, PAIR.forward, 0, "left")
     (found,) = viz.routes(random_model(mask_token_id=MASK), one_sided).data["checkpoints"]
     assert found["parity"] is None
-    assert "stands on one side in both queries" in found["reason"]
+    assert "is on one side in both queries" in found["reason"]
 
 
 def test_what_does_not_fit_is_thinned_to_rows_then_to_fewer_checkpoints_then_refused(

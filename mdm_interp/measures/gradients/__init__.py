@@ -14,12 +14,14 @@ from mdm_interp.measures.gradients.alignment import (
 )
 from mdm_interp.measures.gradients.first_order import (
     FirstOrder,
+    contrast_steps,
+    direction_cosine,
     first_order,
     inner_products,
     mean_gradient,
     random_direction,
 )
-from mdm_interp.measures.gradients.layers import LayerAlignment, layer_alignment
+from mdm_interp.measures.gradients.layers import LayerAlignment, layer_alignment, layer_cosines
 
 __all__ = [
     "COMPONENTS",
@@ -29,10 +31,13 @@ __all__ = [
     "FirstOrder",
     "LayerAlignment",
     "component_of",
+    "contrast_steps",
+    "direction_cosine",
     "first_order",
     "gradient_alignment",
     "inner_products",
     "layer_alignment",
+    "layer_cosines",
     "mean_gradient",
     "query_gradients",
     "random_direction",

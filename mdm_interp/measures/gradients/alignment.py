@@ -53,7 +53,7 @@ _BY_LEAF = {
 
 
 def component_of(parameter: str) -> str:
-    """Which of :data:`COMPONENTS` a parameter of a HookedTransformer belongs to, by its name."""
+    """Tell which of :data:`COMPONENTS` a parameter of a HookedTransformer belongs to, by its name."""
     return "position" if parameter.startswith("pos_embed.") else _BY_LEAF[parameter.rsplit(".", 1)[-1]]
 
 
@@ -64,7 +64,7 @@ def precise_parameters(model: HookedModel) -> dict[str, Tensor]:
 def query_gradients(
     model: HookedModel, queries: Sequence[Query], *, chunk: int = 64
 ) -> dict[str, Float[Tensor, "query size"]]:
-    """The gradient of each query's own loss (nats) in every component that has parameters, flattened; computed in
+    """Compute the gradient of each query's own loss (nats) in every component that has parameters, flattened, in
     float32 at least.
 
     Args:
@@ -92,7 +92,7 @@ def query_gradients(
 
 
 def answer_logits(model: Any, parameters: Mapping[str, Tensor], batch: QueryBatch) -> Tensor:
-    """The logits of a batch under other parameters."""
+    """Compute the logits of a batch under other parameters."""
     if isinstance(model, BridgedTransformer):
         return model.functional(parameters, batch.tokens, batch.attention_mask)
     mask = {"attention_mask": batch.attention_mask}
@@ -104,7 +104,7 @@ def _one_by_one(
     parameters: dict[str, Tensor],
     rows: dict[str, Tensor],
 ) -> dict[str, Tensor]:
-    """What vmap would give; other people's networks branch on their input, which it does not allow."""
+    """Return what vmap would give; other people's networks branch on their input, which it does not allow."""
     each = [gradient(parameters, {name: x[row] for name, x in rows.items()}) for row in range(len(rows["tokens"]))]
     return {name: torch.stack([one[name] for one in each]) for name in parameters}
 
@@ -123,7 +123,7 @@ class Alignment:
     reverse_square: Float[Tensor, "component reverse_pair other_pair"]
 
     def within(self, components: Sequence[str]) -> Alignment:
-        """The same within these components only; `all` is their sum."""
+        """Return the same within these components only; `all` is their sum."""
         kept = [self.components.index(component) for component in components]
 
         def summed(products: Tensor) -> Tensor:
@@ -133,21 +133,22 @@ class Alignment:
         return Alignment((*components, "all"), self.facts, summed(self.inner), *squares)
 
     def cosine(self) -> Float[Tensor, "component forward_pair reverse_pair"]:
-        """Cosine of every forward gradient with every reverse gradient; NaN where a gradient is zero."""
+        """Compute the cosine of every forward gradient with every reverse gradient; NaN where a gradient is zero."""
         forward = self.forward_square.diagonal(dim1=1, dim2=2).sqrt()
         reverse = self.reverse_square.diagonal(dim1=1, dim2=2).sqrt()
         return _ratio(self.inner, forward[:, :, None] * reverse[:, None, :])
 
     def matched(self) -> Float[Tensor, "component pair"]:
-        """Cosine of each pair's own forward and reverse gradients."""
+        """Compute the cosine of each pair's own forward and reverse gradients."""
         return self.cosine().diagonal(dim1=1, dim2=2)
 
     def mismatched(self) -> Float[Tensor, "component sample"]:
-        """The null: cosine of the forward gradient of one fact with the reverse gradient of another."""
+        """Compute the null: the cosine of the forward gradient of one fact with the reverse gradient of another."""
         return self.cosine()[:, self.facts[:, None] != self.facts[None, :]]
 
     def mean_cosine(self) -> Float[Tensor, "component"]:
-        """Cosine of the gradients of the mean forward and the mean reverse loss: the direction training takes."""
+        """Compute the cosine of the gradients of the mean forward and the mean reverse loss: the direction training
+        takes."""
         norms = (
             self.forward_square.mean((1, 2)).clamp(min=0).sqrt() * self.reverse_square.mean((1, 2)).clamp(min=0).sqrt()
         )
@@ -159,9 +160,9 @@ def _ratio(x: Tensor, y: Tensor) -> Tensor:
 
 
 def gradient_alignment(model: HookedModel, query_pairs: Sequence[QueryPair]) -> Alignment:
-    """Forward against reverse gradients of every pair of pairs, per component.
+    """Compare the forward gradient of every pair with the reverse gradient of every pair, per component.
 
-    Defined for an ARM's pairs as well.
+    It is defined for an ARM's pairs as well.
 
     Source: docs/theory.md, section 5.
     """

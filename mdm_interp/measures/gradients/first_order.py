@@ -17,19 +17,21 @@ from mdm_interp.inference.prediction import query_loss
 from mdm_interp.measures.gradients.alignment import COMPONENTS, answer_logits, component_of, precise_parameters
 from mdm_interp.models.bridge import hooked
 from mdm_interp.models.protocol import HookedModel
+from mdm_interp.stats.estimates import Contrast
 
 Direction = Mapping[str, Tensor]
 """One tensor per parameter, by its name."""
 
 
 def _mean_loss(model: HookedModel, parameters: Mapping[str, Tensor], batch: QueryBatch, count: int) -> Tensor:
-    """What a batch adds to the mean loss of `count` queries."""
+    """Return what a batch adds to the mean loss of `count` queries."""
     return query_loss(answer_logits(model, parameters, batch), batch).sum() / count
 
 
 def mean_gradient(model: HookedModel, queries: Sequence[Query]) -> dict[str, Tensor]:
-    """The gradient of the mean loss (nats) over the queries, per parameter; one backward pass per batch of them.
-    Computed in float32 at least, which takes the memory of the weights once more in a model of half precision."""
+    """Compute the gradient of the mean loss (nats) over the queries, per parameter, with one backward pass per batch of
+    them. It is computed in float32 at least, which takes the memory of the weights once more in a model of half
+    precision."""
     model = hooked(model)
     parameters = {name: parameter.requires_grad_() for name, parameter in precise_parameters(model).items()}
     total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
@@ -41,7 +43,7 @@ def mean_gradient(model: HookedModel, queries: Sequence[Query]) -> dict[str, Ten
 
 
 def inner_products(left: Direction, right: Direction) -> dict[str, float]:
-    """Inner product of two directions in every component that has parameters, and last in `all`."""
+    """Compute the inner product of two directions in every component that has parameters, and last in `all`."""
     inner: dict[str, float] = {}
     for name in left:
         product = (left[name].double() * right[name].double()).sum().item()
@@ -50,8 +52,19 @@ def inner_products(left: Direction, right: Direction) -> dict[str, float]:
     return {**ordered, "all": sum(ordered.values())}
 
 
+def direction_cosine(left: Direction, right: Direction, components: Sequence[str]) -> float:
+    """Return the cosine of two directions within these components; NaN where one of them is zero there, or has none."""
+
+    def inner(one: Direction, other: Direction) -> float:
+        products = inner_products(one, other)
+        return sum(products.get(component, 0.0) for component in components)
+
+    norms = (inner(left, left) * inner(right, right)) ** 0.5
+    return inner(left, right) / norms if norms > 0 else float("nan")
+
+
 def random_direction(like: Direction, seed: int) -> dict[str, Tensor]:
-    """A random direction that has the norm of `like` in every component: the null of a step."""
+    """Draw a random direction that has the norm of `like` in every component: the null of a step."""
     generator = torch.Generator().manual_seed(seed)
     drawn = {name: torch.randn(tensor.shape, generator=generator).to(tensor) for name, tensor in like.items()}
     wanted, got = inner_products(like, like), inner_products(drawn, drawn)
@@ -76,16 +89,29 @@ class FirstOrder:
     """Actual change of the mean reverse loss."""
     forward: Float[Tensor, "eta"]
     """Actual change of the mean forward loss."""
+    steepness: float
+    """The square of the norm of g_f: what the forward loss drops by per unit of step, to first order, if everything
+    moves down it."""
 
     def slope(self) -> Float[Tensor, "eta"]:
-        """Actual over predicted change of the reverse loss: 1 to first order; NaN where nothing is predicted."""
+        """Divide the actual by the predicted change of the reverse loss: 1 to first order; NaN where nothing is
+        predicted."""
         predicted = self.predicted[-1]
         return torch.where(predicted != 0, self.reverse / predicted, torch.nan)
 
     def regime_end(self, tolerance: float = 0.1) -> float:
-        """The largest step up to which the slope stays within `tolerance` of 1; NaN if no step does."""
+        """Find the largest step up to which the slope stays within `tolerance` of 1; NaN if no step does."""
         inside = ((self.slope() - 1).abs() <= tolerance).cumprod(0)
         return self.etas[int(inside.sum()) - 1].item() if inside.any() else float("nan")
+
+    def transfer(self) -> Float[Tensor, "eta"]:
+        """Return the nats of reverse loss won per nat of forward loss: the drop of the one over the first-order drop of
+        the other, had everything moved down it."""
+        return -self.reverse / (self.etas * self.steepness)
+
+    def predicted_transfer(self) -> Float[Tensor, "eta"]:
+        """Return what :meth:`transfer` is to first order."""
+        return -self.predicted[-1] / (self.etas * self.steepness)
 
 
 def first_order(
@@ -97,9 +123,9 @@ def first_order(
 ) -> FirstOrder:
     """Step down the mean forward loss and see what that does to the mean reverse loss, against the prediction.
 
-    Computed in a float64 copy of the model, as a change of 1e-9 nats is lost in float32. The model stays as it is.
-    Defined for an ARM's pairs as well. Of a bridge, whatever computes in float32 by itself (norms, rotary embeddings)
-    goes on to do so, and steps below 1e-4 are lost in that.
+    This is computed in a float64 copy of the model, as a change of 1e-9 nats is lost in float32. The model stays as it
+    is. It is defined for an ARM's pairs as well. Parts of a bridge that compute in float32 by themselves (norms, rotary
+    embeddings) go on doing so, and steps below 1e-4 are lost in that.
 
     Args:
         etas: Step sizes.
@@ -156,4 +182,29 @@ def first_order(
         predicted_forward=predicted("forward"),
         reverse=actual("reverse"),
         forward=actual("forward"),
+        steepness=inner_products(gradients["forward"], gradients["forward"])["all"],
+    )
+
+
+def contrast_steps(
+    model: Any, query_pairs: Sequence[QueryPair], etas: Sequence[float], components: Sequence[str], seed: int
+) -> Contrast[FirstOrder]:
+    """Compare a step down the mean forward loss with its null, a step as far in a random direction
+    (:func:`random_direction`), each as in :func:`first_order`.
+
+    Args:
+        components: Which of :data:`COMPONENTS` move; those that the model lacks are left out.
+        seed: Draws the random direction, which is the same whatever moves.
+
+    Raises:
+        UserError: there are no pairs or no steps, or a step is not positive.
+
+    Source: docs/theory.md, section 8.
+    """
+    gradient = mean_gradient(model, [pair.forward for pair in query_pairs])
+    held = {component_of(name) for name in gradient}
+    moved = [component for component in components if component in held]
+    random = random_direction(gradient, seed)
+    return Contrast(
+        first_order(model, query_pairs, etas, moved), first_order(model, query_pairs, etas, moved, direction=random)
     )

@@ -1,14 +1,14 @@
-"""Coupling layer by layer, for models whose gradients fit into memory once and no more.
+"""Coupling layer by layer: of the mean losses, and of every pair in models whose gradients fit into memory once.
 
-A backward pass hands over the gradient of one parameter at a time. The forward loss's are kept, the reverse loss's are
-multiplied with them and let go at once: beside the weights, memory holds one gradient of each parameter and the
-activations of one layer. Formulas: docs/theory.md, section 5.
+There a backward pass hands over the gradient of one parameter at a time. The forward loss's are kept, the reverse
+loss's are multiplied with them and let go at once: beside the weights, memory holds one gradient of each parameter and
+the activations of one layer. Formulas: docs/theory.md, section 5.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -22,15 +22,54 @@ from mdm_interp.data.queries import Query, QueryPair, collate
 from mdm_interp.errors import UserError
 from mdm_interp.inference.prediction import query_loss
 from mdm_interp.measures.gradients.alignment import component_of
+from mdm_interp.measures.gradients.first_order import Direction, direction_cosine, mean_gradient
 from mdm_interp.models.bridge import hooked
 from mdm_interp.models.protocol import HookedModel
 from mdm_interp.models.transformer import HookedTransformer
+from mdm_interp.stats.estimates import Contrast
 
 Part = tuple[int | None, str]
 """A layer and one of :data:`~mdm_interp.measures.gradients.alignment.COMPONENTS`; None is outside of all layers."""
 
 CHUNK = 1 << 24
 """Entries that are multiplied at a time, in float32."""
+
+
+def layer_cosines(
+    model: HookedModel, query_pairs: Sequence[QueryPair], groups: Mapping[str, Sequence[str]]
+) -> dict[str, Contrast[Float[Tensor, "layer"]]]:
+    """Compare in every layer the gradients of the mean forward and the mean reverse loss over one half of the facts:
+    their cosine, mean over both halves; null: that of forward over one half with reverse over the other.
+
+    Args:
+        groups: The components that each cosine is taken within, by name; NaN in layers that have none of them.
+
+    Source: docs/theory.md, section 5.
+    """
+    halves = [[pair for pair in query_pairs if pair.fact % 2 == half] for half in (0, 1)]
+    forward = [_by_layer(mean_gradient(model, [pair.forward for pair in half])) for half in halves]
+    reverse = [_by_layer(mean_gradient(model, [pair.reverse for pair in half])) for half in halves]
+
+    def cosines(components: Sequence[str], reverse: Sequence[Mapping[int, Direction]]) -> Float[Tensor, "layer"]:
+        both = list(zip(forward, reverse, strict=True))
+        return torch.tensor(
+            [sum(direction_cosine(f[layer], r[layer], components) for f, r in both) / 2 for layer in forward[0]]
+        )
+
+    return {
+        name: Contrast(cosines(components, reverse), cosines(components, reverse[::-1]))
+        for name, components in groups.items()
+    }
+
+
+def _by_layer(direction: Direction) -> dict[int, dict[str, Tensor]]:
+    """Return the part of a direction in every layer."""
+    layers: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in direction.items():
+        layer, _ = _part(name)
+        if layer is not None:
+            layers.setdefault(layer, {})[name] = tensor
+    return layers
 
 
 @dataclass(frozen=True)
@@ -48,9 +87,9 @@ class LayerAlignment:
     reverse_square: Float[Tensor, "pair part"]
     control_square: Float[Tensor, "pair part"]
 
-    def cosine(self, layers: Sequence[int | None], components: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Cosine of each pair's two gradients within these layers and components, and of the control's, `[pair]`; NaN
-        where a gradient is zero.
+    def cosine(self, layers: Sequence[int | None], components: Sequence[str]) -> Contrast[Float[Tensor, "pair"]]:
+        """Compute the cosine of each pair's two gradients within these layers and components; null: that of the
+        control's. It is NaN where a gradient is zero.
 
         Raises:
             UserError: the model has no such part.
@@ -59,11 +98,11 @@ class LayerAlignment:
         if not within:
             raise UserError(f"layers, components: the model has no {list(components)} in layers {list(layers)}")
 
-        def cosine(inner: Tensor, square: Tensor) -> Tensor:
+        def cosine(inner: Tensor, square: Tensor) -> Float[Tensor, "pair"]:
             norms = (self.forward_square[:, within].sum(1) * square[:, within].sum(1)).sqrt()
             return torch.where(norms > 0, inner[:, within].sum(1) / norms, torch.nan)
 
-        return cosine(self.inner, self.reverse_square), cosine(self.control, self.control_square)
+        return Contrast(cosine(self.inner, self.reverse_square), cosine(self.control, self.control_square))
 
 
 def layer_alignment(
@@ -73,9 +112,10 @@ def layer_alignment(
     seed: int = 0,
     report: Callable[[int], None] | None = None,
 ) -> LayerAlignment:
-    """Forward against reverse gradient of every pair, per layer and component, three backward passes each.
+    """Compare the forward and the reverse gradient of every pair, per layer and component, with three backward passes
+    each.
 
-    Defined for an ARM's pairs as well. Gradients are of each query's own loss, in nats.
+    It is defined for an ARM's pairs as well. Gradients are of each query's own loss, in nats.
 
     Args:
         seed: Draws the control's pairs: of another fact, asked for the same side where there is one.
@@ -126,7 +166,7 @@ def _part(name: str) -> Part:
 
 
 def _controls(query_pairs: Sequence[QueryPair], seed: int) -> list[QueryPair | None]:
-    """For each pair, one of another fact."""
+    """Choose for each pair one of another fact."""
     chooser, chosen = random.Random(seed), []
     for pair in query_pairs:
         others = [other for other in query_pairs if other.fact != pair.fact]
@@ -156,7 +196,8 @@ def _stream(model: HookedModel, query: Query, take: Callable[[str, Tensor], None
 
 
 def _inner(left: Tensor, right: Tensor) -> float:
-    """Entry by entry in the order in which the first lies in memory: in any other, flattening would copy it."""
+    """Compute the inner product, entry by entry in the order in which the first lies in memory: in any other,
+    flattening would copy it."""
     order = sorted(range(left.ndim), key=left.stride, reverse=True)
     chunks = (x.permute(order).flatten().split(CHUNK) for x in (left, right))
     precision = torch.promote_types(left.dtype, torch.float32)
@@ -165,7 +206,7 @@ def _inner(left: Tensor, right: Tensor) -> float:
 
 @contextmanager
 def _trainable(model: HookedModel) -> Iterator[None]:
-    """Inside, every parameter gets gradients, and none that was there is touched."""
+    """Give every parameter gradients inside, and touch none that was there."""
     before = [(parameter, parameter.requires_grad, parameter.grad) for _, parameter in model.named_parameters()]
     for parameter, _, _ in before:
         parameter.grad = None
@@ -181,7 +222,7 @@ def _trainable(model: HookedModel) -> Iterator[None]:
 
 @contextmanager
 def _checkpointed(model: HookedModel) -> Iterator[None]:
-    """Inside, each block forgets its activations and computes them again when the backward pass needs them."""
+    """Let each block forget its activations inside, and compute them again when the backward pass needs them."""
     if not isinstance(model, HookedTransformer):  # a bridge's blocks belong to another network
         yield
         return

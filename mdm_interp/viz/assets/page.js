@@ -149,7 +149,7 @@ function written(number) {
   return number !== 0 && Math.abs(number) < 0.001 ? number.toExponential(2) : number.toPrecision(4);
 }
 
-// In a notebook the page stands in a frame, which takes the page's height.
+// In a notebook the page is in a frame, which takes the page's height.
 if (window.frameElement) {
   const fit = () => { window.frameElement.style.height = `${document.documentElement.scrollHeight}px`; };
   new ResizeObserver(fit).observe(document.querySelector("main"));

@@ -32,7 +32,7 @@ def attention(
     rows: Iterable[int] | None = None,
     source: str | None = None,
 ) -> Page:
-    """Attention patterns: the full square of a bidirectional model, the triangle of a causal one.
+    """Show attention patterns: the full square of a bidirectional model, the triangle of a causal one.
 
     Args:
         model: A HookedTransformer or TransformerBridge, or a Run, of which the last checkpoint is taken.
@@ -80,7 +80,7 @@ def attention(
 
 
 def predictions(subject: Subject, given: Prompt, logits: Tensor) -> list[dict[str, Any]]:
-    """The likeliest tokens at each readout position, with their probabilities; the mask is never one.
+    """Return the likeliest tokens at each readout position, with their probabilities; the mask is never one.
 
     Args:
         logits: [pos d_vocab].
@@ -98,7 +98,7 @@ def predictions(subject: Subject, given: Prompt, logits: Tensor) -> list[dict[st
 
 
 def shortened(given: Prompt, length: int = 60) -> str:
-    """The beginning of a prompt's text."""
+    """Return the beginning of a prompt's text."""
     spaced = "" if any(text.startswith(" ") for text in given.texts) else " "
     text = spaced.join(given.texts).strip()
     return text if len(text) <= length else text[: length - 1] + "…"

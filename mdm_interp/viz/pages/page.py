@@ -43,7 +43,7 @@ TEMPLATES = Environment(
 
 
 def asset(name: str) -> Markup:
-    """A style or script of `assets/`, to be put into a page as it is."""
+    """Return a style or script of `assets/`, to be put into a page as it is."""
     return Markup((resources.files("mdm_interp.viz") / "assets" / name).read_text(encoding="utf-8"))
 
 
@@ -72,7 +72,7 @@ class Page:
     """What its script reads."""
 
     def html(self, *, shared: bool = False) -> str:
-        """The page as one HTML document; with `shared`, its libraries are files beside it."""
+        """Return the page as one HTML document; with `shared`, its libraries are files beside it."""
         return TEMPLATES.get_template("page.html").render(
             page=self,
             files=[LIBRARIES[name][0] for name in self.libraries] if shared else [],
@@ -96,24 +96,25 @@ class Page:
         return path
 
     def _repr_html_(self) -> str:
-        """In a notebook: a frame of its own, so that neither changes the other's style. It takes its page's height."""
+        """Show the page in a notebook, in a frame of its own, so that neither changes the other's style. It takes its
+        page's height."""
         attributes = 'style="width: 100%; height: 40rem; border: 0"'
         return f'<iframe title="{html.escape(self.title)}" srcdoc="{html.escape(self.html())}" {attributes}></iframe>'
 
 
 def _inline(script: str) -> Markup:
-    """A script that no `</script>` within it ends early."""
+    """Return a script that no `</script>` within it ends early."""
     return Markup(script.replace("</script", r"<\/script"))
 
 
 def packed(shares: Float[Tensor, "*shape"]) -> str:
-    """Numbers from 0 to 1 in 16 bits each, in base64; exact to 8e-6. `page.js` unpacks them."""
+    """Pack numbers from 0 to 1 into 16 bits each, in base64; exact to 8e-6. `page.js` unpacks them."""
     rounded = (shares.double() * 0xFFFF).round().cpu().numpy().astype("<u2")
     return base64.b64encode(rounded.tobytes()).decode("ascii")
 
 
 def tidy(values: Tensor) -> Any:
-    """Numbers as nested lists, to 6 significant digits; None where one is not finite, which JSON cannot say."""
+    """Return numbers as nested lists, to 6 significant digits; None where one is not finite, which JSON cannot say."""
     if values.ndim:
         return [tidy(of_first) for of_first in values]
     value = float(values)
@@ -121,7 +122,7 @@ def tidy(values: Tensor) -> Any:
 
 
 def places(count: int, chosen: Iterable[int] | None, name: str) -> list[int]:
-    """Which of `count` layers, heads or rows are `chosen`, in order; None: all.
+    """Return which of `count` layers, heads or rows are `chosen`, in order; None: all.
 
     Raises:
         UserError: one is not there, or none is chosen.

@@ -27,7 +27,7 @@ from mdm_interp.viz.theme import FORWARD, REVERSE
 def routes(
     model: Any, pair: QueryPair, *, layers: Iterable[int] | None = None, heads: Iterable[int] | None = None
 ) -> Page:
-    """Where the readouts of a pair's two queries look, how strongly at the source, and what that comes to.
+    """Return where the readouts of a pair's two queries look, how strongly at the source, and what that comes to.
 
     Whole patterns are shown where they fit into a page, else the rows of the readouts.
 
@@ -75,7 +75,7 @@ def routes(
 
 
 def evenly(steps: Sequence[int], count: int) -> list[int]:
-    """Up to `count` of the steps: the last, the first, and evenly between."""
+    """Choose up to `count` of the steps: the last, the first, and evenly between."""
     chosen = np.linspace(len(steps) - 1, 0, min(count, len(steps))).round().astype(int)
     return [steps[at] for at in sorted(chosen.tolist())]
 
@@ -88,10 +88,10 @@ def _measured(
     layers: Sequence[int],
     heads: Sequence[int],
 ) -> dict[str, Any]:
-    """One checkpoint's numbers, by query where they have one each."""
+    """Return one checkpoint's numbers, by query where they have one each."""
 
     def chosen(values: Tensor) -> Any:
-        """[layer head] of what is shown."""
+        """Return [layer head] of what is shown."""
         return tidy(values[layers][:, heads])
 
     def by_query(values: Iterable[Any]) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def _measured(
 
 
 def _about(subject: Subject, pair: QueryPair, data: Mapping[str, Any]) -> str:
-    """What the last checkpoint does with the pair, in words."""
+    """Return what the last checkpoint does with the pair, in words."""
     last, when = data["checkpoints"][-1], f" after {data['steps'][-1]} steps" if data["steps"] else ""
     said, sides = [], ("forward", "reverse")
     forward, reverse = (np.array(last["route"][side], dtype=float) for side in sides)
@@ -132,7 +132,7 @@ def _about(subject: Subject, pair: QueryPair, data: Mapping[str, Any]) -> str:
         )
         where = "right" if query.offset > 0 else "left"
         said.append(
-            f"In the {side} query the source “{source}” stands {where} of the answer “{answer}”, which has "
+            f"In the {side} query the source “{source}” is to the {where} of the answer “{answer}”, which has "
             f"probability {known:.3g}{when}."
         )
     layer, head = np.unravel_index(np.nan_to_num(forward).argmax(), forward.shape)

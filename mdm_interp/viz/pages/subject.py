@@ -35,14 +35,14 @@ class Prompt:
     answer: Span | None
 
     def batch(self, rows: Sequence[int], device: Any) -> QueryBatch:
-        """The prompt as a batch of one, read at `rows`."""
+        """Return the prompt as a batch of one, read at `rows`."""
         at, nothing = torch.tensor([list(rows)]), torch.zeros(1, len(rows), dtype=torch.long)
         tokens, all_of_them = torch.tensor([self.tokens]), torch.ones(1, len(rows), dtype=torch.bool)
         batch = QueryBatch(tokens, None, at, nothing, all_of_them, torch.zeros_like(tokens, dtype=torch.bool))
         return batch.to(torch.device(device))
 
     def marks(self) -> dict[str, Any]:
-        """What a page's script needs to know of it."""
+        """Return what a page's script needs to know of it."""
         return {
             "tokens": list(self.texts),
             "masks": list(self.masks),
@@ -65,7 +65,7 @@ class Subject:
 
     @classmethod
     def of(cls, model: Any) -> Subject:
-        """A model with its tokenizer; of a `Run`, the last checkpoint with its world's names.
+        """Return a model with its tokenizer; of a `Run`, the last checkpoint with its world's names.
 
         Without a tokenizer, tokens are named by their ids.
         """
@@ -84,7 +84,7 @@ class Subject:
 
     @classmethod
     def of_world(cls, model: Any, world: FactWorld) -> Subject:
-        """A model of a synthetic world, whose tokens are written with spaces between them."""
+        """Return a model of a synthetic world, whose tokens are written with spaces between them."""
         names = world.token_names
 
         def encode(text: str) -> tuple[list[int], list[Span]]:
@@ -96,7 +96,7 @@ class Subject:
         return cls(hooked(model), lambda tokens: [names[token] for token in tokens], encode)
 
     def prompt(self, prompt: str | Sequence[int] | Tensor | Query, source: str | None = None) -> Prompt:
-        """Tokens to look at.
+        """Return the tokens to look at.
 
         Args:
             prompt: A text, in which each `[M]`, with a space before it, is one mask token; token ids; or a query, whose
@@ -132,7 +132,7 @@ class Subject:
         return Prompt(tuple(tokens), tuple(texts), tuple(masks), tuple(readout), source_span, answer_span)
 
     def _read(self, text: str, source: str | None) -> tuple[list[int], Span | None]:
-        """A text's tokens, and those of the words `source`."""
+        """Return a text's tokens, and those of the words `source`."""
         tokens: list[int] = []
         characters: list[Span] = []
         start = 0

@@ -31,7 +31,7 @@ def trajectory(
     heads: Iterable[int] | None = None,
     source: str | None = None,
 ) -> Page:
-    """Which mask was filled when, with what, how certainly, and what its prediction was read from.
+    """Return which mask was filled when, with what, how certainly, and what its prediction was read from.
 
     Args:
         model: A HookedTransformer or TransformerBridge, or a Run, of which the last checkpoint is taken.
@@ -57,7 +57,7 @@ def trajectory(
             f"prompt: {len(of_layers)} layers x {len(of_heads)} heads x {n_masks} masks x {n} tokens are more than the "
             f"{MAX_ENTRIES:,} entries a page holds; choose some by layers or heads"
         )
-    watched = _Watched(subject, of_layers, of_heads)
+    watched = _WatchedBlanks(subject, of_layers, of_heads)
     done = denoise(
         watched,
         torch.tensor([given.tokens], device=cfg.device),
@@ -79,7 +79,7 @@ def trajectory(
 
 
 @dataclass
-class _Watched:
+class _WatchedBlanks:
     """A model that keeps what it predicts at the blanks, and what it reads there.
 
     A position is blank for the last time in the pass that fills it, so later passes overwrite what earlier ones kept.
@@ -120,7 +120,7 @@ class _Watched:
         return logits
 
     def filled(self, given: Prompt, done: Trajectory) -> list[dict[str, Any]]:
-        """What was filled, in order."""
+        """Return what was filled, in order."""
         tokens, steps, certain = done.tokens[-1, 0].tolist(), done.filled_at[0].tolist(), done.probability[0].tolist()
         return [
             {
@@ -137,7 +137,7 @@ class _Watched:
         ]
 
     def looked(self, given: Prompt) -> str:
-        """Where the readouts looked, in words."""
+        """Return where the readouts looked, in words."""
         known = range(*given.source) if given.source else set(range(len(given.tokens))) - set(given.masks)
         share = torch.stack([read[..., list(known)].sum(-1).mean() for read in self.read.values()]).mean()
         what = "source" if given.source else "tokens given from the start"
@@ -145,12 +145,12 @@ class _Watched:
 
 
 def rounded(value: float) -> float:
-    """To 6 significant digits."""
+    """Round to 6 significant digits."""
     return float(f"{value:.6g}")
 
 
 def _told(subject: Subject, done: Trajectory, filled: Sequence[dict[str, Any]], order: FillOrder) -> str:
-    """What happened, in words."""
+    """Return what happened, in words."""
     how = {"confidence": "the most certain first", "left_to_right": "from the left", "random": "in random order"}[order]
     least = min(filled, key=lambda one: one["probability"])
     final = shortened(subject.prompt(done.tokens[-1]), 400)

@@ -1,0 +1,84 @@
+"""The paper's signatures of a model, each one number beside its null.
+
+Evidence and the share of place are those of the layer where they are largest, and so are their nulls; routes are
+averaged over layers and heads; gradients are of all layers together. Formulas: docs/theory.md, sections 2, 3, 5 and 7.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mdm_interp.data.queries import QueryPair
+from mdm_interp.data.worlds import FactWorld
+from mdm_interp.measures.evidence import compute_evidence, evidence_scores, place_index
+from mdm_interp.measures.gradients.alignment import STORAGE, gradient_alignment
+from mdm_interp.measures.routes import route_correlation, score_correlation
+from mdm_interp.models.protocol import HookedModel
+from mdm_interp.stats.estimates import Contrast
+
+
+def evidence(model: HookedModel, query_pairs: Sequence[QueryPair], world: FactWorld) -> Contrast[float]:
+    """Return the evidence for the true answer in the reverse query, in standard deviations above its role's mean; null:
+    that for the answer of another fact.
+
+    Source: docs/theory.md, section 2.
+    """
+    reverse = [pair.reverse for pair in query_pairs]
+    scores = evidence_scores(model, reverse, world.candidates(reverse))
+    return Contrast(scores.effect.max().item(), scores.null.max().item())
+
+
+def position(model: HookedModel, query_pairs: Sequence[QueryPair], world: FactWorld) -> Contrast[float]:
+    """Return the share of the variance of evidence that the two places of a pair make; null: with the reverse query of
+    another source in place of each pair's own.
+
+    Args:
+        query_pairs: One context per fact, in the order in which the world gives them.
+
+    Source: docs/theory.md, section 7.
+    """
+    targets = torch.arange(world.config.n_entities)
+    forward = compute_evidence(model, [pair.forward for pair in query_pairs], targets).sum(2)
+    reverse = compute_evidence(model, [pair.reverse for pair in query_pairs], targets).sum(2)
+
+    def share(reverse: Float[Tensor, "pair layer target"]) -> float:
+        index = place_index(forward, reverse)
+        return (index / (1 + index)).max().item()
+
+    return Contrast(share(reverse), share(reverse.roll(2, 0)))
+
+
+def route(model: HookedModel, query_pairs: Sequence[QueryPair]) -> Contrast[float]:
+    """Return the correlation of forward and mirrored reverse rows of scores; its null is 0, that of keys dealt at
+    random.
+
+    Source: docs/theory.md, section 3.
+    """
+    return Contrast(route_correlation(model, query_pairs).nanmean().item(), 0.0)
+
+
+def score(model: HookedModel, query_pairs: Sequence[QueryPair]) -> Contrast[float]:
+    """Return the correlation of raw forward and reverse scores at sources; null: with the reverse scores of other
+    facts.
+
+    Source: docs/theory.md, section 3.
+    """
+    correlation = score_correlation(model, query_pairs)
+    return Contrast(correlation.effect.nanmean().item(), correlation.null.nanmean().item())
+
+
+def alignment(model: HookedModel, query_pairs: Sequence[QueryPair]) -> dict[str, Contrast[float]]:
+    """Return two cosines of forward and reverse gradients in V and O: `alignment` is of each pair's own, mean over
+    pairs, and its null of different facts'; `mean_alignment` is of the mean losses' gradients, and its null is 0.
+
+    Source: docs/theory.md, section 5.
+    """
+    aligned = gradient_alignment(model, query_pairs).within(STORAGE)
+    return {
+        "alignment": Contrast(aligned.matched()[-1].nanmean().item(), aligned.mismatched()[-1].nanmean().item()),
+        "mean_alignment": Contrast(aligned.mean_cosine()[-1].item(), 0.0),
+    }
