@@ -45,7 +45,7 @@ html_show_sphinx = html_show_copyright = False
 LEFT_OUT = {"model_config", "model_post_init"}
 """Members that pydantic adds to every config."""
 FIELDS, COLON = ("attribute", "data", "property"), "\ue000"
-"""Napoleon takes what stands before a colon in a field's docstring for its type: it is shown something else."""
+"""Napoleon takes what comes before a colon in a field's docstring for its type: it is shown something else."""
 
 CHOICES = {
     name: str(kind).removeprefix("typing.") for name, kind in vars(config).items() if get_origin(kind) is Literal
@@ -54,8 +54,8 @@ CHOICES = {
 
 
 def skip(app: Sphinx, what: str, name: str, obj: Any, skipped: bool, options: Any) -> bool | None:
-    """Leave out what pydantic adds and what a module imports from other packages; have functions and properties
-    without docstring too. Fields without one stand in their class' signature."""
+    """Leave out what pydantic adds and what a module imports from other packages; have functions and properties without
+    docstring too. Fields without one are in their class' signature."""
     foreign = what == "module" and not str(getattr(obj, "__module__", "mdm_interp")).startswith("mdm_interp")
     if foreign or name in LEFT_OUT:
         return True
@@ -66,7 +66,7 @@ def skip(app: Sphinx, what: str, name: str, obj: Any, skipped: bool, options: An
 def as_written(
     app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str | None, returned: str | None
 ) -> tuple[str, str | None] | None:
-    """Signatures as the source has them, shapes included; evaluated, annotations are long."""
+    """Give signatures as the source has them, shapes included; evaluated, annotations are long."""
     if signature is None or what not in ("function", "method", "class"):
         return None
     found, empty = inspect.signature(obj), inspect.Signature.empty
@@ -83,8 +83,8 @@ def as_written(
 
 
 def as_markdown(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Docstrings are Markdown as much as reStructuredText: an indented block after a blank line is a formula or code,
-    and code between backticks may be followed by a letter."""
+    """Read docstrings as Markdown as much as reStructuredText: an indented block after a blank line is a formula or
+    code, and code between backticks may be followed by a letter."""
     written: list[str] = []
     inside = False
     for number, line in enumerate(lines):
