@@ -103,7 +103,7 @@ def draw(result: Result) -> Panels:
 def _draw_table(panel: Panel, summary: Summary, stage: str, scale: str | None) -> None:
     """Draw the reverse probability of each setting at a stage."""
     cells = summary.where("reverse_probability", stage=stage).frame
-    interval = cells.apply(lambda cell: f"<br>{cell['low']:.2f} to {cell['high']:.2f}" if cell["n"] > 1 else "", axis=1)
+    interval = cells.apply(lambda cell: f"<br>{cell['low']:.2f}–{cell['high']:.2f}" if cell["n"] > 1 else "", axis=1)
     cells = cells.assign(text=cells["value"].map("{:.2f}".format) + interval)
     values, texts = (
         cells.pivot(index="objective", columns="scheme", values=of).reindex(index=OBJECTIVES, columns=MDM_SCHEMES)

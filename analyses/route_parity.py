@@ -135,7 +135,7 @@ def _draw_runs(panel: Panel, end: pd.DataFrame) -> None:
         seeds = [f"seed {seed}" for seed in rows["seed"]]
         panel.dots(rows, "selectivity", "reverse_probability", name=scheme, label=seeds, **look)
     panel.x(title="direction selectivity")
-    panel.y(title="reverse probability", type="log", dtick=1)
+    panel.y(title="reverse probability", **PROBABILITY)
 
 
 ANALYSIS = Analysis(
