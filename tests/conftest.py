@@ -21,15 +21,22 @@ install_import_hook("mdm_interp", "beartype.beartype")
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
 
 
+SLOW = {f"test_{name}" for name in ("repeatability", "runner", "subjects", "exhibits", "parallel", "provenance")}
+SLOW |= {f"test_figure_{name}" for name in ("trajectory", "twin")}
+SLOW |= {f"test_{name}" for name in ("precision", "parity", "routes_page", "trajectory_page", "attention_page")}
+SLOW |= {f"test_figure_large_model_{name}" for name in ("coupling", "prediction", "routes", "storage")}
+"""Modules whose tests are slow."""
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what opens a browser, and as slow what trains models or measures analyses: `make test-fast` leaves both
-    out."""
-    marks = {"chromium": pytest.mark.browser, "tiny_result": pytest.mark.slow}
+    """Mark what opens a browser, and as slow what trains models, measures analyses or starts processes: `make
+    test-fast` leaves both out."""
+    marks = {"chromium": pytest.mark.browser, "tiny_result": pytest.mark.slow, "figures": pytest.mark.slow}
     for item in items:
         for fixture in marks.keys() & set(getattr(item, "fixturenames", ())):
             item.add_marker(marks[fixture])
-        if item.path.parent.name == "training":
+        if item.path.parent.name == "training" or item.path.stem in SLOW:
             item.add_marker(pytest.mark.slow)
 
 

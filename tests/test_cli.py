@@ -68,6 +68,7 @@ def test_help_of_one_analysis_is_its_question(mdm_interp: Callable[..., Ended], 
     assert "--seeds" in ended.out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command", [["-m", "analyses.reversal_curse"], ["-c", "from mdm_interp.cli import main; main()"]]
 )
@@ -334,6 +335,7 @@ HERE = ["--device", "cpu", "--workers", 1]
 ONLY = ["reproduce", *HERE, "--only", "reversal_curse", "--seeds"]
 
 
+@pytest.mark.slow
 def test_reproduce_writes_what_it_says_and_works_once(
     mdm_interp: Callable[..., Ended], tmp_path: Path, work: Work
 ) -> None:
@@ -366,6 +368,7 @@ def test_reproduce_writes_what_it_says_and_works_once(
     assert {run.config.seed for run in work.trained[15:]} == {1}
 
 
+@pytest.mark.slow
 def test_the_index_keeps_the_figures_that_were_not_asked_for(
     mdm_interp: Callable[..., Ended], tmp_path: Path, work: Work
 ) -> None:
@@ -376,6 +379,7 @@ def test_the_index_keeps_the_figures_that_were_not_asked_for(
     assert {len(steps) for steps in work.measured.values()} == {4}, "nothing was measured again"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("work")
 def test_the_index_keeps_the_pages_whose_models_are_not_in_the_run_store(
     mdm_interp: Callable[..., Ended], tmp_path: Path
@@ -391,6 +395,7 @@ def test_the_index_keeps_the_pages_whose_models_are_not_in_the_run_store(
     assert 'href="inside_routes.html"' in (tmp_path / "figures" / "quick" / "index.html").read_text()
 
 
+@pytest.mark.slow
 def test_one_analysis_runs_alone(mdm_interp: Callable[..., Ended], tmp_path: Path, work: Work) -> None:
     asked = (*HERE, "--seeds", 1, "--out", "elsewhere", "--runs", "store")
     ended = mdm_interp(*asked, entry=partial(run_one, reversal_curse.ANALYSIS))
@@ -399,6 +404,7 @@ def test_one_analysis_runs_alone(mdm_interp: Callable[..., Ended], tmp_path: Pat
     assert len(list((tmp_path / "store").iterdir())) == len(work.trained) == 15
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("work")
 def test_an_analysis_that_is_not_installed_runs_alone_too(mdm_interp: Callable[..., Ended], tmp_path: Path) -> None:
     own = replace(reversal_curse.ANALYSIS, name="my_study")
@@ -407,6 +413,7 @@ def test_an_analysis_that_is_not_installed_runs_alone_too(mdm_interp: Callable[.
     assert '<section id="my_study">' in (tmp_path / "figures" / "quick" / "index.html").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("work")
 def test_a_truncated_checkpoint_is_one_line(mdm_interp: Callable[..., Ended], tmp_path: Path) -> None:
     command = ["reproduce", *HERE, "--only", "evidence_growth", "--seeds", "1", "--out", "elsewhere"]
@@ -420,6 +427,7 @@ def test_a_truncated_checkpoint_is_one_line(mdm_interp: Callable[..., Ended], tm
     assert after == before, "but for the runs that were measured before it"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("work")
 def test_a_damaged_result_is_one_line(mdm_interp: Callable[..., Ended], tmp_path: Path) -> None:
     """Of the analysis asked for, and of another that the index would show."""
@@ -450,6 +458,7 @@ def test_a_full_run_and_a_quick_one_do_not_overwrite_each_other(
 # ---- report
 
 
+@pytest.mark.slow
 def test_report_draws_everything_again_from_the_results_alone(
     mdm_interp: Callable[..., Ended], tmp_path: Path, work: Work
 ) -> None:

@@ -634,6 +634,7 @@ def test_training_means_its_loss_and_its_model_and_no_measure() -> None:
     assert not [name for name in reached if name.startswith(("mdm_interp.measures", "mdm_interp.experiments"))]
 
 
+@pytest.mark.slow
 def test_an_analysis_run_as_a_program_means_the_same() -> None:
     program = "import sys, runpy\nfrom mdm_interp import cli\nfrom mdm_interp.meaning import meaning\n"
     program += "cli.run_one = lambda analysis: print(meaning(*analysis.measuring()).digest)\n"

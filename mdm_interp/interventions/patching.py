@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +14,7 @@ from transformer_lens.hook_points import HookPoint
 from mdm_interp.data.queries import QueryPair, mirrored_positions, require_shared
 from mdm_interp.interventions.edits import collate_pairs, hook_names, log_probability
 from mdm_interp.interventions.effects import Effect
+from mdm_interp.measures.nulls import draw_other_facts
 from mdm_interp.models.bridge import hooked
 from mdm_interp.models.protocol import HookedModel
 
@@ -120,16 +120,12 @@ def _patch(
     and place: from the own forward run, and from another fact's pair that is `alike`."""
     require_shared(query_pairs, "activation patching")
     forward, reverse = collate_pairs(model, query_pairs)
-    names, chooser = hook_names(model, hook, None), random.Random(seed)
+    names, others = hook_names(model, hook, None), draw_other_facts(query_pairs, alike, seed)
     _, cache = model.run_with_cache(forward.tokens, attention_mask=forward.attention_mask, names_filter=names)
     before, own = log_probability(model, reverse), list(range(len(query_pairs)))
-    fitting = [
-        [i for i, other in enumerate(query_pairs) if other.fact != pair.fact and alike(other) == alike(pair)]
-        for pair in query_pairs
-    ]
-    others = [chooser.choice(fits) if fits else i for i, fits in enumerate(fitting)]
-    changes = []
-    for giver in (torch.tensor(own), torch.tensor(others)):
+    alone, changes = torch.tensor([other is None for other in others]), []
+    givers = (own, [i if other is None else other for i, other in zip(own, others, strict=True)])
+    for giver in map(torch.tensor, givers):
         grid = []
         for name in names:
             for place in range(n_places):
@@ -137,7 +133,6 @@ def _patch(
                 with model.hooks(fwd_hooks=[(name, given)]):
                     grid.append(log_probability(model, reverse) - before)
         changes.append(torch.stack(grid, dim=1).unflatten(1, (len(names), n_places)))
-    alone = torch.tensor([not fits for fits in fitting])
     return Patching(changes[0], changes[1].masked_fill(alone[:, None, None], torch.nan))
 
 

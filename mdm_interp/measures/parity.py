@@ -17,8 +17,9 @@ from torch import Tensor
 
 from mdm_interp.data.queries import Query, QueryPair, batches, require_shared
 from mdm_interp.errors import UserError
+from mdm_interp.measures.nulls import other_facts
 from mdm_interp.measures.rope import compute_content, energy_shares, plane_products, require_rope
-from mdm_interp.measures.routes import compute_routes, other_facts
+from mdm_interp.measures.routes import compute_routes
 from mdm_interp.models.bridge import hooked
 from mdm_interp.models.protocol import HookedModel
 from mdm_interp.stats.estimates import Contrast

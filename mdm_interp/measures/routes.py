@@ -7,16 +7,16 @@ Formulas: docs/theory.md, sections 3 and 4.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mdm_interp.data.queries import Query, QueryBatch, QueryPair, batches, mirrored_positions, require_shared
-from mdm_interp.errors import UserError
 from mdm_interp.measures.capture import LayerView, capture
+from mdm_interp.measures.nulls import other_facts
 from mdm_interp.models.bridge import hooked
 from mdm_interp.models.protocol import HookedModel
 from mdm_interp.stats.correlations import correlate
@@ -153,33 +153,3 @@ def _centred_rows(model: HookedModel, queries: Sequence[Query]) -> Float[Tensor,
         stacked = torch.stack(capture(model, batch, centred)[1], dim=1)
         rows.append(torch.nn.functional.pad(stacked, (0, longest - stacked.shape[-1])))
     return torch.cat(rows)
-
-
-def other_facts(query_pairs: Sequence[QueryPair]) -> Iterator[Int[Tensor, "pair"]]:
-    """Give, in every rotation of the facts but the first, another fact's pair that is asked for the same side.
-
-    A pair whose side has fewer facts meets them several times, its own never. Of facts that are asked in several
-    contexts, each context meets its own.
-
-    Args:
-        query_pairs: Of each side two facts or more.
-
-    Raises:
-        UserError: a side has one fact only.
-    """
-    asked: dict[str, dict[int, list[int]]] = {}
-    for i, pair in enumerate(query_pairs):
-        asked.setdefault(pair.side, {}).setdefault(pair.fact, []).append(i)
-    for side, facts in asked.items():
-        if len(facts) < 2:
-            raise UserError(
-                f"query_pairs: one fact is asked for its {side} entity, and a null takes others; give two or more"
-            )
-    for shift in range(1, max(map(len, asked.values()), default=1)):
-        other = torch.arange(len(query_pairs))
-        for facts in asked.values():
-            contexts = list(facts.values())
-            step = 1 + (shift - 1) % (len(contexts) - 1)
-            for own, met in zip(contexts, contexts[-step:] + contexts[:-step], strict=True):
-                other[own] = torch.tensor(met)[torch.arange(len(own)) % len(met)]
-        yield other

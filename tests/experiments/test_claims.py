@@ -429,6 +429,7 @@ PLANTED: dict[str, tuple[str, Callable[[], list[dict]], Callable[[], list[dict]]
 is true."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("claim", list(PLANTED))
 def test_a_false_claim_fails_and_a_true_one_holds_in_95_of_100_ledgers(claim: str) -> None:
     column, *worlds = PLANTED[claim]
@@ -445,6 +446,7 @@ def test_a_false_claim_fails_and_a_true_one_holds_in_95_of_100_ledgers(claim: st
             assert found.count(expected) >= 95, (expected, n, found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sign", "expected"), [(1, "holds"), (-1, "fails")])
 @pytest.mark.parametrize("n", [5, 10])
 def test_claim_7_over_settings_and_over_training_in_95_of_100_ledgers(sign: int, expected: str, n: int) -> None:

@@ -225,6 +225,7 @@ def figures(shared_folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_report_is_of_every_committed_result(figures: Path) -> None:
     written = {path.name for path in figures.iterdir()}
     assert written == {*(f"{name}.{kind}" for name in NAMES for kind in ("json", "html")), *OF_ALL}

@@ -65,6 +65,7 @@ def test_ranks_are_averaged_as_logarithms_over_clusters() -> None:
     assert mean_over_facts(sample, np.full(5, np.nan), "rank").n == 0
 
 
+@pytest.mark.slow
 def test_the_same_question_is_answered_alike_wherever_it_is_asked(tmp_path: Path) -> None:
     probe = tiny_probe(tmp_path, "dream", facts=4)
     asked = questions(probe.model, probe.prompts)

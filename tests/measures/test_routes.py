@@ -26,7 +26,6 @@ from mdm_interp.measures.rope import (
 )
 from mdm_interp.measures.routes import (
     compute_routes,
-    other_facts,
     route_correlation,
     score_correlation,
 )
@@ -402,45 +401,6 @@ ONE_CONTEXT = FACTS.query_pairs(n_contexts=1)
 def model_of_facts(**changes: Any) -> HookedTransformer:
     facts = FACTS.config
     return random_model(d_vocab=facts.d_vocab, n_ctx=facts.seq_len, mask_token_id=facts.mask_token_id, **changes)
-
-
-@pytest.mark.parametrize("objective", ["any_order", "source_only", "target_only"])
-def test_other_facts_meet_every_other_fact_of_a_side_once(objective: Any) -> None:
-    pairs = FACTS.query_pairs(objective, n_contexts=1)
-    met = [(i, j) for other in other_facts(pairs) for i, j in enumerate(other.tolist())]
-    expected = {
-        (i, j)
-        for i, one in enumerate(pairs)
-        for j, two in enumerate(pairs)
-        if one.side == two.side and one.fact != two.fact
-    }
-    assert len(met) == len(expected) and set(met) == expected
-
-
-def test_other_facts_never_gives_a_pair_its_own_where_sides_are_unequal() -> None:
-    pairs = [*FACTS.query_pairs("source_only", n_contexts=1)[:2], *FACTS.query_pairs("target_only", n_contexts=1)[:5]]
-    drawn = list(other_facts(pairs))
-    assert len(drawn) == 4
-    for other in drawn:
-        assert all(pairs[at].fact != pair.fact for pair, at in zip(pairs, other.tolist(), strict=True))
-        assert all(pairs[at].side == pair.side for pair, at in zip(pairs, other.tolist(), strict=True))
-
-
-def test_other_facts_of_several_contexts_meet_in_the_same_context() -> None:
-    """Contexts come one after the other, fact by fact."""
-    pairs = FACTS.query_pairs(n_contexts=3)
-    first = next(iter(other_facts(pairs))).tolist()
-    assert first == [(i - 6) % len(pairs) for i in range(len(pairs))]
-    for other in other_facts(pairs):
-        assert sorted(other.tolist()) == list(range(len(pairs)))
-        assert all(pairs[at].fact != pair.fact for pair, at in zip(pairs, other.tolist(), strict=True))
-        assert all(pairs[at].side == pair.side for pair, at in zip(pairs, other.tolist(), strict=True))
-
-
-def test_other_facts_need_another_fact_of_each_side() -> None:
-    pairs = [*FACTS.query_pairs("source_only", n_contexts=1)[:1], *FACTS.query_pairs("target_only", n_contexts=1)[:3]]
-    with pytest.raises(UserError, match="query_pairs: one fact is asked for its left entity"):
-        list(other_facts(pairs))
 
 
 def test_route_null_is_the_mean_over_other_facts_of_the_same_side() -> None:

@@ -28,7 +28,7 @@ from mdm_interp.measures.routes import compute_routes
 from mdm_interp.training.loop import train
 from mdm_interp.training.runs import Run
 from mdm_interp.viz.pages import routes
-from mdm_interp.viz.pages.page import Page, tidy
+from mdm_interp.viz.pages.page import Page, as_lists
 from mdm_interp.viz.pages.routes import evenly
 
 MASK = TINY["d_vocab"] - 1
@@ -201,7 +201,7 @@ def test_even_choice_of_checkpoints(steps: list[int], count: int) -> None:
 
 
 def test_tidy_numbers_are_json() -> None:
-    assert tidy(torch.tensor([[1 / 3, float("nan")], [float("inf"), 0.0]])) == [[0.333333, None], [None, 0.0]]
+    assert as_lists(torch.tensor([[1 / 3, float("nan")], [float("inf"), 0.0]])) == [[0.333333, None], [None, 0.0]]
 
 
 def test_mistakes_are_named(run: Run, arm: Run) -> None:

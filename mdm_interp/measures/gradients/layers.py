@@ -7,7 +7,6 @@ the activations of one layer. Formulas: docs/theory.md, section 5.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from mdm_interp.errors import UserError
 from mdm_interp.inference.prediction import query_loss
 from mdm_interp.measures.gradients.alignment import component_of
 from mdm_interp.measures.gradients.first_order import Direction, direction_cosine, mean_gradient
+from mdm_interp.measures.nulls import draw_other_facts
 from mdm_interp.models.bridge import hooked
 from mdm_interp.models.protocol import HookedModel
 from mdm_interp.models.transformer import HookedTransformer
@@ -118,7 +118,7 @@ def layer_alignment(
     It is defined for an ARM's pairs as well. Gradients are of each query's own loss, in nats.
 
     Args:
-        seed: Draws the control's pairs: of another fact, asked for the same side where there is one.
+        seed: Draws the control's pairs: of another fact, asked for the same side.
         report: Told after each pair how many are done.
 
     Raises:
@@ -131,9 +131,9 @@ def layer_alignment(
     model = hooked(model)
     parts = list(dict.fromkeys(_part(name) for name, _ in model.named_parameters()))
     column = {part: i for i, part in enumerate(parts)}
-    rows: list[Tensor] = []
+    others, rows = draw_other_facts(query_pairs, lambda pair: pair.side, seed), list[Tensor]()
     with _trainable(model), _checkpointed(model):
-        for done, (pair, other) in enumerate(zip(query_pairs, _controls(query_pairs, seed), strict=True), start=1):
+        for done, (pair, other) in enumerate(zip(query_pairs, others, strict=True), start=1):
             products = torch.full((5, len(parts)), torch.nan, dtype=torch.float64)
             products[:3] = products[3:] = 0
             held: dict[str, Tensor] = {}
@@ -151,7 +151,7 @@ def layer_alignment(
             if other is None:
                 products[3:] = torch.nan
             else:
-                _stream(model, other.reverse, partial(multiply, 3))
+                _stream(model, query_pairs[other].reverse, partial(multiply, 3))
             rows.append(products)
             if report is not None:
                 report(done)
@@ -163,16 +163,6 @@ def layer_alignment(
 def _part(name: str) -> Part:
     words = name.split(".")
     return (int(words[1]) if words[0] == "blocks" else None), component_of(name)
-
-
-def _controls(query_pairs: Sequence[QueryPair], seed: int) -> list[QueryPair | None]:
-    """Choose for each pair one of another fact."""
-    chooser, chosen = random.Random(seed), []
-    for pair in query_pairs:
-        others = [other for other in query_pairs if other.fact != pair.fact]
-        alike = [other for other in others if other.side == pair.side]
-        chosen.append(chooser.choice(alike or others) if others else None)
-    return chosen
 
 
 def _stream(model: HookedModel, query: Query, take: Callable[[str, Tensor], None]) -> None:

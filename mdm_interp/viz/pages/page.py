@@ -113,10 +113,10 @@ def packed(shares: Float[Tensor, "*shape"]) -> str:
     return base64.b64encode(rounded.tobytes()).decode("ascii")
 
 
-def tidy(values: Tensor) -> Any:
+def as_lists(values: Tensor) -> Any:
     """Return numbers as nested lists, to 6 significant digits; None where one is not finite, which JSON cannot say."""
     if values.ndim:
-        return [tidy(of_first) for of_first in values]
+        return [as_lists(of_first) for of_first in values]
     value = float(values)
     return float(f"{value:.6g}") if math.isfinite(value) else None
 

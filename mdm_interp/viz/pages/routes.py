@@ -18,7 +18,7 @@ from mdm_interp.measures.parity import score_parity
 from mdm_interp.measures.routes import compute_routes
 from mdm_interp.training.runs import Run
 from mdm_interp.viz.pages.attention import MAX_ENTRIES, shortened
-from mdm_interp.viz.pages.page import Page, packed, places, tidy
+from mdm_interp.viz.pages.page import Page, as_lists, packed, places
 from mdm_interp.viz.pages.subject import Prompt, Subject
 from mdm_interp.viz.theme import FORWARD, REVERSE
 
@@ -92,7 +92,7 @@ def _measured(
 
     def chosen(values: Tensor) -> Any:
         """Return [layer head] of what is shown."""
-        return tidy(values[layers][:, heads])
+        return as_lists(values[layers][:, heads])
 
     def by_query(values: Iterable[Any]) -> dict[str, Any]:
         return dict(zip(prompts, values, strict=True))
@@ -110,7 +110,7 @@ def _measured(
         "patterns": by_query(map(patterns, prompts)),
         "route": by_query(map(chosen, compute_routes(model, queries).pattern)),
         "evidence": by_query(map(chosen, evidence)),
-        "probability": by_query(tidy(predict(model, queries).probability)),
+        "probability": by_query(as_lists(predict(model, queries).probability)),
     }
     try:
         parity = score_parity(model, [pair])
