@@ -94,7 +94,7 @@ def takeaway(result: Result) -> str:
         return ", ".join(f"{variant} at {stage}" for variant, stage in places) or nowhere
 
     def rises(group: str) -> str:
-        return said([place for place in places if at(place, "transfer", group=group).high < 0], "nowhere")
+        return said([place for place in places if at(place, "transfer", group=group).side == "below"], "nowhere")
 
     places = [(variant, stage) for variant in VARIANTS for stage in STAGES]
     whole = {place: at(place, "transfer", group="whole") for place in places}

@@ -15,7 +15,7 @@ import pandas as pd
 
 from mdm_interp import Analysis, Estimate, Result, Run, Summary, mean_estimate, where
 from mdm_interp.experiments.grids import HEAD_SCHEMES, HEADS, MANY_HEADS, head_grid
-from mdm_interp.experiments.scope import SCOPE, STAGES, scope_label
+from mdm_interp.experiments.scope import SCOPE, STAGES, counted, scope_label
 from mdm_interp.inference.prediction import compare_answers
 from mdm_interp.interventions import edit_heads
 from mdm_interp.measures.heads import N_EXCHANGES, compare_heads
@@ -109,7 +109,7 @@ def takeaway(result: Result) -> str:
         f"probability is {listed('reverse_probability', 1)} with 1 head, {listed('reverse_probability')} with "
         f"{MANY_HEADS}; there the other partner gets {listed('rival_probability')}, and the right one, given its role, "
         f"{listed('reverse_in_role')}. Rope's side-specific heads, made to read both sides alike, "
-        f"{'bring it back to' if gain.low > 0 else 'do not measurably change it:'} "
+        f"{'bring it back to' if gain.side == 'above' else 'do not measurably change it:'} "
         f"{found('rope', 'even_after').value:.2g}."
     )
 
@@ -176,7 +176,7 @@ def _draw_indices(panels: Panels, models: pd.DataFrame) -> None:
         for scheme, dash in zip(HEAD_SCHEMES, ("solid", "dash"), strict=True):
             for n_heads, color in zip(HEADS, (SKY, BLUE, ORANGE, VERMILION), strict=True):
                 rows = where(models, scheme=scheme, n_heads=n_heads, shares_width=True)
-                name = f"{scheme}, {n_heads} head{'s' if n_heads > 1 else ''}"
+                name = f"{scheme}, {counted(n_heads, 'head')}"
                 panel.points(rows, "place", quantity, name=name, color=color, dash=dash)
         panel.points(models, "place", f"{quantity}_null", name="null, mean over all", color=GREY, dash="dot")
 

@@ -10,7 +10,7 @@ import torch
 
 from mdm_interp import Analysis, HookedTransformer, QueryPair, Result, Run, Summary, TrainConfig, mean_estimate, where
 from mdm_interp.experiments.grids import DEPTHS, SCHEMES, depth_grid, scheme_grid
-from mdm_interp.experiments.scope import trained_stages
+from mdm_interp.experiments.scope import counted, trained_stages
 from mdm_interp.interventions import (
     Effect,
     ablate_routes,
@@ -121,7 +121,7 @@ def takeaway(result: Result) -> str:
     return (
         f"The forward query's route takes a one-layer model's mean reverse probability from "
         f"{', '.join(f'{told(scheme)} ({scheme})' for scheme in SCHEMES)}, and {told('rope', deepest, True)} in "
-        f"{deepest} layer{'s' if deepest > 1 else ''} with MLP (rope). Every answer is then the forward one, to "
+        f"{counted(deepest, 'layer')} with MLP (rope). Every answer is then the forward one, to "
         f"{EXACT:g} nats, in {exact(True, deep=False)} one-layer runs with a relative scheme, "
         f"{exact(False, deep=False)} with an absolute one, {exact(True, deep=True)} deeper runs. The even part of the "
         f"reverse route takes it to {even}."
@@ -138,7 +138,7 @@ def draw(result: Result) -> Panels:
     x |= {"title": "query, or edit of the reverse query", "tickfont": {"size": 12}}
     for start in range(0, len(models), 3):
         shown, last = models[start : start + 3], start + 3 >= len(models)
-        titles = [f"{scheme}, {n} layer{'s' if n > 1 else ''}{' with MLP' if mlp else ''}" for scheme, n, mlp in shown]
+        titles = [f"{scheme}, {counted(n, 'layer')}{' with MLP' if mlp else ''}" for scheme, n, mlp in shown]
         row = panels.row(titles, x=x, y={**PROBABILITY, "title": "probability of answer"}, ticks=last, ticks_height=40)
         for panel, (scheme, n_layers, mlp) in zip(row, shown, strict=True):
             _draw_edits(panel, where(frame, scheme=scheme, n_layers=n_layers, mlp=mlp))

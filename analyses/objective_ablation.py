@@ -65,7 +65,7 @@ def takeaway(result: Result) -> str:
             for scheme in MDM_SCHEMES:
                 of = {"objective": objective, "scheme": scheme, "stage": "end"}
                 value = summary.at("reverse_probability", **of).value
-                cleared = summary.at("above_chance", **of).low > 0
+                cleared = summary.at("above_chance", **of).side == "above"
                 (above if cleared else failing).append((value, f"{objective} {scheme} ({value:.2g})"))
         values = [value for value, _ in above]
         between = f" ({min(values):.3g} to {max(values):.3g})" if values else ""

@@ -78,7 +78,7 @@ def two_entries(summary: Summary, variant: str) -> bool:
     forward carries nothing over, and yet one trained in reverse reads above its null (95 % intervals)."""
 
     def above_null(quantity: str) -> bool:
-        return summary.at(f"{quantity}_over_null", variant=variant, stage="end").low > 0
+        return summary.at(f"{quantity}_over_null", variant=variant, stage="end").side == "above"
 
     carried = above_null("same_fact") or above_null("forward_to_reverse")
     return not carried and above_null("reverse_to_reverse")

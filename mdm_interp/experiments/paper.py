@@ -186,11 +186,9 @@ itself. Claim 0, `not sufficient` and the rank correlations over settings were a
 
 # ---- claim 7 over training and across seeds
 
-SIGNATURES = {
-    "alignment": "gradient alignment (cosine, V and O)",
-    "route": "route correlation",
-    "evidence": "evidence for the answer (z-score)",
-}
+SIGNATURES = {**LINKED, "alignment": "gradient alignment (cosine, V and O)"}
+"""What is held against it over training: the alignment there is that of the mean losses' gradients."""
+
 Correlation = Literal["plain", "partial"]
 CORRELATIONS: tuple[Correlation, ...] = ("plain", "partial")
 """Rank correlation with reverse probability, and the same given forward probability."""

@@ -33,9 +33,14 @@ def setting_labels(scope: Mapping[str, Any]) -> list[str]:
     """Name a setting's world, scheme, objective, depth and heads."""
     world = scope["world"] + (f" {scope['reversed_share']:.0%} both ways" if scope["reversed_share"] else "")
     base = f" base {scope['rotary_base']:.0e}" if scope["rotary_base"] not in (0, 10_000) else ""
-    depth = f"{scope['n_layers']} layer{'s' if scope['n_layers'] > 1 else ''}{' + MLP' if scope['mlp'] else ''}"
-    heads = f"{scope['n_heads']} head{'s' if scope['n_heads'] > 1 else ''} of {scope['d_head']}"
+    depth = counted(scope["n_layers"], "layer") + (" + MLP" if scope["mlp"] else "")
+    heads = f"{counted(scope['n_heads'], 'head')} of {scope['d_head']}"
     return [world, scope["scheme"] + base, scope["objective"], depth, heads]
+
+
+def counted(n: int, noun: str) -> str:
+    """Say how many there are, as in `1 layer` or `4 heads`."""
+    return f"{n} {noun}{'s' if n > 1 else ''}"
 
 
 def about(run: Run) -> dict[str, Any]:
