@@ -10,14 +10,17 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
+import torch
 import yaml
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeInt,
+    PlainSerializer,
     PositiveFloat,
     PositiveInt,
     ValidationError,
@@ -32,6 +35,24 @@ Attention = Literal["bidirectional", "causal"]
 Objective = Literal["any_order", "source_only", "target_only", "causal"]
 World = Literal["two_role", "relation_cycle", "symmetric_pool"]
 Filler = Literal["none", "constant", "random"]
+
+DTYPES = ("float64", "float32", "bfloat16", "float16")
+"""What weights can be in."""
+
+
+def _read_dtype(dtype: Any) -> torch.dtype:
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise ValueError(f"{name!r} is not one of {', '.join(DTYPES)}; choose one of them")
+    return getattr(torch, name)
+
+
+Dtype = Annotated[
+    torch.dtype,
+    BeforeValidator(_read_dtype),
+    PlainSerializer(lambda dtype: str(dtype).removeprefix("torch."), return_type=str),
+]
+"""A torch.dtype, also given and always written as its name."""
 
 ConfigT = TypeVar("ConfigT", bound="Config")
 
@@ -55,7 +76,18 @@ def one_line(error: ValidationError) -> str:
 class Config(BaseModel):
     """Base of all configs: frozen, strict about field names, hashable, YAML in and out."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse: configs are frozen.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(
+            f"{name}: a {type(self).__name__} is frozen; make another with model_copy (a model's switches are set by "
+            "its methods, such as set_use_attn_result)"
+        )
 
     def digest(self) -> str:
         """Return 16 hexadecimal digits that depend on every field except the device."""
@@ -130,9 +162,21 @@ class ModelConfig(Config):
     readout_shift: Literal[0, -1] | None = None
     """Where a position's prediction is: 0 at the position itself, -1 one before it.
     Default: 0 for bidirectional attention, -1 for causal. (Dream is bidirectional with -1.)"""
-    dtype: Literal["float64", "float32", "bfloat16", "float16"] = "float32"
+    dtype: Dtype = torch.float32
+
+    # What follows is no part of a run's identity, nor written to files.
     device: str = Field(default="cpu", exclude=True)
-    """Where the weights are; kept by the model. Not part of a run's identity."""
+    """Where the weights are; kept by the model."""
+    default_prepend_bos: bool | None = Field(default=None, exclude=True)
+    """Whether texts begin with the tokenizer's BOS token, if it has one. Default: what the tokenizer does by itself."""
+    use_attn_result: bool = Field(default=False, exclude=True)
+    """Whether a cache of all hooks holds `hook_result`, too."""
+    use_split_qkv_input: bool = Field(default=False, exclude=True)
+    """Whether a cache of all hooks holds `hook_q_input`, `hook_k_input` and `hook_v_input`, too."""
+    use_attn_in: bool = Field(default=False, exclude=True)
+    """Whether a cache of all hooks holds `hook_attn_in`, too."""
+    use_hook_mlp_in: bool = Field(default=False, exclude=True)
+    """Whether a cache of all hooks holds `hook_mlp_in`, too."""
 
     @model_validator(mode="after")
     def _resolve(self) -> ModelConfig:

@@ -110,13 +110,14 @@ def save_checkpoint(
         max_shard_size: Bytes, or a string like `5GB`, from which on weights are split over several files.
 
     Raises:
-        UserError: the format is unknown or does not have such a model, or the model's position scheme is not the one
-            that its config names.
+        UserError: the format is unknown or does not have such a model, or the model's position scheme or parameters are
+            not those that its config names.
     """
     if format not in FORMATS:
         raise UserError(f"format: {format!r} is unknown; choose among {', '.join(FORMATS)}")
     chosen, folder = FORMATS[format], Path(folder)
     _require_own_positions(model)
+    _require_own_parameters(model)
     config = chosen.write_config(model.cfg)
     if model.tokenizer is not None and not isinstance(model.tokenizer, PreTrainedTokenizerFast):
         raise UserError(f"model.tokenizer: {type(model.tokenizer).__name__} is no PreTrainedTokenizerFast; give one")
@@ -139,6 +140,17 @@ def _require_own_positions(model: HookedTransformer) -> None:
         raise UserError(
             f"model.pos_embed: this {type(scheme).__name__} is not the position scheme {model.cfg.position!r} that "
             "config.json names, and no file holds code; save a model of that scheme, and set this one after loading"
+        )
+
+
+def _require_own_parameters(model: HookedTransformer) -> None:
+    """Refuse parameters that no file would bring back: weight processing adds biases that a config does not name."""
+    own = {name for name, _ in HookedTransformer(model.cfg, init_weights=False).named_parameters()}
+    added = [name for name, _ in model.named_parameters() if name not in own]
+    if added:
+        raise UserError(
+            f"model: {added[0]} is no parameter of a model of this config; weights that were processed, or of a "
+            "classic config, have biases that no format holds. Save the model before, and process it after loading"
         )
 
 

@@ -124,7 +124,11 @@ class Format:
         problems += [f"{ours} is not set" for ours in self.fields if getattr(cfg, ours) is None]
         if cfg.rotary_dim != cfg.head_dim:
             problems.append(f"rotary_dim is {cfg.rotary_dim}, not d_head {cfg.head_dim}")
-        config = {"architectures": [self.architecture], "model_type": self.model_type, "torch_dtype": cfg.dtype}
+        config = {
+            "architectures": [self.architecture],
+            "model_type": self.model_type,
+            "torch_dtype": cfg.model_dump()["dtype"],
+        }
         config |= self.supported | self.required
         config |= {theirs: getattr(cfg, ours) for ours, theirs in (self.fields | self.optional).items()}
         self.write_rest(cfg, config, problems)

@@ -69,7 +69,7 @@ def _device(chosen: int | str | torch.device) -> torch.device:
 
 def _keep_together(model: HookedTransformer, placed: dict[str, torch.device]) -> dict[str, torch.device]:
     """Return the final norm with the unembedding, and every block on one device."""
-    unembedding = placed["embed.W_E" if model.unembed is None else "unembed.W_U"]
+    unembedding = placed["embed.W_E" if model.cfg.tie_word_embeddings else "unembed.W_U"]
     placed |= {name: unembedding for name in placed if name.startswith("ln_final.")}
     for layer in range(model.cfg.n_layers):
         devices = {device for name, device in placed.items() if name.startswith(f"blocks.{layer}.")}

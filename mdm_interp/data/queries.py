@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mdm_interp.config import ModelConfig
 from mdm_interp.errors import UserError
-from mdm_interp.models.transformer import check_token_ids
+from mdm_interp.models.inputs import check_token_ids
 
 Direction = Literal["forward", "reverse"]
 """In which of a pair's two directions a fact is asked."""

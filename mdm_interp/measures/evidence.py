@@ -22,9 +22,9 @@ from mdm_interp.data.worlds import FactWorld
 from mdm_interp.errors import UserError
 from mdm_interp.measures.capture import LayerView, capture
 from mdm_interp.models.bridge import hooked
+from mdm_interp.models.inputs import check_token_ids
 from mdm_interp.models.layers import per_query_head, precise
 from mdm_interp.models.protocol import HookedModel
-from mdm_interp.models.transformer import check_token_ids
 from mdm_interp.stats.estimates import Contrast
 
 

@@ -18,12 +18,10 @@ from torch.func import functional_call
 
 from mdm_interp.config import ModelConfig
 from mdm_interp.errors import UserError
+from mdm_interp.models.classic import POSITIONS
+from mdm_interp.models.inputs import check_token_ids, read_mask
 from mdm_interp.models.layers import attention_scores, per_query_head, precise
 from mdm_interp.models.positions import POSITION_SCHEMES, PositionScheme
-from mdm_interp.models.transformer import check_token_ids, read_mask
-
-_SCHEMES = {"rotary": "rope", "standard": "learned", "alibi": "alibi", "none": "none"}
-"""TransformerLens' names of position schemes, and ours."""
 
 _WEIGHTS = {
     "embed": {"weight": "W_E"},
@@ -195,11 +193,11 @@ def _explicit(tokens: Tensor, attention_mask: Tensor | None) -> Tensor:
 def _model_config(bridge: Any) -> ModelConfig:
     """Return what the measures need to know of a bridge, as our config."""
     cfg = bridge.cfg
-    position = _SCHEMES.get(cfg.positional_embedding_type)
+    position = POSITIONS.get(cfg.positional_embedding_type)
     if position is None:
         raise UserError(
             f"model: this bridge gives positions as {cfg.positional_embedding_type!r}, which is not known here; use "
-            f"one of {', '.join(_SCHEMES)}"
+            f"one of {', '.join(POSITIONS)}"
         )
     causal = getattr(cfg, "attention_dir", "causal") == "causal"
     shifted = causal or str(getattr(cfg, "architecture", "")).startswith("Dream")
@@ -223,7 +221,7 @@ def _model_config(bridge: Any) -> ModelConfig:
         "normalization_type": "RMS" if getattr(bridge.ln_final, "uses_rms_norm", False) else "LN",
         "readout_shift": -1 if shifted else 0,
         "device": str(bridge.W_E.device),
-        "dtype": str(bridge.W_E.dtype).removeprefix("torch."),
+        "dtype": bridge.W_E.dtype,
     }
     return ModelConfig.model_validate(fields | (rope if position == "rope" else {}))
 

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from einops import einsum, repeat
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from mdm_interp.config import ModelConfig
-from mdm_interp.models.hooks import CheckedHookPoint
+from mdm_interp.models.hooks import CheckedHookPoint, in_use
 from mdm_interp.models.positions import PositionScheme
 
 # Below about this many positions explicit attention is the faster of the two on a CPU (benchmarks/attention.py).
@@ -69,9 +69,14 @@ def make_norm(cfg: ModelConfig) -> nn.Module:
 class Attention(nn.Module):
     """Multi-head attention with TransformerLens' hooks. Query head h reads key/value head `h // (n_heads / kv_heads)`.
 
-    Scores, pattern, per-head results and split inputs are computed only while something is hooked on them;
-    otherwise attention runs fused where that is faster.
+    Scores, pattern and per-head results are computed only while something is hooked on them; otherwise attention runs
+    fused where that is faster.
     """
+
+    b_Q: nn.Parameter | None
+    b_K: nn.Parameter | None
+    b_V: nn.Parameter | None
+    b_O: nn.Parameter | None
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
@@ -83,8 +88,8 @@ class Attention(nn.Module):
         self.W_O = nn.Parameter(torch.empty(n_heads, d_head, d_model))
         for name, heads in (("b_Q", n_heads), ("b_K", n_kv_heads), ("b_V", n_kv_heads)):
             self.register_parameter(name, nn.Parameter(torch.zeros(heads, d_head)) if cfg.qkv_bias else None)
+        self.register_parameter("b_O", None)
 
-        self.hook_q_input, self.hook_k_input, self.hook_v_input = (CheckedHookPoint() for _ in range(3))
         self.hook_q, self.hook_k, self.hook_v = (CheckedHookPoint() for _ in range(3))
         if cfg.position == "rope":
             self.hook_rot_q, self.hook_rot_k = CheckedHookPoint(), CheckedHookPoint()
@@ -93,44 +98,33 @@ class Attention(nn.Module):
 
     def forward(
         self,
-        resid: Float[Tensor, "batch pos d_model"],
-        norm: nn.Module,
+        query_input: Float[Tensor, "batch pos *q_head d_model"],
+        key_input: Float[Tensor, "batch pos *k_head d_model"],
+        value_input: Float[Tensor, "batch pos *v_head d_model"],
         position: PositionScheme,
         allowed: Bool[Tensor, "#batch 1 query_pos key_pos"] | None,
     ) -> Float[Tensor, "batch pos d_model"]:
-        q, k, v = self._project(resid, norm)
-        positions = torch.arange(resid.shape[1], device=resid.device)
+        """Attend; inputs are the normalised residual, shared by all heads or with one of its own for each."""
+        q = self.hook_q(_project(query_input, self.W_Q, self.b_Q))
+        k = self.hook_k(_project(key_input, self.W_K, self.b_K))
+        v = self.hook_v(_project(value_input, self.W_V, self.b_V))
+        positions = torch.arange(q.shape[1], device=q.device)
         if self.cfg.position == "rope":
             q, k = self.hook_rot_q(position.rotate(q, positions)), self.hook_rot_k(position.rotate(k, positions))
         z = self.hook_z(self._attend(q, k, v, position.bias(positions, positions), allowed))
-        if self.hook_result.has_hooks():
+        if in_use(self.hook_result):
             result = einsum(z, self.W_O, "batch pos head d_head, head d_head d_model -> batch pos head d_model")
-            return self.hook_result(result).sum(2)
-        return z.flatten(-2) @ self.W_O.flatten(0, 1)
-
-    def _project(self, resid: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute queries [batch pos head d_head], keys and values [batch pos kv_head d_head]."""
-        shared = norm(resid)
-        projected = []
-        for name, split in (("q", self.hook_q_input), ("k", self.hook_k_input), ("v", self.hook_v_input)):
-            weight, bias = getattr(self, f"W_{name.upper()}"), getattr(self, f"b_{name.upper()}")
-            if split.has_hooks():
-                copies = repeat(resid, "batch pos d_model -> batch pos head d_model", head=weight.shape[0])
-                # The norm's own hooks see the shared residual; a head reads that, plus what its copy's edit changes.
-                edit = norm(split(copies.clone()), hooked=False) - norm(copies, hooked=False)
-                per_head = shared.unsqueeze(2) + edit
-                x = einsum(per_head, weight, "batch pos head d_model, head d_model d_head -> batch pos head d_head")
-            else:
-                x = (shared @ weight.transpose(0, 1).flatten(1)).unflatten(-1, (weight.shape[0], weight.shape[2]))
-            projected.append(getattr(self, f"hook_{name}")(x if bias is None else x + bias))
-        return projected[0], projected[1], projected[2]
+            written = self.hook_result(result).sum(2)
+        else:
+            written = z.flatten(-2) @ self.W_O.flatten(0, 1)
+        return written if self.b_O is None else written + self.b_O
 
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, allowed: Tensor | None
     ) -> Float[Tensor, "batch pos head d_head"]:
         k, v = (per_query_head(x.transpose(1, 2), self.cfg.n_heads, dim=1) for x in (k, v))  # [batch head pos d_head]
         q, bias = q.transpose(1, 2), None if bias is None else bias.to(q.dtype)
-        hooked = self.hook_attn_scores.has_hooks() or self.hook_pattern.has_hooks()
+        hooked = in_use(self.hook_attn_scores) or in_use(self.hook_pattern)
         if not hooked and (q.is_cuda or q.shape[2] >= FUSED_FROM):
             z = F.scaled_dot_product_attention(q, k, v, attn_mask=_additive(bias, allowed, q.dtype))
             return z.transpose(1, 2)
@@ -142,6 +136,19 @@ class Attention(nn.Module):
         if allowed is not None:  # a query that may read nothing reads nothing, rather than everything alike
             pattern = pattern.masked_fill(~allowed, 0.0)
         return (self.hook_pattern(pattern) @ v).transpose(1, 2)
+
+
+def _project(
+    x: Float[Tensor, "batch pos *own d_model"],
+    weight: Float[Tensor, "head d_model d_head"],
+    bias: Float[Tensor, "head d_head"] | None,
+) -> Float[Tensor, "batch pos head d_head"]:
+    """Compute queries, keys or values of an input that heads share, or of each head's own."""
+    if x.ndim == 3:
+        projected = (x @ weight.transpose(0, 1).flatten(1)).unflatten(-1, (weight.shape[0], weight.shape[2]))
+    else:
+        projected = einsum(x, weight, "batch pos head d_model, head d_model d_head -> batch pos head d_head")
+    return projected if bias is None else projected + bias
 
 
 def per_query_head(x: Shaped[Tensor, "*kv_heads"], n_heads: int, dim: int) -> Shaped[Tensor, "*heads"]:
@@ -167,7 +174,11 @@ def _additive(bias: Tensor | None, allowed: Tensor | None, dtype: torch.dtype) -
 
 
 class MLP(nn.Module):
-    """Plain `act(x W_in) W_out`, or gated `(act(x W_gate) * x W_in) W_out`."""
+    """Plain `act(x W_in) W_out`, or gated `(act(x W_gate) * x W_in) W_out`. Biases come from weight processing only."""
+
+    b_in: nn.Parameter | None
+    b_gate: nn.Parameter | None
+    b_out: nn.Parameter | None
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
@@ -176,29 +187,43 @@ class MLP(nn.Module):
         self.W_in = nn.Parameter(torch.empty(cfg.d_model, cfg.d_mlp))
         self.W_out = nn.Parameter(torch.empty(cfg.d_mlp, cfg.d_model))
         self.W_gate = nn.Parameter(torch.empty(cfg.d_model, cfg.d_mlp)) if cfg.gated_mlp else None
+        for name in ("b_in", "b_gate", "b_out"):
+            self.register_parameter(name, None)
         self.hook_pre, self.hook_post = CheckedHookPoint(), CheckedHookPoint()
         if cfg.gated_mlp:
             self.hook_pre_linear = CheckedHookPoint()
 
     def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         if self.W_gate is None:
-            post = self.activation(self.hook_pre(x @ self.W_in))
+            post = self.activation(self.hook_pre(_affine(x, self.W_in, self.b_in)))
         else:
-            post = self.activation(self.hook_pre(x @ self.W_gate)) * self.hook_pre_linear(x @ self.W_in)
-        return self.hook_post(post) @ self.W_out
+            gate = self.activation(self.hook_pre(_affine(x, self.W_gate, self.b_gate)))
+            post = gate * self.hook_pre_linear(_affine(x, self.W_in, self.b_in))
+        return _affine(self.hook_post(post), self.W_out, self.b_out)
+
+
+def _affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x @ weight if bias is None else x @ weight + bias
 
 
 class Block(nn.Module):
-    """Pre-norm block: attention, then an MLP if there is one."""
+    """Pre-norm block: attention, then an MLP if there is one.
+
+    Split inputs (`hook_attn_in`, `hook_q_input` and its kin, `hook_mlp_in`) are copies of the residual stream made for
+    editing, and only while something is hooked on them. `hook_attn_in` comes before the others, and is not there in
+    grouped-query attention, whose queries outnumber its keys.
+    """
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
         self.ln1, self.attn = make_norm(cfg), Attention(cfg)
         self.hook_resid_pre, self.hook_attn_out, self.hook_resid_post = (CheckedHookPoint() for _ in range(3))
+        self.hook_q_input, self.hook_k_input, self.hook_v_input = (CheckedHookPoint() for _ in range(3))
+        self.hook_attn_in = CheckedHookPoint() if cfg.kv_heads == cfg.n_heads else None
         self.mlp = None if cfg.attn_only else MLP(cfg)
         if not cfg.attn_only:
             self.ln2 = make_norm(cfg)
-            self.hook_resid_mid, self.hook_mlp_out = CheckedHookPoint(), CheckedHookPoint()
+            self.hook_resid_mid, self.hook_mlp_in, self.hook_mlp_out = (CheckedHookPoint() for _ in range(3))
 
     def forward(
         self,
@@ -209,11 +234,41 @@ class Block(nn.Module):
         device = self.attn.W_Q.device  # a large model's blocks may lie on several (checkpoints.load_checkpoint)
         resid, allowed = resid.to(device), allowed if allowed is None else allowed.to(device)
         resid = self.hook_resid_pre(resid)
-        resid = resid + self.hook_attn_out(self.attn(resid, self.ln1, position, allowed))
+        resid = resid + self.hook_attn_out(self.attn(*self._attention_inputs(resid), position, allowed))
         if self.mlp is not None:
             resid = self.hook_resid_mid(resid)
-            resid = resid + self.hook_mlp_out(self.mlp(self.ln2(resid)))
+            mlp_in = self.hook_mlp_in(resid.clone()) if in_use(self.hook_mlp_in) else resid
+            resid = resid + self.hook_mlp_out(self.mlp(self.ln2(mlp_in)))
         return self.hook_resid_post(resid)
+
+    def _attention_inputs(
+        self, resid: Float[Tensor, "batch pos d_model"]
+    ) -> list[Float[Tensor, "batch pos *head d_model"]]:
+        """Return the normalised residual that queries, keys and values are made of: one that heads share, or one per
+        head where its copies are hooked."""
+        shared = self.ln1(resid)
+        together = self.hook_attn_in if self.hook_attn_in is not None and in_use(self.hook_attn_in) else None
+        edited = None if together is None else together(_per_head(resid, self.attn.W_Q.shape[0]))
+        inputs = []
+        for split, weight in (
+            (self.hook_q_input, self.attn.W_Q),
+            (self.hook_k_input, self.attn.W_K),
+            (self.hook_v_input, self.attn.W_V),
+        ):
+            if edited is None and not in_use(split):
+                inputs.append(shared)
+                continue
+            copies = _per_head(resid, weight.shape[0])
+            given = copies if edited is None else edited
+            given = split(given.clone()) if in_use(split) else given
+            # The norm's own hooks see the shared residual; a head reads that, plus what its copy's edit changes.
+            edit = self.ln1(given, hooked=False) - self.ln1(copies, hooked=False)
+            inputs.append(shared.unsqueeze(2) + edit)
+        return inputs
+
+
+def _per_head(resid: Float[Tensor, "batch pos d_model"], n_heads: int) -> Float[Tensor, "batch pos head d_model"]:
+    return repeat(resid, "batch pos d_model -> batch pos head d_model", head=n_heads).clone()
 
 
 class Embed(nn.Module):
@@ -221,8 +276,34 @@ class Embed(nn.Module):
         super().__init__()
         self.W_E = nn.Parameter(torch.empty(cfg.d_vocab, cfg.d_model))
 
+    def forward(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
+        return self.W_E[tokens]
+
 
 class Unembed(nn.Module):
+    b_U: nn.Parameter | None
+
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
         self.W_U = nn.Parameter(torch.empty(cfg.d_model, cfg.d_vocab))
+        self.register_parameter("b_U", None)
+
+    def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
+        return _affine(x, self.W_U, self.b_U)
+
+
+class TiedUnembed(nn.Module):
+    """Reads logits with the embedding's own weights."""
+
+    b_U = None
+
+    def __init__(self, embed: Embed) -> None:
+        super().__init__()
+        self._embed = (embed,)  # in a tuple, so as not to be a module of this one, too
+
+    @property
+    def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
+        return self._embed[0].W_E.T
+
+    def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
+        return x @ self.W_U

@@ -1,7 +1,9 @@
 """The hooked transformer: bidirectional or causal attention under any position scheme, every activation hookable.
 
 Built on TransformerLens' `HookedRootModule`, with the hook and weight names of its classic `HookedTransformer`, so
-`ActivationCache`, `FactoredMatrix` and `transformer_lens.patching` work on it. Axis names, here and everywhere:
+`ActivationCache`, `FactoredMatrix` and `transformer_lens.patching` work on it. This module computes; what a user may
+ask besides is in the base classes: hooks and caches (`hooks`), weights (`weights`), texts (`text`), weight processing
+(`processing`), generation (`generation`). Axis names, here and everywhere:
 
     batch      independent sequences              head     attention head (`kv_head`: key/value head)
     query_pos  position that reads                d_head   dimensions of a head
@@ -11,79 +13,47 @@ Built on TransformerLens' `HookedRootModule`, with the hook and weight names of 
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
-from torch._C._functorch import is_functorch_wrapped_tensor
-from transformer_lens import ActivationCache, HookedRootModule
-from transformer_lens.hook_points import HookFunction
-from transformer_lens.utilities import Slice, TypedModuleList
+from transformer_lens.utilities import TypedModuleList, lm_cross_entropy_loss
 
+import mdm_interp
 from mdm_interp.config import ModelConfig
 from mdm_interp.errors import UserError
+from mdm_interp.models.classic import ClassicConfig, read_classic_config, read_classic_weights
+from mdm_interp.models.generation import Generation
 from mdm_interp.models.hooks import CheckedHookPoint
-from mdm_interp.models.layers import Attention, Block, Embed, Norm, Unembed, make_norm, per_query_head, precise
-from mdm_interp.models.positions import POSITION_SCHEMES, PositionScheme
+from mdm_interp.models.inputs import check_token_ids, places, read_mask
+from mdm_interp.models.layers import Block, Embed, TiedUnembed, Unembed, make_norm, precise
+from mdm_interp.models.positions import POSITION_SCHEMES
+from mdm_interp.models.text import Input, PaddingSide
 
-PER_HEAD = {"q", "k", "v", "rot_q", "rot_k", "z", "result", "q_input", "k_input", "v_input"}
-"""Hooks on activations of shape [batch pos head …]."""
-
-
-def check_token_ids(name: str, tokens: Shaped[Tensor, "*ids"], d_vocab: int) -> None:
-    """Refuse what are no token ids; a negative one would count from the end, and on a GPU any other ends the process.
-
-    Within `torch.func.vmap` values cannot be looked at and pass: queries are checked where they are collated.
-
-    Raises:
-        UserError: the dtype is none of ids, or an id is outside the vocabulary.
-    """
-    if tokens.dtype not in (torch.int64, torch.int32):
-        dtype = str(tokens.dtype).removeprefix("torch.")
-        raise UserError(f"{name}: expected token ids as int64, got {dtype}; convert them with .long() if they are ids")
-    if is_functorch_wrapped_tensor(tokens) or not tokens.numel():
-        return
-    lowest, highest = torch.stack(tokens.aminmax()).tolist()  # one look at the device
-    if lowest < 0 or highest >= d_vocab:
-        place = ((tokens < 0) | (tokens >= d_vocab)).nonzero()[0].tolist()
-        raise UserError(
-            f"{name}: id {int(tokens[tuple(place)])} at {place} is outside the vocabulary of {d_vocab} (d_vocab); "
-            "correct it, or use the model's own tokenizer"
-        )
+ReturnType = Literal["logits", "loss", "both"]
 
 
-def read_mask(attention_mask: Shaped[Tensor, "*mask"], tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
-    """Return True where a token is real, from a mask of booleans, zeros or ones.
+class Embedded(NamedTuple):
+    """What enters the first layer, in the classic model's order."""
 
-    Raises:
-        UserError: it has another shape than the tokens, or other values.
-    """
-    if attention_mask.shape != tokens.shape:
-        raise UserError(
-            f"attention_mask: expected the shape of tokens {list(tokens.shape)}, got {list(attention_mask.shape)}"
-        )
-    if attention_mask.dtype == torch.bool:
-        return attention_mask
-    if attention_mask.is_floating_point() or bool(((attention_mask != 0) & (attention_mask != 1)).any()):
-        dtype = str(attention_mask.dtype).removeprefix("torch.")
-        raise UserError(
-            f"attention_mask: got {dtype}, and only booleans or integers 0 and 1 are read; give True where a token is "
-            "real, False at padding (of an additive mask: mask == 0)"
-        )
-    return attention_mask.bool()
+    residual: Float[Tensor, "batch pos d_model"]
+    tokens: Int[Tensor, "batch pos"]
+    shortformer_pos_embed: None
+    """Always None: no scheme here adds positions to queries and keys alone."""
+    attention_mask: Bool[Tensor, "batch pos"] | None
 
 
-def _places(real: Bool[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
-    """Count positions from each sequence's first real token; 0 before it."""
-    n_pos = real.shape[1]
-    before = (real.cumsum(1) == 0).sum(1, keepdim=True)
-    return (torch.arange(n_pos, device=real.device) - before).clamp(min=0)
+class Output(NamedTuple):
+    """Logits and loss together."""
+
+    logits: Float[Tensor, "batch pos d_vocab"]
+    loss: Float[Tensor, "*batch"]
 
 
-class HookedTransformer(HookedRootModule):
+class HookedTransformer(Generation):
     """A transformer whose activations can all be read and edited by name.
 
         model = HookedTransformer(ModelConfig(d_model=64, n_heads=4, d_vocab=101, n_ctx=8))
@@ -92,23 +62,39 @@ class HookedTransformer(HookedRootModule):
 
     Hooks: `hook_embed`, `hook_pos_embed` (absolute schemes), `blocks.{l}.hook_resid_pre|mid|post`,
     `blocks.{l}.hook_attn_out|mlp_out`, `blocks.{l}.attn.hook_q|k|v|rot_q|rot_k|attn_scores|pattern|z|result`,
-    `blocks.{l}.attn.hook_q_input|k_input|v_input`, `blocks.{l}.mlp.hook_pre|pre_linear|post`,
-    `blocks.{l}.ln1|ln2.hook_scale|hook_normalized` and the same of `ln_final`. `rot_*` exist under rope, `mid`,
-    `mlp` and `ln2` with an MLP.
+    `blocks.{l}.hook_attn_in|q_input|k_input|v_input|mlp_in`, `blocks.{l}.mlp.hook_pre|pre_linear|post`,
+    `blocks.{l}.ln1|ln2.hook_scale|hook_normalized` and the same of `ln_final`. `rot_*` exist under rope, `mid`, `mlp`
+    and `ln2` with an MLP.
 
     Initial weights are drawn from a normal distribution of `cfg.initializer_range`, from `generator` if given. With
     `init_weights=False` they are on the `meta` device, where they take neither time nor memory, until a checkpoint's
     take their place.
+
+    Args:
+        cfg: A ModelConfig, or the classic model's config or a dict of its fields
+            (:func:`~mdm_interp.models.classic.read_classic_config`).
+        tokenizer: As of :meth:`set_tokenizer`.
+
+    Raises:
+        UserError: a classic config asks for what is not implemented here.
     """
 
     cfg: ModelConfig
 
     def __init__(
-        self, cfg: ModelConfig, *, generator: torch.Generator | None = None, init_weights: bool = True
+        self,
+        cfg: ModelConfig | Mapping[str, Any] | Any,
+        tokenizer: Any = None,
+        *,
+        generator: torch.Generator | None = None,
+        init_weights: bool = True,
+        default_padding_side: PaddingSide | None = None,
     ) -> None:
         super().__init__()
-        self.cfg = cfg
-        self.tokenizer: Any = None
+        given = ClassicConfig(cfg) if isinstance(cfg, ModelConfig) else read_classic_config(cfg, tokenizer)
+        if given.seed is not None and generator is None:
+            generator = torch.Generator().manual_seed(given.seed)
+        self.cfg = cfg = given.model
         weights_on = torch.device("cpu" if init_weights else "meta")
         with weights_on:
             self.embed = Embed(cfg)
@@ -116,7 +102,7 @@ class HookedTransformer(HookedRootModule):
         with weights_on:
             self.blocks = TypedModuleList([Block(cfg) for _ in range(cfg.n_layers)])
             self.ln_final = make_norm(cfg)
-            self.unembed = None if cfg.tie_word_embeddings else Unembed(cfg)
+            self.unembed = TiedUnembed(self.embed) if cfg.tie_word_embeddings else Unembed(cfg)
         self.hook_embed = CheckedHookPoint()
         if not self.pos_embed.relative:
             self.hook_pos_embed = CheckedHookPoint()
@@ -127,44 +113,205 @@ class HookedTransformer(HookedRootModule):
                 if name.rsplit(".", 1)[-1].startswith(("W_", "table")):
                     nn.init.normal_(parameter, std=cfg.initializer_range, generator=generator)
             self.to(device=cfg.device)
-        self.to(dtype=getattr(torch, cfg.dtype))
+        self.to(dtype=cfg.dtype)
+        if given.biases:
+            self.add_biases()
+        self.set_tokenizer(tokenizer, default_padding_side)
         self.eval()  # nothing differs in training mode, and TransformerLens' tools insist on this one
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model_name: str,
+        *,
+        fold_ln: bool = False,
+        center_writing_weights: bool = False,
+        center_unembed: bool = False,
+        fold_value_biases: bool = False,
+        **options: Any,
+    ) -> HookedTransformer:
+        """Load a checkpoint as :func:`mdm_interp.load_checkpoint` does.
+
+        Args:
+            fold_ln, center_writing_weights, center_unembed, fold_value_biases: As of :meth:`process_weights_`; without
+                them the weights stay as they are stored.
+            options: As of :func:`mdm_interp.load_checkpoint`: `device`, `dtype`, …
+        """
+        model = mdm_interp.load_checkpoint(model_name, **options)
+        model.process_weights_(
+            fold_ln=fold_ln,
+            center_writing_weights=center_writing_weights,
+            center_unembed=center_unembed,
+            fold_value_biases=fold_value_biases,
+        )
+        return model
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Do as `torch.nn.Module.load_state_dict`; a classic model's names are understood, too."""
+        ours = read_classic_weights(state_dict, relative=self.pos_embed.relative)
+        return super().load_state_dict(ours, strict=strict, assign=assign)
 
     def forward(
         self,
-        tokens: Int[Tensor, "batch pos"],
-        attention_mask: Bool[Tensor, "batch pos"] | Int[Tensor, "batch pos"] | None = None,
-    ) -> Float[Tensor, "batch pos d_vocab"]:
-        """Compute the logits, position for position as the network does: no shift is applied (see `cfg.readout_shift`).
+        input: Input | Float[Tensor, "batch pos d_model"],
+        return_type: ReturnType | None = "logits",
+        loss_per_token: bool = False,
+        prepend_bos: bool | None = None,
+        padding_side: PaddingSide | None = None,
+        start_at_layer: int | None = None,
+        tokens: Int[Tensor, "batch pos"] | None = None,
+        attention_mask: Shaped[Tensor, "batch pos"] | None = None,
+        stop_at_layer: int | None = None,
+        *,
+        targets: Int[Tensor, "batch pos"] | None = None,
+    ) -> Any:
+        """Compute the logits `[batch pos d_vocab]`, position for position as the network does: no shift is applied (see
+        `cfg.readout_shift`).
 
         Args:
-            tokens: Token ids.
+            input: Token ids, a text or several (:meth:`to_tokens`), or with `start_at_layer` the residual stream.
+            return_type: `logits`, `loss` (:meth:`loss_fn`), `both` as a pair, or None, which returns None.
+            loss_per_token: Whether the loss is one for each token.
+            prepend_bos: Whether texts begin with the BOS token; default: `cfg.default_prepend_bos`.
+            padding_side: Where shorter texts are padded. Padding of texts is never read.
+            start_at_layer: The layer that the residual stream enters; a negative one counts from the end.
+            tokens: With `start_at_layer`, the tokens that the loss is of.
             attention_mask: False or 0 marks padding, which no query reads. Positions are counted from the first token
                 that is none.
+            stop_at_layer: Return the residual stream `[batch pos d_model]` that enters this layer; a negative one
+                counts from the end.
+            targets: With a masked diffusion model's loss, the true tokens.
 
         Raises:
-            UserError: there are no such tokens or no such mask, a sequence is longer than `cfg.n_ctx` (absolute schemes
-                have no embedding beyond it), or `pos_embed` answers what this model does not ask.
+            UserError: there are no such tokens, mask or layers, a sequence is longer than `cfg.n_ctx` (absolute schemes
+                have no embedding beyond it), the loss cannot be computed, or `pos_embed` answers what this model does
+                not ask.
         """
-        if tokens.ndim != 2:
-            raise UserError(f"tokens: expected shape [batch pos], got {list(tokens.shape)}; add the missing dimension")
-        if tokens.shape[1] > self.cfg.n_ctx:
+        if return_type is not None and (isinstance(return_type, Tensor) or return_type not in get_args(ReturnType)):
+            got = "a tensor" if isinstance(return_type, Tensor) else repr(return_type)
             raise UserError(
-                f"tokens: {tokens.shape[1]} positions exceed n_ctx {self.cfg.n_ctx}; shorten them or raise n_ctx"
+                f"return_type: {got} is none of 'logits', 'loss', 'both' and None; choose one of them (a mask is given "
+                "as attention_mask=)"
             )
+        if start_at_layer is None:
+            resid, tokens, _, real = self.input_to_embed(input, prepend_bos, padding_side, attention_mask)
+        else:
+            resid, real = self._enter(input, attention_mask), attention_mask
+            real = None if real is None else read_mask(real, resid[..., 0])
+        allowed = self._allowed(resid, real)
+        for block in self.blocks[self._layers(start_at_layer, stop_at_layer)]:
+            resid = block(resid, self.pos_embed, allowed)
+        if stop_at_layer is not None:
+            return resid
+        if return_type is None:
+            return None
+        logits = self.unembed(self.ln_final(resid.to(self.W_U.device))).to(self.W_E.device)
+        if return_type == "logits":
+            return logits
+        if tokens is None:
+            raise UserError("tokens: the loss is of tokens, and only the residual stream is known; give tokens, too")
+        loss = self.loss_fn(logits, tokens, real, loss_per_token, targets=targets)
+        return loss if return_type == "loss" else Output(logits, loss)
+
+    def input_to_embed(
+        self,
+        input: Input,
+        prepend_bos: bool | None = None,
+        padding_side: PaddingSide | None = None,
+        attention_mask: Shaped[Tensor, "batch pos"] | None = None,
+    ) -> Embedded:
+        """Compute what enters the first layer: token embeddings, plus positions under an absolute scheme.
+
+        Args and errors are those of :meth:`forward`.
+        """
+        tokens, real = self.to_tokens_and_mask(input, prepend_bos, padding_side)
+        if tokens.ndim != 2:
+            raise UserError(f"tokens: expected shape [batch pos], got {list(tokens.shape)}; drop or add a dimension")
+        self._check_length("tokens", tokens.shape[1])
         check_token_ids("tokens", tokens, self.cfg.d_vocab)
         self._check_scheme()
-        real = None if attention_mask is None else read_mask(attention_mask, tokens)
-        resid = self.hook_embed(self.W_E[tokens])
+        real = real if attention_mask is None else read_mask(attention_mask, tokens)
+        resid = self.hook_embed(self.embed(tokens))
         pos_embed = self.pos_embed.embed(torch.arange(tokens.shape[1], device=tokens.device))
         if pos_embed is not None:
             if real is not None:
-                pos_embed = pos_embed[_places(real)]
+                pos_embed = pos_embed[places(real)]
             resid = resid + self.hook_pos_embed(pos_embed.expand_as(resid).clone())  # may be edited in place
-        allowed = self._allowed(tokens, real)
-        for block in self.blocks:
-            resid = block(resid, self.pos_embed, allowed)
-        return (self.ln_final(resid.to(self.W_U.device)) @ self.W_U).to(self.W_E.device)
+        return Embedded(resid, tokens, None, real)
+
+    def _enter(self, input: Any, attention_mask: Tensor | None) -> Float[Tensor, "batch pos d_model"]:
+        """Check a residual stream that enters at a layer."""
+        if not isinstance(input, Tensor) or input.ndim != 3 or input.shape[2] != self.cfg.d_model:
+            got = f"shape {list(input.shape)}" if isinstance(input, Tensor) else type(input).__name__
+            raise UserError(
+                f"input: start_at_layer takes the residual stream [batch pos {self.cfg.d_model}], got {got}; compute "
+                "it with input_to_embed or stop_at_layer"
+            )
+        self._check_length("input", input.shape[1])
+        self._check_scheme()
+        return input
+
+    def _check_length(self, name: str, n_pos: int) -> None:
+        if n_pos > self.cfg.n_ctx:
+            raise UserError(f"{name}: {n_pos} positions exceed n_ctx {self.cfg.n_ctx}; shorten them or raise n_ctx")
+
+    def _layers(self, start: int | None, stop: int | None) -> slice:
+        """Return the layers from `start` to before `stop`."""
+        n_layers = self.cfg.n_layers
+        for name, layer in (("start_at_layer", start), ("stop_at_layer", stop)):
+            if layer is not None and not -n_layers <= layer <= n_layers:
+                raise UserError(f"{name}: the model has no layer {layer}; give {-n_layers} to {n_layers}")
+        return slice(start, stop)
+
+    def loss_fn(
+        self,
+        logits: Float[Tensor, "batch pos d_vocab"],
+        tokens: Int[Tensor, "batch pos"],
+        attention_mask: Shaped[Tensor, "batch pos"] | None = None,
+        per_token: bool = False,
+        *,
+        targets: Int[Tensor, "batch pos"] | None = None,
+    ) -> Float[Tensor, "*batch"]:
+        """Compute the loss in nats, in float32 at least.
+
+        Of a causal model: the cross-entropy of each next token; per token `[batch pos-1]`.
+
+        Of a masked diffusion model: the cross-entropy of the true tokens at the mask tokens of `tokens`, mean over each
+        sequence's mask tokens and then over sequences that have any: one draw of the masked-diffusion loss, with its
+        weight 1/t at t the share of masked tokens. Per token `[batch pos]`, 0 where there is no mask token.
+
+        Args:
+            tokens: What went in, mask tokens included.
+            attention_mask: As of :meth:`forward`.
+            targets: Of a masked diffusion model the true tokens; read at mask tokens only.
+
+        Raises:
+            UserError: targets are missing or too many, or no token is masked.
+
+        Source: arXiv 2502.09992, eq. 3.
+        """
+        real = None if attention_mask is None else read_mask(attention_mask, tokens)
+        if self.cfg.is_causal:
+            if targets is not None:
+                raise UserError("targets: a causal model's loss is of the tokens themselves; leave targets out")
+            return lm_cross_entropy_loss(precise(logits), tokens, real, per_token)
+        mask_id, shift = self.cfg.mask_token_id, self.cfg.readout_shift or 0
+        masked = torch.zeros_like(tokens, dtype=torch.bool) if mask_id is None else tokens == mask_id
+        masked = masked if real is None else masked & real
+        if targets is None or not bool(masked.any()):
+            raise UserError(
+                "loss: a masked diffusion model's is of the true tokens at mask tokens; put cfg.mask_token_id "
+                f"({mask_id}) where they are to be predicted, and give the true tokens as targets"
+            )
+        if shift and bool(masked[:, 0].any()):
+            raise UserError("tokens: position 0 is masked, but has no prediction in a shifted model; give its token")
+        check_token_ids("targets", targets, self.cfg.d_vocab)
+        predicted = precise(logits).roll(-shift, dims=1)
+        losses = F.cross_entropy(predicted.transpose(1, 2), targets, reduction="none").masked_fill(~masked, 0.0)
+        if per_token:
+            return losses
+        count = masked.sum(1)
+        return (losses.sum(1) / count.clamp(min=1))[count > 0].mean()
 
     def _check_scheme(self) -> None:
         """Refuse a position scheme that would be asked only part of what it answers."""
@@ -181,212 +328,64 @@ class HookedTransformer(HookedRootModule):
             )
 
     def _allowed(
-        self, tokens: Tensor, real: Bool[Tensor, "batch pos"] | None
+        self, resid: Float[Tensor, "batch pos d_model"], real: Bool[Tensor, "batch pos"] | None
     ) -> Bool[Tensor, "#batch 1 query_pos key_pos"] | None:
         """Return which key positions each query may read; None allows all."""
-        allowed = None
+        allowed, n_pos = None, resid.shape[1]
         if self.cfg.is_causal:
-            n_pos = tokens.shape[1]
-            allowed = torch.ones(1, 1, n_pos, n_pos, dtype=torch.bool, device=tokens.device).tril()
+            allowed = torch.ones(1, 1, n_pos, n_pos, dtype=torch.bool, device=resid.device).tril()
         if real is not None:
-            unpadded = real[:, None, None, :].expand(-1, 1, tokens.shape[1], -1)
+            unpadded = real.to(resid.device)[:, None, None, :].expand(-1, 1, n_pos, -1)
             allowed = unpadded if allowed is None else allowed & unpadded
         return allowed
 
-    # ---- weights, stacked over layers and with one slice per query head, as TransformerLens has them
+    # ---- switches, and where the model is
 
-    @property
-    def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
-        return self.embed.W_E
-
-    @property
-    def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
-        return self.embed.W_E.T if self.unembed is None else self.unembed.W_U
-
-    @property
-    def W_pos(self) -> Float[Tensor, "n_ctx d_model"]:
-        """Raises AttributeError under a relative scheme, which has none."""
-        return self.pos_embed.W_pos
-
-    def _stacked(self, part: str, name: str) -> Tensor:
-        weights = torch.stack([getattr(getattr(block, part), name) for block in self.blocks])
-        return per_query_head(weights, self.cfg.n_heads, dim=1) if part == "attn" else weights
-
-    @property
-    def W_Q(self) -> Float[Tensor, "layer head d_model d_head"]:
-        return self._stacked("attn", "W_Q")
-
-    @property
-    def W_K(self) -> Float[Tensor, "layer head d_model d_head"]:
-        return self._stacked("attn", "W_K")
-
-    @property
-    def W_V(self) -> Float[Tensor, "layer head d_model d_head"]:
-        return self._stacked("attn", "W_V")
-
-    @property
-    def W_O(self) -> Float[Tensor, "layer head d_head d_model"]:
-        return self._stacked("attn", "W_O")
-
-    @property
-    def W_in(self) -> Float[Tensor, "layer d_model d_mlp"]:
-        return self._stacked("mlp", "W_in")
-
-    @property
-    def W_out(self) -> Float[Tensor, "layer d_mlp d_model"]:
-        return self._stacked("mlp", "W_out")
-
-    # ---- what TransformerLens' ActivationCache and patching ask of a model
-
-    def residual_directions(self, tokens: Int[Tensor, "*tokens"]) -> Float[Tensor, "*tokens d_model"]:
-        """Return the direction whose dot product with the *normalised* residual is a token's logit, up to the norm's
-        bias: the final norm's gain is included. In float32 at least.
-
-        Raises:
-            UserError: a token is outside the vocabulary.
-        """
-        check_token_ids("tokens", tokens, self.cfg.d_vocab)
-        directions = precise(self.W_U.T[tokens])
-        return directions * self.ln_final.w if isinstance(self.ln_final, Norm) else directions
-
-    def tokens_to_residual_directions(
-        self, tokens: str | int | Int[Tensor, "*tokens"]
-    ) -> Float[Tensor, "*tokens d_model"]:
-        """Do as :meth:`residual_directions`, in the model's dtype: so `ActivationCache.logit_attrs` of a complete stack
-        adds up to the logit.
-
-        Raises:
-            UserError: a token is outside the vocabulary, or a text is not one token.
-        """
-        ids = torch.as_tensor(self.to_single_token(tokens) if isinstance(tokens, str) else tokens)
-        return self.residual_directions(ids).to(self.W_U.dtype)
-
-    def accumulated_bias(
-        self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True
-    ) -> Float[Tensor, " d_model"]:
-        """Return what output biases add to the residual stream before `layer`: nothing, as there are none."""
-        return torch.zeros(self.cfg.d_model, device=self.W_E.device, dtype=self.W_E.dtype)
-
-    def to_tokens(self, text: str | Sequence[str] | Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
-        """Return the token ids of `text`; token ids pass through.
-
-        Raises:
-            UserError: the model has no tokenizer.
-        """
-        if isinstance(text, Tensor):
-            return text
-        if self.tokenizer is None:
-            raise UserError(f"text: {text!r} needs a tokenizer, and this model has none; give token ids")
-        return self.tokenizer(text, return_tensors="pt")["input_ids"].to(self.cfg.device)
-
-    def to_single_token(self, text: str) -> int:
-        """Return the id of a text that is one token.
-
-        Raises:
-            UserError: the model has no tokenizer, or the text is not one token.
-        """
-        tokens = self.to_tokens(text).flatten()
-        if len(tokens) != 1:
-            raise UserError(f"text: {text!r} is {len(tokens)} tokens, expected one; choose another word")
-        return int(tokens)
+    def set_use_attn_result(self, use_attn_result: bool) -> None:
+        """Say whether a cache of all hooks holds `hook_result`, too. Hooking it by name works without."""
+        self._configure(use_attn_result=use_attn_result)
 
     def set_use_split_qkv_input(self, use_split_qkv_input: bool) -> None:
-        """Do nothing: this is TransformerLens' switch for `hook_q_input` and its kin; here hooking them is the
-        switch."""
+        """Say whether a cache of all hooks holds `hook_q_input` and its kin, too. Hooking one by name works without."""
+        self._configure(use_split_qkv_input=use_split_qkv_input)
 
-    def to(self, *args: Any, **kwargs: Any) -> HookedTransformer:
-        """Do as `torch.nn.Module.to`; `cfg.device` and `cfg.dtype` follow."""
-        super().to(*args, **kwargs)
-        where = {"device": str(self.W_E.device), "dtype": str(self.W_E.dtype).removeprefix("torch.")}
-        self.cfg = self.cfg.model_copy(update=where)
-        for module in self.modules():
-            if isinstance(module, (Attention, PositionScheme)):
-                module.cfg = self.cfg
-        return self
-
-    # ---- hooks that fail loudly
-
-    def _match(self, names: str | Callable[[str], bool] | Iterable[str] | None) -> list[str]:
-        """Return the hook points that a name, a list of names or a predicate selects, in the model's order.
-
-        None selects all but the split inputs `hook_q|k|v_input`, which are copies of `hook_resid_pre` made for editing.
+    def set_use_attn_in(self, use_attn_in: bool) -> None:
+        """Say whether a cache of all hooks holds `hook_attn_in`, too. Hooking it by name works without.
 
         Raises:
-            UserError: a name does not exist, or nothing is selected.
+            UserError: the model has grouped-query attention, where queries and keys differ in number.
         """
-        if names is None:
-            return [name for name in self.hook_dict if not name.endswith("_input")]
-        if callable(names):
-            matched = [name for name in self.hook_dict if names(name)]
-            if not matched:
-                raise UserError(
-                    f"hook filter {getattr(names, '__name__', names)!r} selects none of the {len(self.hook_dict)} "
-                    "hooks, "
-                    f"which are named like {', '.join(list(self.hook_dict)[:4])}; correct the filter"
-                )
-            return matched
-        wanted = [names] if isinstance(names, str) else list(names)
-        if not wanted:
-            raise UserError("hook filter is an empty list; name at least one hook, or give None for all")
-        for name in wanted:
-            if name not in self.hook_dict:
-                near = difflib.get_close_matches(name, self.hook_dict, n=4, cutoff=0.3)
-                raise UserError(f"unknown hook {name!r}; did you mean {', '.join(near) or 'one of model.hook_dict'}?")
-        return [name for name in self.hook_dict if name in set(wanted)]
+        if use_attn_in and self.cfg.kv_heads != self.cfg.n_heads:
+            raise UserError(
+                f"use_attn_in: {self.cfg.n_heads} query heads share {self.cfg.kv_heads} key/value heads, so no copy is "
+                "one head's alone; hook hook_q_input, hook_k_input and hook_v_input"
+            )
+        self._configure(use_attn_in=use_attn_in)
 
-    def add_hook(
-        self,
-        name: str | Callable[[str], bool],
-        hook: HookFunction,
-        dir: Literal["fwd", "bwd"] = "fwd",
-        *args: Any,
-        **kwargs: Any,
-    ) -> None:
-        """Add a hook as TransformerLens does; raises UserError for an unknown name or a predicate that selects
-        nothing."""
-        for matched in self._match(name):
-            super().add_hook(matched, hook, dir, *args, **kwargs)
+    def set_use_hook_mlp_in(self, use_hook_mlp_in: bool) -> None:
+        """Say whether a cache of all hooks holds `hook_mlp_in`, too. Hooking it by name works without."""
+        self._configure(use_hook_mlp_in=use_hook_mlp_in)
 
-    def _enable_hook(self, name: str | Callable[[str], bool], hook: Callable, dir: Literal["fwd", "bwd"]) -> None:
-        for matched in self._match(name):
-            super()._enable_hook(matched, hook, dir)
+    def to(self, *args: Any, print_details: bool = False, **kwargs: Any) -> HookedTransformer:
+        """Do as `torch.nn.Module.to`; `cfg.device` and `cfg.dtype` follow.
 
-    def get_caching_hooks(
-        self,
-        names_filter: Any = None,
-        incl_bwd: bool = False,
-        device: Any = None,
-        remove_batch_dim: bool = False,
-        cache: dict | None = None,
-        pos_slice: Any = None,
-    ) -> tuple[dict, list, list]:
-        """Do as TransformerLens, but every entry owns its memory, so no later edit can change it, and `pos_slice` takes
-        the position axis of every activation that has one per head, of rotated queries and keys too."""
-        chosen = Slice.unwrap(pos_slice)
-
-        def owned(name: str, save: Callable) -> tuple[str, Callable]:
-            axis = -3 if name.rsplit("hook_", 1)[-1] in PER_HEAD else -2
-            return name, lambda tensor, hook: save(chosen.apply(tensor, dim=axis).clone(), hook=hook)
-
-        matched = set(self._match(names_filter))
-        cache, fwd, bwd = super().get_caching_hooks(matched.__contains__, incl_bwd, device, remove_batch_dim, cache)
-        return cache, [owned(*hook) for hook in fwd], [owned(*hook) for hook in bwd]
-
-    def add_caching_hooks(self, *args: Any, **kwargs: Any) -> dict:
-        """Do as TransformerLens, with entries that own their memory."""
-        cache, fwd, bwd = self.get_caching_hooks(*args, **kwargs)
-        for name, save in fwd:
-            self.add_hook(name, save, "fwd")
-        for name, save in bwd:
-            self.add_hook(name, save, "bwd")
-        return cache
-
-    def run_with_cache(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, *model_args: Any, remove_batch_dim: bool = False, **kwargs: Any
-    ) -> tuple[Tensor, ActivationCache]:
-        """Compute the logits and an `ActivationCache` of the activations `names_filter` selects (default: all).
-
-        Arguments are those of `HookedRootModule.run_with_cache`.
+        Args:
+            print_details: Not used; the classic model prints where it goes.
         """
-        logits, cache = super().run_with_cache(*model_args, remove_batch_dim=remove_batch_dim, **kwargs)
-        return logits, ActivationCache(cache, self, has_batch_dim=not remove_batch_dim)
+        super().to(*args, **kwargs)
+        self._configure(device=str(self.W_E.device), dtype=self.W_E.dtype)
+        return self
+
+    def cuda(self, device: int | torch.device | None = None) -> HookedTransformer:
+        """Move to a CUDA device; default: the current one."""
+        return self.to(
+            "cuda" if device is None else torch.device("cuda", device) if isinstance(device, int) else device
+        )
+
+    def cpu(self) -> HookedTransformer:
+        """Move to the CPU."""
+        return self.to("cpu")
+
+    def mps(self) -> HookedTransformer:
+        """Move to Apple's GPU."""
+        return self.to("mps")

@@ -141,7 +141,7 @@ def test_the_parts_add_up_to_the_logits(
     batch = collate(random_queries(model.cfg, changes["seed"]), model.cfg)
     targets = torch.randperm(13, generator=seeded(changes["seed"]))[:5]
     with torch.no_grad():
-        logits = batch.at_readout(model(batch.tokens, batch.attention_mask))[..., targets]
+        logits = batch.at_readout(model(batch.tokens, attention_mask=batch.attention_mask))[..., targets]
     assert relative_error(decompose_logits(model, batch, targets).total(), logits) <= tolerance
 
 
@@ -171,7 +171,7 @@ def test_one_layer_reads_route_times_evidence(position: str, norm: str | None) -
     n_pos, targets = batch.tokens.shape[1], torch.tensor([5, 0])
     parts = decompose_logits(model, batch, targets)
     evidence = evidence_matrix(model, VOCAB, targets, torch.arange(n_pos))
-    _, cache = model.run_with_cache(batch.tokens, batch.attention_mask)
+    _, cache = model.run_with_cache(batch.tokens, attention_mask=batch.attention_mask)
     heads = torch.zeros_like(parts.heads)
     for query, span, _, head, key, target in heads.ne(1).nonzero().tolist():
         row = int(batch.readout[query, span])

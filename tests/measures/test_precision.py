@@ -53,7 +53,7 @@ def half_model(name: str) -> HookedTransformer:
 
 def double_of(half: HookedTransformer) -> HookedTransformer:
     """The same weights, every one of them exactly."""
-    full = HookedTransformer(half.cfg.model_copy(update={"dtype": "float64"}))
+    full = HookedTransformer(half.cfg.model_copy(update={"dtype": torch.float64}))
     full.load_state_dict(half.state_dict())
     return full
 
@@ -213,13 +213,13 @@ def replaying(half: HookedTransformer) -> HookedTransformer:
     Scores and patterns are computed from queries and keys, as measures do in both models.
     """
     full, seen = double_of(half), {}
-    left_out = ("_input", "attn_scores", "pattern", "result")
+    left_out = ("_input", "_in", "attn_scores", "pattern", "result")
     names = [name for name in full.hook_dict if not name.endswith(left_out) and "ln1" not in name]
 
     def run(tokens: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         logits, cache = half.run_with_cache(tokens, attention_mask=attention_mask, names_filter=names)
         seen.update(cache.items())
-        forward(tokens, attention_mask)
+        forward(tokens, attention_mask=attention_mask)
         return logits.double()
 
     def replay(tensor: Tensor, *, hook: Any) -> Tensor:

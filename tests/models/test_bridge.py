@@ -186,7 +186,7 @@ def test_captured_rows_are_those_of_the_whole_pattern(position: str, attention: 
     batch = collate([short, *(pair.forward for pair in pairs)], model.cfg)
     assert batch.attention_mask is not None
     logits, rows = capture(model, batch, lambda view: (view.scores.clone(), view.pattern.clone()))
-    expected, cache = model.run_with_cache(batch.tokens, batch.attention_mask)
+    expected, cache = model.run_with_cache(batch.tokens, attention_mask=batch.attention_mask)
     assert_close(logits, expected)
     for layer, (scores, pattern) in enumerate(rows):
         assert_close(scores, batch.at_readout(cache["attn_scores", layer].transpose(1, 2)), atol=1e-5, rtol=1e-5)

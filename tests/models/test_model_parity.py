@@ -64,7 +64,7 @@ def test_padded_logits_equal_the_native_bridge_where_tokens_are_real(attention: 
     with torch.no_grad():
         positions = (real.cumsum(1) - 1).clamp(min=0)  # from the first real token on, as ours
         theirs = native_peer(model)(tokens, attention_mask=real.long(), position_ids=positions)
-        assert_same_logits(model(tokens, real)[real], theirs[real], 1e-5)
+        assert_same_logits(model(tokens, attention_mask=real)[real], theirs[real], 1e-5)
 
 
 def test_parity_notices_the_other_pairing_of_dimensions() -> None:

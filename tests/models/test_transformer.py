@@ -23,6 +23,7 @@ from transformer_lens import ActivationCache, FactoredMatrix, patching
 
 from mdm_interp.errors import UserError
 from mdm_interp.models.bridge import hooked
+from mdm_interp.models.hooks import SWITCHES
 from mdm_interp.models.positions import POSITION_SCHEMES, PositionScheme, Rope
 from mdm_interp.models.transformer import HookedTransformer
 
@@ -69,7 +70,7 @@ def test_fused_attention_equals_explicit_attention_gradients_too(
     def run(fused_from: int) -> tuple[Tensor, list[Tensor]]:
         monkeypatch.setattr("mdm_interp.models.layers.FUSED_FROM", fused_from)
         model.zero_grad()
-        logits = model(tokens, mask)
+        logits = model(tokens, attention_mask=mask)
         (logits * weights).sum().backward()
         return logits.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
@@ -121,7 +122,7 @@ def test_padding_is_not_read_and_changes_nothing_for_real_tokens(position: str, 
     tokens, lengths = random_tokens(batch=3), [7, 4, 2]
     real = padded(side, lengths)
     with torch.no_grad():
-        logits, cache = model.run_with_cache(tokens, real)
+        logits, cache = model.run_with_cache(tokens, attention_mask=real)
         for row, length in enumerate(lengths):
             close(logits[row, real[row]], model(tokens[row, real[row]][None])[0])
             for layer in range(model.cfg.n_layers):
@@ -129,7 +130,7 @@ def test_padding_is_not_read_and_changes_nothing_for_real_tokens(position: str, 
                 assert (pattern[:, :, ~real[row]] == 0).all()
                 close(pattern[:, real[row]].sum(-1), torch.ones(4, length))
         other_padding = torch.where(real, tokens, (tokens + 1) % model.cfg.d_vocab)
-        assert torch.equal(model(other_padding, real)[real], model(tokens, real)[real])
+        assert torch.equal(model(other_padding, attention_mask=real)[real], model(tokens, attention_mask=real)[real])
 
 
 @pytest.mark.parametrize("position", list(POSITION_SCHEMES))
@@ -138,8 +139,8 @@ def test_a_gap_in_the_mask_keeps_its_place_and_padding_before_it_has_none(positi
     real = torch.tensor([[True, True, False, True, True, False, True]])
     front = torch.zeros(1, 3, dtype=torch.bool)
     with torch.no_grad():
-        alone = model(tokens, real)
-        moved = model(torch.cat([tokens[:, :3], tokens], dim=1), torch.cat([front, real], dim=1))[:, 3:]
+        alone = model(tokens, attention_mask=real)
+        moved = model(torch.cat([tokens[:, :3], tokens], dim=1), attention_mask=torch.cat([front, real], dim=1))[:, 3:]
         without = model(tokens[:, real[0]])
     close(moved[real], alone[real])
     assert ((alone[real] - without[0]).abs().max() > 1e-2) == (position != "none")  # the gap counts as places
@@ -149,9 +150,9 @@ def test_positions_without_padding_in_front_are_the_columns_bit_for_bit() -> Non
     model, tokens = random_model(position="learned"), random_tokens(batch=3)
     _, plain = model.run_with_cache(tokens, names_filter="hook_pos_embed")
     for mask in (torch.ones_like(tokens), padded("right", [7, 4, 2])):
-        _, masked = model.run_with_cache(tokens, mask, names_filter="hook_pos_embed")
+        _, masked = model.run_with_cache(tokens, attention_mask=mask, names_filter="hook_pos_embed")
         assert torch.equal(masked["hook_pos_embed"], plain["hook_pos_embed"])
-    assert torch.equal(model(tokens, torch.ones_like(tokens)), model(tokens))
+    assert torch.equal(model(tokens, attention_mask=torch.ones_like(tokens)), model(tokens))
 
 
 @pytest.mark.parametrize("position", list(POSITION_SCHEMES))
@@ -163,7 +164,7 @@ def test_a_row_of_padding_alone_stays_finite_and_reads_nothing(
     model, tokens = random_model(position=position), random_tokens()
     attn_out: list[Tensor] = []
     model.add_hook("blocks.0.hook_attn_out", lambda tensor, hook: attn_out.append(tensor))
-    logits = model(tokens, padded("right", [5, 0]))
+    logits = model(tokens, attention_mask=padded("right", [5, 0]))
     logits.square().sum().backward()
     assert logits.isfinite().all()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
@@ -172,10 +173,12 @@ def test_a_row_of_padding_alone_stays_finite_and_reads_nothing(
 
 def test_inputs_of_the_wrong_shape_are_refused(unchecked: None) -> None:
     model, tokens = random_model(), random_tokens()
-    with pytest.raises(UserError, match=r"tokens: expected shape \[batch pos\], got \[7\]; add the missing dimension"):
-        model(tokens[0])
+    with pytest.raises(
+        UserError, match=r"tokens: expected shape \[batch pos\], got \[1, 2, 7\]; drop or add a dimension"
+    ):
+        model(tokens[None])
     with pytest.raises(UserError, match=r"attention_mask: expected the shape of tokens \[2, 7\], got \[2, 6\]"):
-        model(tokens, torch.ones(2, 6, dtype=torch.bool))
+        model(tokens, attention_mask=torch.ones(2, 6, dtype=torch.bool))
     with pytest.raises(UserError, match=r"tokens: 13 positions exceed n_ctx 12; shorten them or raise n_ctx"):
         model(random_tokens(pos=13))
     assert model(random_tokens(pos=12)).shape == (2, 12, 13)
@@ -205,8 +208,8 @@ def test_a_mask_that_might_mean_its_opposite_is_refused(unchecked: None, mask: T
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
 def test_a_mask_of_zeros_and_ones_is_one_of_booleans(unchecked: None, dtype: torch.dtype) -> None:
     model, tokens, mask = random_model(), random_tokens(), padded("left", [7, 4])
-    assert torch.equal(model(tokens, mask.to(dtype)), model(tokens, mask))
-    assert torch.equal(model(tokens, ADDITIVE.flip(1) == 0), model(tokens, mask))
+    assert torch.equal(model(tokens, attention_mask=mask.to(dtype)), model(tokens, attention_mask=mask))
+    assert torch.equal(model(tokens, attention_mask=ADDITIVE.flip(1) == 0), model(tokens, attention_mask=mask))
 
 
 def changed_at(row: int, pos: int, token: int) -> Tensor:
@@ -279,7 +282,7 @@ def test_a_scheme_of_ones_own_counts_from_the_first_real_token_too() -> None:
     model, tokens, real = random_model(position="learned"), random_tokens(batch=1), padded("left", [4])
     model.pos_embed = Absolute(model.cfg)
     with torch.no_grad():
-        close(model(tokens, real)[0, 3:], model(tokens[:, 3:])[0])
+        close(model(tokens, attention_mask=real)[0, 3:], model(tokens[:, 3:])[0])
 
 
 # ---- hooks: what exists, and that every edit counts
@@ -310,13 +313,16 @@ def perturbed_in_place(tensor: Tensor, hook: Any) -> Tensor:
 
 def test_hook_points_are_those_of_transformer_lens() -> None:
     norm = ["hook_scale", "hook_normalized"]
-    inner = ["q_input", "q", "k_input", "k", "v_input", "v", "rot_q", "rot_k", "attn_scores", "pattern", "z", "result"]
+    inner = ["q", "k", "v", "rot_q", "rot_k", "attn_scores", "pattern", "z", "result"]
     block = [
         "hook_resid_pre",
+        "hook_attn_in",
+        *(f"hook_{side}_input" for side in "qkv"),
         *(f"ln1.{name}" for name in norm),
         *(f"attn.hook_{name}" for name in inner),
         "hook_attn_out",
         "hook_resid_mid",
+        "hook_mlp_in",
         *(f"ln2.{name}" for name in norm),
         *(f"mlp.hook_{name}" for name in ("pre", "pre_linear", "post")),
         "hook_mlp_out",
@@ -355,6 +361,7 @@ def test_every_edit_counts_in_place_or_not_and_whoever_else_looks(model: HookedT
 @pytest.mark.parametrize("head", [0, 3])
 def test_without_its_pattern_a_head_writes_nothing(head: int) -> None:
     model, tokens = random_model(n_key_value_heads=2), random_tokens()
+    model.set_use_attn_result(True)
 
     def silence(pattern: Tensor, hook: Any) -> Tensor:
         return torch.where(torch.arange(4)[:, None, None] == head, 0.0, pattern)
@@ -402,7 +409,7 @@ def test_scores_of_minus_infinity_act_as_padding() -> None:
 
     with torch.no_grad():
         hidden = model.run_with_hooks(tokens, fwd_hooks=[(lambda name: name.endswith("attn_scores"), hide)])
-        close(hidden[:, real], model(tokens, real.expand(2, -1))[:, real])
+        close(hidden[:, real], model(tokens, attention_mask=real.expand(2, -1))[:, real])
 
 
 @pytest.mark.parametrize("side", ["q", "k", "v"])
@@ -417,7 +424,7 @@ def test_an_edited_input_is_normalised_and_projected_for_its_head_alone(side: st
 
     with torch.no_grad():
         _, cache = model.run_with_cache(tokens)
-        with model.hooks(fwd_hooks=[(f"blocks.0.attn.hook_{side}_input", replace)]):
+        with model.hooks(fwd_hooks=[(f"blocks.0.hook_{side}_input", replace)]):
             _, edited = model.run_with_cache(tokens)
         normalized = F.rms_norm(resid, (16,), model.get_parameter("blocks.0.ln1.w"), eps=model.cfg.eps)
         weight, bias = (model.get_parameter(f"blocks.0.attn.{kind}_{side.upper()}")[1] for kind in "Wb")
@@ -458,8 +465,9 @@ def select_all(name: str) -> bool:
     return True
 
 
-def is_split_input(name: str) -> bool:
-    return name.endswith("_input")
+def is_optional(name: str) -> bool:
+    """Tell whether an activation is computed only for its hooks."""
+    return name.rsplit(".", 1)[-1] in SWITCHES
 
 
 # Every way to name hooks.
@@ -556,9 +564,9 @@ def test_a_cache_holds_every_activation_and_costs_nothing_in_accuracy(model: Hoo
     with torch.no_grad():
         logits, cache = model.run_with_cache(tokens)
         close(logits, model(tokens))
-        _, inputs = model.run_with_cache(tokens, names_filter=is_split_input)
+        _, inputs = model.run_with_cache(tokens, names_filter=is_optional)
     assert isinstance(cache, ActivationCache)
-    # None asks for everything but the copies of the residual that exist to be edited
+    # None asks for everything but what is computed for its hooks alone
     assert set(cache.keys()) | set(inputs.keys()) == set(model.hook_dict) and not set(cache.keys()) & set(inputs.keys())
     for layer in range(2):
         resid = cache["resid_pre", layer]
@@ -569,9 +577,9 @@ def test_a_cache_holds_every_activation_and_costs_nothing_in_accuracy(model: Hoo
         close(cache[f"blocks.{layer}.ln1.hook_scale"], scale)
         close(cache[f"blocks.{layer}.ln1.hook_normalized"], resid / scale)
         for side in "qkv":
-            copies = inputs[f"blocks.{layer}.attn.hook_{side}_input"]
+            copies = inputs[f"blocks.{layer}.hook_{side}_input"]
             close(copies, cache["resid_pre", layer][:, :, None].expand_as(copies))
-        close(cache["result", layer].sum(2), cache["attn_out", layer])
+        close(inputs[f"blocks.{layer}.attn.hook_result"].sum(2), cache["attn_out", layer])
         close(cache["resid_mid", layer] + cache["mlp_out", layer], cache["resid_post", layer])
     close(cache["resid_pre", 0], cache["embed"] + (cache["hook_pos_embed"] if cache.has_pos_embed else 0))
 
@@ -649,7 +657,7 @@ def test_cached_gradients_are_the_gradients_at_each_hook(model: HookedTransforme
     """Against the gradient for a zero added there, one hook at a time."""
     tokens = random_tokens()
     cache: dict[str, Tensor] = {}
-    for names in (None, is_split_input):
+    for names in (None, is_optional):
         model.add_caching_hooks(names, incl_bwd=True, cache=cache)
         torch.logsumexp(model(tokens), -1).sum().backward()
         model.reset_hooks()
@@ -668,8 +676,8 @@ def test_cached_gradients_are_the_gradients_at_each_hook(model: HookedTransforme
 
 def test_run_with_cache_caches_gradients_of_a_model_that_returns_a_loss() -> None:
     class WithLoss(HookedTransformer):
-        def forward(self, tokens: Tensor, attention_mask: Tensor | None = None) -> Tensor:  # pyright: ignore
-            return super().forward(tokens, attention_mask).square().sum()
+        def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+            return super().forward(*args, **kwargs).square().sum()
 
     model, tokens = WithLoss(tiny_config(), generator=seeded(0)), random_tokens()
     _, cache = model.run_with_cache(tokens, incl_bwd=True, names_filter="hook_embed")
@@ -748,7 +756,7 @@ def test_attributions_of_all_components_add_up_to_the_logit(
 
 def test_attributions_of_a_logit_difference_take_tied_weights_and_words() -> None:
     model, tokens = random_model(tie_word_embeddings=True), random_tokens()
-    model.tokenizer = lambda text, return_tensors: {"input_ids": torch.tensor([[len(word) for word in text.split()]])}
+    model.tokenizer = lambda text, **_: {"input_ids": [len(word) for word in text.split()]}
     with torch.no_grad():
         logits, cache = model.run_with_cache(tokens)
         stack: Any = cache.decompose_resid()
@@ -783,6 +791,7 @@ def test_weights_have_the_shapes_of_transformer_lens() -> None:
 
 def test_factored_matrices_are_the_products_that_attention_uses() -> None:
     model, tokens = random_model(position="none", n_layers=1, n_key_value_heads=2), random_tokens()
+    model.set_use_attn_result(True)
     qk: Any = FactoredMatrix(model.W_Q, model.W_K.transpose(-1, -2))
     ov: Any = FactoredMatrix(model.W_V, model.W_O)
     with torch.no_grad():
@@ -838,6 +847,7 @@ class Pair:
         self.corrupted = self.clean.clone()
         self.corrupted[0, 1] = (self.clean[0, 1] + 5) % self.model.cfg.d_vocab
         with torch.no_grad():
+            self.model.set_use_attn_result(True)
             clean_logits, self.clean_cache = self.model.run_with_cache(self.clean)
             corrupted_logits, self.corrupted_cache = self.model.run_with_cache(self.corrupted)
         self.clean_metric, self.corrupted_metric = self.metric(clean_logits), self.metric(corrupted_logits)
@@ -1009,7 +1019,9 @@ def test_half_precision_follows_full_precision(dtype: str, fused_from: int, monk
     for position in POSITION_SCHEMES:
         changes: dict[str, Any] = {"position": position, "attention": "causal", "initializer_range": 0.2}
         with torch.no_grad():
-            half, full = (random_model(dtype=kind, **changes)(tokens, real) for kind in (dtype, "float32"))
+            half, full = (
+                random_model(dtype=kind, **changes)(tokens, attention_mask=real) for kind in (dtype, "float32")
+            )
         assert half.dtype == getattr(torch, dtype)
         assert_close(half.float(), full, atol=0.15, rtol=0.05)
 
@@ -1017,7 +1029,7 @@ def test_half_precision_follows_full_precision(dtype: str, fused_from: int, monk
 def test_the_config_follows_a_converted_model() -> None:
     model, tokens = random_model(), random_tokens()
     converted = model.to(torch.float64)
-    assert converted is model and model.cfg.dtype == "float64" and model.cfg.device == "cpu"
+    assert converted is model and model.cfg.dtype == torch.float64 and model.cfg.device == "cpu"
     with torch.no_grad():
         assert model(tokens).dtype == torch.float64
         close(model(tokens).float(), random_model()(tokens))
@@ -1026,9 +1038,12 @@ def test_the_config_follows_a_converted_model() -> None:
 def test_text_needs_a_tokenizer_and_one_token_where_one_is_asked_for() -> None:
     model = random_model()
     assert torch.equal(model.to_tokens(random_tokens()), random_tokens())
-    with pytest.raises(UserError, match="text: 'Paris' needs a tokenizer, and this model has none; give token ids"):
+    with pytest.raises(
+        UserError,
+        match="input: 'Paris' needs a tokenizer, and this model has none; give token ids, or call set_tokenizer",
+    ):
         model.to_tokens("Paris")
-    model.tokenizer = lambda text, return_tensors: {"input_ids": torch.tensor([[len(word) for word in text.split()]])}
+    model.tokenizer = lambda text, **_: {"input_ids": [len(word) for word in text.split()]}
     assert model.to_single_token("Paris") == 5
     with pytest.raises(UserError, match="text: 'New York' is 2 tokens, expected one; choose another word"):
         model.to_single_token("New York")

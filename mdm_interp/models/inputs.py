@@ -1,0 +1,62 @@
+"""What a model is given: token ids and masks, checked before anything is computed."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Int, Shaped
+from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
+
+from mdm_interp.errors import UserError
+
+
+def check_token_ids(name: str, tokens: Shaped[Tensor, "*ids"], d_vocab: int) -> None:
+    """Refuse what are no token ids; a negative one would count from the end, and on a GPU any other ends the process.
+
+    Within `torch.func.vmap` values cannot be looked at and pass: queries are checked where they are collated.
+
+    Raises:
+        UserError: the dtype is none of ids, or an id is outside the vocabulary.
+    """
+    if tokens.dtype not in (torch.int64, torch.int32):
+        dtype = str(tokens.dtype).removeprefix("torch.")
+        raise UserError(f"{name}: expected token ids as int64, got {dtype}; convert them with .long() if they are ids")
+    if is_functorch_wrapped_tensor(tokens) or not tokens.numel():
+        return
+    lowest, highest = torch.stack(tokens.aminmax()).tolist()  # one look at the device
+    if lowest < 0 or highest >= d_vocab:
+        place = ((tokens < 0) | (tokens >= d_vocab)).nonzero()[0].tolist()
+        raise UserError(
+            f"{name}: id {int(tokens[tuple(place)])} at {place} is outside the vocabulary of {d_vocab} (d_vocab); "
+            "correct it, or use the model's own tokenizer"
+        )
+
+
+def read_mask(
+    attention_mask: Shaped[Tensor, "*mask"], tokens: Shaped[Tensor, "batch pos"]
+) -> Bool[Tensor, "batch pos"]:
+    """Return True where a token is real, from a mask of booleans, zeros or ones.
+
+    Raises:
+        UserError: it has another shape than the tokens, or other values.
+    """
+    if attention_mask.shape != tokens.shape:
+        raise UserError(
+            f"attention_mask: expected the shape of tokens {list(tokens.shape)}, got {list(attention_mask.shape)}"
+        )
+    if attention_mask.dtype == torch.bool:
+        return attention_mask
+    if attention_mask.is_floating_point() or bool(((attention_mask != 0) & (attention_mask != 1)).any()):
+        dtype = str(attention_mask.dtype).removeprefix("torch.")
+        raise UserError(
+            f"attention_mask: got {dtype}, and only booleans or integers 0 and 1 are read; give True where a token is "
+            "real, False at padding (of an additive mask: mask == 0)"
+        )
+    return attention_mask.bool()
+
+
+def places(real: Bool[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
+    """Count positions from each sequence's first real token; 0 before it."""
+    n_pos = real.shape[1]
+    before = (real.cumsum(1) == 0).sum(1, keepdim=True)
+    return (torch.arange(n_pos, device=real.device) - before).clamp(min=0)
