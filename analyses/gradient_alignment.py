@@ -31,15 +31,15 @@ def measure(run: Run, step: int) -> list[dict[str, Any]]:
     """Give one row per component; the storage term is in the rows of `all`."""
     model, pairs = run.model(step), run.query_pairs(n_contexts=1)
     alignment = gradient_alignment(model, pairs)
-    mean, matched, mismatched = alignment.mean_cosine(), alignment.matched(), alignment.mismatched()
+    mean, cosine = alignment.mean_cosine(), alignment.pair_cosine()
     storage = storage_coupling(model, pairs).sum(2)[:, -1].mean().item()
     return [
         {
             "variant": variant_of(run.config),
             "component": component,
             "mean_gradient": mean[i].item(),
-            "matched": matched[i].nanmean().item(),
-            "mismatched": mismatched[i].nanmean().item(),
+            "matched": cosine.effect[i].nanmean().item(),
+            "mismatched": cosine.null[i].nanmean().item(),
             "storage_term": storage if component == "all" else float("nan"),
         }
         for i, component in enumerate(alignment.components)

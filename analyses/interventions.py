@@ -15,6 +15,7 @@ from mdm_interp.interventions import (
     Effect,
     ablate_routes,
     ablate_storage,
+    effect_of_patches,
     patch_heads,
     patch_positions,
     position_roles,
@@ -68,8 +69,8 @@ def patch_rows(model: HookedTransformer, pairs: Sequence[QueryPair], unpatched: 
         "position": (patch_positions(model, pairs), position_roles(pairs)),
     }
     return [
-        {"edit": edit, "layer": layer, "place": place, **patching.effect(unpatched, layer, at).columns}
-        for edit, (patching, places) in patched.items()
+        {"edit": edit, "layer": layer, "place": place, **effect_of_patches(changes, unpatched, layer, at).columns}
+        for edit, (changes, places) in patched.items()
         for layer in range(model.cfg.n_layers)
         for place, at in places.items()
     ]

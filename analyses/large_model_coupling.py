@@ -11,7 +11,6 @@ from mdm_interp import CheckpointAnalysis, Probe, Result, Summary, where
 from mdm_interp.experiments.subjects import KINDS, demos
 from mdm_interp.measures.gradients.alignment import ROUTING, STORAGE
 from mdm_interp.measures.gradients.layers import layer_alignment
-from mdm_interp.stats.estimates import Contrast
 from mdm_interp.stats.resampling import FactSample, places_above, rows_at
 from mdm_interp.stats.tables import estimates_in
 from mdm_interp.viz import CHANCE, GREEN, ORANGE, SKY, Panels
@@ -50,7 +49,7 @@ def measure(probe: Probe) -> list[dict[str, Any]]:
                 continue
             cosine = alignment.cosine(within, components)
             columns = {
-                "cosine": Contrast(sample.mean(cosine.effect), sample.mean(cosine.null)),
+                "cosine": cosine.map(sample.mean),
                 "p": sample.mean(cosine.effect - cosine.null).p_above_zero,
                 "positive": sample.mean((cosine.effect > 0).double()).value,
             }

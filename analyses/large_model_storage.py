@@ -13,8 +13,6 @@ from mdm_interp.stats.resampling import Draws, FactSample, rows_at
 from mdm_interp.viz import CHANCE, FORWARD, PURPLE, REVERSE, HeadMap, LayerCurves, Panels, draw_layers
 
 SIDES = ("forward", "reverse")
-COMPARED = {"specific": "specific", "beaten": "beaten", "specific_null": "null_specific", "beaten_null": "null_beaten"}
-"""Columns, and what they are called in :class:`~mdm_interp.measures.answer_evidence.AnswerEvidence`."""
 MEASURES = ("forward_specific", "forward_beaten", "reverse_specific", "reverse_beaten", "place_index")
 
 
@@ -38,14 +36,14 @@ def measure(probe: Probe) -> list[dict[str, Any]]:
         }
         heads, layers = (
             {
-                f"{side}_{name}": sample.mean(getattr(by_side[side][level], field))
+                f"{side}_{name}": getattr(by_side[side][level], name).map(sample.mean)
                 for side in SIDES
-                for name, field in COMPARED.items()
+                for name in ("specific", "beaten")
             }
             for level in (0, 1)
         )
-        heads["place_index"] = Draws.nothing(heads["forward_specific"].value.shape)
         forward, reverse = (by_side[side][1].own for side in SIDES)
+        heads["place_index"] = Draws.nothing(by_side["forward"][0].own.shape[1:])
         layers["place_index"] = fact_place_index(forward, reverse, pairs, sample)
         about = {"kind": kind, "layer": None, "head": None, **sample.counts}
         for columns, axes in ((heads, ("layer", "head")), (layers, ("layer",)), (layers, ())):

@@ -67,8 +67,8 @@ def means(model: HookedModel, queries: Sequence[Query], sample: FactSample) -> d
     by_head, by_layer = answer_evidence(model, queries, sample.contexts)
     return {
         "route": sample.mean(compute_routes(model, queries).pattern),
-        "evidence": sample.mean(by_head.beaten),
-        "layer_evidence": sample.mean(by_layer.beaten.mean(1)),
+        "evidence": sample.mean(by_head.beaten.effect),
+        "layer_evidence": sample.mean(by_layer.beaten.effect.mean(1)),
         "exact_match": sample.mean(predicted.correct.double()),
         "log_probability": sample.mean(predicted.log_probability),
     }

@@ -25,7 +25,7 @@ from mdm_interp.experiments.results import Result, tidy
 from mdm_interp.experiments.scope import SCOPE, STAGES, scope_label
 from mdm_interp.files import write_text
 from mdm_interp.stats.correlations import correlation_estimate, rank_correlation
-from mdm_interp.stats.estimates import Estimate, mean_estimate
+from mdm_interp.stats.estimates import Contrast, Estimate, mean_estimate
 
 CLAIMS = {
     "0": "A masked diffusion model answers reverse queries that an autoregressive model of the same facts does not.",
@@ -70,8 +70,7 @@ class Line:
     scope: dict[str, Any]
     """Setting and training stage."""
     role: Role
-    effect: Estimate
-    null: Estimate
+    found: Contrast[Estimate]
     p: float
     """That the data would lean this way if the claim were on the edge; NaN for fewer than two observations."""
     leans: Outcome
@@ -161,8 +160,8 @@ class ClaimTest:
         for _, rows in defined.groupby(scope, sort=False, dropna=False):
             named = {str(name): value for name, value in rows[scope].iloc[:1].to_dict("records")[0].items()}
             per_seed = rows.groupby("seed")[[self.effect, self.null]].mean()
-            effect, null = mean_estimate(per_seed[self.effect]), mean_estimate(per_seed[self.null])
-            yield Line(named, role_of(named, self.identity(named)), effect, null, *self.lean(per_seed))
+            found = Contrast(mean_estimate(per_seed[self.effect]), mean_estimate(per_seed[self.null]))
+            yield Line(named, role_of(named, self.identity(named)), found, *self.lean(per_seed))
 
 
 FEWEST = 6
@@ -223,7 +222,8 @@ class LinkTest:
                 null = Estimate(float(drawn.mean()), float(low), float(high), len(x))
                 leans: Outcome = "holds" if value > self.margin else "fails" if value < 0 else "inconclusive"
                 scope = {**dict.fromkeys(SCOPE), "scheme": str(scheme), "stage": stage}
-                yield Line(scope, role_of(scope), correlation_estimate(value, len(x)), null, float(p), leans)
+                found = Contrast(correlation_estimate(value, len(x)), null)
+                yield Line(scope, role_of(scope), found, float(p), leans)
 
 
 CONSTANT = 0.01
@@ -305,8 +305,8 @@ def judge(tested: Sequence[tuple[Result, Sequence[Rule]]]) -> list[Verdict]:
                 scope=line.scope,
                 role=line.role,
                 measure=test.measure,
-                effect=line.effect,
-                null=line.null,
+                effect=line.found.effect,
+                null=line.found.null,
                 null_is=test.null_is,
                 p=p,
                 verdict=outcome,

@@ -21,16 +21,16 @@ from mdm_interp.interventions.effects import (
     share_routes,
     transplant_routes,
 )
-from mdm_interp.interventions.patching import Patching, patch_heads, patch_positions, position_roles
+from mdm_interp.interventions.patching import effect_of_patches, patch_heads, patch_positions, position_roles
 
 __all__ = [
     "Effect",
-    "Patching",
     "ablate_routes",
     "ablate_storage",
     "ablated_routes",
     "ablated_storage",
     "edit_heads",
+    "effect_of_patches",
     "even_routes",
     "other_positions",
     "patch_heads",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -43,21 +43,20 @@ class Effect:
     """Of the forward queries."""
     before: Float[Tensor, "pair"]
     """Of the reverse queries, nothing edited."""
-    after: Float[Tensor, "pair"]
-    """Of the reverse queries, edited."""
-    control: Float[Tensor, "pair"]
-    """Of the reverse queries, edited alike at as many random other positions (or heads, where heads are chosen; NaN
-    where the model has too few others)."""
+    after: Contrast[Float[Tensor, "pair"]]
+    """Of the reverse queries, edited; null, the *control*: edited alike at as many random other positions (or heads,
+    where heads are chosen; NaN where the model has too few others)."""
 
     @property
     def columns(self) -> dict[str, float]:
         """The effect as columns of a row: the mean probabilities `forward`, `before`, `after` and `control`; their mean
         logarithms, as `log_forward`; and `deviation`, how far `after` is from `forward` at most, in nats."""
-        logs = {query.name: getattr(self, query.name) for query in fields(self)}
+        logs = {"forward": self.forward, "before": self.before}
+        logs |= {"after": self.after.effect, "control": self.after.null}
         return {
             **{name: log.exp().nanmean().item() for name, log in logs.items()},
             **{f"log_{name}": log.nanmean().item() for name, log in logs.items()},
-            "deviation": (self.after - self.forward).abs().max().item(),
+            "deviation": (self.after.effect - self.forward).abs().max().item(),
         }
 
     def distance(self) -> Contrast[float]:
@@ -67,7 +66,7 @@ class Effect:
         def away(answers: Float[Tensor, "pair"]) -> float:
             return (answers - self.forward).abs().mean().item()
 
-        return Contrast(away(self.after) / away(self.control), away(self.before) / away(self.control))
+        return Contrast(self.after.effect, self.before).map(lambda answers: away(answers) / away(self.after.null))
 
 
 EditingAt = Callable[[Any, Sequence[QueryPair], At], AbstractContextManager[None]]
@@ -137,7 +136,8 @@ def _effect(model: HookedModel, query_pairs: Sequence[QueryPair], editing: Editi
             with edit(model, pairs):
                 asked.append(log_probability(model, reverse))
         chunks.append(torch.stack(asked if control else [*asked, torch.full_like(asked[0], torch.nan)]))
-    return Effect(*torch.cat(chunks, dim=1).unbind(0))
+    of_forward, before, after, of_control = torch.cat(chunks, dim=1)
+    return Effect(of_forward, before, Contrast(after, of_control))
 
 
 def _elsewhere(editing: EditingAt, seed: int, like: Literal["source", "answer"] = "source") -> Editing:

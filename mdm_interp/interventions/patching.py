@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -17,32 +16,28 @@ from mdm_interp.interventions.effects import Effect
 from mdm_interp.measures.nulls import draw_other_facts
 from mdm_interp.models.bridge import hooked
 from mdm_interp.models.protocol import HookedModel
+from mdm_interp.stats.estimates import Contrast
+
+Changes = Contrast[Float[Tensor, "pair layer place"]]
+"""Of the reverse answer's log-probability, in nats: positive means that the patch helps. Patched from the pair's own
+forward run; null, the control: from that of a random pair of another fact, asked for the same side, NaN where none
+fits."""
 
 
-@dataclass(frozen=True)
-class Patching:
-    """Change of the reverse answer's log-probability, in nats; positive means that the patch helps."""
+def effect_of_patches(changes: Changes, unpatched: Effect, layer: int, places: Bool[Tensor, "pair place"]) -> Effect:
+    """Return what the patches of some places of a layer do, one entry per pair and place.
 
-    change: Float[Tensor, "pair layer place"]
-    """Patched from the pair's own forward run; NaN at padding."""
-    control: Float[Tensor, "pair layer place"]
-    """Patched from the forward run of a random pair of another fact, asked for the same side; NaN where none fits."""
-
-    def effect(self, unpatched: Effect, layer: int, places: Bool[Tensor, "pair place"]) -> Effect:
-        """Return what the patches of some places of a layer do, one entry per pair and place.
-
-        Args:
-            unpatched: Any effect on the same pairs, for its `forward` and `before`.
-            places: Which are taken of each pair.
-        """
-        forward, before = (log[:, None].expand(places.shape)[places] for log in (unpatched.forward, unpatched.before))
-        change, control = (patched[:, layer][places] for patched in (self.change, self.control))
-        return Effect(forward, before, before + change, before + control)
+    Args:
+        unpatched: Any effect on the same pairs, for its `forward` and `before`.
+        places: Which are taken of each pair.
+    """
+    forward, before = (log[:, None].expand(places.shape)[places] for log in (unpatched.forward, unpatched.before))
+    return Effect(forward, before, changes.map(lambda change: before + change[:, layer][places]))
 
 
-def patch_heads(model: HookedModel, query_pairs: Sequence[QueryPair], seed: int = 0) -> Patching:
+def patch_heads(model: HookedModel, query_pairs: Sequence[QueryPair], seed: int = 0) -> Changes:
     """Put each head's output at the forward readout into the reverse run's readout, one layer and head (`place`) at a
-    time.
+    time, and return the changes that this makes.
 
     Source: docs/theory.md, section 9.
     """
@@ -61,9 +56,10 @@ def patch_heads(model: HookedModel, query_pairs: Sequence[QueryPair], seed: int 
     return _patch(model, query_pairs, "attn.hook_z", model.cfg.n_heads, edit, alike, seed)
 
 
-def patch_positions(model: HookedModel, query_pairs: Sequence[QueryPair], seed: int = 0) -> Patching:
+def patch_positions(model: HookedModel, query_pairs: Sequence[QueryPair], seed: int = 0) -> Changes:
     """Put the forward run's residual stream before each layer into the reverse run, one layer and position (`place`) at
-    a time; each position takes what is at its mirror image about the fact. The control's fact is in the same positions.
+    a time, and return the changes that this makes, NaN at padding. Each position takes what is at its mirror image
+    about the fact. The control's fact is in the same positions.
 
     Before the first layer of a relative scheme both hold the same: the change is 0 there.
 
@@ -89,7 +85,7 @@ def patch_positions(model: HookedModel, query_pairs: Sequence[QueryPair], seed: 
     if reverse.attention_mask is None:
         return patched
     padding = ~reverse.attention_mask[:, None].cpu()
-    return Patching(*(x.masked_fill(padding, torch.nan) for x in (patched.change, patched.control)))
+    return patched.map(lambda change: change.masked_fill(padding, torch.nan))
 
 
 def position_roles(query_pairs: Sequence[QueryPair]) -> dict[str, Bool[Tensor, "pair pos"]]:
@@ -115,7 +111,7 @@ def _patch(
     edit: Callable[[Tensor, Tensor, Tensor, int], Tensor],
     alike: Callable[[QueryPair], Hashable],
     seed: int,
-) -> Patching:
+) -> Changes:
     """Ask every reverse query under `edit(activation, forward activation, whose forward run, place)`, for every layer
     and place: from the own forward run, and from another fact's pair that is `alike`."""
     require_shared(query_pairs, "activation patching")
@@ -133,11 +129,8 @@ def _patch(
                 with model.hooks(fwd_hooks=[(name, given)]):
                     grid.append(log_probability(model, reverse) - before)
         changes.append(torch.stack(grid, dim=1).unflatten(1, (len(names), n_places)))
-    return Patching(changes[0], changes[1].masked_fill(alone[:, None, None], torch.nan))
+    return Contrast(changes[0], changes[1].masked_fill(alone[:, None, None], torch.nan))
 
 
 def _patched(x: Tensor, hook: HookPoint, edit: Callable, given: Tensor, giver: Tensor, place: int) -> Tensor:
     return edit(x, given, giver.to(x.device), place)
-
-
-# ---- what they share

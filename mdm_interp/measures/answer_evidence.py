@@ -11,7 +11,7 @@ left out.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from einops import einsum
@@ -22,9 +22,11 @@ from mdm_interp.data.queries import Query, QueryPair, batches
 from mdm_interp.errors import UserError
 from mdm_interp.measures.capture import LayerView, capture
 from mdm_interp.measures.evidence import readout_directions
+from mdm_interp.measures.nulls import next_answers
 from mdm_interp.models.bridge import hooked
 from mdm_interp.models.layers import per_query_head
 from mdm_interp.models.protocol import HookedModel
+from mdm_interp.stats.estimates import Contrast
 from mdm_interp.stats.resampling import Draws, FactSample
 
 
@@ -37,17 +39,18 @@ class AnswerEvidence:
 
     own: Float[Tensor, "query layer *head"]
     """Toward the answer: summed over its tokens and the source's, nothing taken out."""
-    specific: Float[Tensor, "query layer *head"]
-    """Toward the answer, beyond what other sources write toward it and what this one writes toward other answers."""
-    beaten: Float[Tensor, "query layer *head"]
-    """Share of the other answers that the answer has more evidence than; ties count half."""
-    null_specific: Float[Tensor, "query layer *head"]
-    """The same of another fact's answer in its place."""
-    null_beaten: Float[Tensor, "query layer *head"]
-    """The same of another fact's answer."""
+    specific: Contrast[Float[Tensor, "query layer *head"]]
+    """Toward the answer, beyond what other sources write toward it and what this one writes toward other answers; null:
+    the same of another fact's answer in its place."""
+    beaten: Contrast[Float[Tensor, "query layer *head"]]
+    """Share of the other answers that the answer has more evidence than; ties count half. Null: the same of another
+    fact's answer."""
 
-
-N_MEASURES = len(fields(AnswerEvidence))
+    @classmethod
+    def of(cls, judged: Float[Tensor, "5 query layer *head"]) -> AnswerEvidence:
+        """Name what :meth:`_Contest.judge` computed."""
+        own, specific, beaten, null_specific, null_beaten = judged
+        return cls(own, Contrast(specific, null_specific), Contrast(beaten, null_beaten))
 
 
 @torch.no_grad()
@@ -80,7 +83,7 @@ def answer_evidence(
     for layer, v in enumerate(_source_values(model, queries)):
         W_O = model.blocks[layer].attn.W_O
         v = per_query_head(v, W_O.shape[0], dim=1)
-        of_heads, of_layer = (torch.empty(N_MEASURES, *shape, dtype=v.dtype) for shape in (v.shape[:2], v.shape[:1]))
+        of_heads, of_layer = (torch.empty(5, *shape, dtype=v.dtype) for shape in (v.shape[:2], v.shape[:1]))
         for contest in contests:
             members, whole = contest.members, torch.zeros((), device=contest.directions.device)
             for head in range(W_O.shape[0]):
@@ -90,7 +93,7 @@ def answer_evidence(
             of_layer[:, members] = contest.judge(whole)
         by_head.append(of_heads)
         by_layer.append(of_layer)
-    return AnswerEvidence(*torch.stack(by_head, dim=2)), AnswerEvidence(*torch.stack(by_layer, dim=2))
+    return AnswerEvidence.of(torch.stack(by_head, dim=2)), AnswerEvidence.of(torch.stack(by_layer, dim=2))
 
 
 def fact_place_index(
@@ -132,7 +135,7 @@ class _Contest:
     """0 where the source has the token."""
     own: Int[Tensor, "query"]
     other: Int[Tensor, "query"]
-    """The rival that comes next after a query's own answer; its own where there is none."""
+    """The rival that is the null (:func:`~mdm_interp.measures.nulls.next_answers`)."""
     against: Float[Tensor, "query answer"]
     """1 where the own answer and the other are compared with this one."""
 
@@ -149,8 +152,7 @@ class _Contest:
         linked = torch.zeros(len(sources), len(answers), dtype=torch.bool)
         linked[source, own] = True
         rivals = ~linked[source] & (counted @ counts.T > 0)
-        steps = (torch.arange(len(answers)) - own[:, None]) % len(answers)
-        other = torch.where(rivals.any(1), steps.masked_fill(~rivals, len(answers)).argmin(1), own)
+        other = next_answers(own, rivals)
         against = rivals.float().scatter(1, other[:, None], 0.0)
         directions = readout_directions(model, tokens.to(model.W_U.device))
         return cls(
@@ -163,9 +165,9 @@ class _Contest:
         """Return what one head writes toward every token."""
         return v.to(self.directions) @ (W_O.to(self.directions) @ self.directions.T)
 
-    def judge(self, written: Float[Tensor, "query token"]) -> Float[Tensor, "measure query"]:
-        """Compute the measures of :class:`AnswerEvidence` from what one head, or one layer, writes toward every
-        token."""
+    def judge(self, written: Float[Tensor, "query token"]) -> Float[Tensor, "5 query"]:
+        """Compute the measures of :class:`AnswerEvidence` from what one head, or one layer, writes toward every token:
+        all of the answer, then those that another fact's answer has too."""
         counts, counted, against = (part.to(written) for part in (self.counts, self.counted, self.against))
         usual = (written * counted).sum(0) / counted.sum(0).clamp(min=1)
         toward = ((written - usual) * counted) @ counts.T  # [query answer]

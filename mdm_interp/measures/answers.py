@@ -8,7 +8,6 @@ answers["confidence", "known", "rank"].effect    # [question]; `null`: of anothe
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
@@ -21,6 +20,7 @@ from numpy import ndarray
 from mdm_interp.data.prompts import Kind, Prompts, render, right_answers
 from mdm_interp.data.queries import Direction, Query, QueryPair
 from mdm_interp.inference.prediction import Filled, Order, infill, infill_any_length, orders, predict
+from mdm_interp.measures.nulls import draw, of_unrelated_facts
 from mdm_interp.models.bridge import hooked
 from mdm_interp.models.protocol import HookedModel
 from mdm_interp.stats.estimates import Contrast, Estimate
@@ -82,23 +82,16 @@ def sentence_ends(prompts: Prompts, tokenizer: Any, pair: QueryPair, template: i
 
 
 def other_answers(asked: Sequence[Question], *, same_length: bool) -> list[list[tuple[int, ...]]]:
-    """List for every question the answers of facts that share no name with its own, directly or through other facts: a
-    sibling's name would be no mistake. They are the null.
+    """List for every question the answers that unrelated facts give to other sources. They are the null.
 
     Args:
         same_length: Whether only those with as many tokens as its own answer are listed.
     """
-    clusters = FactSample.of([question.pair for question in asked]).clusters.tolist()
-    pool: dict[Side, dict[tuple[int, tuple[int, ...], tuple[int, ...]], None]] = {"left": {}, "right": {}}
-    for question, cluster in zip(asked, clusters, strict=True):
-        pool[question.asked][cluster, question.query.source, question.query.answer] = None
+    given = [(question.query.source, question.query.answer) for question in asked]
+    others = of_unrelated_facts([question.pair for question in asked], [question.asked for question in asked], given)
     return [
-        [
-            answer
-            for cluster, _, answer in pool[question.asked]
-            if cluster != own and (not same_length or len(answer) == len(question.query.answer))
-        ]
-        for question, own in zip(asked, clusters, strict=True)
+        [answer for _, answer in of_others if not same_length or len(answer) == len(question.query.answer)]
+        for question, of_others in zip(asked, others, strict=True)
     ]
 
 
@@ -124,11 +117,10 @@ def answer_all(model: HookedModel, asked: Sequence[Question]) -> dict[tuple[Orde
 
 def _answered(model: HookedModel, asked: Sequence[Question]) -> Iterator[tuple[tuple[Order, Length, Measure], Answers]]:
     alike, every = (other_answers(asked, same_length=same) for same in (True, False))
-    chooser = random.Random(0)
     controls = {
-        i: with_answer(asked[i].query, chooser.choice(names), model.cfg.is_causal)
-        for i, names in enumerate(alike)
-        if names
+        i: with_answer(asked[i].query, answer, model.cfg.is_causal)
+        for i, answer in enumerate(draw(alike, seed=0))
+        if answer is not None
     }
     queries, ends = [question.query for question in asked], [question.ends for question in asked]
     longest = max(len(query.answer) for query in queries)

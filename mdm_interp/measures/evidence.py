@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from einops import einsum
@@ -21,11 +21,14 @@ from mdm_interp.data.queries import Query, QueryBatch, QueryPair, batches, requi
 from mdm_interp.data.worlds import FactWorld
 from mdm_interp.errors import UserError
 from mdm_interp.measures.capture import LayerView, capture
+from mdm_interp.measures.nulls import next_answers
 from mdm_interp.models.bridge import hooked
 from mdm_interp.models.inputs import check_token_ids
 from mdm_interp.models.layers import per_query_head, precise
 from mdm_interp.models.protocol import HookedModel
 from mdm_interp.stats.estimates import Contrast
+
+Index = TypeVar("Index", float, Tensor)
 
 
 def readout_directions(
@@ -119,7 +122,7 @@ def position_index(evidence: Float[Tensor, "head target source position"]) -> fl
     return float(over_positions / summed.mean(-1).var(correction=0))
 
 
-def as_share(index: float) -> float:
+def as_share(index: Index) -> Index:
     """Turn a position index into position's share of the whole variance, 0 to 1."""
     return index / (1 + index)
 
@@ -321,7 +324,7 @@ def evidence_scores(
     model: HookedModel, queries: Sequence[Query], candidates: Int[Tensor, "query candidate"]
 ) -> Contrast[Float[Tensor, "layer"]]:
     """Return how many standard deviations the true answer's evidence (summed over heads, unrouted) lies above the mean
-    of the candidates, mean over queries; null: the same of the candidate that follows it, another fact's answer.
+    of the candidates, mean over queries; null: the same of the next candidate, another fact's answer.
 
     Args:
         queries: Of one answer token each.
@@ -333,9 +336,9 @@ def evidence_scores(
     evidence = compute_evidence(model, queries, targets).sum(2)  # [query layer target]
     among = evidence.gather(2, column[:, None].expand(-1, evidence.shape[1], -1))
     z = (among - among.mean(-1, keepdim=True)) / among.std(-1, correction=0, keepdim=True)
-    true = (candidates == torch.tensor([query.answer for query in queries])).int().argmax(1)
-    each = torch.arange(len(queries))
-    return Contrast(z[each, :, true].mean(0), z[each, :, (true + 1) % candidates.shape[1]].mean(0))
+    is_true = candidates == torch.tensor([query.answer for query in queries])
+    true, each = is_true.int().argmax(1), torch.arange(len(queries))
+    return Contrast(true, next_answers(true, ~is_true)).map(lambda answer: z[each, :, answer].mean(0))
 
 
 def margin_and_rank(

@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from mdm_interp.data.queries import QueryPair
 from mdm_interp.data.worlds import FactWorld
-from mdm_interp.measures.evidence import compute_evidence, evidence_scores, place_index
+from mdm_interp.measures.evidence import as_share, compute_evidence, evidence_scores, place_index
 from mdm_interp.measures.gradients.alignment import STORAGE, gradient_alignment
+from mdm_interp.measures.nulls import two_before
 from mdm_interp.measures.routes import route_correlation, score_correlation
 from mdm_interp.models.protocol import HookedModel
 from mdm_interp.stats.estimates import Contrast
@@ -28,13 +27,12 @@ def evidence(model: HookedModel, query_pairs: Sequence[QueryPair], world: FactWo
     Source: docs/theory.md, section 2.
     """
     reverse = [pair.reverse for pair in query_pairs]
-    scores = evidence_scores(model, reverse, world.candidates(reverse))
-    return Contrast(scores.effect.max().item(), scores.null.max().item())
+    return evidence_scores(model, reverse, world.candidates(reverse)).map(lambda scores: scores.max().item())
 
 
 def position(model: HookedModel, query_pairs: Sequence[QueryPair], world: FactWorld) -> Contrast[float]:
     """Return the share of the variance of evidence that the two places of a pair make; null: with the reverse query of
-    another source in place of each pair's own.
+    the pair two before in place of each pair's own.
 
     Args:
         query_pairs: One context per fact, in the order in which the world gives them.
@@ -44,12 +42,8 @@ def position(model: HookedModel, query_pairs: Sequence[QueryPair], world: FactWo
     targets = torch.arange(world.config.n_entities)
     forward = compute_evidence(model, [pair.forward for pair in query_pairs], targets).sum(2)
     reverse = compute_evidence(model, [pair.reverse for pair in query_pairs], targets).sum(2)
-
-    def share(reverse: Float[Tensor, "pair layer target"]) -> float:
-        index = place_index(forward, reverse)
-        return (index / (1 + index)).max().item()
-
-    return Contrast(share(reverse), share(reverse.roll(2, 0)))
+    paired = Contrast(reverse, reverse[two_before(query_pairs)])
+    return paired.map(lambda reverse: as_share(place_index(forward, reverse)).max().item())
 
 
 def route(model: HookedModel, query_pairs: Sequence[QueryPair]) -> Contrast[float]:
@@ -67,8 +61,7 @@ def score(model: HookedModel, query_pairs: Sequence[QueryPair]) -> Contrast[floa
 
     Source: docs/theory.md, section 3.
     """
-    correlation = score_correlation(model, query_pairs)
-    return Contrast(correlation.effect.nanmean().item(), correlation.null.nanmean().item())
+    return score_correlation(model, query_pairs).map(lambda correlation: correlation.nanmean().item())
 
 
 def alignment(model: HookedModel, query_pairs: Sequence[QueryPair]) -> dict[str, Contrast[float]]:
@@ -79,6 +72,6 @@ def alignment(model: HookedModel, query_pairs: Sequence[QueryPair]) -> dict[str,
     """
     aligned = gradient_alignment(model, query_pairs).within(STORAGE)
     return {
-        "alignment": Contrast(aligned.matched()[-1].nanmean().item(), aligned.mismatched()[-1].nanmean().item()),
+        "alignment": aligned.pair_cosine().map(lambda cosine: cosine[-1].nanmean().item()),
         "mean_alignment": Contrast(aligned.mean_cosine()[-1].item(), 0.0),
     }

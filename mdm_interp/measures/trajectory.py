@@ -9,7 +9,6 @@ The null is the same sentences with another fact's source (:func:`other_sources`
 
 from __future__ import annotations
 
-import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -24,10 +23,10 @@ from mdm_interp.data.queries import Query, QueryBatch, QueryPair, answer_positio
 from mdm_interp.inference.denoising import Trajectory, denoise
 from mdm_interp.measures.capture import LayerView, capture
 from mdm_interp.measures.evidence import readout_directions
+from mdm_interp.measures.nulls import draw, of_unrelated_facts
 from mdm_interp.models.bridge import hooked
 from mdm_interp.models.layers import per_query_head
 from mdm_interp.models.protocol import HookedModel
-from mdm_interp.stats.resampling import FactSample
 
 ENDINGS = ("correct", "probability", "filled_at")
 """What is known of each answer once it is filled."""
@@ -55,20 +54,15 @@ def with_source(query: Query, source: tuple[int, ...]) -> Query:
 
 
 def other_sources(query_pairs: Sequence[QueryPair], n_ctx: int) -> list[tuple[int, ...] | None]:
-    """Choose for every pair the source of a fact that is asked for the same side and shares no name with it, directly
-    or through other facts; None where there is none, or none that the context holds."""
-    chooser, clusters = random.Random(0), FactSample.of(query_pairs).clusters.tolist()
-    known = dict.fromkeys(
-        (pair.side, cluster, pair.forward.source) for pair, cluster in zip(query_pairs, clusters, strict=True)
-    )
-    chosen = []
-    for pair, own in zip(query_pairs, clusters, strict=True):
-        room = n_ctx - max(len(pair.forward.tokens), len(pair.reverse.tokens)) + len(pair.forward.source)
-        others = [
-            source for side, cluster, source in known if side == pair.side and cluster != own and len(source) <= room
-        ]
-        chosen.append(chooser.choice(others) if others else None)
-    return chosen
+    """Draw for every pair the source of an unrelated fact; None where there is none, or none that the context holds."""
+    sources = [pair.forward.source for pair in query_pairs]
+    longest = [max(len(pair.forward.tokens), len(pair.reverse.tokens)) for pair in query_pairs]
+    others = of_unrelated_facts(query_pairs, [pair.side for pair in query_pairs], sources)
+    fitting = [
+        [source for source in of_others if length - len(own) + len(source) <= n_ctx]
+        for own, length, of_others in zip(sources, longest, others, strict=True)
+    ]
+    return draw(fitting, seed=0)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
@@ -13,6 +13,7 @@ from scipy.stats import t as student_t
 LEVEL = 0.95
 
 Measured = TypeVar("Measured")
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,10 @@ class Contrast(Generic[Measured]):
 
     effect: Measured
     null: Measured
+
+    def map(self, function: Callable[[Measured], Made]) -> Contrast[Made]:
+        """Apply a function to both."""
+        return Contrast(function(self.effect), function(self.null))
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ def test_a_model_of_the_small_grid_is_measured_alike_as_a_checkpoint(tmp_path: P
     assert compute_evidence(loaded, queries, targets).equal(compute_evidence(model, queries, targets))
     streamed, whole = layer_alignment(loaded, pairs), gradient_alignment(model, pairs)
     for group in (("V", "O"), ("Q", "K")):
-        expected = whole.within(group).matched()[-1]
+        expected = whole.within(group).pair_cosine().effect[-1]
         assert streamed.cosine([0], group).effect == pytest.approx(expected, abs=1e-4)
 
 

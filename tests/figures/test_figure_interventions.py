@@ -101,11 +101,11 @@ def test_patches_count_as_edits_of_one_layer_and_place() -> None:
     rows = tidy(interventions.patch_rows(two, PAIRS, effect))
     assert len(rows) == 2 * (4 + 4)
     before = predict(two, [pair.reverse for pair in PAIRS]).log_probability
-    change = patch_heads(two, PAIRS).change
+    change = patch_heads(two, PAIRS).effect
     (head,) = [row for row in rows if (row["edit"], row["layer"], row["place"]) == ("head", 1, "3")]
     assert head["log_after"] == pytest.approx((before + change[:, 1, 2]).mean().item(), rel=1e-4)
     assert head["after"] == pytest.approx((before + change[:, 1, 2]).exp().mean().item(), rel=1e-4)
-    patched = patch_positions(two, PAIRS).change
+    patched = patch_positions(two, PAIRS).effect
     filler = position_roles(PAIRS)["filler"]
     told = [
         (before[pair] + patched[pair, 1, at]).item()

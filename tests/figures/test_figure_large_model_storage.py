@@ -48,7 +48,7 @@ def test_each_source_is_compared_within_its_template_and_side(probe: Probe, resu
                 ]
                 heads, layers = answer_evidence(probe.model, [getattr(pair, side) for pair in asked])
                 for row, pair in enumerate(asked):
-                    per_fact.setdefault(pair.fact, []).append((heads.specific[row], layers.beaten[row]))
+                    per_fact.setdefault(pair.fact, []).append((heads.specific.effect[row], layers.beaten.effect[row]))
             means = [
                 [torch.stack(part).nanmean(0) for part in zip(*of_fact, strict=True)] for of_fact in per_fact.values()
             ]

@@ -81,9 +81,9 @@ def test_rows_are_those_of_each_model_by_itself(probe: Probe, result: Result) ->
             assert heads[0][name] == pytest.approx(sample.mean(route).value[1, 2].item(), rel=1e-4)
             evidence, of_layers = answer_evidence(model, queries, sample.contexts)
             (row,) = rows_of(result, **at, what="evidence", layer=0, head=3)
-            assert row[name] == pytest.approx(sample.mean(evidence.beaten).value[0, 3].item(), rel=1e-4)
+            assert row[name] == pytest.approx(sample.mean(evidence.beaten.effect).value[0, 3].item(), rel=1e-4)
             (row,) = rows_of(result, **at, what="layer_evidence")
-            assert row[name] == pytest.approx(sample.mean(of_layers.beaten).value.mean().item(), rel=1e-4)
+            assert row[name] == pytest.approx(sample.mean(of_layers.beaten.effect).value.mean().item(), rel=1e-4)
             (row,) = rows_of(result, **at, what="log_probability")
             expected = sample.mean(predict(model, queries).log_probability).value
             assert row[name] == pytest.approx(expected.item(), rel=1e-4)

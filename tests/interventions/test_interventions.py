@@ -37,6 +37,7 @@ from mdm_interp.interventions.effects import (
 from mdm_interp.interventions.patching import patch_heads, patch_positions
 from mdm_interp.measures.routes import compute_routes
 from mdm_interp.models.transformer import HookedTransformer
+from mdm_interp.stats.estimates import Contrast
 
 FACTS = FactConfig(n_entities=6, n_filler=4, seq_len=7, gap=(2, 4))
 CALLS = (transplant_routes, share_routes, project_even_routes, ablate_storage, ablate_routes)
@@ -88,14 +89,14 @@ def test_the_forward_route_brings_back_the_forward_prediction(
         seed=seed,
     )
     effect = transplant_routes(model, pairs_of(facts, seed))
-    torch.testing.assert_close(effect.after, effect.forward, rtol=1e-5, atol=1e-5)
-    assert (effect.control - effect.forward).abs().max() > 1e-3, "any route would do"
+    torch.testing.assert_close(effect.after.effect, effect.forward, rtol=1e-5, atol=1e-5)
+    assert (effect.after.null - effect.forward).abs().max() > 1e-3, "any route would do"
 
 
 @pytest.mark.parametrize("changes", [{"position": "learned"}, {"position": "rope", "n_layers": 2}])
 def test_the_forward_route_is_not_enough_where_values_know_their_place(changes: dict[str, Any]) -> None:
     effect = transplant_routes(model_for(**changes), pairs_of())
-    assert (effect.after - effect.forward).abs().max() > 1e-2
+    assert (effect.after.effect - effect.forward).abs().max() > 1e-2
 
 
 def test_the_control_gives_the_sources_share_to_another_position() -> None:
@@ -121,7 +122,7 @@ def test_even_routes_are_the_mean_of_the_scores_to_both_sides(position: str) -> 
     with even_routes(model, pairs):
         projected = compute_routes(model, queries).scores
     torch.testing.assert_close(projected, (forward + reverse) / 2, rtol=1e-5, atol=1e-5)
-    moved = (project_even_routes(model, pairs).after - predict(model, queries).log_probability).abs().max()
+    moved = (project_even_routes(model, pairs).after.effect - predict(model, queries).log_probability).abs().max()
     assert moved < 1e-5 if position in ("alibi", "none") else moved > 1e-3
 
 
@@ -135,9 +136,9 @@ def test_of_two_heads_sharing_is_exchanging_what_they_store(position: str) -> No
             weight = exchanged.get_parameter(f"blocks.0.attn.{name}")
             weight.copy_(weight.flip(0))
     expected, effect = transplant_routes(exchanged, pairs), share_routes(model, pairs)
-    torch.testing.assert_close(effect.after, expected.after, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(effect.control, expected.control, rtol=1e-5, atol=1e-5)
-    assert (effect.after - effect.forward).abs().max() > 1e-2
+    torch.testing.assert_close(effect.after.effect, expected.after.effect, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(effect.after.null, expected.after.null, rtol=1e-5, atol=1e-5)
+    assert (effect.after.effect - effect.forward).abs().max() > 1e-2
 
 
 def test_a_head_gets_the_mean_route_of_its_layers_other_heads() -> None:
@@ -162,7 +163,7 @@ def test_where_heads_attend_alike_shared_routes_are_their_own() -> None:
             weight = model.get_parameter(f"blocks.0.attn.{name}")
             weight.copy_(weight[:1].expand_as(weight))
     effect = share_routes(model, pairs)
-    torch.testing.assert_close(effect.after, effect.forward, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(effect.after.effect, effect.forward, rtol=1e-5, atol=1e-5)
     assert (effect.before - effect.forward).abs().max() > 1e-2
 
 
@@ -179,10 +180,10 @@ def test_only_chosen_heads_lose_their_odd_part() -> None:
     assert (whole[:, 0] - plain[:, 0]).abs().amax((0, 1)) > 1e-3
     every = [(layer, head) for layer in range(2) for head in range(4)]
     torch.testing.assert_close(
-        project_even_routes(model, pairs, heads=every).after, project_even_routes(model, pairs).after
+        project_even_routes(model, pairs, heads=every).after.effect, project_even_routes(model, pairs).after.effect
     )
     none = project_even_routes(model, pairs, heads=[])
-    assert torch.equal(none.after, none.before) and torch.equal(none.control, none.before)
+    assert torch.equal(none.after.effect, none.before) and torch.equal(none.after.null, none.before)
 
 
 def test_the_control_of_chosen_heads_is_as_many_others() -> None:
@@ -190,11 +191,11 @@ def test_the_control_of_chosen_heads_is_as_many_others() -> None:
     model, pairs = model_for(position="rope", n_layers=2), pairs_of()
     first, rest = [(0, head) for head in range(4)], [(1, head) for head in range(4)]
     effect = project_even_routes(model, pairs, heads=first)
-    torch.testing.assert_close(effect.control, project_even_routes(model, pairs, heads=rest).after)
-    assert project_even_routes(model, pairs, heads=[*first, (1, 0)]).control.isnan().all()
-    controls = [project_even_routes(model, pairs, seed, heads=first[:1]).control for seed in range(8)]
+    torch.testing.assert_close(effect.after.null, project_even_routes(model, pairs, heads=rest).after.effect)
+    assert project_even_routes(model, pairs, heads=[*first, (1, 0)]).after.null.isnan().all()
+    controls = [project_even_routes(model, pairs, seed, heads=first[:1]).after.null for seed in range(8)]
     own = effect.before[None].expand(7, -1)
-    alone = torch.stack([project_even_routes(model, pairs, heads=[head]).after for head in [*first[1:], *rest]])
+    alone = torch.stack([project_even_routes(model, pairs, heads=[head]).after.effect for head in [*first[1:], *rest]])
     assert all((alone - control).abs().amax(1).min() < 1e-5 for control in controls)
     assert len({round(control.sum().item(), 4) for control in controls}) > 1
     assert (alone - own).abs().amax(1).min() > 1e-5, "a head without odd part tells nothing"
@@ -208,7 +209,8 @@ def test_several_heads_are_edited_as_their_number_and_scheme_allow() -> None:
         "shared": share_routes(model, pairs),
         "even": project_even_routes(model, pairs, heads=[(0, 1), (0, 3)]),
     }.items():
-        assert torch.equal(effects[name].after, effect.after) and torch.equal(effects[name].control, effect.control)
+        assert torch.equal(effects[name].after.effect, effect.after.effect)
+        assert torch.equal(effects[name].after.null, effect.after.null)
     assert list(edit_heads(model_for(position="learned"), pairs, specific)) == ["shared"]
     assert list(edit_heads(model_for(position="rope", n_heads=1), pairs, specific[:, :1])) == ["even"]
 
@@ -217,7 +219,7 @@ def test_a_cut_route_is_a_sequence_without_its_source() -> None:
     """Independent: without positions, not to see the source is to read a sequence that lacks it."""
     model, pairs = model_for(position="none"), pairs_of()
     effect = ablate_routes(model, pairs)
-    for pair, after in zip(pairs[:6], effect.after[:6], strict=True):
+    for pair, after in zip(pairs[:6], effect.after.effect[:6], strict=True):
         start = pair.reverse.source_span[0]
         tokens = pair.reverse.tokens[:start] + pair.reverse.tokens[start + 1 :]
         asked = pair.reverse.answer_span[0] - (start < pair.reverse.answer_span[0])
@@ -235,37 +237,37 @@ def test_ablated_storage_removes_route_times_evidence_of_the_source() -> None:
     pair = torch.arange(len(pairs))
     removed = (rows[pair, :, at][..., None] * written[pair, at]).sum(1)
     expected = (batch.at_readout(logits)[:, 0] - removed).log_softmax(-1).gather(1, batch.answer)[:, 0]
-    torch.testing.assert_close(ablate_storage(model, pairs).after, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ablate_storage(model, pairs).after.effect, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_patching_every_head_of_one_layer_is_the_transplant() -> None:
     """With one head, its output at the readout is all that the forward route brings."""
     model, pairs = model_for(position="rope", n_heads=1, normalization_type=None), pairs_of()
     effect = transplant_routes(model, pairs)
-    change = patch_heads(model, pairs).change[:, 0, 0]
+    change = patch_heads(model, pairs).effect[:, 0, 0]
     torch.testing.assert_close(change, effect.forward - effect.before, rtol=1e-4, atol=1e-5)
 
 
 def test_patched_positions_matter_where_they_hold_something_else() -> None:
     model, pairs = model_for(position="rope", n_layers=2), pairs_of()
     patched = patch_positions(model, pairs)
-    assert patched.change.shape == (len(pairs), 2, FACTS.seq_len)
-    assert patched.change[:, 0].abs().max() < 1e-5, "before the first layer mirrored positions hold the same"
-    assert patched.change[:, 1].abs().max() > 1e-3
-    assert patched.control[:, 0].nan_to_num().abs().max() > 1e-3
+    assert patched.effect.shape == (len(pairs), 2, FACTS.seq_len)
+    assert patched.effect[:, 0].abs().max() < 1e-5, "before the first layer mirrored positions hold the same"
+    assert patched.effect[:, 1].abs().max() > 1e-3
+    assert patched.null[:, 0].nan_to_num().abs().max() > 1e-3
 
 
 def test_the_patching_control_comes_from_another_fact_in_the_same_places_or_is_undefined() -> None:
     """A fact twice in one place has no other to take from; a second fact there gives what it holds."""
     model, pairs = model_for(position="rope"), pairs_of()
-    assert patch_positions(model, [pairs[0], pairs[0]]).control.isnan().all()
-    assert patch_heads(model, [pairs[0], pairs[0]]).control.isnan().all()
+    assert patch_positions(model, [pairs[0], pairs[0]]).null.isnan().all()
+    assert patch_heads(model, [pairs[0], pairs[0]]).null.isnan().all()
     forward, reverse = pairs[0].forward, pairs[0].reverse
     (at,), (back,) = range(*forward.source_span), range(*reverse.source_span)
     tokens = (*forward.tokens[:at], (forward.tokens[at] + 1) % 6, *forward.tokens[at + 1 :])
     swapped = (*reverse.tokens[:back], tokens[at], *reverse.tokens[back + 1 :])
     other = QueryPair(replace(forward, tokens=tokens), replace(reverse, tokens=swapped), 99, pairs[0].side)
-    control = patch_positions(model, [pairs[0], other]).control[0, 0]
+    control = patch_positions(model, [pairs[0], other]).null[0, 0]
     told = predict(model, [reverse, replace(reverse, tokens=swapped)]).log_probability
     torch.testing.assert_close(control[back], told[1] - told[0], rtol=1e-4, atol=1e-5)
     assert control[[place for place in range(FACTS.seq_len) if place != back]].abs().max() < 1e-5
@@ -278,7 +280,7 @@ def test_spans_of_several_tokens_swap_whole(position: str, seed: int) -> None:
     reverse = Query((5, 3, 4, 0, 12, 12, 8, 9), (1, 2), (4, 6), (1, 3))
     model = random_model(n_layers=1, position=position, seed=seed)
     effect = transplant_routes(model, [QueryPair(forward, reverse, 0, "left")])
-    torch.testing.assert_close(effect.after, effect.forward, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(effect.after.effect, effect.forward, rtol=1e-5, atol=1e-5)
     free, needed = other_positions(reverse, model.cfg)
     assert (free, needed) == ([0, 3, 6, 7], 2)
 
@@ -319,8 +321,8 @@ def test_hooks_go_and_numbers_are_log_probabilities(call: Any) -> None:
     assert torch.equal(model(torch.tensor([pairs[0].reverse.tokens])), before)
     torch.testing.assert_close(effect.before, predict(model, [pair.reverse for pair in pairs]).log_probability)
     torch.testing.assert_close(effect.forward, predict(model, [pair.forward for pair in pairs]).log_probability)
-    assert torch.equal(call(model, pairs).control, effect.control), "the control is drawn from its seed"
-    assert not torch.allclose(effect.control, effect.after)
+    assert torch.equal(call(model, pairs).after.null, effect.after.null), "the control is drawn from its seed"
+    assert not torch.allclose(effect.after.null, effect.after.effect)
 
 
 def test_hooks_go_after_an_exception() -> None:
@@ -359,6 +361,6 @@ def test_what_cannot_be_edited_is_named() -> None:
 def test_the_distance_of_an_effect_by_hand() -> None:
     """The control is 3 nats from the forward answers, the edited answers are 1 and 0.5, those left alone 3 and 6."""
     forward = torch.tensor([-1.0, -2.0])
-    effect = Effect(forward, forward + torch.tensor([-3.0, 6.0]), forward - torch.tensor([1.0, -0.5]), forward - 3)
-    distance = effect.distance()
+    after = Contrast(forward - torch.tensor([1.0, -0.5]), forward - 3)
+    distance = Effect(forward, forward + torch.tensor([-3.0, 6.0]), after).distance()
     assert (distance.effect, distance.null) == (pytest.approx(0.75 / 3), pytest.approx(4.5 / 3))

@@ -35,6 +35,14 @@ def ask(source: Sequence[int], answer: Sequence[int], *, filler: Sequence[int] =
     return Query((*given, *masked), tuple(answer), (len(given), len(given) + len(answer)), (0, len(source)))
 
 
+def values_of(evidence: AnswerEvidence) -> dict[str, Tensor]:
+    """Every measure and every null by a name."""
+    specific, beaten = evidence.specific, evidence.beaten
+    effects = {"own": evidence.own, "specific": specific.effect, "beaten": beaten.effect}
+    return {**effects, "null_specific": specific.null, "null_beaten": beaten.null}
+
+
+LINEAR = ("own", "specific", "null_specific")
 QUERIES = [
     ask(source, name, filler=(2,) * (1 + at % 3)) for at, (source, name) in enumerate(zip(SOURCES, NAMES, strict=True))
 ]
@@ -85,18 +93,18 @@ def test_every_measure_is_its_definition(causal: bool) -> None:
     queries = [ask(query.source, query.answer, filler=(2,), causal=causal) for query in QUERIES]
     by_head, _ = answer_evidence(model, queries)
     for name, expected in by_loops(model, queries).items():
-        assert_close(getattr(by_head, name), expected, atol=1e-10, rtol=1e-9, equal_nan=True)
-    assert by_head.specific[1].isnan().all()  # nothing is left of its answer
-    assert not by_head.specific[[0, 2, 3, 4, 5]].isnan().any()
+        assert_close(values_of(by_head)[name], expected, atol=1e-10, rtol=1e-9, equal_nan=True)
+    assert by_head.specific.effect[1].isnan().all()  # nothing is left of its answer
+    assert not by_head.specific.effect[[0, 2, 3, 4, 5]].isnan().any()
 
 
 def test_a_layer_is_the_sum_of_its_heads() -> None:
     by_head, by_layer = answer_evidence(random_model(**SHAPE, dtype="float64"), QUERIES)
-    for name in ("own", "specific", "null_specific"):  # linear
-        assert_close(getattr(by_layer, name), getattr(by_head, name).sum(2), equal_nan=True)
+    for name in LINEAR:
+        assert_close(values_of(by_layer)[name], values_of(by_head)[name].sum(2), equal_nan=True)
     single = random_model(**SHAPE | {"n_key_value_heads": 1}, n_heads=1, dtype="float64")
     heads, layers = answer_evidence(single, QUERIES)
-    assert_close(layers.beaten, heads.beaten[..., 0], equal_nan=True)
+    assert_close(layers.beaten.effect, heads.beaten.effect[..., 0], equal_nan=True)
 
 
 def test_own_evidence_is_that_of_compute_evidence() -> None:
@@ -112,8 +120,8 @@ def test_padding_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     together = answer_evidence(model, QUERIES)
     monkeypatch.setattr("mdm_interp.data.queries.MAX_LOGITS", 1)
     for padded, alone in zip(together, answer_evidence(model, QUERIES), strict=True):
-        for name in ("own", "specific", "null_specific"):
-            assert_close(getattr(padded, name), getattr(alone, name), atol=1e-5, rtol=1e-5, equal_nan=True)
+        for name in LINEAR:
+            assert_close(values_of(padded)[name], values_of(alone)[name], atol=1e-5, rtol=1e-5, equal_nan=True)
 
 
 def test_contexts_are_contests_of_their_own() -> None:
@@ -124,8 +132,8 @@ def test_contexts_are_contests_of_their_own() -> None:
     for context in (0, 1):
         members = (contexts == context).nonzero().flatten()
         apart, _ = answer_evidence(model, [queries[member] for member in members])
-        for name in ("own", "specific", "beaten", "null_specific", "null_beaten"):
-            assert_close(getattr(whole, name)[members], getattr(apart, name), equal_nan=True)
+        for name, values in values_of(whole).items():
+            assert_close(values[members], values_of(apart)[name], equal_nan=True)
 
 
 def test_a_bridge_gives_the_same(tmp_path: Path) -> None:
@@ -133,8 +141,8 @@ def test_a_bridge_gives_the_same(tmp_path: Path) -> None:
     queries = [ask(query.source, query.answer, causal=True) for query in QUERIES]
     bridge = llama_bridge(model, tmp_path)
     for ours, theirs in zip(answer_evidence(model, queries), answer_evidence(bridge, queries), strict=True):
-        for name in ("own", "specific", "null_specific"):
-            assert_close(getattr(ours, name), getattr(theirs, name), atol=2e-5, rtol=1e-4, equal_nan=True)
+        for name in LINEAR:
+            assert_close(values_of(ours)[name], values_of(theirs)[name], atol=2e-5, rtol=1e-4, equal_nan=True)
 
 
 # ---- what counts as knowledge
@@ -150,7 +158,7 @@ def judged(queries: Sequence[Query], written: Tensor) -> AnswerEvidence:
     contest = _Contest.of(model, queries, torch.arange(len(queries)))
     tokens = torch.tensor(sorted({token for query in queries for token in query.answer}))
     measures = contest.judge(written[:, tokens])
-    return AnswerEvidence(*measures[:, :, None])
+    return AnswerEvidence.of(measures[:, :, None])
 
 
 def test_planted_knowledge_is_found_and_another_facts_answer_is_not() -> None:
@@ -159,14 +167,15 @@ def test_planted_knowledge_is_found_and_another_facts_answer_is_not() -> None:
     for row, query in enumerate(queries):
         written[row, list(query.answer)] += 1.5
     evidence = judged(queries, written)
-    assert evidence.specific.mean().item() == pytest.approx(3, abs=0.7)
-    assert evidence.beaten.mean() > 0.9
-    assert evidence.null_specific.mean().abs() < 0.7
-    assert evidence.null_beaten.mean().item() == pytest.approx(0.5, abs=0.12)
+    assert evidence.specific.effect.mean().item() == pytest.approx(3, abs=0.7)
+    assert evidence.beaten.effect.mean() > 0.9
+    assert evidence.specific.null.mean().abs() < 0.7
+    assert evidence.beaten.null.mean().item() == pytest.approx(0.5, abs=0.12)
 
 
 def test_without_knowledge_half_of_the_others_are_beaten() -> None:
-    means = [judged(facts(30), torch.randn(30, 200, generator=seeded(seed))).beaten.mean() for seed in range(20)]
+    judgements = [judged(facts(30), torch.randn(30, 200, generator=seeded(seed))) for seed in range(20)]
+    means = [evidence.beaten.effect.mean() for evidence in judgements]
     error = torch.stack(means).std() / len(means) ** 0.5
     assert abs(torch.stack(means).mean() - 0.5) < 4 * error
 
@@ -178,7 +187,7 @@ def test_easy_tokens_and_loud_sources_are_no_knowledge() -> None:
     easy = 100 * torch.randn(1, 200, generator=seeded(2)).double()
     plain, changed = judged(queries, written), judged(queries, written + loud + easy)
     for name in ("specific", "beaten", "null_specific", "null_beaten"):
-        assert_close(getattr(changed, name), getattr(plain, name), atol=1e-9, rtol=0)
+        assert_close(values_of(changed)[name], values_of(plain)[name], atol=1e-9, rtol=0)
 
 
 def test_copying_a_shared_token_is_no_knowledge() -> None:
@@ -188,7 +197,7 @@ def test_copying_a_shared_token_is_no_knowledge() -> None:
         written[row, 100 + row] = 5.0
     evidence = judged(queries, written)
     assert (evidence.own == 5).all()
-    assert (evidence.specific == 0).all() and (evidence.beaten == 0.5).all()
+    assert (evidence.specific.effect == 0).all() and (evidence.beaten.effect == 0.5).all()
 
 
 def test_answers_of_the_same_source_do_not_compete() -> None:
@@ -198,13 +207,14 @@ def test_answers_of_the_same_source_do_not_compete() -> None:
     changed[0, [150, 151]] += 50
     changed = changed - changed.mean(0) + written.mean(0)  # and the mean over sources as it was
     before, after = judged(queries, written), judged(queries, changed)
-    assert_close(before.specific[0], after.specific[0])
-    assert_close(before.beaten[0], after.beaten[0])
+    assert_close(before.specific.effect[0], after.specific.effect[0])
+    assert_close(before.beaten.effect[0], after.beaten.effect[0])
 
 
 def test_too_few_answers_leave_nothing_to_compare() -> None:
     by_head, _ = answer_evidence(random_model(**SHAPE), QUERIES[:2])
-    assert by_head.own.isfinite().all() and by_head.specific.isnan().all() and by_head.null_beaten.isnan().all()
+    assert by_head.own.isfinite().all()
+    assert by_head.specific.effect.isnan().all() and by_head.beaten.null.isnan().all()
     with pytest.raises(UserError, match="queries: evidence for answers needs several"):
         answer_evidence(random_model(**SHAPE), [])
 

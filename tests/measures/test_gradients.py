@@ -187,8 +187,8 @@ def test_alignment_is_what_the_concatenated_gradients_say(name: str, objective: 
         assert_close(alignment.reverse_square[index], reverse @ reverse.T, atol=1e-9, rtol=1e-9)
         cosine = F.cosine_similarity(forward[:, None], reverse[None], dim=-1)
         null = [cosine[i, j] for i, one in enumerate(pairs) for j, other in enumerate(pairs) if one.fact != other.fact]
-        assert_close(alignment.matched()[index], cosine.diagonal(), atol=1e-9, rtol=0)
-        assert_close(alignment.mismatched()[index], torch.stack(null), atol=1e-9, rtol=0)
+        assert_close(alignment.pair_cosine().effect[index], cosine.diagonal(), atol=1e-9, rtol=0)
+        assert_close(alignment.pair_cosine().null[index], torch.stack(null), atol=1e-9, rtol=0)
         mean = F.cosine_similarity(forward.mean(0), reverse.mean(0), dim=0)
         assert_close(alignment.mean_cosine()[index], mean, atol=1e-9, rtol=0)
 
@@ -204,33 +204,33 @@ def test_a_query_is_aligned_with_itself() -> None:
     pairs = [replace(pair, reverse=pair.forward) for pair in world_pairs()]
     same = gradient_alignment(double_model(), pairs)
     ones = torch.ones(len(same.components), len(pairs), dtype=torch.float64)
-    assert_close(same.matched(), ones, atol=1e-9, rtol=0)
+    assert_close(same.pair_cosine().effect, ones, atol=1e-9, rtol=0)
     assert_close(same.mean_cosine(), ones[:, 0], atol=1e-9, rtol=0)
 
 
 def test_where_there_are_two_answers_learning_one_unlearns_the_other() -> None:
     opposed = gradient_alignment(double_model(d_vocab=2), two_answers(world_pairs()))
-    assert_close(opposed.matched(), -torch.ones_like(opposed.matched()), atol=1e-9, rtol=0)
+    assert_close(opposed.pair_cosine().effect, -torch.ones_like(opposed.pair_cosine().effect), atol=1e-9, rtol=0)
 
 
 def test_planted_gradients_are_aligned_opposed_or_neither() -> None:
     forward = torch.tensor([[3.0, 4.0], [1.0, 0.0], [0.0, 2.0]], dtype=torch.float64)
     reverse = torch.tensor([[6.0, 8.0], [-2.0, 0.0], [5.0, 0.0]], dtype=torch.float64)
     alignment = alignment_of(forward, reverse, [0, 0, 1])
-    assert alignment.matched()[0].tolist() == pytest.approx([1, -1, 0])
+    assert alignment.pair_cosine().effect[0].tolist() == pytest.approx([1, -1, 0])
     # forward 0 with reverse 2, forward 1 with reverse 2, forward 2 with reverse 0 and with reverse 1
-    assert alignment.mismatched()[0].tolist() == pytest.approx([0.6, 1, 0.8, 0])
+    assert alignment.pair_cosine().null[0].tolist() == pytest.approx([0.6, 1, 0.8, 0])
     # the sums are (4, 6) and (9, 8)
     assert alignment.mean_cosine()[0].item() == pytest.approx((4 * 9 + 6 * 8) / (52**0.5 * 145**0.5))
     opposite = alignment_of(forward, -2 * forward, [0, 1, 2])
-    assert opposite.matched()[0].tolist() == pytest.approx([-1, -1, -1])
+    assert opposite.pair_cosine().effect[0].tolist() == pytest.approx([-1, -1, -1])
     assert opposite.mean_cosine()[0].item() == pytest.approx(-1)
 
 
 def test_a_zero_gradient_has_no_direction() -> None:
     forward = torch.tensor([[0.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
     alignment = alignment_of(forward, forward.flip(0), [0, 1])
-    assert alignment.matched()[0].isnan().all() and alignment.cosine()[0, 1, 0].item() == pytest.approx(1)
+    assert alignment.pair_cosine().effect[0].isnan().all() and alignment.cosine()[0, 1, 0].item() == pytest.approx(1)
     silent = alignment_of(torch.zeros(2, 2), forward.float(), [0, 1])
     assert silent.mean_cosine().isnan().all()
 
@@ -240,8 +240,8 @@ def test_spans_and_padding_do_not_disturb_the_alignment(name: str) -> None:
     model = double_model(name)
     pairs = [QueryPair(one, other, 0, "right") for one, other in zip(QUERIES, QUERIES[1:] + QUERIES[:1], strict=True)]
     together, alone = gradient_alignment(model, pairs), [gradient_alignment(model, [pair]) for pair in pairs]
-    expected = torch.cat([alignment.matched() for alignment in alone], dim=1)
-    assert_close(together.matched(), expected, atol=1e-9, rtol=0)
+    expected = torch.cat([alignment.pair_cosine().effect for alignment in alone], dim=1)
+    assert_close(together.pair_cosine().effect, expected, atol=1e-9, rtol=0)
 
 
 # ---- first order

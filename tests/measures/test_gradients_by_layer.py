@@ -46,8 +46,8 @@ def test_inner_products_are_autograds(tied: bool) -> None:
             ]
             inner = sum((forward[name] * reverse[name]).sum() for name in names)
             square = sum(reverse[name].pow(2).sum() for name in names)
-            assert_close(streamed.inner[row, column], inner, atol=1e-12, rtol=1e-10)
-            assert_close(streamed.reverse_square[row, column], square, atol=1e-12, rtol=1e-10)
+            assert_close(streamed.inner.effect[row, column], inner, atol=1e-12, rtol=1e-10)
+            assert_close(streamed.reverse_square.effect[row, column], square, atol=1e-12, rtol=1e-10)
 
 
 def test_all_layers_together_are_the_alignment_of_the_whole_model() -> None:
@@ -56,23 +56,23 @@ def test_all_layers_together_are_the_alignment_of_the_whole_model() -> None:
     streamed, whole = layer_alignment(model, pairs), gradient_alignment(model, pairs)
     everywhere = [None, *range(model.cfg.n_layers)]
     for component in whole.components[:-1]:
-        expected = whole.matched()[whole.components.index(component)]
+        expected = whole.pair_cosine().effect[whole.components.index(component)]
         assert_close(streamed.cosine(everywhere, [component]).effect, expected, atol=1e-9, rtol=0)
-    assert_close(streamed.cosine(everywhere, COMPONENTS).effect, whole.matched()[-1], atol=1e-9, rtol=0)
+    assert_close(streamed.cosine(everywhere, COMPONENTS).effect, whole.pair_cosine().effect[-1], atol=1e-9, rtol=0)
 
 
-def test_the_control_is_another_facts_reverse_gradient() -> None:
+def test_the_null_is_another_facts_reverse_gradient() -> None:
     model = random_model(**SHAPE, dtype="float64")
     pairs = mirrored_pairs(causal=False)
     streamed, whole = layer_alignment(model, pairs), gradient_alignment(model, pairs)
-    control = streamed.control.sum(1)
+    null = streamed.inner.null.sum(1)
     for row in range(len(pairs)):
         others = [whole.inner[-1, row, other] for other in range(len(pairs)) if other != row]
-        assert min((control[row] - other).abs() for other in others) < 1e-9
-        assert (control[row] - whole.inner[-1, row, row]).abs() > 1e-6
+        assert min((null[row] - other).abs() for other in others) < 1e-9
+        assert (null[row] - whole.inner[-1, row, row]).abs() > 1e-6
 
 
-def test_one_fact_alone_has_no_control() -> None:
+def test_one_fact_alone_has_no_null() -> None:
     streamed = layer_alignment(random_model(**SHAPE), mirrored_pairs(causal=False, count=1))
     cosine = streamed.cosine([0], ["V", "O"])
     assert cosine.effect.isfinite().all()

@@ -1,17 +1,19 @@
-"""Which other fact a null takes: all in turn, or one at random, and never the own."""
+"""Which other fact a null takes, by each rule, and never the own where there is another."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mdm_interp.config import FactConfig
+from mdm_interp.data.queries import Query, QueryPair
 from mdm_interp.data.worlds import FactWorld
 from mdm_interp.errors import UserError
-from mdm_interp.measures.nulls import draw_other_facts, other_facts
+from mdm_interp.measures.nulls import draw, draw_other_facts, next_answers, of_unrelated_facts, other_facts, two_before
 
 FACTS = FactWorld(FactConfig(n_entities=12, n_filler=4), seed=0)
 
@@ -70,3 +72,36 @@ def test_every_fact_that_is_alike_is_drawn_at_some_time_and_none_where_there_is_
     met = {draw_other_facts(pairs, lambda pair: pair.side, seed)[0] for seed in range(100)}
     assert met == {1, 2, 3}
     assert draw_other_facts(pairs, lambda pair: pair.fact, seed=0) == [None] * 4
+
+
+def test_one_of_each_is_drawn_from_what_there_is() -> None:
+    drawn = [draw([[1, 2, 3], [], [4]], seed) for seed in range(50)]
+    assert {first for first, _, _ in drawn} == {1, 2, 3}
+    assert all(rest == [None, 4] for _, *rest in drawn)
+    assert draw([[1, 2, 3], [], [4]], seed=7) == drawn[7]
+
+
+@pytest.mark.parametrize(("objective", "facts_before"), [("any_order", 1), ("source_only", 2), ("target_only", 2)])
+def test_two_pairs_before_is_another_fact_asked_for_the_same_side(objective: Any, facts_before: int) -> None:
+    pairs = FACTS.query_pairs(objective, n_contexts=1)
+    for pair, other in zip(pairs, two_before(pairs).tolist(), strict=True):
+        assert pairs[other].side == pair.side
+        assert (pair.fact - pairs[other].fact) % len(FACTS.facts) == facts_before
+
+
+def test_the_next_answer_is_the_first_rival_after_the_own_and_starts_again() -> None:
+    rivals = torch.tensor([[1, 0, 0, 1], [1, 1, 0, 0], [0, 0, 0, 1], [0, 0, 0, 0]]).bool()
+    assert next_answers(torch.tensor([1, 2, 0, 2]), rivals).tolist() == [3, 0, 3, 2]
+
+
+def test_unrelated_facts_share_no_name_even_through_others_and_answer_for_the_same_side() -> None:
+    """The first three connect through 5 and 1, the last two through 8; what a cluster has twice is listed once."""
+    asked: list[tuple[int, int, Literal["left", "right"]]]
+    asked = [(1, 5, "left"), (2, 5, "left"), (1, 6, "left"), (3, 7, "right"), (9, 8, "left"), (8, 10, "left")]
+    pairs = [
+        QueryPair(query, query, fact, side)
+        for fact, (answer, source, side) in enumerate(asked)
+        for query in [Query((source, 4, 0), (answer,), (2, 3), (0, 1))]
+    ]
+    listed = of_unrelated_facts(pairs, [pair.side for pair in pairs], [pair.forward.source for pair in pairs])
+    assert listed == [[(8,), (10,)]] * 3 + [[]] + [[(5,), (6,)]] * 2

@@ -100,15 +100,22 @@ def logit_parts(model: Any, pairs: list[QueryPair]) -> Tensor:
     return torch.cat([part.double().flatten() for part in vars(found).values()])
 
 
+def answers(model: Any, pairs: list[QueryPair]) -> Tensor:
+    by_head, _ = answer_evidence(model, forwards(pairs))
+    return torch.cat([by_head.own[None], both(by_head.specific)]).double()
+
+
 def effect(intervention: Callable[..., interventions.Effect]) -> Measure:
-    return lambda model, pairs: parts(intervention(model, pairs), "forward", "before", "after", "control")
+    def measure(model: Any, pairs: list[QueryPair]) -> Tensor:
+        found = intervention(model, pairs)
+        return torch.cat([parts(found, "forward", "before"), both(found.after).double()])
+
+    return measure
 
 
 SUMS: dict[str, Measure] = {
     "compute_evidence": lambda model, pairs: evidence.compute_evidence(model, forwards(pairs), TARGETS),
-    "answer_evidence": lambda model, pairs: parts(
-        answer_evidence(model, forwards(pairs))[0], "own", "specific", "null_specific"
-    ),
+    "answer_evidence": answers,
     "decompose_logits": logit_parts,
     "score_parity": lambda model, pairs: parts(parity.score_parity(model, pairs), "even", "odd"),
     "scores of compute_routes": lambda model, pairs: routes.compute_routes(model, forwards(pairs)).scores,
@@ -147,8 +154,8 @@ LOG_PROBABILITIES: dict[str, Measure] = {
     "project_even_routes": effect(interventions.project_even_routes),
     "ablate_storage": effect(interventions.ablate_storage),
     "ablate_routes": effect(interventions.ablate_routes),
-    "patch_heads": lambda model, pairs: interventions.patch_heads(model, pairs[:6]).change,
-    "patch_positions": lambda model, pairs: interventions.patch_positions(model, pairs[:6]).change,
+    "patch_heads": lambda model, pairs: interventions.patch_heads(model, pairs[:6]).effect,
+    "patch_positions": lambda model, pairs: interventions.patch_positions(model, pairs[:6]).effect,
 }
 ABSOLUTE = {"project_even_routes"}
 """What an absolute scheme has none of."""
@@ -244,7 +251,7 @@ def test_answers_rank_as_their_evidence_says(name: str) -> None:
     for by_half, by_double in zip(
         answer_evidence(half, forwards(pairs)), answer_evidence(replayed, forwards(pairs)), strict=True
     ):
-        assert_close(by_half.beaten.double(), by_double.beaten, atol=1e-6, rtol=0, equal_nan=True)
+        assert_close(both(by_half.beaten).double(), both(by_double.beaten), atol=1e-6, rtol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -283,7 +290,7 @@ def test_gradients_of_a_half_model_are_those_of_its_weights(name: str) -> None:
         largest = max(gradient.abs().max().item() for gradient in expected.values())
         for part, gradient in expected.items():
             assert_close(got[part].double(), gradient, atol=1e-5 * largest, rtol=0)
-    got, expected = (gradient_alignment(model, pairs).matched() for model in (half, full))
+    got, expected = (gradient_alignment(model, pairs).pair_cosine().effect for model in (half, full))
     assert_close(got, expected, atol=1e-4, rtol=0)
 
 

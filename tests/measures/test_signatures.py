@@ -6,12 +6,12 @@ import pytest
 import torch
 from helpers import random_model
 
-from mdm_interp.config import FactConfig
+from mdm_interp.config import FactConfig, Objective
 from mdm_interp.data.queries import collate
 from mdm_interp.data.worlds import FactWorld
 from mdm_interp.inference.prediction import query_loss
 from mdm_interp.measures import signatures
-from mdm_interp.measures.evidence import evidence_scores, pair_position_index
+from mdm_interp.measures.evidence import compute_evidence, evidence_scores, pair_position_index, place_index
 from mdm_interp.measures.gradients.alignment import STORAGE, gradient_alignment
 from mdm_interp.measures.routes import route_correlation, score_correlation
 
@@ -43,6 +43,19 @@ def test_evidence_and_place_are_of_the_layer_where_they_are_largest() -> None:
     assert found.null == pytest.approx(max(scores.null.tolist()))
     index = pair_position_index(model, pairs, torch.arange(FACTS.n_entities)).max().item()
     assert signatures.position(model, pairs, world).effect == pytest.approx(index / (1 + index), rel=1e-5)
+
+
+@pytest.mark.parametrize("objective", ["any_order", "source_only"])
+def test_the_null_of_place_takes_the_reverse_query_of_another_source(objective: Objective) -> None:
+    world, entities = FactWorld(FACTS, 0), torch.arange(FACTS.n_entities)
+    pairs = world.query_pairs(objective, n_contexts=1)
+    model = random_model(n_layers=2, d_vocab=FACTS.d_vocab, n_ctx=FACTS.seq_len, position="learned")
+    others = [pairs[i - 2].reverse for i in range(len(pairs))]
+    forward, reverse = (
+        compute_evidence(model, queries, entities).sum(2) for queries in ([pair.forward for pair in pairs], others)
+    )
+    index = place_index(forward, reverse).max().item()
+    assert signatures.position(model, pairs, world).null == pytest.approx(index / (1 + index), rel=1e-5)
 
 
 def test_routes_are_averaged_over_layers_and_heads() -> None:

@@ -14,12 +14,16 @@ from scipy import stats as scipy_stats
 from scipy.stats import spearmanr
 
 from mdm_interp.stats.correlations import correlation_estimate, partial_rank_correlation, rank_correlation
-from mdm_interp.stats.estimates import LEVEL, Estimate, mean_estimate
+from mdm_interp.stats.estimates import LEVEL, Contrast, Estimate, mean_estimate
 from mdm_interp.stats.tables import curve, where
 
 
 def normal(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(3.0, 2.0, count)
+
+
+def test_what_is_done_to_an_effect_is_done_to_its_null() -> None:
+    assert Contrast([3, 1], [2]).map(sum) == Contrast(4, 2)
 
 
 # ---- mean_estimate

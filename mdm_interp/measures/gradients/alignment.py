@@ -22,6 +22,7 @@ from mdm_interp.inference.prediction import query_loss
 from mdm_interp.models.bridge import BridgedTransformer, hooked
 from mdm_interp.models.layers import precise
 from mdm_interp.models.protocol import HookedModel
+from mdm_interp.stats.estimates import Contrast
 
 COMPONENTS = ("embedding", "position", "Q", "K", "V", "O", "norms", "MLP", "unembedding")
 """`embedding` is W_E (also when it is tied), `position` what a position scheme learns; biases go with their weights."""
@@ -138,13 +139,11 @@ class Alignment:
         reverse = self.reverse_square.diagonal(dim1=1, dim2=2).sqrt()
         return _ratio(self.inner, forward[:, :, None] * reverse[:, None, :])
 
-    def matched(self) -> Float[Tensor, "component pair"]:
-        """Compute the cosine of each pair's own forward and reverse gradients."""
-        return self.cosine().diagonal(dim1=1, dim2=2)
-
-    def mismatched(self) -> Float[Tensor, "component sample"]:
-        """Compute the null: the cosine of the forward gradient of one fact with the reverse gradient of another."""
-        return self.cosine()[:, self.facts[:, None] != self.facts[None, :]]
+    def pair_cosine(self) -> Contrast[Float[Tensor, "component sample"]]:
+        """Compute the cosine of each pair's own forward and reverse gradients; null: of the forward gradient of every
+        fact with the reverse gradients of all others."""
+        cosine = self.cosine()
+        return Contrast(cosine.diagonal(dim1=1, dim2=2), cosine[:, self.facts[:, None] != self.facts[None, :]])
 
     def mean_cosine(self) -> Float[Tensor, "component"]:
         """Compute the cosine of the gradients of the mean forward and the mean reverse loss: the direction training

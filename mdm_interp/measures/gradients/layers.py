@@ -79,17 +79,16 @@ class LayerAlignment:
 
     parts: tuple[Part, ...]
     facts: Int[Tensor, "pair"]
-    inner: Float[Tensor, "pair part"]
-    """Each pair's forward gradient with its reverse gradient."""
-    control: Float[Tensor, "pair part"]
-    """Its forward gradient with the reverse gradient of a random pair of another fact; NaN where there is none."""
+    inner: Contrast[Float[Tensor, "pair part"]]
+    """Each pair's forward gradient with its reverse gradient; null: with the reverse gradient of a random pair of
+    another fact, NaN where there is none."""
     forward_square: Float[Tensor, "pair part"]
-    reverse_square: Float[Tensor, "pair part"]
-    control_square: Float[Tensor, "pair part"]
+    reverse_square: Contrast[Float[Tensor, "pair part"]]
+    """Of the same two reverse gradients."""
 
     def cosine(self, layers: Sequence[int | None], components: Sequence[str]) -> Contrast[Float[Tensor, "pair"]]:
-        """Compute the cosine of each pair's two gradients within these layers and components; null: that of the
-        control's. It is NaN where a gradient is zero.
+        """Compute the cosine of each pair's two gradients within these layers and components; null: of its forward
+        gradient with another fact's reverse gradient. It is NaN where a gradient is zero.
 
         Raises:
             UserError: the model has no such part.
@@ -102,7 +101,9 @@ class LayerAlignment:
             norms = (self.forward_square[:, within].sum(1) * square[:, within].sum(1)).sqrt()
             return torch.where(norms > 0, inner[:, within].sum(1) / norms, torch.nan)
 
-        return Contrast(cosine(self.inner, self.reverse_square), cosine(self.control, self.control_square))
+        return Contrast(
+            cosine(self.inner.effect, self.reverse_square.effect), cosine(self.inner.null, self.reverse_square.null)
+        )
 
 
 def layer_alignment(
@@ -118,7 +119,7 @@ def layer_alignment(
     It is defined for an ARM's pairs as well. Gradients are of each query's own loss, in nats.
 
     Args:
-        seed: Draws the control's pairs: of another fact, asked for the same side.
+        seed: Draws the null's pairs: of another fact, asked for the same side.
         report: Told after each pair how many are done.
 
     Raises:
@@ -155,9 +156,11 @@ def layer_alignment(
             rows.append(products)
             if report is not None:
                 report(done)
-    forward_square, inner, reverse_square, control, control_square = torch.stack(rows, dim=1)
+    forward_square, inner, reverse_square, null_inner, null_square = torch.stack(rows, dim=1)
     facts = torch.tensor([pair.fact for pair in query_pairs])
-    return LayerAlignment(tuple(parts), facts, inner, control, forward_square, reverse_square, control_square)
+    return LayerAlignment(
+        tuple(parts), facts, Contrast(inner, null_inner), forward_square, Contrast(reverse_square, null_square)
+    )
 
 
 def _part(name: str) -> Part:
