@@ -31,21 +31,18 @@ ACTIVATIONS = {"gelu_fast": "gelu_new", "gelu_pytorch_tanh": "gelu_new"}
 SAME = {name for name in ModelConfig.model_fields if name not in ("attention", "position", "qkv_bias", "readout_shift")}
 """Fields of ours that the classic config has by the same name, or could."""
 
-VARIANTS: dict[str, tuple[Any, ...]] = {
-    "use_attn_scale": (True,),
-    "attn_scores_soft_cap": (-1.0, 0, None),
-    "output_logits_soft_cap": (-1.0, 0, None),
-    "rotary_scaling_factor": (1.0, None),
-    "rotary_base_local": (None,),
-    "clip_qkv": (None,),
-    "num_experts": (None, 0),
-    "quantization_method": (None,),
-    "init_mode": ("gpt2",),
-    "n_devices": (1,),
-    **dict.fromkeys(("scale_attn_by_inverse_layer_idx", "use_local_attn", "use_qk_norm", "use_logn_attn"), (False,)),
-    **dict.fromkeys(("use_attention_sinks", "ungroup_grouped_query_attention", "use_dynamic_ntk_rope"), (False,)),
-    **dict.fromkeys(("use_NTK_by_parts_rope", "use_yarn_rope", "parallel_attn_mlp", "post_embedding_ln"), (False,)),
-    **dict.fromkeys(("use_normalization_before_and_after", "use_hook_tokens", "load_in_4bit"), (False,)),
+VARIANTS: dict[str, Any] = {
+    "use_attn_scale": True,
+    "attn_scores_soft_cap": -1.0,
+    "output_logits_soft_cap": -1.0,
+    "rotary_scaling_factor": 1.0,
+    "init_mode": "gpt2",
+    "n_devices": 1,
+    **dict.fromkeys(("rotary_base_local", "clip_qkv", "num_experts", "quantization_method")),
+    **dict.fromkeys(("scale_attn_by_inverse_layer_idx", "use_local_attn", "use_qk_norm", "use_logn_attn"), False),
+    **dict.fromkeys(("use_attention_sinks", "ungroup_grouped_query_attention", "use_dynamic_ntk_rope"), False),
+    **dict.fromkeys(("use_NTK_by_parts_rope", "use_yarn_rope", "parallel_attn_mlp", "post_embedding_ln"), False),
+    **dict.fromkeys(("use_normalization_before_and_after", "use_hook_tokens", "load_in_4bit"), False),
 }
 """Fields of variants that are not implemented here, and what they are set to where the model is not one."""
 
@@ -140,10 +137,8 @@ def _fields(config: Any) -> dict[str, Any]:
 def _require_plain(values: Mapping[str, Any]) -> None:
     """Refuse unknown fields, and variants that are not implemented here."""
     for name, value in values.items():
-        if name in VARIANTS and value not in VARIANTS[name]:
-            raise UserError(
-                f"{name}: {value!r} is not implemented here; leave it out, or set it to {VARIANTS[name][0]!r}"
-            )
+        if name in VARIANTS and value is not None and value != VARIANTS[name]:
+            raise UserError(f"{name}: {value!r} is not implemented here; leave it out, or set it to {VARIANTS[name]!r}")
         if name not in SAME | NOTED | READ | VARIANTS.keys():
             raise UserError(f"{name}: no such field of a classic config; remove it or correct its spelling")
 
