@@ -149,10 +149,11 @@ def _require_same_maths(values: Mapping[str, Any], model: ModelConfig) -> None:
     scale, out, final_rms = values.get("attn_scale", -1), values.get("d_vocab_out", -1), values.get("final_rms", False)
     if scale not in (-1, None) and abs(scale - model.head_dim**0.5) > 1e-6:
         raise UserError(
-            f"attn_scale: scores are divided by sqrt(d_head) {model.head_dim**0.5:.6g} here, not by {scale}"
+            f"attn_scale: scores are divided by sqrt(d_head) {model.head_dim**0.5:.6g} here, not by {scale}; leave it "
+            "out"
         )
     if out not in (-1, None, model.d_vocab):
-        raise UserError(f"d_vocab_out: {out} is not d_vocab {model.d_vocab}; both must be the same here")
+        raise UserError(f"d_vocab_out: {out} is not d_vocab {model.d_vocab}, and here they are one; leave it out")
     if final_rms and model.normalization_type != "RMS":
         raise UserError("final_rms: all norms are of one kind here; leave it out, or set normalization_type to 'RMS'")
 

@@ -411,8 +411,8 @@ def test_a_variant_is_refused_and_its_plain_value_is_not(field: str) -> None:
             {"normalization_type": "batch"},
             "normalization_type: 'batch' is not known here; use one of LN, LNPre, RMS, RMSPre, None",
         ),
-        ({"attn_scale": 1.0}, "attn_scale: scores are divided by sqrt(d_head) 2 here, not by 1.0"),
-        ({"d_vocab_out": 5}, "d_vocab_out: 5 is not d_vocab 13; both must be the same here"),
+        ({"attn_scale": 1.0}, "attn_scale: scores are divided by sqrt(d_head) 2 here, not by 1.0; leave it out"),
+        ({"d_vocab_out": 5}, "d_vocab_out: 5 is not d_vocab 13, and here they are one; leave it out"),
         (
             {"final_rms": True},
             "final_rms: all norms are of one kind here; leave it out, or set normalization_type to 'RMS'",
