@@ -48,6 +48,13 @@ def greedy(model: HookedTransformer, ids: list[int], count: int, ends: tuple[int
     return ids
 
 
+def new_ids(model: HookedTransformer, given: Any, count: int, **options: Any) -> Tensor:
+    """What `generate` returns as token ids, those that were given first."""
+    got = model.generate(given, count, return_type="tokens", verbose=False, **options)
+    assert isinstance(got, Tensor)
+    return got
+
+
 def always(token: int) -> Callable[..., Tensor]:
     """A hook on what the unembedding reads that makes `token` the likeliest; see :func:`forcing`."""
 
@@ -63,7 +70,7 @@ def forcing(*special: str, **changes: Any) -> HookedTransformer:
     model = writing(*special, **changes)
     with torch.no_grad():
         model.W_U.copy_(torch.eye(16, 13))
-        model.get_submodule("ln_final").w.fill_(1.0)
+        model.get_parameter("ln_final.w").fill_(1.0)
     return model
 
 
@@ -81,8 +88,7 @@ def unchecked() -> Iterator[None]:
 @pytest.mark.parametrize("position", list(POSITION_SCHEMES))
 def test_greedy_generation_is_the_loop_written_by_hand(position: str) -> None:
     model, tokens = writing(position=position, d_mlp=24), random_tokens(batch=3, pos=4)
-    got = model.generate(tokens, 8, do_sample=False, verbose=False)
-    assert isinstance(got, Tensor)
+    got = new_ids(model, tokens, 8, do_sample=False)
     assert got.tolist() == [greedy(model, row, 8) for row in tokens.tolist()]
 
 
@@ -139,10 +145,8 @@ def test_greedy_generation_equals_transformers(family: str, ends: Any) -> None:
         eos_token_id=ends,
         pad_token_id=PAD if ends is None else 4,
     )
-    ours = model.generate(
-        TEXTS, 12, eos_token_id=ends, do_sample=False, return_type="tokens", use_past_kv_cache=True, verbose=False
-    )
-    assert isinstance(ours, Tensor) and len(set(ours[:, 5:].flatten().tolist())) > 5
+    ours = new_ids(model, TEXTS, 12, eos_token_id=ends, do_sample=False, use_past_kv_cache=True)
+    assert len(set(ours[:, 5:].flatten().tolist())) > 5
     assert ours[:, 5:].tolist() == theirs[:, 5:].tolist()
 
 
@@ -176,33 +180,30 @@ def test_generation_keeps_what_it_was_given_and_adds_no_more_than_asked(
 def test_a_sequence_stops_at_the_tokenizers_end_token() -> None:
     model = forcing("eos")
     model.add_hook("ln_final.hook_normalized", always(EOS))
-    assert model.generate([1, 2], 6, do_sample=False, verbose=False).tolist() == [[1, 2, EOS]]  # type: ignore[union-attr]
-    going_on = model.generate([1, 2], 6, stop_at_eos=False, do_sample=False, verbose=False)
-    assert going_on.tolist() == [[1, 2] + [EOS] * 6]  # type: ignore[union-attr]
+    assert new_ids(model, [1, 2], 6, do_sample=False).tolist() == [[1, 2, EOS]]
+    going_on = new_ids(model, [1, 2], 6, stop_at_eos=False, do_sample=False)
+    assert going_on.tolist() == [[1, 2] + [EOS] * 6]
 
 
 def test_the_end_token_that_is_given_counts_in_place_of_the_tokenizers() -> None:
     model = forcing("eos")
     model.add_hook("ln_final.hook_normalized", always(EOS))
-    assert model.generate([1, 2], 6, eos_token_id=3, do_sample=False, return_type="tokens", verbose=False).shape == (
-        1,
-        8,
-    )
+    assert new_ids(model, [1, 2], 6, eos_token_id=3, do_sample=False).shape == (1, 8)
 
 
 def test_without_an_end_token_nothing_stops() -> None:
     model = forcing()
     model.add_hook("ln_final.hook_normalized", always(EOS))
-    assert model.generate("w1 w2", 6, do_sample=False, return_type="tokens", verbose=False).shape == (1, 8)
+    assert new_ids(model, "w1 w2", 6, do_sample=False).shape == (1, 8)
 
 
 @pytest.mark.parametrize("ends", [(4,), (7, 4), (4, 7, 12), tuple(range(13))])
 def test_any_of_several_end_tokens_stops_a_sequence_and_the_first_pads_it(ends: tuple[int, ...]) -> None:
     model, tokens = writing(), random_tokens(batch=6, pos=3)
-    got = model.generate(tokens, 12, eos_token_id=ends, do_sample=False, verbose=False)
+    got = new_ids(model, tokens, 12, eos_token_id=ends, do_sample=False)
     alone = [greedy(model, row, 12, ends) for row in tokens.tolist()]
     longest = max(map(len, alone))
-    assert got.tolist() == [row + [ends[0]] * (longest - len(row)) for row in alone]  # type: ignore[union-attr]
+    assert got.tolist() == [row + [ends[0]] * (longest - len(row)) for row in alone]
 
 
 def test_what_pads_a_sequence_after_its_end_is_in_no_text() -> None:
@@ -216,7 +217,7 @@ def test_what_pads_a_sequence_after_its_end_is_in_no_text() -> None:
 
 def test_an_end_token_in_the_prompt_stops_nothing() -> None:
     model = writing("eos")
-    assert model.generate([1, EOS], 2, eos_token_id=EOS, stop_at_eos=True, verbose=False).shape[1] > 2  # type: ignore[union-attr]
+    assert new_ids(model, [1, EOS], 4, do_sample=False).tolist() == [greedy(model, [1, EOS], 4, ends=(EOS,))]
 
 
 # ---- generate: what is given and returned
@@ -225,33 +226,34 @@ def test_an_end_token_in_the_prompt_stops_nothing() -> None:
 @pytest.mark.parametrize("prepend_bos", [True, False, None])
 def test_generation_begins_with_bos_if_asked(prepend_bos: bool | None) -> None:
     model = writing("bos", default_prepend_bos=True)
-    got = model.generate("w1 w2", 4, do_sample=False, prepend_bos=prepend_bos, return_type="tokens", verbose=False)
+    got = new_ids(model, "w1 w2", 4, do_sample=False, prepend_bos=prepend_bos)
     begin = [1, 2] if prepend_bos is False else [BOS, 1, 2]
-    assert got.tolist() == [greedy(model, begin, 4)]  # type: ignore[union-attr]
+    assert got.tolist() == [greedy(model, begin, 4)]
 
 
 def test_bos_alone_can_be_continued() -> None:
     model = writing("bos")
-    got = model.generate("", 4, do_sample=False, prepend_bos=True, return_type="tokens", verbose=False)
-    assert got.tolist() == [greedy(model, [BOS], 4)]  # type: ignore[union-attr]
+    got = new_ids(model, "", 4, do_sample=False, prepend_bos=True)
+    assert got.tolist() == [greedy(model, [BOS], 4)]
 
 
 def test_output_is_as_the_input_was_given_or_as_asked() -> None:
     model = writing()
     ids = greedy(model, [1, 2], 3)
-    text, options = model.to_string(ids), {"do_sample": False, "verbose": False}
+    text, options = model.to_string(ids), dict[str, Any](do_sample=False, verbose=False)
     assert model.generate("w1 w2", 3, **options) == text
     assert model.generate(["w1 w2"], 3, **options) == [text]
     assert model.generate(["w1 w2", "w1 w2"], 3, **options) == [text, text]
     for form in ([1, 2], torch.tensor([1, 2]), [[1, 2]], torch.tensor([[1, 2]])):
-        assert model.generate(form, 3, **options).tolist() == [ids]  # type: ignore[union-attr]
+        got = model.generate(form, 3, **options)
+        assert isinstance(got, Tensor) and got.tolist() == [ids]
         assert model.generate(form, 3, return_type="str", **options) == text
-    assert model.generate("w1 w2", 3, return_type="tokens", **options).tolist() == [ids]  # type: ignore[union-attr]
+    assert new_ids(model, "w1 w2", 3, do_sample=False).tolist() == [ids]
 
 
 def test_ids_need_no_tokenizer_but_their_text_does() -> None:
     model = random_model(attention="causal")
-    assert model.generate([1, 2], 3, verbose=False).shape == (1, 5)  # type: ignore[union-attr]
+    assert new_ids(model, [1, 2], 3).shape == (1, 5)
     with refused(
         "return_type: 'str' needs a tokenizer, and this model has none; give token ids, or call set_tokenizer first"
     ):
@@ -264,7 +266,7 @@ def test_texts_are_without_special_tokens() -> None:
     assert model.generate("<s> w1", 3, do_sample=False, verbose=False) == "w1"
 
 
-def test_a_progress_bar_is_shown_unless_told_not_to(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+def test_a_progress_bar_is_shown_unless_told_not_to(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = []
     monkeypatch.setattr(
         "mdm_interp.models.generation.track", lambda steps, *_, disable, **__: shown.append(not disable) or steps
@@ -277,8 +279,8 @@ def test_a_progress_bar_is_shown_unless_told_not_to(capsys: pytest.CaptureFixtur
 
 def test_generation_leaves_no_gradients_and_no_hooks() -> None:
     model = writing()
-    got = model.generate([1, 2], 3, verbose=False)
-    assert isinstance(got, Tensor) and not got.requires_grad
+    got = new_ids(model, [1, 2], 3)
+    assert not got.requires_grad
     assert all(parameter.grad is None for parameter in model.parameters())
     assert not any(point.has_hooks() for point in model.hook_dict.values())
 
@@ -291,7 +293,7 @@ def test_sampling_follows_the_seed() -> None:
 
     def draw(seed: int) -> list[list[int]]:
         torch.manual_seed(seed)
-        return model.generate([[1, 2]] * 4, 12, verbose=False).tolist()  # type: ignore[union-attr]
+        return new_ids(model, [[1, 2]] * 4, 12).tolist()
 
     assert draw(0) == draw(0) != draw(1)
 
@@ -300,8 +302,8 @@ def test_tokens_are_drawn_from_the_softmax_at_the_temperature() -> None:
     model, count = writing(initializer_range=0.25), 4000
     for temperature in (0.5, 1.0, 2.0):
         torch.manual_seed(0)
-        drawn = model.generate([[1, 2]] * count, 1, temperature=temperature, verbose=False)[:, -1]  # type: ignore[index]
-        shares = torch.bincount(drawn, minlength=13) / count  # type: ignore[arg-type]
+        drawn = new_ids(model, [[1, 2]] * count, 1, temperature=temperature)[:, -1]
+        shares = torch.bincount(drawn, minlength=13) / count
         expected = (model([[1, 2]])[0, -1] / temperature).softmax(-1)
         assert (shares - expected).abs().max() < 4 * 0.5 / count**0.5
 
@@ -309,33 +311,33 @@ def test_tokens_are_drawn_from_the_softmax_at_the_temperature() -> None:
 @pytest.mark.parametrize("options", [{"temperature": 0.0}, {"top_k": 1}, {"top_p": 1e-6}, {"temperature": 1e-4}])
 def test_the_likeliest_token_is_what_narrow_sampling_draws(options: dict[str, Any]) -> None:
     model = writing()
-    assert model.generate([1, 2], 8, verbose=False, **options).tolist() == [greedy(model, [1, 2], 8)]  # type: ignore[union-attr]
+    assert new_ids(model, [1, 2], 8, **options).tolist() == [greedy(model, [1, 2], 8)]
 
 
 @pytest.mark.parametrize(("options", "allowed"), [({"top_k": 3}, 3), ({"top_k": 50}, 13), ({"top_p": 1.0}, 13)])
 def test_only_the_likeliest_tokens_are_drawn(options: dict[str, Any], allowed: int) -> None:
     model = writing(initializer_range=0.1)
     torch.manual_seed(0)
-    drawn = model.generate([[1, 2]] * 1000, 1, verbose=False, **options)[:, -1]  # type: ignore[index]
+    drawn = new_ids(model, [[1, 2]] * 1000, 1, **options)[:, -1]
     likeliest = model([[1, 2]])[0, -1].topk(allowed).indices
-    assert set(drawn.tolist()) == set(likeliest.tolist())  # type: ignore[union-attr]
+    assert set(drawn.tolist()) == set(likeliest.tolist())
 
 
 @pytest.mark.parametrize("top_p", [0.2, 0.5, 0.9])
 def test_the_fewest_tokens_of_a_probability_are_drawn(top_p: float) -> None:
     model = writing(initializer_range=0.2)
     torch.manual_seed(0)
-    drawn = model.generate([[1, 2]] * 2000, 1, top_p=top_p, verbose=False)[:, -1]  # type: ignore[index]
+    drawn = new_ids(model, [[1, 2]] * 2000, 1, top_p=top_p)[:, -1]
     probs, order = model([[1, 2]])[0, -1].softmax(-1).sort(descending=True)
     fewest = int((probs.cumsum(0) < top_p).sum()) + 1
-    assert set(drawn.tolist()) == set(order[:fewest].tolist())  # type: ignore[union-attr]
+    assert set(drawn.tolist()) == set(order[:fewest].tolist())
 
 
 def test_a_penalty_on_frequency_keeps_tokens_from_coming_again() -> None:
     model = writing()
     torch.manual_seed(0)
-    got = model.generate([[1]] * 4, 12, freq_penalty=1e4, verbose=False)
-    assert all(sorted(row) == list(range(13)) for row in got.tolist())  # type: ignore[union-attr]
+    got = new_ids(model, [[1]] * 4, 12, freq_penalty=1e4)
+    assert all(sorted(row) == list(range(13)) for row in got.tolist())
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0])
@@ -343,10 +345,10 @@ def test_the_penalty_is_taken_from_what_is_drawn_from_padding_not_counted(temper
     """`[2, 2, 1]` has 2 twice; the shorter one is padded with PAD, which is not there."""
     model, count = writing("pad", initializer_range=0.2), 3000
     torch.manual_seed(0)
-    drawn = model.generate(
-        [[2, 2, 1], *[[1]] * count], 1, temperature=temperature, freq_penalty=2.0, stop_at_eos=False, verbose=False
-    )[1:, -1]  # type: ignore[index]
-    shares = torch.bincount(drawn, minlength=13) / count  # type: ignore[arg-type]
+    drawn = new_ids(
+        model, [[2, 2, 1], *[[1]] * count], 1, temperature=temperature, freq_penalty=2.0, stop_at_eos=False
+    )[1:, -1]
+    shares = torch.bincount(drawn, minlength=13) / count
     penalised = model([[1]])[0, -1] / temperature
     penalised[1] -= 2.0
     assert (shares - penalised.softmax(-1)).abs().max() < 4 * 0.5 / count**0.5
@@ -372,14 +374,14 @@ def test_a_hook_that_forces_a_token_is_all_that_is_written() -> None:
 def test_an_edited_model_writes_what_the_loop_with_the_edit_writes() -> None:
     model = writing()
 
-    def silence(z: Tensor, hook: Any) -> Tensor:
-        z[:, :, 0] = 0.0
-        return z
+    def silence(tensor: Tensor, hook: Any) -> Tensor:
+        tensor[:, :, 0] = 0.0
+        return tensor
 
     plain = greedy(model, [1, 2], 8)
     model.add_hook("blocks.0.attn.hook_z", silence)
-    edited = model.generate([1, 2], 8, do_sample=False, verbose=False)
-    assert edited.tolist() == [greedy(model, [1, 2], 8)] != [plain]  # type: ignore[union-attr]
+    edited = new_ids(model, [1, 2], 8, do_sample=False)
+    assert edited.tolist() == [greedy(model, [1, 2], 8)] != [plain]
 
 
 # ---- generate: mistakes
@@ -393,7 +395,7 @@ def test_what_cannot_be_continued_is_refused(unchecked: None) -> None:
         model.generate("")
     with refused("max_new_tokens: 30 after 3 tokens exceed n_ctx 32; ask for fewer"):
         model.generate([1, 2, 3], 30)
-    assert model.generate([1, 2, 3], 29, verbose=False).shape == (1, 32)  # type: ignore[union-attr]
+    assert new_ids(model, [1, 2, 3], 29).shape == (1, 32)
     with refused("return_type: 'tensor' is unknown; choose input, str or tokens"):
         model.generate("w1", return_type="tensor")  # type: ignore[arg-type]
     with refused("prepend_bos: this model's tokenizer has no BOS token; leave prepend_bos out, or give False"):
@@ -484,9 +486,10 @@ def test_new_tokens_follow_the_shorter_text_at_once() -> None:
 
 def test_options_are_those_of_denoise() -> None:
     model, tokens = filling(), torch.tensor([[1, MASK, MASK, MASK, 5]])
-    for options in ({"order": "random"}, {"order": "left_to_right"}, {"temperature": 1.0}):
+    each: list[dict[str, Any]] = [{"order": "random"}, {"order": "left_to_right"}, {"temperature": 1.0}]
+    for options in each:
         ours = model.denoise(tokens, generator=seeded(3), return_type="trajectory", **options)
-        theirs = mdm_interp.denoise(model, tokens, steps=3, generator=seeded(3), **options)  # type: ignore[arg-type]
+        theirs = mdm_interp.denoise(model, tokens, steps=3, generator=seeded(3), **options)
         assert torch.equal(ours.tokens, theirs.tokens) and torch.equal(ours.filled_at, theirs.filled_at)
     with pytest.raises(TypeError, match="warmth"):
         model.denoise(tokens, warmth=1.0)
