@@ -9,15 +9,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import check_helpers
 import pytest
 import torch
-from jaxtyping import install_import_hook
 
 if TYPE_CHECKING:
     from cli_helpers import Ended
     from playwright.sync_api import Browser
 
-install_import_hook("mdm_interp", "beartype.beartype")
+check_helpers.install()
+os.fsync = lambda _: None  # no test outlives a power failure, and each waits for the disk a thousand times
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
 
 
