@@ -260,7 +260,8 @@ DIFFERENT: dict[str, dict[str, str]] = {
         ),
         "from_pretrained": (
             "is `load_checkpoint`: checkpoints of LLaDA, Dream, Llama and Qwen2, from a folder or the hub, and its "
-            "arguments. Weights come as they were trained; call `process_weights_` for folded ones"
+            "arguments. Weights come as they were trained: `fold_ln`, `center_writing_weights`, `center_unembed` and "
+            "`fold_value_biases` are False"
         ),
         "forward": "see the arguments below",
         "loss_fn": (
@@ -283,8 +284,9 @@ DIFFERENT: dict[str, dict[str, str]] = {
             "says whether a cache of *all* hooks includes these; hooking one by name works without"
         ),
         "generate": (
-            "causal models only, see `denoise` for the others. Takes no `use_past_kv_cache`, `verbose` and "
-            "`padding_side` (texts are padded on the left), and needs an `input`"
+            "causal models only, see `denoise` for the others. Needs an `input`, takes no `padding_side` (texts are "
+            "padded on the left), and `use_past_kv_cache` changes nothing: it is False, and every pass is over whole "
+            "sequences"
         ),
         "set_tokenizer": (
             "leaves the tokenizer as it is: special tokens that it lacks are not made up from others. More tokens than "
@@ -292,13 +294,15 @@ DIFFERENT: dict[str, dict[str, str]] = {
         ),
         "to_tokens": (
             "`truncate` is False: what is too long for the model is an error there, not cut in silence. BOS is "
-            "prepended where the tokenizer does so, or `cfg.default_prepend_bos` says so"
+            "prepended where the tokenizer does so, or `cfg.default_prepend_bos` says so, as in a classic config"
         ),
         "tokens_to_residual_directions": (
             "the final norm's gain is included, so that contributions add up to the logit without folding"
         ),
-        "b_in": "in a gated MLP it is added before the gate multiplies, the classic one after",
-        "W_gate": "AttributeError in a model without gates, where the classic one gives None",
+        "b_in": (
+            "in a gated MLP it is added before the gate multiplies, the classic one after; `load_state_dict` moves a "
+            "classic one into `b_out`"
+        ),
         "fold_layer_norm": (
             "works on the model, in place, and takes no `state_dict`. Weights that read a norm are not centred (no "
             "`center_weights`), and norms keep a gain of 1 and a bias of 0"
@@ -314,7 +318,9 @@ DIFFERENT: dict[str, dict[str, str]] = {
         "cfg": "a frozen `ModelConfig`: build a new model for another one, and use `set_use_…` for the switches",
     },
     "arguments": {
-        "prepend_bos": "None is `cfg.default_prepend_bos`, which by default does what the tokenizer does by itself",
+        "prepend_bos": (
+            "None is `cfg.default_prepend_bos`, which does what the tokenizer does by itself, but for a classic config"
+        ),
         "attention_mask": (
             "in bidirectional attention, too, nothing reads what it marks as padding, where the classic model ignores "
             "it; padding of texts is found without"
@@ -344,7 +350,10 @@ DIFFERENT: dict[str, dict[str, str]] = {
         "act_fn": "`relu`, `gelu`, `gelu_new` and `silu`",
         "dtype": "also by its name",
         "device": "the CPU by default",
-        "default_prepend_bos": "None by default: what the tokenizer does by itself",
+        "default_prepend_bos": (
+            "None by default: what the tokenizer does by itself; in a classic config True, if the tokenizer has a BOS "
+            "token"
+        ),
         "use_attn_result use_split_qkv_input use_attn_in use_hook_mlp_in": (
             "whether a cache of *all* hooks includes these"
         ),

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import torch
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -148,21 +149,31 @@ def _require_same_maths(values: Mapping[str, Any], model: ModelConfig) -> None:
     scale, out, final_rms = values.get("attn_scale", -1), values.get("d_vocab_out", -1), values.get("final_rms", False)
     if scale not in (-1, None) and abs(scale - model.head_dim**0.5) > 1e-6:
         raise UserError(
-            f"attn_scale: scores are divided by sqrt(d_head) {model.head_dim**0.5:.6g} here, not by {scale}"
+            f"attn_scale: scores are divided by sqrt(d_head) {model.head_dim**0.5:.6g} here, not by {scale}; leave it "
+            "out"
         )
     if out not in (-1, None, model.d_vocab):
-        raise UserError(f"d_vocab_out: {out} is not d_vocab {model.d_vocab}; both must be the same here")
+        raise UserError(f"d_vocab_out: {out} is not d_vocab {model.d_vocab}, and here they are one; leave it out")
     if final_rms and model.normalization_type != "RMS":
         raise UserError("final_rms: all norms are of one kind here; leave it out, or set normalization_type to 'RMS'")
 
 
-def read_classic_weights(state_dict: Mapping[str, Tensor], *, relative: bool) -> dict[str, Tensor]:
+def read_classic_weights(state_dict: Mapping[str, Tensor], *, relative: bool, gated: bool) -> dict[str, Tensor]:
     """Return a state dict under our names: without the classic model's masks and rotary tables, and with keys and
     values of grouped heads by the names of all others.
 
+    A classic gated MLP adds `b_in` after the gate, ours before it; what it adds to the residual stream is in `b_out`
+    then.
+
     Args:
         relative: Whether the model has no position embedding, though the classic one holds one that it never reads.
+        gated: Whether its MLPs have gates.
     """
-    kept = {name: tensor for name, tensor in state_dict.items() if not _TABLES.search(name)}
-    kept = {_GROUPED.sub("", name): tensor for name, tensor in kept.items()}
+    named = {_GROUPED.sub("", name): tensor for name, tensor in state_dict.items()}
+    kept = {name: tensor for name, tensor in named.items() if not _TABLES.search(name)}
+    if gated and len(kept) < len(named):  # only the classic model keeps tables
+        for name in [name for name in kept if name.endswith(".mlp.b_in")]:
+            mlp = name.removesuffix("b_in")
+            kept[f"{mlp}b_out"] = kept[f"{mlp}b_out"] + kept[name] @ kept[f"{mlp}W_out"]
+            kept[name] = torch.zeros_like(kept[name])
     return {name: tensor for name, tensor in kept.items() if not (relative and name == "pos_embed.W_pos")}

@@ -50,22 +50,23 @@ class Generation(ProcessedWeights):
             eos_token_id: One or several; default: the tokenizer's; without either, nothing stops a sequence.
             do_sample: False takes the likeliest token.
             top_k: Draw from the `top_k` likeliest tokens only.
-            top_p: Draw from the fewest tokens that have at least this probability.
+            top_p: Draw from the fewest tokens that have at least this probability; not read if there is a `top_k`.
             temperature: Draw from softmax(logits / temperature); 0 takes the likeliest token.
-            freq_penalty: Take this from a token's logit for each time it is there already.
+            freq_penalty: In drawing, take this from a token's logit / temperature for each time it is there already.
             use_past_kv_cache: Makes no difference; the classic model keeps keys and values if it is set.
             return_type: Texts are without special tokens.
             verbose: Whether a terminal shows how far it is.
 
         Raises:
-            UserError: the model is not causal, there is nothing to continue, or the model has fewer positions than that
-                takes.
+            UserError: the model is not causal, there is nothing to continue, the model has fewer positions than that
+                takes, or nothing can be drawn like that.
         """
         if not self.cfg.is_causal:
             raise UserError(
                 "generate: this model's attention is bidirectional; call denoise, which fills in mask tokens"
             )
         _check_return_type(return_type)
+        _check_drawing(top_k, top_p, temperature, freq_penalty)
         tokens, mask = self.to_tokens_and_mask(input, prepend_bos, "left")
         if not tokens.shape[1]:
             raise UserError("input: there is no token to continue; give one, or prepend_bos=True")
@@ -79,20 +80,22 @@ class Generation(ProcessedWeights):
             [] if eos is None or not stop_at_eos else eos, dtype=torch.long, device=tokens.device
         ).flatten()
         done = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
+        real = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask
         for _ in track(range(max_new_tokens), "Generating", transient=True, disable=not verbose):
-            logits = self(tokens, attention_mask=mask)[:, -1].float()
+            logits = self(tokens, attention_mask=None if mask is None else real)[:, -1].float()
             if do_sample and temperature > 0:
-                new = sample_logits(logits, top_k, top_p, temperature, freq_penalty, tokens=tokens)
+                counts = torch.zeros_like(logits).scatter_add_(1, tokens.long(), real.to(logits))
+                new = sample_logits(logits - temperature * freq_penalty * counts, top_k, top_p, temperature)
             else:
                 new = logits.argmax(-1)
+            real = torch.cat([real, ~done[:, None]], dim=1)
             if len(ends):
                 new = torch.where(done, ends[0], new)
                 done = done | torch.isin(new, ends)
             tokens = torch.cat([tokens, new.to(tokens)[:, None]], dim=1)
-            mask = None if mask is None else torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
             if bool(done.all()):
                 break
-        return self._as_given(input, tokens, return_type)
+        return self._as_given(input, tokens, real, return_type)
 
     def denoise(
         self,
@@ -129,7 +132,8 @@ class Generation(ProcessedWeights):
         if new_tokens:
             tokens = torch.cat([tokens, tokens.new_full((len(tokens), new_tokens), mask_id)], dim=1)
             mask = None if mask is None else torch.cat([mask, mask.new_ones(len(mask), new_tokens)], dim=1)
-        most = int((tokens == mask_id).sum(1).max())
+        real = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask
+        most = int(((tokens == mask_id) & real).sum(1).max())
         if not most:
             raise UserError(f"input: there is no mask token ({mask_id}) to fill in; put one in, or give new_tokens")
         trajectory = mdm_interp.denoise(
@@ -137,18 +141,31 @@ class Generation(ProcessedWeights):
         )
         if return_type == "trajectory":
             return trajectory
-        return self._as_given(input, trajectory.tokens[-1], return_type)
+        return self._as_given(input, trajectory.tokens[-1], real, return_type)
 
-    def _as_given(self, input: Input, tokens: Tensor, return_type: str) -> Any:
-        """Return token ids as `return_type` says."""
+    def _as_given(self, input: Any, tokens: Tensor, real: Tensor, return_type: str) -> Any:
+        """Return token ids as `return_type` says; texts are of real tokens alone."""
         texts = isinstance(input, str) or (not isinstance(input, Tensor) and isinstance(input[0], str))
         if return_type == "tokens" or (return_type == "input" and not texts):
             return tokens
         tokenizer = self._require_tokenizer("return_type", return_type)
-        written = tokenizer.batch_decode(tokens.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        written = [
+            tokenizer.decode(row[kept].tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            for row, kept in zip(tokens, real, strict=True)
+        ]
         return written[0] if isinstance(input, str) or (len(written) == 1 and return_type == "str") else written
 
 
 def _check_return_type(return_type: str) -> None:
     if return_type not in get_args(ReturnType):
         raise UserError(f"return_type: {return_type!r} is unknown; choose input, str or tokens")
+
+
+def _check_drawing(top_k: int | None, top_p: float | None, temperature: float, freq_penalty: float) -> None:
+    if top_k is not None and top_k < 1:
+        raise UserError(f"top_k: {top_k} leaves no token to draw; use at least 1")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise UserError(f"top_p: {top_p} is no probability; use one above 0, at most 1")
+    if temperature < 0 or freq_penalty < 0:
+        name, value = ("temperature", temperature) if temperature < 0 else ("freq_penalty", freq_penalty)
+        raise UserError(f"{name}: {value} is negative; use 0 or more")

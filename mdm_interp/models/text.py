@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from operator import index
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +16,15 @@ from mdm_interp.errors import UserError
 from mdm_interp.models.weights import Weights
 
 PaddingSide = Literal["left", "right"]
-Ids = Sequence[int] | Sequence[Sequence[int]] | Sequence[Tensor] | Shaped[Tensor, "*batch"] | np.ndarray
+Ids = (
+    Shaped[Tensor, "*batch"]
+    | np.ndarray
+    | Sequence[int]
+    | Sequence[np.integer]
+    | Sequence[Sequence[int]]
+    | Sequence[Tensor]
+    | Sequence[np.ndarray]
+)
 Input = str | Sequence[str] | Ids
 """A text, several, or token ids of one sequence or of several."""
 
@@ -97,21 +106,21 @@ class Texts(Weights):
         truncate: bool = False,
     ) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"] | None]:
         """Do as :meth:`to_tokens`, and return where tokens are real; None where all are."""
+        if isinstance(input, np.ndarray) and input.dtype.kind in "OU":  # of texts
+            input = input.tolist()
         if isinstance(input, (Tensor, np.ndarray)):
             tokens = torch.as_tensor(input)
             tokens = tokens.reshape(1, -1) if tokens.ndim < 2 else tokens
+            tokens = tokens[:, : self.cfg.n_ctx] if truncate else tokens
             return tokens.to(self.cfg.device) if move_to_device else tokens, None
-        rows: list[Any] = (
-            [input] if isinstance(input, str) or (len(input) and isinstance(input[0], int)) else list(input)
-        )
+        rows: list[Any] = [input] if isinstance(input, str) or (len(input) and _is_id(input[0])) else list(input)
         if not rows:
             raise UserError("input: an empty list; give at least one text or sequence of token ids")
-        rows = [row.tolist() if isinstance(row, (Tensor, np.ndarray)) else row for row in rows]
-        texts = isinstance(rows[0], str)
+        texts = all(isinstance(row, str) for row in rows)
         side = padding_side or (getattr(self.tokenizer, "padding_side", None) if texts else None) or "right"
         if side not in ("left", "right"):
             raise UserError(f"padding_side: {side!r} is neither 'left' nor 'right'; choose one of them")
-        ids = self._encode(rows, prepend_bos) if texts else [list(row) for row in rows]
+        ids = self._encode(rows, prepend_bos) if texts else _whole_numbers(rows)
         if truncate:
             ids = [row[: self.cfg.n_ctx] for row in ids]
         longest = max(map(len, ids))
@@ -136,12 +145,12 @@ class Texts(Weights):
             raise UserError(
                 "prepend_bos: this model's tokenizer has no BOS token; leave prepend_bos out, or give False"
             )
-        if wanted and bos is not None:
-            return [row if row[:1] == [bos] else [bos, *row] for row in ids]
         if wanted is None or bos is None:
             return ids  # as the tokenizer has them
-        written = [text.startswith(tokenizer.bos_token) for text in texts]
-        return [row[1:] if row[:1] == [bos] and not own else row for row, own in zip(ids, written, strict=True)]
+        if wanted:
+            return [row if row[:1] == [bos] else [bos, *row] for row in ids]
+        prepended = list(tokenizer("")["input_ids"])[:1] == [bos]  # by the tokenizer itself
+        return [row[1:] if prepended else row for row in ids]
 
     def _pad_id(self) -> int:
         for name in ("pad_token_id", "eos_token_id"):
@@ -150,19 +159,17 @@ class Texts(Weights):
                 return pad
         return 0  # never read
 
-    def to_string(
-        self, tokens: int | Sequence[int] | Sequence[Sequence[int]] | Int[Tensor, "*shape"]
-    ) -> str | list[str]:
+    def to_string(self, tokens: int | Ids) -> str | list[str]:
         """Return the text of token ids; of several sequences, a list of texts.
 
         Raises:
             UserError: the model has no tokenizer.
         """
         tokenizer = self._require_tokenizer("tokens", tokens)
-        if isinstance(tokens, (list, tuple)) and tokens and not isinstance(tokens[0], int):
-            rows: list[Any] = list(tokens)
-            return [tokenizer.decode(list(row), clean_up_tokenization_spaces=False) for row in rows]
-        ids = torch.as_tensor(tokens)
+        given: Any = tokens
+        if isinstance(given, (list, tuple)) and given and not _is_id(given[0]):
+            return [tokenizer.decode(row, clean_up_tokenization_spaces=False) for row in _whole_numbers(given)]
+        ids = torch.as_tensor(given)
         if ids.ndim < 2:
             return tokenizer.decode(ids.flatten().tolist(), clean_up_tokenization_spaces=False)
         return [tokenizer.decode(row, clean_up_tokenization_spaces=False) for row in ids.tolist()]
@@ -179,7 +186,7 @@ class Texts(Weights):
             UserError: the model has no tokenizer, or a tensor holds several sequences.
         """
         tokenizer = self._require_tokenizer("input", input)
-        if isinstance(input, (list, tuple)) and input and not isinstance(input[0], int):
+        if isinstance(input, (list, tuple)) and input and not _is_id(input[0]):
             each: list[Any] = list(input)
             return [self._str_tokens(tokenizer, self.to_tokens(row, prepend_bos)[0].tolist()) for row in each]
         tokens, _ = self.to_tokens_and_mask(input, prepend_bos, padding_side)
@@ -209,7 +216,7 @@ class Texts(Weights):
     def get_token_position(
         self,
         single_token: str | int,
-        input: str | Sequence[int] | Int[Tensor, "*batch pos"],
+        input: str | Sequence[int] | Int[Tensor, "*batch pos"] | np.ndarray,
         mode: Literal["first", "last"] = "first",
         prepend_bos: bool | None = None,
         padding_side: PaddingSide | None = None,
@@ -231,7 +238,7 @@ class Texts(Weights):
 
     def tokens_to_residual_directions(
         self, tokens: str | int | Int[Tensor, "*tokens"]
-    ) -> Float[Tensor, "*tokens d_model"]:
+    ) -> Float[Tensor, "*directions d_model"]:
         """Do as :meth:`residual_directions`, in the model's dtype: so `ActivationCache.logit_attrs` of a complete stack
         adds up to the logit. Of a single token, the direction alone `[d_model]`.
 
@@ -241,3 +248,21 @@ class Texts(Weights):
         ids = torch.as_tensor(self.to_single_token(tokens) if isinstance(tokens, str) else tokens)
         ids = ids.reshape(()) if ids.numel() == 1 else ids
         return self.residual_directions(ids).to(self.W_U.dtype)
+
+
+def _is_id(value: Any) -> bool:
+    """Tell whether a value is one token id, if need be NumPy's or torch's."""
+    return isinstance(value, (int, np.integer)) or (isinstance(value, Tensor) and value.ndim == 0)
+
+
+def _whole_numbers(rows: Sequence[Any]) -> list[list[int]]:
+    """Return sequences of token ids as lists."""
+    try:
+        return [
+            [index(one) for one in (row.tolist() if isinstance(row, (Tensor, np.ndarray)) else row)] for row in rows
+        ]
+    except TypeError:
+        raise UserError(
+            f"input: {rows!r:.80} is neither texts nor sequences of token ids; give several of one kind, ids as whole "
+            "numbers"
+        ) from None

@@ -148,7 +148,7 @@ class HookedTransformer(Generation):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Do as `torch.nn.Module.load_state_dict`; a classic model's names are understood, too."""
-        ours = read_classic_weights(state_dict, relative=self.pos_embed.relative)
+        ours = read_classic_weights(state_dict, relative=self.pos_embed.relative, gated=self.cfg.gated_mlp)
         return super().load_state_dict(ours, strict=strict, assign=assign)
 
     def forward(
