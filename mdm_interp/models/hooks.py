@@ -59,7 +59,7 @@ class CheckedHookPoint(HookPoint):
 def in_use(point: nn.Module) -> bool:
     """Tell whether anything sees or edits what passes a hook point: a hook (torch's own count), or a module in its
     place, such as a sparse autoencoder."""
-    if not isinstance(point, HookPoint):
+    if type(point) is not CheckedHookPoint:
         return True
     # torch's records hold the hooks of both, and are quick to ask: seven points in every layer of every pass
     return bool(point._forward_hooks or point._backward_hooks or point._forward_pre_hooks or point._backward_pre_hooks)
