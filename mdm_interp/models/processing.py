@@ -117,10 +117,11 @@ class ProcessedWeights(Texts):
         Raises:
             UserError: one of them was asked for and is not exact in this model.
         """
-        if fold_ln and self.cfg.normalization_type is not None:
-            self.fold_layer_norm()
+        # what may be refused comes first: centring changes what is written, folding what reads
         if self.cfg.normalization_type == "LN" if center_writing_weights is None else center_writing_weights:
             self.center_writing_weights()
+        if fold_ln and self.cfg.normalization_type is not None:
+            self.fold_layer_norm()
         if center_unembed:
             self.center_unembed()
         if fold_value_biases:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -31,14 +30,6 @@ from mdm_interp.training.losses import mdm_loss
 MASK = 12
 close = partial(assert_close, atol=1e-5, rtol=1e-5)
 exactly = partial(assert_close, atol=0, rtol=0)
-
-
-@pytest.fixture
-def unchecked() -> Iterator[None]:
-    """As users have it: no shape annotation is enforced, and the package's own messages are reached."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def padded(side: str, lengths: list[int], n_pos: int = 7) -> Tensor:
