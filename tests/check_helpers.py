@@ -3,6 +3,7 @@ of one call share."""
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +25,10 @@ def install() -> None:
     def jaxtyped(*, typechecker: Any) -> Callable[[Any], Any]:
         def decorate(made: Any) -> Any:
             if inspect.isfunction(made) and not inspect.isgeneratorfunction(made):
-                return original(once(made), typechecker=None)
+                checked = original(once(made), typechecker=None)
+                return functools.wraps(made)(
+                    lambda *args, **kwargs: (made if jaxtyping.config.jaxtyping_disable else checked)(*args, **kwargs)
+                )
             return original(made, typechecker=typechecker)
 
         return decorate

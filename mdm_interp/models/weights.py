@@ -165,7 +165,12 @@ class Weights(CheckedHooks):
         Args:
             mlp_input: Whether the attention of `layer` itself counts.
             include_mlp_biases: Whether MLPs count.
+
+        Raises:
+            UserError: there is no such layer.
         """
+        if not 0 <= layer <= self.cfg.n_layers:
+            raise UserError(f"layer: the model has no layer {layer}; give 0 to {self.cfg.n_layers}")
         total = torch.zeros(self.cfg.d_model, device=self.W_E.device, dtype=self.W_E.dtype)
         for block in self.blocks[: layer + int(mlp_input)]:
             total = total if block.attn.b_O is None else total + block.attn.b_O.to(total)
