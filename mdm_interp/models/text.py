@@ -231,7 +231,7 @@ class Texts(Weights):
 
     def tokens_to_residual_directions(
         self, tokens: str | int | Int[Tensor, "*tokens"]
-    ) -> Float[Tensor, "*tokens d_model"]:
+    ) -> Float[Tensor, "*directions d_model"]:
         """Do as :meth:`residual_directions`, in the model's dtype: so `ActivationCache.logit_attrs` of a complete stack
         adds up to the logit. Of a single token, the direction alone `[d_model]`.
 
