@@ -155,7 +155,7 @@ class ProcessedWeights(Texts):
         """Return the unembedding, with weights of its own from now on."""
         if isinstance(self.unembed, TiedUnembed):
             weights = self.W_U.detach().clone().contiguous()
-            self.unembed = Unembed(self.cfg).to(weights)
+            self.unembed = Unembed(self.cfg).to(weights).train(self.training)
             self.unembed.W_U = nn.Parameter(weights, requires_grad=self.embed.W_E.requires_grad)
             self._configure(tie_word_embeddings=False)
             self.setup()

@@ -133,6 +133,20 @@ class Weights(CheckedHooks):
         """How many parameters there are, biases and norms included; tied ones count once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
+    def tl_parameters(self) -> dict[str, Tensor]:
+        """Return every weight by its name, with one slice per query head and a tied unembedding, too: what
+        TransformerLens' `SVDInterpreter` picks heads from."""
+        weights: dict[str, Tensor] = dict(self.named_parameters())
+        for layer in range(self.cfg.n_layers):
+            for name in ("W_K", "W_V", "b_K", "b_V"):
+                if (key := f"blocks.{layer}.attn.{name}") in weights:
+                    weights[key] = per_query_head(weights[key], self.cfg.n_heads, dim=0)
+        return weights | {"unembed.W_U": self.W_U}
+
+    def blocks_with(self, submodule: str) -> list[tuple[int, Block]]:
+        """Return layer and block of every block that has a part of this name, such as `attn` or `mlp`."""
+        return [(layer, block) for layer, block in enumerate(self.blocks) if submodule in dict(block.named_children())]
+
     def all_head_labels(self) -> list[str]:
         """Return `L0H0`, `L0H1`, … of every head."""
         return [f"L{layer}H{head}" for layer in range(self.cfg.n_layers) for head in range(self.cfg.n_heads)]
