@@ -9,15 +9,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import check_helpers
+import jaxtyping
 import pytest
 import torch
-from jaxtyping import install_import_hook
 
 if TYPE_CHECKING:
     from cli_helpers import Ended
     from playwright.sync_api import Browser
 
-install_import_hook("mdm_interp", "beartype.beartype")
+check_helpers.install()
+os.fsync = lambda _: None  # no test outlives a power failure, and each waits for the disk a thousand times
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
 
 
@@ -38,6 +40,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(marks[fixture])
         if item.path.parent.name == "training" or item.path.stem in SLOW:
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """As users have it: no shape annotation is enforced, and the package's own messages are reached."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

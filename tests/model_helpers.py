@@ -42,6 +42,18 @@ def mirrored_pairs(causal: bool, count: int = 4) -> list[QueryPair]:
 
 # ---- weights
 
+
+@torch.no_grad()
+def with_biases(model: HookedTransformer, seed: int = 8) -> HookedTransformer:
+    """The model with every bias that weights can have, none of them 0."""
+    model.add_biases()
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if name.rsplit(".", 1)[-1].startswith("b_"):
+            parameter += 0.4 * torch.randn(parameter.shape, generator=generator).to(parameter)
+    return model
+
+
 # What others call our parameters; `*` stands for the layer.
 NATIVE_NAMES = {
     "embed.W_E": "tok_embed.weight",

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mdm_interp.errors import UserError
+from mdm_interp.models.inputs import require_predictions
 
 FillOrder = Literal["confidence", "random", "left_to_right"]
 """Which blanks come first: where the model is most certain of its choice, any, or from the left."""
@@ -122,7 +123,7 @@ def denoise(
         generator: On the model's device; draws the random order and the tokens.
 
     Raises:
-        UserError: the model is causal or has no mask token, `steps` is below 1, or a shifted model's position 0 is
+        UserError: the model is causal or has no mask token, `steps` is below 1, or a shifted model's first token is
             masked.
     """
     cfg = model.cfg
@@ -133,8 +134,8 @@ def denoise(
     blank = tokens == cfg.mask_token_id
     if attention_mask is not None:
         blank = blank & attention_mask
-    if cfg.readout_shift and bool(blank[:, 0].any()):
-        raise UserError("tokens: position 0 is masked, but has no prediction in a shifted model; give its token")
+    if cfg.readout_shift:
+        require_predictions(blank, attention_mask)
     history, filled_at = [tokens.clone()], torch.zeros_like(tokens)
     certainty = torch.ones(tokens.shape, device=tokens.device)
     filling = fill_blanks(

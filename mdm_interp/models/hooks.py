@@ -37,9 +37,11 @@ Names = str | Callable[[str], bool] | Iterable[str] | None
 class CheckedHookPoint(HookPoint):
     """A hook point that refuses a hook's result unless it is a tensor of the shape that went in."""
 
-    def add_hook(self, hook: HookFunction, *args: Any, **kwargs: Any) -> LensHandle:
+    def add_hook(self, hook: HookFunction, dir: Literal["fwd", "bwd"] = "fwd", *args: Any, **kwargs: Any) -> LensHandle:
         def checked(tensor: Tensor, *, hook: HookPoint) -> Any:
             result = user_hook(tensor, hook=hook)
+            if dir == "bwd" and isinstance(result, tuple) and len(result) == 1:  # as torch's own hooks return it
+                result = result[0]
             if result is not None and getattr(result, "shape", None) != tensor.shape:
                 got = f"shape {list(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
                 raise UserError(
@@ -49,15 +51,18 @@ class CheckedHookPoint(HookPoint):
             return result
 
         user_hook = hook
-        handle = super().add_hook(checked, *args, **kwargs)
+        handle = super().add_hook(checked, dir, *args, **kwargs)
         handle.user_hook = user_hook
         return handle
 
 
 def in_use(point: nn.Module) -> bool:
-    """Tell whether anything sees or edits what passes a hook point: a hook, or a module in its place, such as a sparse
-    autoencoder."""
-    return not isinstance(point, HookPoint) or point.has_hooks()
+    """Tell whether anything sees or edits what passes a hook point: a hook (torch's own count), or a module in its
+    place, such as a sparse autoencoder."""
+    if type(point) is not CheckedHookPoint:
+        return True
+    # torch's records hold the hooks of both, and are quick to ask: seven points in every layer of every pass
+    return bool(point._forward_hooks or point._backward_hooks or point._forward_pre_hooks or point._backward_pre_hooks)
 
 
 class CheckedHooks(HookedRootModule):

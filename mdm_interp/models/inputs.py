@@ -60,3 +60,19 @@ def places(real: Bool[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
     n_pos = real.shape[1]
     before = (real.cumsum(1) == 0).sum(1, keepdim=True)
     return (torch.arange(n_pos, device=real.device) - before).clamp(min=0)
+
+
+def require_predictions(masked: Bool[Tensor, "batch pos"], real: Bool[Tensor, "batch pos"] | None) -> None:
+    """Refuse mask tokens that no token comes before, whose predictions a shifted model reads there.
+
+    Raises:
+        UserError: there is such a mask token: at position 0, or next to padding.
+    """
+    before = torch.ones_like(masked) if real is None else real.roll(1, dims=1)
+    alone = masked & ~before
+    alone[:, 0] = masked[:, 0]
+    if bool(alone.any()):
+        position = int(alone.nonzero()[0, 1])
+        raise UserError(
+            f"tokens: position {position} is masked, but has no prediction in a shifted model; give its token"
+        )

@@ -214,6 +214,9 @@ class Block(nn.Module):
     grouped-query attention, whose queries outnumber its keys.
     """
 
+    hook_out_is_single_residual_stream = True
+    """Read by TransformerLens' logit lens, which else takes the residual stream for one of several."""
+
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
         self.ln1, self.attn = make_norm(cfg), Attention(cfg)

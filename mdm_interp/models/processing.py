@@ -31,15 +31,23 @@ class ProcessedWeights(Texts):
         A tied embedding is untied first. Outputs stay as they are, up to rounding.
 
         Args:
-            fold_biases: Whether LayerNorm's biases are folded, too.
+            fold_biases: Whether LayerNorm's biases are folded, too. Those that stay are divided by the gain, which the
+                weights multiply them by from then on.
 
         Raises:
-            UserError: the model has no norms.
+            UserError: the model has no norms, or biases are to stay where the gain is 0.
         """
         if self.cfg.normalization_type is None:
             raise UserError(
                 "fold_layer_norm: the model has no norms (normalization_type None), so nothing can be folded"
             )
+        if not fold_biases:
+            for norm in self.modules():
+                if isinstance(norm, Norm) and norm.b is not None and bool(norm.b[norm.w == 0].any()):
+                    raise UserError(
+                        "fold_biases: a norm has a bias where its gain is 0, and keeps it only along with that gain; "
+                        "fold both, with True"
+                    )
         unembed = self._own_unembed()
         for block in self.blocks:
             attention: list[tuple[nn.Module, str, str]] = [
@@ -117,10 +125,11 @@ class ProcessedWeights(Texts):
         Raises:
             UserError: one of them was asked for and is not exact in this model.
         """
-        if fold_ln and self.cfg.normalization_type is not None:
-            self.fold_layer_norm()
+        # what may be refused comes first: centring changes what is written, folding what reads
         if self.cfg.normalization_type == "LN" if center_writing_weights is None else center_writing_weights:
             self.center_writing_weights()
+        if fold_ln and self.cfg.normalization_type is not None:
+            self.fold_layer_norm()
         if center_unembed:
             self.center_unembed()
         if fold_value_biases:
@@ -146,7 +155,7 @@ class ProcessedWeights(Texts):
         """Return the unembedding, with weights of its own from now on."""
         if isinstance(self.unembed, TiedUnembed):
             weights = self.W_U.detach().clone().contiguous()
-            self.unembed = Unembed(self.cfg).to(weights)
+            self.unembed = Unembed(self.cfg).to(weights).train(self.training)
             self.unembed.W_U = nn.Parameter(weights, requires_grad=self.embed.W_E.requires_grad)
             self._configure(tie_word_embeddings=False)
             self.setup()
@@ -161,9 +170,9 @@ def _fold(norm: nn.Module, readers: list[tuple[nn.Module, str, str]], fold_biase
         if fold_biases and norm.b is not None and bool(norm.b.any()):
             _add_bias(module, bias_name, torch.einsum("...ij,i->...j", weight, norm.b.to(weight)))
         weight *= norm.w.to(weight)[:, None]
+    if norm.b is not None:
+        norm.b.copy_(torch.zeros_like(norm.b) if fold_biases else torch.where(norm.w == 0, 0, norm.b / norm.w))
     norm.w.fill_(1)
-    if fold_biases and norm.b is not None:
-        norm.b.zero_()
 
 
 def _add_bias(module: nn.Module, name: str, value: Float[Tensor, "*shape"]) -> None:

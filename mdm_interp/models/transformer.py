@@ -28,7 +28,7 @@ from mdm_interp.errors import UserError
 from mdm_interp.models.classic import ClassicConfig, read_classic_config, read_classic_weights
 from mdm_interp.models.generation import Generation
 from mdm_interp.models.hooks import CheckedHookPoint
-from mdm_interp.models.inputs import check_token_ids, places, read_mask
+from mdm_interp.models.inputs import check_token_ids, places, read_mask, require_predictions
 from mdm_interp.models.layers import Block, Embed, TiedUnembed, Unembed, make_norm, precise
 from mdm_interp.models.positions import POSITION_SCHEMES
 from mdm_interp.models.text import Input, PaddingSide
@@ -199,7 +199,7 @@ class HookedTransformer(Generation):
             resid, real = self._enter(input, attention_mask), attention_mask
             real = None if real is None else read_mask(real, resid[..., 0])
         allowed = self._allowed(resid, real)
-        for block in self.blocks[self._layers(start_at_layer, stop_at_layer)]:
+        for block in self._layers(start_at_layer, stop_at_layer):
             resid = block(resid, self.pos_embed, allowed)
         if stop_at_layer is not None:
             return resid
@@ -247,6 +247,8 @@ class HookedTransformer(Generation):
                 f"input: start_at_layer takes the residual stream [batch pos {self.cfg.d_model}], got {got}; compute "
                 "it with input_to_embed or stop_at_layer"
             )
+        if input.dtype != self.W_E.dtype:
+            raise UserError(f"input: got {input.dtype}, and the model is in {self.W_E.dtype}; convert one of them")
         self._check_length("input", input.shape[1])
         self._check_scheme()
         return input
@@ -255,13 +257,17 @@ class HookedTransformer(Generation):
         if n_pos > self.cfg.n_ctx:
             raise UserError(f"{name}: {n_pos} positions exceed n_ctx {self.cfg.n_ctx}; shorten them or raise n_ctx")
 
-    def _layers(self, start: int | None, stop: int | None) -> slice:
+    def _layers(self, start: int | None, stop: int | None) -> list[Block]:
         """Return the layers from `start` to before `stop`."""
-        n_layers = self.cfg.n_layers
+        n_layers, blocks = self.cfg.n_layers, list(self.blocks)
         for name, layer in (("start_at_layer", start), ("stop_at_layer", stop)):
             if layer is not None and not -n_layers <= layer <= n_layers:
                 raise UserError(f"{name}: the model has no layer {layer}; give {-n_layers} to {n_layers}")
-        return slice(start, stop)
+        if start is not None and stop is not None:
+            entered, left = (layer + n_layers if layer < 0 else layer for layer in (start, stop))
+            if left < entered:
+                raise UserError(f"stop_at_layer: {stop} comes before start_at_layer {start}; give a later layer")
+        return blocks[start:stop]
 
     def loss_fn(
         self,
@@ -286,11 +292,16 @@ class HookedTransformer(Generation):
             targets: Of a masked diffusion model the true tokens; read at mask tokens only.
 
         Raises:
-            UserError: targets are missing or too many, or no token is masked.
+            UserError: targets are missing or not asked for, shapes differ, no token is masked, or a shifted model's
+                first one is.
 
         Source: arXiv 2502.09992, eq. 3.
         """
-        real = None if attention_mask is None else read_mask(attention_mask, tokens)
+        if logits.shape[:2] != tokens.shape:
+            raise UserError(f"tokens: expected {list(logits.shape[:2])} as the logits, got {list(tokens.shape)}")
+        check_token_ids("tokens", tokens, self.cfg.d_vocab)
+        tokens = tokens.to(logits.device, torch.long)
+        real = None if attention_mask is None else read_mask(attention_mask, tokens).to(logits.device)
         if self.cfg.is_causal:
             if targets is not None:
                 raise UserError("targets: a causal model's loss is of the tokens themselves; leave targets out")
@@ -303,11 +314,14 @@ class HookedTransformer(Generation):
                 "loss: a masked diffusion model's is of the true tokens at mask tokens; put cfg.mask_token_id "
                 f"({mask_id}) where they are to be predicted, and give the true tokens as targets"
             )
-        if shift and bool(masked[:, 0].any()):
-            raise UserError("tokens: position 0 is masked, but has no prediction in a shifted model; give its token")
+        if shift:
+            require_predictions(masked, real)
+        if targets.shape != tokens.shape:
+            raise UserError(f"targets: expected the shape of tokens {list(tokens.shape)}, got {list(targets.shape)}")
+        targets = targets.to(logits.device).masked_fill(~masked, 0)
         check_token_ids("targets", targets, self.cfg.d_vocab)
         predicted = precise(logits).roll(-shift, dims=1)
-        losses = F.cross_entropy(predicted.transpose(1, 2), targets, reduction="none").masked_fill(~masked, 0.0)
+        losses = F.cross_entropy(predicted.transpose(1, 2), targets.long(), reduction="none").masked_fill(~masked, 0.0)
         if per_token:
             return losses
         count = masked.sum(1)

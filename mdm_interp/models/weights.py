@@ -133,6 +133,20 @@ class Weights(CheckedHooks):
         """How many parameters there are, biases and norms included; tied ones count once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
+    def tl_parameters(self) -> dict[str, Tensor]:
+        """Return every weight by its name, with one slice per query head and a tied unembedding, too: what
+        TransformerLens' `SVDInterpreter` picks heads from."""
+        weights: dict[str, Tensor] = dict(self.named_parameters())
+        for layer in range(self.cfg.n_layers):
+            for name in ("W_K", "W_V", "b_K", "b_V"):
+                if (key := f"blocks.{layer}.attn.{name}") in weights:
+                    weights[key] = per_query_head(weights[key], self.cfg.n_heads, dim=0)
+        return weights | {"unembed.W_U": self.W_U}
+
+    def blocks_with(self, submodule: str) -> list[tuple[int, Block]]:
+        """Return layer and block of every block that has a part of this name, such as `attn` or `mlp`."""
+        return [(layer, block) for layer, block in enumerate(self.blocks) if submodule in dict(block.named_children())]
+
     def all_head_labels(self) -> list[str]:
         """Return `L0H0`, `L0H1`, … of every head."""
         return [f"L{layer}H{head}" for layer in range(self.cfg.n_layers) for head in range(self.cfg.n_heads)]
@@ -165,7 +179,12 @@ class Weights(CheckedHooks):
         Args:
             mlp_input: Whether the attention of `layer` itself counts.
             include_mlp_biases: Whether MLPs count.
+
+        Raises:
+            UserError: there is no such layer.
         """
+        if not 0 <= layer <= self.cfg.n_layers:
+            raise UserError(f"layer: the model has no layer {layer}; give 0 to {self.cfg.n_layers}")
         total = torch.zeros(self.cfg.d_model, device=self.W_E.device, dtype=self.W_E.dtype)
         for block in self.blocks[: layer + int(mlp_input)]:
             total = total if block.attn.b_O is None else total + block.attn.b_O.to(total)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import jaxtyping
 import pytest
 import torch
 import torch.nn.functional as F
@@ -36,14 +35,6 @@ def padded(side: str, lengths: list[int], n_pos: int = 7) -> Tensor:
     """`[batch pos]`, True where a token is real."""
     real = torch.arange(n_pos) < torch.tensor(lengths)[:, None]
     return real if side == "right" else real.flip(1)
-
-
-@pytest.fixture
-def unchecked() -> Iterator[None]:
-    """As users have it: no shape annotation is enforced, and the package's own messages are reached."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 # ---- the fused path
