@@ -90,7 +90,7 @@ class Config(BaseModel):
         )
 
     def digest(self) -> str:
-        """Return 16 hexadecimal digits that depend on every field except the device."""
+        """Return 16 hexadecimal digits that depend on every field that is written to files."""
         content = json.dumps(self.model_dump(mode="json"), sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
