@@ -9,6 +9,8 @@ Source: TransformerLens, further comments on weight processing; docs/theory.md, 
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -16,6 +18,8 @@ from torch import Tensor, nn
 from mdm_interp.errors import UserError
 from mdm_interp.models.layers import Norm, TiedUnembed, Unembed, per_query_head
 from mdm_interp.models.text import Texts
+
+ModelT = TypeVar("ModelT", bound="ProcessedWeights")
 
 
 class ProcessedWeights(Texts):
@@ -25,7 +29,7 @@ class ProcessedWeights(Texts):
     """
 
     @torch.no_grad()
-    def fold_layer_norm(self, *, fold_biases: bool = True) -> ProcessedWeights:
+    def fold_layer_norm(self: ModelT, *, fold_biases: bool = True) -> ModelT:
         """Fold gains and biases of all norms into the weights that read them; the norms keep gain 1 and bias 0.
 
         A tied embedding is untied first. Outputs stay as they are, up to rounding.
@@ -63,7 +67,7 @@ class ProcessedWeights(Texts):
         return self
 
     @torch.no_grad()
-    def center_writing_weights(self) -> ProcessedWeights:
+    def center_writing_weights(self: ModelT) -> ModelT:
         """Subtract from whatever writes to the residual stream its mean over `d_model`. A tied embedding is untied
         first. Outputs stay as they are, up to rounding.
 
@@ -87,7 +91,7 @@ class ProcessedWeights(Texts):
         return self
 
     @torch.no_grad()
-    def center_unembed(self) -> ProcessedWeights:
+    def center_unembed(self: ModelT) -> ModelT:
         """Subtract from the unembedding its mean over tokens. A tied embedding is untied first. Logits lose their mean
         at every position, log probabilities stay as they are, up to rounding."""
         unembed = self._own_unembed()
@@ -97,7 +101,7 @@ class ProcessedWeights(Texts):
         return self
 
     @torch.no_grad()
-    def fold_value_biases(self) -> ProcessedWeights:
+    def fold_value_biases(self: ModelT) -> ModelT:
         """Move the values' biases into the biases of attention's output, which every pattern whose rows sum to 1 gives
         them anyway. Outputs stay as they are, up to rounding."""
         for block in self.blocks:
@@ -109,13 +113,13 @@ class ProcessedWeights(Texts):
         return self
 
     def process_weights_(
-        self,
+        self: ModelT,
         *,
         fold_ln: bool = True,
         center_writing_weights: bool | None = None,
         center_unembed: bool = True,
         fold_value_biases: bool = True,
-    ) -> ProcessedWeights:
+    ) -> ModelT:
         """Do all of these, in place.
 
         Args:
@@ -137,7 +141,7 @@ class ProcessedWeights(Texts):
         return self
 
     @torch.no_grad()
-    def add_biases(self) -> ProcessedWeights:
+    def add_biases(self: ModelT) -> ModelT:
         """Give the model every bias that the classic model has, as a parameter that is 0."""
         for block in self.blocks:
             attn = block.attn

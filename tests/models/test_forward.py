@@ -38,11 +38,11 @@ def padded(side: str, lengths: list[int], n_pos: int = 7) -> Tensor:
     return real if side == "right" else real.flip(1)
 
 
-def causal_model(**changes: Any) -> HookedTransformer:
+def causal_model(**changes: Any) -> Any:
     return random_model(**{"attention": "causal", "d_mlp": 24, **changes})
 
 
-def mdm(**changes: Any) -> HookedTransformer:
+def mdm(**changes: Any) -> Any:
     return random_model(**{"mask_token_id": MASK, "d_mlp": 24, **changes})
 
 
@@ -314,7 +314,7 @@ N_LAYERS = 3
 LAYERS = list(range(-N_LAYERS, N_LAYERS + 1))
 
 
-def layered(**changes: Any) -> HookedTransformer:
+def layered(**changes: Any) -> Any:
     return random_model(**{"n_layers": N_LAYERS, "d_mlp": 24, "n_key_value_heads": 2, **changes})
 
 

@@ -49,7 +49,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def full_model(**changes: Any) -> HookedTransformer:
+def full_model(**changes: Any) -> Any:
     """A model with every optional hook there is."""
     return with_biases(random_model(**{"d_mlp": 24, **changes}))
 
@@ -167,7 +167,7 @@ def test_switches_and_hooks_that_are_gone_leave_logits_bit_for_bit(
 
 @pytest.mark.parametrize("kv_heads", [1, 2])
 def test_one_copy_for_all_three_is_refused_where_heads_share_keys(kv_heads: int) -> None:
-    model = random_model(n_key_value_heads=kv_heads)
+    model: Any = random_model(n_key_value_heads=kv_heads)
     message = rf"use_attn_in: 4 query heads share {kv_heads} key/value heads.*; hook hook_q_input, hook_k_input and"
     with pytest.raises(UserError, match=message):
         model.set_use_attn_in(True)
@@ -211,14 +211,14 @@ def test_the_names_of_bridges_reach_the_same_hook_points(leaf: str) -> None:
 # ---- what an edit changes, by hand
 
 
-def projections(model: HookedTransformer, tokens: Tensor, **hooks: Any) -> dict[str, Tensor]:
+def projections(model: Any, tokens: Tensor, **hooks: Any) -> dict[str, Tensor]:
     """Queries, keys and values of layer 1 under hooks there."""
     with model.hooks(fwd_hooks=[(f"blocks.1.hook_{name}", edit) for name, edit in hooks.items()]):
         _, cache = model.run_with_cache(tokens, names_filter=[f"blocks.1.attn.hook_{side}" for side in "qkv"])
     return {side: cache[side, 1] for side in "qkv"}
 
 
-def by_hand(model: HookedTransformer, resid: Tensor, side: str, head: int) -> Tensor:
+def by_hand(model: Any, resid: Tensor, side: str, head: int) -> Tensor:
     """What a head of layer 1 makes of a residual stream."""
     block, head_of = model.blocks[1], model.cfg.n_heads // model.cfg.kv_heads
     at = head if side == "q" else head // head_of
@@ -229,7 +229,7 @@ def by_hand(model: HookedTransformer, resid: Tensor, side: str, head: int) -> Te
 @pytest.mark.parametrize("kind", ["attention only", "no norms", "LayerNorm, learned, tied"])
 @torch.no_grad()
 def test_an_edited_copy_is_read_by_queries_keys_and_values_of_its_head_alone(kind: str) -> None:
-    model, tokens = with_biases(random_model(**KINDS[kind])), random_tokens()
+    model, tokens = full_model(**{"d_mlp": None, **KINDS[kind]}), random_tokens()
     new = torch.randn(2, 7, 16, generator=seeded(4))
     plain, edited = projections(model, tokens), projections(model, tokens, attn_in=setting(2, new))
     for side in "qkv":
@@ -283,7 +283,7 @@ def test_edits_in_place_of_one_copy_leave_the_others_alone() -> None:
 @pytest.mark.parametrize("kind", ["no norms", "gated, grouped, causal", "LayerNorm, learned, tied"])
 @torch.no_grad()
 def test_the_mlp_reads_its_edited_input_and_nothing_else_does(kind: str) -> None:
-    model, tokens = with_biases(random_model(**KINDS[kind])), random_tokens()
+    model, tokens = full_model(**{"d_mlp": None, **KINDS[kind]}), random_tokens()
     new = torch.randn(2, 7, 16, generator=seeded(4))
     _, plain = model.run_with_cache(tokens)
     with model.hooks(fwd_hooks=[("blocks.1.hook_mlp_in", lambda x, hook: new)]):
@@ -326,7 +326,8 @@ def test_gradients_of_each_heads_copy_add_up_to_that_of_the_residual_stream() ->
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_hook_on_everything_fires_everywhere_and_changes_nothing(kind: str) -> None:
-    model, tokens = random_model(**KINDS[kind]), random_tokens()
+    tokens = random_tokens()
+    model: Any = random_model(**KINDS[kind])
     fired: list[str] = []
 
     def look(x: Tensor, hook: Any) -> None:
@@ -345,7 +346,8 @@ def test_a_hook_on_everything_fires_everywhere_and_changes_nothing(kind: str) ->
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_backward_hooks_on_everything_see_every_gradient(kind: str) -> None:
-    model, tokens = random_model(**KINDS[kind]), random_tokens()
+    tokens = random_tokens()
+    model: Any = random_model(**KINDS[kind])
     seen: dict[str, Tensor] = {}
 
     def look(gradient: Tensor, hook: Any) -> None:

@@ -47,7 +47,7 @@ def makes_sense(step: str, norm: str | None) -> bool:
 
 
 @torch.no_grad()
-def full_model(*, biases: bool = True, **changes: Any) -> HookedTransformer:
+def full_model(*, biases: bool = True, **changes: Any) -> Any:
     """Non-zero gains, biases everywhere, and nothing centred: embeddings and unembeddings with a mean far from 0."""
     model = random_model(**{"dtype": "float64", "qkv_bias": True, "d_mlp": 24, **changes})
     model = with_biases(model) if biases else model
