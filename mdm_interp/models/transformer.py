@@ -194,7 +194,10 @@ class HookedTransformer(Generation):
                 "as attention_mask=)"
             )
         if start_at_layer is None:
-            resid, tokens, _, real = self.input_to_embed(input, prepend_bos, padding_side, attention_mask)
+            resid, entered, _, real = self.input_to_embed(input, prepend_bos, padding_side, attention_mask)
+            if tokens is not None and not torch.equal(tokens.to(entered), entered):
+                raise UserError("tokens: not what input has; leave them out, or give start_at_layer a residual stream")
+            tokens = entered
         else:
             resid, real = self._enter(input, attention_mask), attention_mask
             real = None if real is None else read_mask(real, resid[..., 0])

@@ -501,3 +501,12 @@ def test_a_layer_to_stop_at_that_is_none_is_refused_without_start_too() -> None:
     for layer in (4, -4):
         with pytest.raises(UserError, match=rf"stop_at_layer: the model has no layer {layer}; give -3 to 3"):
             layered()(random_tokens(), stop_at_layer=layer)
+
+
+def test_other_tokens_than_the_inputs_are_refused() -> None:
+    model, tokens = random_model(attention="causal"), random_tokens()
+    assert torch.equal(model(tokens, "loss", tokens=tokens), model(tokens, "loss"))
+    with pytest.raises(
+        UserError, match="tokens: not what input has; leave them out, or give start_at_layer a residual"
+    ):
+        model(tokens, "loss", tokens=tokens.roll(1, dims=1))
