@@ -47,8 +47,14 @@ def code_cells(notebook: Any) -> list[Any]:
 # ---- as they are stored
 
 
-def test_there_are_three() -> None:
-    assert NOTEBOOKS == ["01_first_look.ipynb", "02_custom_study.ipynb", "03_llada_on_a_gpu.ipynb"]
+def test_there_are_four() -> None:
+    named = ["01_first_look", "02_custom_study", "03_llada_on_a_gpu", "04_sparse_autoencoder"]
+    assert [f"{name}.ipynb" for name in named] == NOTEBOOKS
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_the_readme_lists_every_notebook(name: str) -> None:
+    assert f"(examples/{name})" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
@@ -219,6 +225,31 @@ def test_llada_gives_way_to_a_demo_checkpoint_where_it_is_not(executed: Callable
     watched = pages["trajectory"][1]
     masked = set(range(len(watched["tokens"]))) - set(range(*watched["source"]))
     assert set(watched["masks"]) == masked, "all but the source is denoised"
+
+
+@pytest.mark.slow
+def test_a_sparse_autoencoder_takes_the_place_of_an_activation(executed: Callable[..., Any]) -> None:
+    notebook = executed("04_sparse_autoencoder.ipynb")
+    assert_clean(notebook)
+    rebuilt = re.findall(rf"seed \d, (\w+) autoencoder: ({NUMBER}) of the variance", printed(cell(notebook, "fit")))
+    assert [name for name, _ in rebuilt] == ["random", "fitted"] * 3
+    shares = [float(share) for _, share in rebuilt]
+    assert min(shares[1::2]) > 0.8 > max(shares[::2]), "what was fitted rebuilds no more than what was not"
+    spliced = printed(cell(notebook, "splice"))
+    assert "features [48, 6, 128] [batch pos feature], 6.0 active at a time" in spliced
+    ways, replaced, with_error = map(float, re.findall(rf": ({NUMBER})$", spliced, re.MULTILINE))
+    assert ways == 0 and with_error < 1e-4 < 0.1 < replaced
+    asked = estimates(printed(cell(notebook, "effect")))
+    assert len(asked) == 3 * 5 * 2 and all(0 <= low <= high <= 1 for _, low, high in asked)
+    for i in range(0, 30, 10):
+        for own, fitted, nothing in zip(asked[i : i + 2], asked[i + 2 : i + 4], asked[i + 8 : i + 10], strict=True):
+            assert own > fitted > nothing
+    silenced = estimates(printed(cell(notebook, "features")))
+    assert len(silenced) == 12
+    assert all(answers < others for answers, others in zip(silenced[::2], silenced[1::2], strict=True))
+    drawn = traces(cell(notebook, "figure"))
+    assert [trace["name"] for trace in drawn] == ["seed 0", "seed 1", "seed 2"] * 2
+    assert all(len(trace["y"]) == 5 for trace in drawn)
 
 
 # ---- the third notebook's choice of a checkpoint

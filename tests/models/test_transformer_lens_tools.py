@@ -35,7 +35,7 @@ BIDIRECTIONAL: dict[str, Any] = {
     **{"d_mlp": D_MLP, "gated_mlp": True, "act_fn": "silu", "qkv_bias": True},
     **{"position": "rope", "normalization_type": "RMS", "attention": "bidirectional"},
 }
-TOLERANCE: dict[torch.dtype, dict[str, float]] = {
+TOLERANCE: dict[torch.dtype, dict[str, Any]] = {
     torch.float32: {"atol": 1e-4, "rtol": 1e-4},
     torch.float64: {"atol": 1e-10, "rtol": 1e-10},
 }
@@ -522,7 +522,7 @@ def test_a_sweep_of_every_kind_fills_up_what_grouped_keys_lack_with_zeros() -> N
 def test_without_an_mlp_there_is_nothing_to_patch_in_it() -> None:
     pair = Patched(random_model())
     for name in ("resid_mid", "mlp_out", "block_every"):
-        with pytest.raises(KeyError, match="hook_(resid_mid|mlp_out)"):
+        with pytest.raises(KeyError, match=r"hook_(resid_mid|mlp_out)"):
             pair.sweep(f"get_act_patch_{name}")
 
 
@@ -547,7 +547,7 @@ def wanted(name: str, tokens: Sequence[int]) -> Tensor:
 
 @pytest.mark.parametrize("name", HEAD_NAMES)
 def test_heads_are_detected_by_the_share_of_attention_that_goes_where_the_name_says(name: Any) -> None:
-    model = causal_model()
+    model: Any = causal_model()
     tokens = model.to_tokens(TEXT)
     expected = wanted(name, tokens[0].tolist())
     assert expected.sum() > 3
@@ -580,7 +580,7 @@ def planted(query_to_key: Tensor) -> tuple[str, Callable[..., Tensor]]:
 
 def test_the_detector_looks_to_the_left_only() -> None:
     """In a bidirectional model, too: a head that reads duplicates and next tokens to the right scores nothing."""
-    model = bidirectional_model()
+    model: Any = bidirectional_model()
     tokens = model.to_tokens(TEXT)[0]
     left = wanted("duplicate_token_head", tokens.tolist())
     with torch.no_grad():
@@ -822,7 +822,7 @@ def test_tools_that_want_evaluation_mode_find_it_after_processing_too() -> None:
 @pytest.mark.parametrize("tied", [False, True])
 def test_singular_vectors_are_those_of_the_heads_own_matrices(tied: bool) -> None:
     """Of grouped heads, too: head 3 reads the values of group 1."""
-    model = bidirectional_model(n_key_value_heads=2, tie_word_embeddings=tied)
+    model: Any = bidirectional_model(n_key_value_heads=2, tie_word_embeddings=tied)
     interpreter = SVDInterpreter(model)
     matrices = {
         ("OV", 3): model.W_V[1, 3] @ model.W_O[1, 3],
