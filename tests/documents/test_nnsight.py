@@ -19,7 +19,7 @@ PAGE = ROOT / "docs" / "howto" / "use_nnsight.md"
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("nnsight") is None, reason="nnsight is not installed: pip install -e '.[nnsight]'")
+@pytest.mark.skipif(find_spec("nnsight") is None, reason="nnsight is not installed: make dev")
 def test_nnsight_finds_the_routes_that_the_measure_finds(tmp_path: Path) -> None:
     """In a process of its own: nnsight reads the source of what it traces, and changes what every object has."""
     train_demo(tmp_path / "demo", TINY_DEMO, progress=False)

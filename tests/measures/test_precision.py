@@ -232,7 +232,7 @@ def replaying(half: HookedTransformer) -> HookedTransformer:
     def replay(tensor: Tensor, *, hook: Any) -> Tensor:
         return seen[hook.name].double()
 
-    forward, full.forward = full.forward, run
+    forward, full.forward = full.forward, run  # pyright: ignore[reportAttributeAccessIssue]
     for name in names:
         full.add_perma_hook(name, replay)
     return full
