@@ -9,9 +9,10 @@
 The rules choose differently, and results are measured with each. Four more are where they are used.
 :meth:`~mdm_interp.measures.gradients.alignment.Alignment.pair_cosine` takes all pairs of different facts, whatever they
 are asked for, since it has them all; :meth:`~mdm_interp.measures.gradients.alignment.Alignment.fact_cosine` takes for
-every pair the mean over all other facts asked for the same side. :func:`~mdm_interp.measures.gradients.layers.layer_cosines` takes the other half
-of the facts, since it has means only. :meth:`~mdm_interp.stats.resampling.FactSample.partners` shuffles clusters of
-facts, the own included, so that a correlation over them is 0 in the mean.
+every pair the mean over all other facts asked for the same side.
+:func:`~mdm_interp.measures.gradients.layers.layer_cosines` takes the other half of the facts, since it has means only.
+:meth:`~mdm_interp.stats.resampling.FactSample.partners` shuffles clusters of facts, the own included, so that a
+correlation over them is 0 in the mean.
 """
 
 from __future__ import annotations
