@@ -31,19 +31,22 @@ def measure(run: Run, step: int) -> list[dict[str, Any]]:
     """Give one row per component; the storage term is in the rows of `all`."""
     model, pairs = run.model(step), run.query_pairs(n_contexts=1)
     alignment = gradient_alignment(model, pairs)
-    mean, cosine = alignment.mean_cosine(), alignment.pair_cosine()
     storage = storage_coupling(model, pairs).sum(2)[:, -1].mean().item()
-    return [
-        {
-            "variant": variant_of(run.config),
-            "component": component,
-            "mean_gradient": mean[i].item(),
-            "matched": cosine.effect[i].nanmean().item(),
-            "mismatched": cosine.null[i].nanmean().item(),
-            "storage_term": storage if component == "all" else float("nan"),
-        }
-        for i, component in enumerate(alignment.components)
-    ]
+    rows: list[dict[str, Any]] = []
+    for component in (*alignment.components, "all"):
+        within = None if component == "all" else [component]
+        cosine = alignment.pair_cosine(within).map(lambda cosine: cosine.nanmean().item())
+        rows.append(
+            {
+                "variant": variant_of(run.config),
+                "component": component,
+                "mean_gradient": alignment.mean_cosine(within),
+                "matched": cosine.effect,
+                "mismatched": cosine.null,
+                "storage_term": storage if component == "all" else float("nan"),
+            }
+        )
+    return rows
 
 
 def summarize(result: Result) -> Summary:

@@ -9,8 +9,7 @@ import pandas as pd
 
 from mdm_interp import CheckpointAnalysis, Probe, Result, Summary, where
 from mdm_interp.experiments.subjects import KINDS, demos
-from mdm_interp.measures.gradients.alignment import ROUTING, STORAGE
-from mdm_interp.measures.gradients.layers import layer_alignment
+from mdm_interp.measures.gradients import ROUTING, STORAGE, gradient_alignment
 from mdm_interp.stats.resampling import FactSample, places_above, rows_at
 from mdm_interp.stats.tables import estimates_in
 from mdm_interp.viz import CHANCE, GREEN, ORANGE, SKY, Panels
@@ -31,23 +30,22 @@ BY = ("checkpoint", "kind", "group")
 def measure(probe: Probe) -> list[dict[str, Any]]:
     """Give one row per checkpoint, kind, layer and group of components, and one per group over all layers (layer null).
 
-    `cosine_null` is the cosine with another fact's reverse gradient, `p` the one-sided chance of so large an excess of
-    the mean cosine over it if there were none, not adjusted, and `positive` the share of cosines above 0. `cosine_n`
-    and `cosine_null_n` count the independent clusters of facts behind a cosine, and `facts` and `clusters` all there
-    are.
+    `cosine_null` is the mean cosine with the reverse gradients of all other facts that are asked for the same side, `p`
+    the one-sided chance of so large an excess of the mean cosine over it if there were none, not adjusted, and
+    `positive` the share of cosines above 0. `cosine_n` and `cosine_null_n` count the independent clusters of facts
+    behind a cosine, and `facts` and `clusters` all there are.
     """
     rows: list[dict[str, Any]] = []
     layers = list(range(probe.model.cfg.n_layers))
     for kind in KINDS:
         pairs = probe.pairs(kind)
-        alignment, sample = layer_alignment(probe.model, pairs), FactSample.of(pairs)
-        present = {component for _, component in alignment.parts}
+        alignment, sample = gradient_alignment(probe.model, pairs), FactSample.of(pairs)
         places = [(layer, [layer], name, GROUPS[name]) for layer in layers for name in GROUPS]
-        places += [(None, [None, *layers], name, parts) for name, parts in (GROUPS | WHOLE).items()]
+        places += [(None, None, name, parts) for name, parts in (GROUPS | WHOLE).items()]
         for layer, within, name, components in places:
-            if not present & set(components):
+            if not set(alignment.components) & set(components):
                 continue
-            cosine = alignment.cosine(within, components)
+            cosine = alignment.fact_cosine(components, within)
             columns = {
                 "cosine": cosine.map(sample.mean),
                 "p": sample.mean(cosine.effect - cosine.null).p_above_zero,

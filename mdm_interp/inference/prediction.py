@@ -57,7 +57,11 @@ def orders(cfg: ModelConfig) -> tuple[Order, ...]:
 
 def query_loss(logits: Float[Tensor, "query pos d_vocab"], batch: QueryBatch) -> Float[Tensor, "query"]:
     """Compute the negative log-probability of each answer, in nats, summed over its tokens."""
-    rows = batch.at_readout(logits)
+    return answer_loss(batch.at_readout(logits), batch)
+
+
+def answer_loss(rows: Float[Tensor, "query span d_vocab"], batch: QueryBatch) -> Float[Tensor, "query"]:
+    """Do as :func:`query_loss`, from the logits at readout positions."""
     log_probs = rows.log_softmax(-1, dtype=torch.promote_types(rows.dtype, torch.float32))
     chosen = log_probs.gather(-1, batch.answer[..., None]).squeeze(-1)
     return -(chosen * batch.answered).sum(-1)

@@ -1,16 +1,18 @@
 """Which other fact a null takes in place of a pair's own: every rule, and what it is for.
 
     other_facts         each one in turn that is asked for the same side: where another fact costs no pass of the model
-    draw_other_facts    a random one that is asked alike: where each costs a pass (patches, gradients layer by layer)
+    draw_other_facts    a random one that is asked alike: where each costs a pass (patches)
     two_before          that of the pair two places before: where the order of a world's pairs is given
     next_answers        the answer that comes next among those that could be the answer: where answers are compared
     of_unrelated_facts  all that share no name with it: in natural language, where a sibling's name would be no mistake
 
-The rules choose differently, and results are measured with each. Three more are where they are used.
+The rules choose differently, and results are measured with each. Four more are where they are used.
 :meth:`~mdm_interp.measures.gradients.alignment.Alignment.pair_cosine` takes all pairs of different facts, whatever they
-are asked for, since it has them all. :func:`~mdm_interp.measures.gradients.layers.layer_cosines` takes the other half
-of the facts, since it has means only. :meth:`~mdm_interp.stats.resampling.FactSample.partners` shuffles clusters of
-facts, the own included, so that a correlation over them is 0 in the mean.
+are asked for, since it has them all; :meth:`~mdm_interp.measures.gradients.alignment.Alignment.fact_cosine` takes for
+every pair the mean over all other facts asked for the same side.
+:func:`~mdm_interp.measures.gradients.layers.layer_cosines` takes the other half of the facts, since it has means only.
+:meth:`~mdm_interp.stats.resampling.FactSample.partners` shuffles clusters of facts, the own included, so that a
+correlation over them is 0 in the mean.
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ import torch
 from mdm_interp.data.queries import QueryPair
 from mdm_interp.data.worlds import FactWorld
 from mdm_interp.measures.evidence import as_share, compute_evidence, evidence_scores, place_index
-from mdm_interp.measures.gradients.alignment import STORAGE, gradient_alignment
+from mdm_interp.measures.gradients.alignment import gradient_alignment
+from mdm_interp.measures.gradients.components import STORAGE
 from mdm_interp.measures.nulls import two_before
 from mdm_interp.measures.routes import route_correlation, score_correlation
 from mdm_interp.models.protocol import HookedModel
@@ -70,8 +71,8 @@ def alignment(model: HookedModel, query_pairs: Sequence[QueryPair]) -> dict[str,
 
     Source: docs/theory.md, section 5.
     """
-    aligned = gradient_alignment(model, query_pairs).within(STORAGE)
+    aligned = gradient_alignment(model, query_pairs)
     return {
-        "alignment": aligned.pair_cosine().map(lambda cosine: cosine[-1].nanmean().item()),
-        "mean_alignment": Contrast(aligned.mean_cosine()[-1].item(), 0.0),
+        "alignment": aligned.pair_cosine(STORAGE).map(lambda cosine: cosine.nanmean().item()),
+        "mean_alignment": Contrast(aligned.mean_cosine(STORAGE), 0.0),
     }

@@ -45,14 +45,18 @@ class Norm(nn.Module):
         self.hook_normalized = CheckedHookPoint()
 
     def forward(self, x: Float[Tensor, "*batch d_model"], *, hooked: bool = True) -> Float[Tensor, "*batch d_model"]:
+        normalized = self.normalize(x, hooked=hooked) * self.w
+        return normalized if self.b is None else normalized + self.b
+
+    def normalize(self, x: Float[Tensor, "*batch d_model"], *, hooked: bool = True) -> Float[Tensor, "*batch d_model"]:
+        """Compute the quotient, before gain and bias."""
         centered = precise(x)
         if self.centered:
             centered = centered - centered.mean(-1, keepdim=True)
         scale = (centered.pow(2).mean(-1, keepdim=True) + self.eps).sqrt()
         scale = self.hook_scale(scale) if hooked else scale
         normalized = (centered / scale).to(x.dtype)
-        normalized = (self.hook_normalized(normalized) if hooked else normalized) * self.w
-        return normalized if self.b is None else normalized + self.b
+        return self.hook_normalized(normalized) if hooked else normalized
 
 
 class NoNorm(nn.Module):

@@ -15,7 +15,7 @@ from analyses import large_model_coupling as analysis
 from mdm_interp.data.prompts import load_facts
 from mdm_interp.experiments.results import Result
 from mdm_interp.experiments.subjects import KINDS, Probe
-from mdm_interp.measures.gradients.layers import layer_alignment
+from mdm_interp.measures.gradients.alignment import gradient_alignment
 from mdm_interp.stats.estimates import mean_estimate
 
 STORAGE = "storage (V, O)"
@@ -36,7 +36,7 @@ def test_rows_are_means_over_facts_and_a_t_test_of_their_excess(probe: Probe, re
     for kind in KINDS:
         pairs = probe.pairs(kind)
         facts = np.array([pair.fact for pair in pairs])
-        cosine = layer_alignment(probe.model, pairs).cosine([1], ("V", "O"))
+        cosine = gradient_alignment(probe.model, pairs).fact_cosine(("V", "O"), [1])
         of_facts, others = (
             np.array([side.double().numpy()[facts == fact].mean() for fact in range(4)])
             for side in (cosine.effect, cosine.null)

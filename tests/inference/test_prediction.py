@@ -29,7 +29,7 @@ from mdm_interp.inference.prediction import (
     split_by_role,
     token_log_probabilities,
 )
-from mdm_interp.measures.gradients.alignment import query_gradients
+from mdm_interp.measures.gradients.gram import gram
 from mdm_interp.models.transformer import HookedTransformer
 
 MASK = 12
@@ -270,9 +270,9 @@ def test_what_cannot_be_asked_is_refused() -> None:
     ],
 )
 def test_a_query_of_another_vocabulary_is_refused_wherever_it_is_asked(query: Query, message: str) -> None:
-    """Per-query gradients too, whose forward pass cannot look at its tokens."""
+    """Where gradients are asked for, too."""
     model, asked = mdm(), [MIXED[3], query]
-    for measure in (predict, query_gradients):
+    for measure in (predict, gram):
         with pytest.raises(UserError, match=message):
             measure(model, asked)
 

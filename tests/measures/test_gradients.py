@@ -17,15 +17,8 @@ from mdm_interp.config import FactConfig, Objective
 from mdm_interp.data.queries import Query, QueryPair
 from mdm_interp.data.worlds import FactWorld
 from mdm_interp.errors import UserError
-from mdm_interp.measures.gradients.alignment import (
-    COMPONENTS,
-    ROUTING,
-    STORAGE,
-    Alignment,
-    component_of,
-    gradient_alignment,
-    query_gradients,
-)
+from mdm_interp.measures.gradients.alignment import Alignment, gradient_alignment
+from mdm_interp.measures.gradients.components import COMPONENTS, ROUTING, STORAGE, component_of
 from mdm_interp.measures.gradients.first_order import (
     FirstOrder,
     contrast_steps,
@@ -35,6 +28,7 @@ from mdm_interp.measures.gradients.first_order import (
     mean_gradient,
     random_direction,
 )
+from mdm_interp.measures.gradients.gram import Gram, gram
 from mdm_interp.models.transformer import HookedTransformer
 
 MASK = 12
@@ -117,11 +111,21 @@ def two_answers(pairs: list[QueryPair]) -> list[QueryPair]:
     ]
 
 
-def alignment_of(forward: Tensor, reverse: Tensor, facts: list[int]) -> Alignment:
-    """One component, from gradients `[pair size]`."""
-    products = {"inner": (forward, reverse), "forward_square": (forward, forward), "reverse_square": (reverse, reverse)}
-    grams = {name: (left @ right.T)[None] for name, (left, right) in products.items()}
-    return Alignment(components=("all",), facts=torch.tensor(facts), **grams)
+def alignment_of(forward: Tensor, reverse: Tensor, facts: list[int], sides: str = "") -> Alignment:
+    """One component, from gradients `[pair size]`; each pair is asked for its left or right entity (l or r)."""
+    gradients = torch.cat([forward, reverse]).double()
+    pairs = [
+        QueryPair(QUERIES[0], QUERIES[0], fact, "left" if side == "l" else "right")
+        for fact, side in zip(facts, sides or "l" * len(facts), strict=True)
+    ]
+    return Alignment(Gram(((None, "embedding"),), (gradients @ gradients.T)[None]), tuple(pairs))
+
+
+def products_of(alignment: Alignment, component: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Forward with reverse, forward with forward, reverse with reverse."""
+    inner = alignment.gram.within(None if component == "all" else [component])
+    count = len(alignment.query_pairs)
+    return inner[:count, count:], inner[:count, :count], inner[count:, count:]
 
 
 # ---- gradients per query
@@ -130,19 +134,17 @@ def alignment_of(forward: Tensor, reverse: Tensor, facts: list[int]) -> Alignmen
 @pytest.mark.parametrize("name", MODELS)
 def test_every_parameter_belongs_to_one_component(name: str) -> None:
     model = double_model(name)
-    sizes: dict[str, int] = {}
-    for path, parameter in model.named_parameters():
+    for path, _ in model.named_parameters():
         assert component_of(path) == component_by_path(path)
-        sizes[component_of(path)] = sizes.get(component_of(path), 0) + parameter.numel()
-    gradients = query_gradients(model, QUERIES[:1])
-    assert {component: gradient.shape[1] for component, gradient in gradients.items()} == sizes
-    assert list(gradients) == [component for component in COMPONENTS if component not in ABSENT[name]]
+    found = gram(model, QUERIES[:1])
+    assert set(found.components) == set(COMPONENTS) - ABSENT[name]
+    assert len(set(found.parts)) == len(found.parts) == len(found.inner)
 
 
 def test_whatever_a_position_scheme_of_ones_own_learns_is_position() -> None:
     model = double_model()
     model.pos_embed.strength = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
-    assert query_gradients(model, QUERIES[:1])["position"].shape == (1, 3)
+    assert gram(model, QUERIES[:1]).within(["position"]).tolist() == [[0.0]]  # nothing uses it
 
 
 def test_a_parameter_of_no_component_is_not_passed_over() -> None:
@@ -152,15 +154,13 @@ def test_a_parameter_of_no_component_is_not_passed_over() -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_gradients_are_those_of_each_query_alone(name: str) -> None:
-    """Against autograd on unpadded sequences, and two at a time."""
+    """Against autograd on unpadded sequences, component by component."""
     model = double_model(name)
-    gradients = query_gradients(model, QUERIES, chunk=2)
-    for row, query in enumerate(QUERIES):
-        loss = loss_of(model, query)
-        for component, got in gradients.items():
-            expected = flat_gradient(model, loss, component)
-            assert expected.abs().max() > 1e-6
-            assert_close(got[row], expected, atol=1e-9, rtol=1e-9)
+    found, losses = gram(model, QUERIES), [loss_of(model, query) for query in QUERIES]
+    for component in found.components:
+        expected = torch.stack([flat_gradient(model, loss, component) for loss in losses])
+        assert (expected.abs().amax(1) > 1e-6).all()
+        assert_close(found.within([component]), expected @ expected.T, atol=1e-9, rtol=1e-9)
 
 
 # ---- alignment
@@ -172,67 +172,84 @@ def test_gradients_are_those_of_each_query_alone(name: str) -> None:
 def test_alignment_is_what_the_concatenated_gradients_say(name: str, objective: Objective) -> None:
     model, pairs = double_model(name), world_pairs(objective)
     alignment = gradient_alignment(model, pairs)
-    assert alignment.facts.tolist() == [pair.fact for pair in pairs] and len(set(alignment.facts.tolist())) == 6
-    assert alignment.components[-1] == "all" and set(alignment.components[:-1]) == set(COMPONENTS) - ABSENT[name]
+    assert list(alignment.query_pairs) == pairs and len({pair.fact for pair in pairs}) == 6
+    assert list(alignment.components) == [component for component in COMPONENTS if component not in ABSENT[name]]
     forward_loss, reverse_loss = (
         [loss_of(model, query) for query in queries]
         for queries in ([pair.forward for pair in pairs], [pair.reverse for pair in pairs])
     )
-    for index in (0, alignment.components.index("V"), -1):
-        component = alignment.components[index]
+    for component in (alignment.components[0], "V", "all"):
+        within = None if component == "all" else [component]
         forward = torch.stack([flat_gradient(model, loss, component) for loss in forward_loss])
         reverse = torch.stack([flat_gradient(model, loss, component) for loss in reverse_loss])
-        assert_close(alignment.inner[index], forward @ reverse.T, atol=1e-9, rtol=1e-9)
-        assert_close(alignment.forward_square[index], forward @ forward.T, atol=1e-9, rtol=1e-9)
-        assert_close(alignment.reverse_square[index], reverse @ reverse.T, atol=1e-9, rtol=1e-9)
+        inner, forward_square, reverse_square = products_of(alignment, component)
+        assert_close(inner, forward @ reverse.T, atol=1e-9, rtol=1e-9)
+        assert_close(alignment.inner(within), inner, atol=0, rtol=0)
+        assert_close(forward_square, forward @ forward.T, atol=1e-9, rtol=1e-9)
+        assert_close(reverse_square, reverse @ reverse.T, atol=1e-9, rtol=1e-9)
         cosine = F.cosine_similarity(forward[:, None], reverse[None], dim=-1)
         null = [cosine[i, j] for i, one in enumerate(pairs) for j, other in enumerate(pairs) if one.fact != other.fact]
-        assert_close(alignment.pair_cosine().effect[index], cosine.diagonal(), atol=1e-9, rtol=0)
-        assert_close(alignment.pair_cosine().null[index], torch.stack(null), atol=1e-9, rtol=0)
+        assert_close(alignment.pair_cosine(within).effect, cosine.diagonal(), atol=1e-9, rtol=0)
+        assert_close(alignment.pair_cosine(within).null, torch.stack(null), atol=1e-9, rtol=0)
         mean = F.cosine_similarity(forward.mean(0), reverse.mean(0), dim=0)
-        assert_close(alignment.mean_cosine()[index], mean, atol=1e-9, rtol=0)
+        assert alignment.mean_cosine(within) == pytest.approx(mean.item(), abs=1e-9)
 
 
 def test_components_sum_to_the_whole() -> None:
     alignment = gradient_alignment(double_model("t5, layer norm, biases"), world_pairs())
-    for products in (alignment.inner, alignment.forward_square, alignment.reverse_square):
-        assert len(products) == len(COMPONENTS) + 1
-        assert_close(products[:-1].sum(0), products[-1], atol=1e-12, rtol=1e-12)
+    assert alignment.components == COMPONENTS
+    parts = [products_of(alignment, component) for component in COMPONENTS]
+    for of_parts, whole in zip(zip(*parts, strict=True), products_of(alignment, "all"), strict=True):
+        assert_close(torch.stack(of_parts).sum(0), whole, atol=1e-12, rtol=1e-12)
 
 
 def test_a_query_is_aligned_with_itself() -> None:
     pairs = [replace(pair, reverse=pair.forward) for pair in world_pairs()]
     same = gradient_alignment(double_model(), pairs)
-    ones = torch.ones(len(same.components), len(pairs), dtype=torch.float64)
-    assert_close(same.pair_cosine().effect, ones, atol=1e-9, rtol=0)
-    assert_close(same.mean_cosine(), ones[:, 0], atol=1e-9, rtol=0)
+    ones = torch.ones(len(pairs), dtype=torch.float64)
+    for within in (None, *([component] for component in same.components)):
+        assert_close(same.pair_cosine(within).effect, ones, atol=1e-9, rtol=0)
+        assert same.mean_cosine(within) == pytest.approx(1, abs=1e-9)
 
 
 def test_where_there_are_two_answers_learning_one_unlearns_the_other() -> None:
     opposed = gradient_alignment(double_model(d_vocab=2), two_answers(world_pairs()))
-    assert_close(opposed.pair_cosine().effect, -torch.ones_like(opposed.pair_cosine().effect), atol=1e-9, rtol=0)
+    for within in (None, *([component] for component in opposed.components)):
+        cosine = opposed.pair_cosine(within).effect
+        assert_close(cosine, -torch.ones_like(cosine), atol=1e-9, rtol=0)
 
 
 def test_planted_gradients_are_aligned_opposed_or_neither() -> None:
     forward = torch.tensor([[3.0, 4.0], [1.0, 0.0], [0.0, 2.0]], dtype=torch.float64)
     reverse = torch.tensor([[6.0, 8.0], [-2.0, 0.0], [5.0, 0.0]], dtype=torch.float64)
     alignment = alignment_of(forward, reverse, [0, 0, 1])
-    assert alignment.pair_cosine().effect[0].tolist() == pytest.approx([1, -1, 0])
+    assert alignment.pair_cosine().effect.tolist() == pytest.approx([1, -1, 0])
     # forward 0 with reverse 2, forward 1 with reverse 2, forward 2 with reverse 0 and with reverse 1
-    assert alignment.pair_cosine().null[0].tolist() == pytest.approx([0.6, 1, 0.8, 0])
+    assert alignment.pair_cosine().null.tolist() == pytest.approx([0.6, 1, 0.8, 0])
     # the sums are (4, 6) and (9, 8)
-    assert alignment.mean_cosine()[0].item() == pytest.approx((4 * 9 + 6 * 8) / (52**0.5 * 145**0.5))
+    assert alignment.mean_cosine() == pytest.approx((4 * 9 + 6 * 8) / (52**0.5 * 145**0.5))
     opposite = alignment_of(forward, -2 * forward, [0, 1, 2])
-    assert opposite.pair_cosine().effect[0].tolist() == pytest.approx([-1, -1, -1])
-    assert opposite.mean_cosine()[0].item() == pytest.approx(-1)
+    assert opposite.pair_cosine().effect.tolist() == pytest.approx([-1, -1, -1])
+    assert opposite.mean_cosine() == pytest.approx(-1)
+
+
+def test_the_null_of_a_fact_is_the_mean_over_other_facts_asked_for_the_same_side() -> None:
+    forward = torch.tensor([[3.0, 4.0], [1.0, 0.0], [0.0, 2.0], [1.0, 1.0]], dtype=torch.float64)
+    reverse = torch.tensor([[6.0, 8.0], [-2.0, 0.0], [5.0, 0.0], [0.0, 0.0]], dtype=torch.float64)
+    cosine = alignment_of(forward, reverse, [0, 0, 1, 2], "lrlr").fact_cosine()
+    assert cosine.effect[:3].tolist() == pytest.approx([1, -1, 0]) and cosine.effect[3].isnan()
+    # forward 0 with reverse 2 and forward 2 with reverse 0; forward 3 with reverse 1, as reverse 3 has no direction
+    assert cosine.null[[0, 2, 3]].tolist() == pytest.approx([0.6, 0.8, -(0.5**0.5)]) and cosine.null[1].isnan()
+    three = alignment_of(forward[:3], reverse[:3], [0, 1, 2]).fact_cosine()
+    assert three.null.tolist() == pytest.approx([(-0.6 + 0.6) / 2, (0.6 + 1) / 2, (0.8 + 0) / 2])
 
 
 def test_a_zero_gradient_has_no_direction() -> None:
     forward = torch.tensor([[0.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
     alignment = alignment_of(forward, forward.flip(0), [0, 1])
-    assert alignment.pair_cosine().effect[0].isnan().all() and alignment.cosine()[0, 1, 0].item() == pytest.approx(1)
+    assert alignment.pair_cosine().effect.isnan().all() and alignment.cosine()[1, 0].item() == pytest.approx(1)
     silent = alignment_of(torch.zeros(2, 2), forward.float(), [0, 1])
-    assert silent.mean_cosine().isnan().all()
+    assert math.isnan(silent.mean_cosine())
 
 
 @pytest.mark.parametrize("name", ["t5, layer norm, biases", "causal"])
@@ -240,8 +257,9 @@ def test_spans_and_padding_do_not_disturb_the_alignment(name: str) -> None:
     model = double_model(name)
     pairs = [QueryPair(one, other, 0, "right") for one, other in zip(QUERIES, QUERIES[1:] + QUERIES[:1], strict=True)]
     together, alone = gradient_alignment(model, pairs), [gradient_alignment(model, [pair]) for pair in pairs]
-    expected = torch.cat([alignment.pair_cosine().effect for alignment in alone], dim=1)
-    assert_close(together.pair_cosine().effect, expected, atol=1e-9, rtol=0)
+    for within in (None, *([component] for component in together.components)):
+        expected = torch.cat([alignment.pair_cosine(within).effect for alignment in alone])
+        assert_close(together.pair_cosine(within).effect, expected, atol=1e-9, rtol=0)
 
 
 # ---- first order
@@ -267,7 +285,8 @@ def test_a_small_step_down_the_forward_loss_moves_the_reverse_loss_as_predicted(
     before = {path: parameter.detach().clone() for path, parameter in parameters.items()}
     with torch.no_grad():
         start = mean_loss(reverse)
-        for component, inner in zip(alignment.components, alignment.inner.mean((1, 2)).tolist(), strict=True):
+        for component in (*alignment.components, "all"):
+            inner = alignment.inner(None if component == "all" else [component]).mean().item()
             for path, parameter in parameters.items():
                 moves = component in ("all", component_by_path(path))
                 parameter.copy_(before[path] - step * gradient[path] * moves)

@@ -17,9 +17,9 @@ from mdm_interp.data.queries import Query, QueryPair, collate
 from mdm_interp.inference.prediction import predict
 from mdm_interp.measures import evidence, parity, rope, routes
 from mdm_interp.measures.answer_evidence import answer_evidence
-from mdm_interp.measures.gradients.alignment import COMPONENTS, gradient_alignment, query_gradients
+from mdm_interp.measures.gradients.alignment import gradient_alignment
 from mdm_interp.measures.gradients.first_order import mean_gradient
-from mdm_interp.measures.gradients.layers import layer_alignment
+from mdm_interp.measures.gradients.gram import gram
 from mdm_interp.measures.trajectory import denoise_answers
 from mdm_interp.models.positions import T5Bias
 from mdm_interp.models.transformer import HookedTransformer
@@ -284,23 +284,18 @@ def test_position_indices_of_half_precision_evidence_are_computed_in_more() -> N
 @pytest.mark.parametrize("name", MODELS)
 def test_gradients_of_a_half_model_are_those_of_its_weights(name: str) -> None:
     half, full, pairs = HALVES[name], DOUBLES[name], PAIRS[name][:8]
-    for gradients in (query_gradients, mean_gradient):
-        got, expected = gradients(half, forwards(pairs)), gradients(full, forwards(pairs))
-        assert got.keys() == expected.keys()
-        largest = max(gradient.abs().max().item() for gradient in expected.values())
-        for part, gradient in expected.items():
-            assert_close(got[part].double(), gradient, atol=1e-5 * largest, rtol=0)
-    got, expected = (gradient_alignment(model, pairs).pair_cosine().effect for model in (half, full))
-    assert_close(got, expected, atol=1e-4, rtol=0)
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_streamed_gradients_agree_as_their_activations_do(name: str) -> None:
-    """Forward and backward pass are the half model's own: it may be too large for a copy."""
-    half, full = (layer_alignment(model, PAIRS[name][:3]) for model in (HALVES[name], DOUBLES[name]))
-    for layers in ([0], [1], [None, 0, 1]):
-        got, expected = (streamed.cosine(layers, COMPONENTS).effect for streamed in (half, full))
-        assert_close(got, expected, atol=2 * ACTIVATION, rtol=0)
+    got, expected = mean_gradient(half, forwards(pairs)), mean_gradient(full, forwards(pairs))
+    assert got.keys() == expected.keys()
+    largest = max(gradient.abs().max().item() for gradient in expected.values())
+    for part, gradient in expected.items():
+        assert_close(got[part].double(), gradient, atol=1e-5 * largest, rtol=0)
+    products, expected_products = gram(half, forwards(pairs)).inner, gram(full, forwards(pairs)).inner
+    for of_part, expected_of_part in zip(products, expected_products, strict=True):  # either factor may be off so far
+        assert_close(of_part, expected_of_part, atol=2 * 1e-5 * expected_of_part.abs().max().item(), rtol=0)
+    half_alignment, full_alignment = (gradient_alignment(model, pairs) for model in (half, full))
+    for layers in (None, [0], [1], [None]):
+        got, expected = (aligned.pair_cosine(layers=layers).effect for aligned in (half_alignment, full_alignment))
+        assert_close(got, expected, atol=1e-4, rtol=0)
 
 
 def test_the_gradient_of_a_t5_table_rounds_once_and_not_at_every_offset() -> None:

@@ -12,7 +12,8 @@ from mdm_interp.data.worlds import FactWorld
 from mdm_interp.inference.prediction import query_loss
 from mdm_interp.measures import signatures
 from mdm_interp.measures.evidence import compute_evidence, evidence_scores, pair_position_index, place_index
-from mdm_interp.measures.gradients.alignment import STORAGE, gradient_alignment
+from mdm_interp.measures.gradients.alignment import gradient_alignment
+from mdm_interp.measures.gradients.components import STORAGE
 from mdm_interp.measures.routes import route_correlation, score_correlation
 
 FACTS = FactConfig(n_entities=6, n_filler=4, seq_len=6)
@@ -71,7 +72,7 @@ def test_routes_are_averaged_over_layers_and_heads() -> None:
 def test_the_alignment_of_pairs_is_the_mean_of_theirs_and_its_null_that_of_different_facts() -> None:
     pairs = FactWorld(FACTS, 0).query_pairs(n_contexts=1)
     model = random_model(n_layers=1, d_vocab=FACTS.d_vocab, n_ctx=FACTS.seq_len)
-    cosine, found = gradient_alignment(model, pairs).within(STORAGE).cosine()[-1], signatures.alignment(model, pairs)
+    cosine, found = gradient_alignment(model, pairs).cosine(STORAGE), signatures.alignment(model, pairs)
     others = [cosine[i, j] for i, one in enumerate(pairs) for j, two in enumerate(pairs) if one.fact != two.fact]
     assert found["alignment"].effect == pytest.approx(cosine.diagonal().mean().item(), abs=1e-6)
     assert found["alignment"].null == pytest.approx(torch.stack(others).mean().item(), abs=1e-6)

@@ -3,15 +3,8 @@
 Formulas: docs/theory.md, sections 5 and 8.
 """
 
-from mdm_interp.measures.gradients.alignment import (
-    COMPONENTS,
-    ROUTING,
-    STORAGE,
-    Alignment,
-    component_of,
-    gradient_alignment,
-    query_gradients,
-)
+from mdm_interp.measures.gradients.alignment import Alignment, gradient_alignment
+from mdm_interp.measures.gradients.components import COMPONENTS, ROUTING, STORAGE, Part, component_of
 from mdm_interp.measures.gradients.first_order import (
     FirstOrder,
     contrast_steps,
@@ -21,7 +14,8 @@ from mdm_interp.measures.gradients.first_order import (
     mean_gradient,
     random_direction,
 )
-from mdm_interp.measures.gradients.layers import LayerAlignment, layer_alignment, layer_cosines
+from mdm_interp.measures.gradients.gram import Gram, gram
+from mdm_interp.measures.gradients.layers import layer_cosines
 
 __all__ = [
     "COMPONENTS",
@@ -29,16 +23,16 @@ __all__ = [
     "STORAGE",
     "Alignment",
     "FirstOrder",
-    "LayerAlignment",
+    "Gram",
+    "Part",
     "component_of",
     "contrast_steps",
     "direction_cosine",
     "first_order",
     "gradient_alignment",
+    "gram",
     "inner_products",
-    "layer_alignment",
     "layer_cosines",
     "mean_gradient",
-    "query_gradients",
     "random_direction",
 ]

@@ -1,182 +1,116 @@
 """Coupling: how a change that the forward loss makes moves the reverse query.
 
-Gradients of query losses, split by what the parameters do. Positive alignment means that a small step down the forward
-loss also lowers the reverse loss; taking that step tells how far this reaches. Formulas: docs/theory.md, sections 5
-and 8.
+Gradients of query losses, split by layer and by what the parameters do. Positive alignment means that a small step down
+the forward loss also lowers the reverse loss; taking that step tells how far this reaches. Formulas: docs/theory.md,
+sections 5 and 8.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from functools import cached_property
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.func import functional_call, grad, vmap
 
-from mdm_interp.data.queries import Query, QueryBatch, QueryPair, batches
-from mdm_interp.inference.prediction import query_loss
-from mdm_interp.models.bridge import BridgedTransformer, hooked
-from mdm_interp.models.layers import precise
+from mdm_interp.data.queries import QueryPair
+from mdm_interp.errors import UserError
+from mdm_interp.measures.gradients.gram import Gram, gram
 from mdm_interp.models.protocol import HookedModel
 from mdm_interp.stats.estimates import Contrast
 
-COMPONENTS = ("embedding", "position", "Q", "K", "V", "O", "norms", "MLP", "unembedding")
-"""`embedding` is W_E (also when it is tied), `position` what a position scheme learns; biases go with their weights."""
-
-STORAGE, ROUTING = ("V", "O"), ("Q", "K")
-"""The components that decide what is written once a source is attended, and how strongly it is attended."""
-
-_BY_LEAF = {
-    "W_E": "embedding",
-    "W_Q": "Q",
-    "b_Q": "Q",
-    "W_K": "K",
-    "b_K": "K",
-    "W_V": "V",
-    "b_V": "V",
-    "W_O": "O",
-    "b_O": "O",
-    "w": "norms",
-    "b": "norms",
-    "W_in": "MLP",
-    "b_in": "MLP",
-    "W_gate": "MLP",
-    "b_gate": "MLP",
-    "W_out": "MLP",
-    "b_out": "MLP",
-    "W_U": "unembedding",
-    "b_U": "unembedding",
-}
-
-
-def component_of(parameter: str) -> str:
-    """Tell which of :data:`COMPONENTS` a parameter of a HookedTransformer belongs to, by its name."""
-    return "position" if parameter.startswith("pos_embed.") else _BY_LEAF[parameter.rsplit(".", 1)[-1]]
-
-
-def precise_parameters(model: HookedModel) -> dict[str, Tensor]:
-    return {name: precise(parameter.detach()) for name, parameter in model.named_parameters()}
-
-
-def query_gradients(
-    model: HookedModel, queries: Sequence[Query], *, chunk: int = 64
-) -> dict[str, Float[Tensor, "query size"]]:
-    """Compute the gradient of each query's own loss (nats) in every component that has parameters, flattened, in
-    float32 at least.
-
-    Args:
-        chunk: How many queries' gradients are computed at once (one after the other in a bridge).
-    """
-    model = hooked(model)
-    parameters = precise_parameters(model)
-
-    def loss(parameters: dict[str, Tensor], row: dict[str, Tensor]) -> Tensor:
-        unpadded: dict[str, Any] = {"attention_mask": None}
-        one = QueryBatch(**unpadded | {name: tensor[None] for name, tensor in row.items()})
-        return query_loss(answer_logits(model, parameters, one), one)[0]
-
-    per_row = partial(_one_by_one, grad(loss)) if isinstance(model, BridgedTransformer) else vmap(grad(loss), (None, 0))
-
-    per_component: dict[str, list[Tensor]] = {}
-    for batch in batches(queries, model.cfg, size=chunk):
-        rows = {name: tensor for name, tensor in vars(batch).items() if tensor is not None}
-        flat: dict[str, list[Tensor]] = {}
-        for name, gradient in per_row(parameters, rows).items():
-            flat.setdefault(component_of(name), []).append(gradient.flatten(1))
-        for component, parts in flat.items():
-            per_component.setdefault(component, []).append(torch.cat(parts, dim=1))
-    return {component: torch.cat(per_component[component]) for component in COMPONENTS if component in per_component}
-
-
-def answer_logits(model: Any, parameters: Mapping[str, Tensor], batch: QueryBatch) -> Tensor:
-    """Compute the logits of a batch under other parameters."""
-    if isinstance(model, BridgedTransformer):
-        return model.functional(parameters, batch.tokens, batch.attention_mask)
-    mask = {"attention_mask": batch.attention_mask}
-    return functional_call(model, dict(parameters), (batch.tokens,), mask)
-
-
-def _one_by_one(
-    gradient: Callable[[dict[str, Tensor], dict[str, Tensor]], dict[str, Tensor]],
-    parameters: dict[str, Tensor],
-    rows: dict[str, Tensor],
-) -> dict[str, Tensor]:
-    """Return what vmap would give; other people's networks branch on their input, which it does not allow."""
-    each = [gradient(parameters, {name: x[row] for name, x in rows.items()}) for row in range(len(rows["tokens"]))]
-    return {name: torch.stack([one[name] for one in each]) for name in parameters}
+Components = Collection[str] | None
+"""Which of :data:`~mdm_interp.measures.gradients.components.COMPONENTS` a cosine is taken within; None is all."""
+Layers = Collection[int | None] | None
+"""Which layers a cosine is taken within; None among them is what lies outside of all, None alone is everything."""
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """Inner products of forward and reverse gradients, in nats^2 per squared unit of the parameters."""
+    """Inner products of all pairs' forward and reverse gradients, and the cosines that they make.
 
-    components: tuple[str, ...]
-    """Those that the model has, and last `all`, their sum."""
-    facts: Int[Tensor, "pair"]
-    inner: Float[Tensor, "component forward_pair reverse_pair"]
-    """Forward gradient of one pair with reverse gradient of another; matched pairs on the diagonal."""
-    forward_square: Float[Tensor, "component forward_pair other_pair"]
-    """Forward gradients with each other; their squared norms on the diagonal."""
-    reverse_square: Float[Tensor, "component reverse_pair other_pair"]
+    Every cosine is of gradients within some components and layers, NaN where one of the two is zero there. Asking for
+    what the model does not have raises a UserError.
+    """
 
-    def within(self, components: Sequence[str]) -> Alignment:
-        """Return the same within these components only; `all` is their sum."""
-        kept = [self.components.index(component) for component in components]
+    gram: Gram
+    """Of all pairs' forward queries, then all their reverse queries."""
+    query_pairs: tuple[QueryPair, ...]
 
-        def summed(products: Tensor) -> Tensor:
-            return torch.cat([products[kept], products[kept].sum(0, keepdim=True)])
+    @property
+    def components(self) -> tuple[str, ...]:
+        """Those that the model has."""
+        return self.gram.components
 
-        squares = summed(self.forward_square), summed(self.reverse_square)
-        return Alignment((*components, "all"), self.facts, summed(self.inner), *squares)
+    @cached_property
+    def other_facts(self) -> Bool[Tensor, "forward_pair reverse_pair"]:
+        """Which two pairs are of different facts."""
+        facts = torch.tensor([pair.fact for pair in self.query_pairs])
+        return facts[:, None] != facts
 
-    def cosine(self) -> Float[Tensor, "component forward_pair reverse_pair"]:
-        """Compute the cosine of every forward gradient with every reverse gradient; NaN where a gradient is zero."""
-        forward = self.forward_square.diagonal(dim1=1, dim2=2).sqrt()
-        reverse = self.reverse_square.diagonal(dim1=1, dim2=2).sqrt()
-        return _ratio(self.inner, forward[:, :, None] * reverse[:, None, :])
+    def inner(self, components: Components = None, layers: Layers = None) -> Float[Tensor, "forward_pair reverse_pair"]:
+        """Return the inner product of every forward with every reverse gradient, in nats^2 per squared unit of the
+        parameters."""
+        count = len(self.query_pairs)
+        return self.gram.within(components, layers)[:count, count:]
 
-    def pair_cosine(self) -> Contrast[Float[Tensor, "component sample"]]:
+    def cosine(
+        self, components: Components = None, layers: Layers = None
+    ) -> Float[Tensor, "forward_pair reverse_pair"]:
+        """Compute the cosine of every forward with every reverse gradient."""
+        inner, count = self.gram.within(components, layers), len(self.query_pairs)
+        forward, reverse = inner.diagonal().clamp(min=0).sqrt().split(count)
+        return _ratio(inner[:count, count:], forward[:, None] * reverse)
+
+    def pair_cosine(self, components: Components = None, layers: Layers = None) -> Contrast[Float[Tensor, "sample"]]:
         """Compute the cosine of each pair's own forward and reverse gradients; null: of the forward gradient of every
-        fact with the reverse gradients of all others."""
-        cosine = self.cosine()
-        return Contrast(cosine.diagonal(dim1=1, dim2=2), cosine[:, self.facts[:, None] != self.facts[None, :]])
+        fact with the reverse gradients of all others, one by one."""
+        cosine = self.cosine(components, layers)
+        return Contrast(cosine.diagonal(), cosine[self.other_facts])
 
-    def mean_cosine(self) -> Float[Tensor, "component"]:
+    def fact_cosine(self, components: Components = None, layers: Layers = None) -> Contrast[Float[Tensor, "pair"]]:
+        """Compute the cosine of each pair's own forward and reverse gradients; null: that of its forward gradient with
+        the reverse gradients of the pairs of other facts that are asked for the same side, in the mean. It is NaN where
+        there are none."""
+        cosine = self.cosine(components, layers)
+        sides = [pair.side for pair in self.query_pairs]
+        same_side = torch.tensor([[side == other for other in sides] for side in sides])
+        return Contrast(cosine.diagonal(), cosine.where(self.other_facts & same_side, torch.nan).nanmean(1))
+
+    def mean_cosine(self, components: Components = None, layers: Layers = None) -> float:
         """Compute the cosine of the gradients of the mean forward and the mean reverse loss: the direction training
         takes."""
-        norms = (
-            self.forward_square.mean((1, 2)).clamp(min=0).sqrt() * self.reverse_square.mean((1, 2)).clamp(min=0).sqrt()
-        )
-        return _ratio(self.inner.mean((1, 2)), norms)
+        inner, count = self.gram.within(components, layers), len(self.query_pairs)
+        forward, reverse = (inner[part, part].mean().clamp(min=0).sqrt() for part in _halves(count))
+        return _ratio(inner[:count, count:].mean(), forward * reverse).item()
+
+
+def _halves(count: int) -> tuple[slice, slice]:
+    return slice(None, count), slice(count, None)
 
 
 def _ratio(x: Tensor, y: Tensor) -> Tensor:
     return torch.where(y > 0, x / y, torch.nan)
 
 
-def gradient_alignment(model: HookedModel, query_pairs: Sequence[QueryPair]) -> Alignment:
-    """Compare the forward gradient of every pair with the reverse gradient of every pair, per component.
+def gradient_alignment(
+    model: HookedModel, query_pairs: Sequence[QueryPair], *, report: Callable[[int], None] | None = None
+) -> Alignment:
+    """Compare the forward gradient of every pair with the reverse gradient of every pair, per layer and component.
 
-    It is defined for an ARM's pairs as well.
+    It is defined for an ARM's pairs as well. Gradients are of each query's own loss, in nats.
+
+    Args:
+        report: As of :func:`~mdm_interp.measures.gradients.gram.gram`.
+
+    Raises:
+        UserError: there are no pairs.
 
     Source: docs/theory.md, section 5.
     """
-    model = hooked(model)
-    forward = query_gradients(model, [pair.forward for pair in query_pairs])
-    reverse = query_gradients(model, [pair.reverse for pair in query_pairs])
-
-    def gram(left: dict[str, Tensor], right: dict[str, Tensor]) -> Tensor:
-        parts = torch.stack([(left[name] @ right[name].T).double() for name in left])
-        return torch.cat([parts, parts.sum(0, keepdim=True)]).cpu()
-
-    return Alignment(
-        components=(*forward, "all"),
-        facts=torch.tensor([pair.fact for pair in query_pairs]),
-        inner=gram(forward, reverse),
-        forward_square=gram(forward, forward),
-        reverse_square=gram(reverse, reverse),
-    )
+    if not query_pairs:
+        raise UserError("query_pairs: gradients need at least one pair, got none")
+    asked = [pair.forward for pair in query_pairs] + [pair.reverse for pair in query_pairs]
+    return Alignment(gram(model, asked, report=report), tuple(query_pairs))

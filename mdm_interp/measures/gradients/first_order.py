@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.func import functional_call
 
 from mdm_interp.data.queries import Query, QueryBatch, QueryPair, batches
 from mdm_interp.errors import UserError
 from mdm_interp.inference.prediction import query_loss
-from mdm_interp.measures.gradients.alignment import COMPONENTS, answer_logits, component_of, precise_parameters
-from mdm_interp.models.bridge import hooked
+from mdm_interp.measures.gradients.components import COMPONENTS, component_of
+from mdm_interp.models.bridge import BridgedTransformer, hooked
+from mdm_interp.models.layers import precise
 from mdm_interp.models.protocol import HookedModel
 from mdm_interp.stats.estimates import Contrast
 
@@ -23,9 +25,17 @@ Direction = Mapping[str, Tensor]
 """One tensor per parameter, by its name."""
 
 
+def _logits(model: Any, parameters: Mapping[str, Tensor], batch: QueryBatch) -> Tensor:
+    """Compute the logits of a batch under other parameters."""
+    if isinstance(model, BridgedTransformer):
+        return model.functional(parameters, batch.tokens, batch.attention_mask)
+    mask = {"attention_mask": batch.attention_mask}
+    return functional_call(model, dict(parameters), (batch.tokens,), mask)
+
+
 def _mean_loss(model: HookedModel, parameters: Mapping[str, Tensor], batch: QueryBatch, count: int) -> Tensor:
     """Return what a batch adds to the mean loss of `count` queries."""
-    return query_loss(answer_logits(model, parameters, batch), batch).sum() / count
+    return query_loss(_logits(model, parameters, batch), batch).sum() / count
 
 
 def mean_gradient(model: HookedModel, queries: Sequence[Query]) -> dict[str, Tensor]:
@@ -33,7 +43,7 @@ def mean_gradient(model: HookedModel, queries: Sequence[Query]) -> dict[str, Ten
     them. It is computed in float32 at least, which takes the memory of the weights once more in a model of half
     precision."""
     model = hooked(model)
-    parameters = {name: parameter.requires_grad_() for name, parameter in precise_parameters(model).items()}
+    parameters = {name: precise(parameter.detach()).requires_grad_() for name, parameter in model.named_parameters()}
     total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
     for batch in batches(queries, model.cfg):
         loss = _mean_loss(model, parameters, batch, len(queries))

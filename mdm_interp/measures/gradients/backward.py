@@ -1,0 +1,392 @@
+"""The backward pass of a `HookedTransformer` for many queries at once, layer by layer, without weight gradients.
+
+The forward pass keeps the residual stream that enters each layer. From the last layer down, each is run again, and
+autograd gives the loss's gradients at the outputs of its linear maps. Together with what the maps read, these are every
+query's own gradient (:class:`~mdm_interp.measures.gradients.terms.Terms`). Weights are read in float32 at least, one
+layer's at a time, so a model of half precision is measured as its weights are, and never copied as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.hooks import RemovableHandle
+
+from mdm_interp.data.queries import QueryBatch
+from mdm_interp.measures.gradients.terms import Terms
+from mdm_interp.models.hooks import in_use
+from mdm_interp.models.inputs import places
+from mdm_interp.models.layers import Norm, precise
+from mdm_interp.models.positions import PositionScheme
+from mdm_interp.models.transformer import HookedTransformer
+
+RowLoss = Callable[[Float[Tensor, "query span d_vocab"], QueryBatch], Float[Tensor, "query"]]
+"""Each query's loss, from the logits at its readout positions (`QueryBatch.readout`)."""
+
+Weight = tuple[str, int]
+"""A parameter's name, and which of its heads."""
+Found = dict[Weight, list[Terms]]
+"""The gradients of some weights."""
+
+KEPT = 2**27
+"""Entries of activations that are kept of the forward pass rather than computed again: half a GB in float32."""
+
+
+@dataclass
+class Taps:
+    """Tensors of one run of a part of the model, kept by torch's own hooks: inputs of maps as they are after every edit
+    of the user's, outputs as they are before any."""
+
+    read: dict[str, Tensor] = field(default_factory=dict)
+    made: dict[str, Tensor] = field(default_factory=dict)
+    """What gradients are asked at."""
+    _handles: list[RemovableHandle] = field(default_factory=list)
+
+    def __enter__(self) -> Taps:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def leaf(self, name: str, x: Tensor) -> Tensor:
+        """Keep an output. What hangs on no gradient (a user's hook put it there) becomes the start of one."""
+        self.made[name] = x if x.requires_grad or not torch.is_grad_enabled() else x.detach().requires_grad_()
+        return self.made[name]
+
+    def before(self, name: str, point: nn.Module) -> None:
+        """Keep what enters a hook point."""
+
+        def keep(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            x = self.leaf(name, args[0])
+            return (x.clone() if in_use(point) else x, *args[1:])  # a hook may edit in place
+
+        self._handles.append(point.register_forward_pre_hook(keep))
+
+    def after(self, name: str, point: nn.Module) -> None:
+        """Keep what leaves a hook point."""
+
+        def keep(_: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+            self.read[name] = out
+
+        self._handles.append(point.register_forward_hook(keep))
+
+    def inputs(self, names: Sequence[str], module: nn.Module) -> None:
+        """Keep what a module is given."""
+
+        def keep(_: nn.Module, args: tuple[Any, ...]) -> None:
+            self.read.update(zip(names, args[: len(names)], strict=True))
+
+        self._handles.append(module.register_forward_pre_hook(keep))
+
+    def replace(self, module: nn.Module, change: Callable[..., tuple]) -> None:
+        """Give a module other arguments than it is given."""
+        self._handles.append(module.register_forward_pre_hook(lambda _, args: change(*args)))
+
+    def start(self, name: str, point: nn.Module) -> None:
+        """Start gradients at what enters a hook point, in float32 at least."""
+        self.replace(point, lambda x: (self.leaf(name, precise(x.detach())).clone(),))
+
+    def norm(self, name: str, norm: nn.Module) -> None:
+        """Keep the quotient and the output of a norm, each time that it is called."""
+        if not isinstance(norm, Norm):
+            return
+        self.after(f"{name}.hooked", norm.hook_normalized)
+
+        def keep(_: nn.Module, args: tuple[Tensor], kwargs: dict[str, Any], out: Tensor) -> Tensor:
+            call = f"{name} {sum(made.startswith(f'{name} ') for made in self.made)}"
+            hooked = kwargs.get("hooked", True)
+            self.read[call] = self.read[f"{name}.hooked"] if hooked else norm.normalize(args[0], hooked=False)
+            return self.leaf(call, out)
+
+        self._handles.append(norm.register_forward_hook(keep, with_kwargs=True))
+
+    def backward(self, out: Tensor, d: Tensor) -> dict[str, Tensor]:
+        """Return the gradients at all that was made, from those at what came out."""
+        if not out.requires_grad:  # a user's hook put it there
+            return {name: torch.zeros_like(x) for name, x in self.made.items()}
+        grads = torch.autograd.grad(out, list(self.made.values()), d, allow_unused=True, materialize_grads=True)
+        return dict(zip(self.made, grads, strict=True))
+
+
+Run = tuple[Tensor, Taps]
+"""What came out of a part of the model, and what was kept on the way."""
+
+
+def layer_by_layer(model: HookedTransformer, queries: Sequence[QueryBatch], loss: RowLoss) -> Iterator[Found]:
+    """Give every query's gradients: of the readout, of each layer from the last on, and of what comes before the first.
+    A tied embedding's are all in the last.
+
+    Args:
+        queries: Batches, in order.
+    """
+    return _Backward(model, queries, loss)()
+
+
+class _Backward:
+    def __init__(self, model: HookedTransformer, queries: Sequence[QueryBatch], loss: RowLoss) -> None:
+        self.model, self.queries, self.loss = model, queries, loss
+        self.firsts = torch.tensor([0, *(len(batch.tokens) for batch in queries)]).cumsum(0).tolist()[:-1]
+        self.parameters = dict(model.named_parameters())
+        self.position = PositionGradients(model.pos_embed, queries)
+
+    def __call__(self) -> Iterator[Found]:
+        streams, kept = self._forward()
+        found: Found = {}
+        d: list[Tensor] = []
+        weights = self._weights("ln_final.", "embed." if self.model.cfg.tie_word_embeddings else "unembed.")
+        for i, resid in enumerate(streams.pop()):
+            loss, taps = self._read(weights, i, resid)
+            at = taps.backward(loss, torch.ones_like(loss))
+            d.append(at["resid"])
+            self._add_readout(found, i, taps, at)
+        tied = {weight: found.pop(weight) for weight in list(found) if weight[0] == "embed.W_E"}
+        yield found
+        for layer in reversed(range(len(streams))):
+            found, weights = {}, self._weights(f"blocks.{layer}.")
+            for i, resid in enumerate(streams.pop()):
+                out, taps = kept.pop((layer, i), None) or self._layer(layer, weights, i, resid)
+                at = taps.backward(out, d[i])
+                d[i] = at["resid"]
+                self._add_layer(found, layer, i, taps, at)
+                self.position.add(i, taps, at)
+            yield found
+        found = tied
+        for i in range(len(self.queries)):
+            out, taps = self._embed(i)
+            at = taps.backward(out, d[i])
+            tokens = self.queries[i].tokens.to(out.device)
+            found.setdefault(("embed.W_E", 0), []).append(
+                Terms.of_tokens(self.firsts[i], at["embed"], tokens, at["embed"])
+            )
+            if self.position.learns:
+                vectors = self.position.vectors(i, at.get("pos_embed"))
+                found.setdefault(("pos_embed.", 0), []).append(Terms.of_vectors(self.firsts[i], vectors))
+        yield found
+
+    def _forward(self) -> tuple[list[list[Tensor]], dict[tuple[int, int], Run]]:
+        """Return the residual streams that enter each layer and the readout, and as many whole runs of layers as
+        :data:`KEPT` allows."""
+        cfg = self.model.cfg
+        width = 10 * cfg.d_model + 6 * cfg.n_heads * cfg.head_dim + 5 * (cfg.d_mlp or 0)
+        kept: dict[tuple[int, int], Run] = {}
+        with torch.no_grad():
+            streams, room = [[self._embed(i)[0] for i in range(len(self.queries))]], KEPT
+        for layer in range(cfg.n_layers):
+            weights = self._weights(f"blocks.{layer}.")
+            streams.append([])
+            for i, resid in enumerate(streams[layer]):
+                n_query, n_pos, _ = resid.shape
+                room -= n_query * n_pos * (width + 4 * cfg.n_heads * n_pos)
+                with torch.set_grad_enabled(room >= 0):
+                    run = self._layer(layer, weights, i, resid)
+                streams[-1].append(run[0].detach())
+                if room >= 0:
+                    kept[layer, i] = run
+        return streams, kept
+
+    def _weights(self, *prefixes: str) -> dict[str, Tensor]:
+        """Return the parameters of a part of the model, in float32 at least and outside of every graph."""
+        chosen = {name: parameter for name, parameter in self.parameters.items() if name.startswith(prefixes)}
+        return {name: precise(parameter.detach()) for name, parameter in chosen.items()}
+
+    def _run(self, weights: Mapping[str, Tensor], resid: Tensor, **asked: Any) -> Tensor:
+        """Run a part of the model on a residual stream, which hooks may edit in place."""
+        return functional_call(self.model, dict(weights), (resid.clone(),), asked, tie_weights=False)
+
+    # ---- one batch's run through a part of the model
+
+    def _embed(self, i: int) -> Run:
+        batch = self.queries[i]
+        with Taps() as taps:
+            taps.start("embed", self.model.hook_embed)
+            if hasattr(self.model, "hook_pos_embed"):
+                taps.start("pos_embed", self.model.hook_pos_embed)
+            return self.model(batch.tokens, attention_mask=batch.attention_mask, stop_at_layer=0), taps
+
+    def _layer(self, layer: int, weights: Mapping[str, Tensor], i: int, resid: Tensor) -> Run:
+        block = self.model.blocks[layer]
+        attn, mlp = block.attn, block.mlp
+        with Taps() as taps:
+            given = taps.leaf("resid", resid.detach())
+            taps.replace(block, lambda x, _, allowed: (x, self.position.asked(taps), allowed))
+            taps.norm("ln1", block.ln1)
+            taps.inputs(("q_in", "k_in", "v_in"), attn)
+            for name, point in (("q", attn.hook_q), ("k", attn.hook_k), ("v", attn.hook_v)):
+                taps.before(name, point)
+            taps.after("z", attn.hook_z)
+            if in_use(attn.hook_result):
+                taps.before("result", attn.hook_result)
+            taps.before("attn_out", block.hook_attn_out)
+            if mlp is not None:
+                taps.norm("ln2", block.ln2)
+                taps.inputs(("mlp_in",), mlp)
+                taps.before("pre", mlp.hook_pre)
+                if mlp.W_gate is not None:
+                    taps.before("pre_linear", mlp.hook_pre_linear)
+                taps.after("post", mlp.hook_post)
+                taps.before("mlp_out", block.hook_mlp_out)
+            mask = self.queries[i].attention_mask
+            return self._run(weights, given, attention_mask=mask, start_at_layer=layer, stop_at_layer=layer + 1), taps
+
+    def _read(self, weights: Mapping[str, Tensor], i: int, resid: Tensor) -> Run:
+        """Compute the sum of the queries' losses."""
+        batch = self.queries[i]
+
+        def rows(x: Tensor) -> tuple[Tensor]:
+            taps.read["rows"] = batch.at_readout(x)
+            return (taps.read["rows"],)
+
+        with Taps() as taps:
+            given = taps.leaf("resid", resid.detach())
+            taps.norm("ln_final", self.model.ln_final)
+            taps.replace(self.model.unembed, rows)
+            logits = self._run(weights, given, start_at_layer=len(self.model.blocks))
+            return self.loss(taps.leaf("logits", logits), batch).sum(), taps
+
+    # ---- what gradients are made of
+
+    def _add_map(self, found: Found, i: int, weight: str, bias: str, x: Tensor, d: Tensor) -> None:
+        for head, terms in enumerate(Terms.of_map(self.firsts[i], x, d)):
+            found.setdefault((weight, head), []).append(terms)
+        if bias in self.parameters:
+            found.setdefault((bias, 0), []).append(Terms.of_vectors(self.firsts[i], d.sum(1)))
+
+    def _add_norm(self, found: Found, i: int, path: str, taps: Taps, at: Mapping[str, Tensor]) -> None:
+        name = path.rsplit(".", 1)[-1]
+        calls = [call for call in at if call.startswith(f"{name} ")]
+        for leaf, factors in (("w", taps.read), ("b", dict.fromkeys(calls, 1.0))):
+            if f"{path}.{leaf}" in self.parameters and calls:
+                by_call = [(factors[call] * at[call]).detach().flatten(1, -2).sum(1) for call in calls]
+                vectors = torch.stack(by_call).sum(0)
+                found.setdefault((f"{path}.{leaf}", 0), []).append(Terms.of_vectors(self.firsts[i], vectors))
+
+    def _add_layer(self, found: Found, layer: int, i: int, taps: Taps, at: Mapping[str, Tensor]) -> None:
+        path, gated = f"blocks.{layer}", "pre_linear" in at
+        maps = [("attn", "Q", "q_in", "q"), ("attn", "K", "k_in", "k"), ("attn", "V", "v_in", "v")]
+        maps += [("attn", "O", "z", "attn_out")] if "result" not in at else []
+        maps += [("mlp", "gate", "mlp_in", "pre"), ("mlp", "in", "mlp_in", "pre_linear")] if gated else []
+        maps += [("mlp", "in", "mlp_in", "pre")] if "pre" in at and not gated else []
+        maps += [("mlp", "out", "post", "mlp_out")] if "pre" in at else []
+        for module, leaf, x, d in maps:
+            names = (f"{path}.{module}.W_{leaf}", f"{path}.{module}.b_{leaf}")
+            self._add_map(found, i, *names, taps.read[x], at[d])
+        if "result" in at:  # heads by themselves, each with what a hook makes of it, and one bias after all
+            self._add_map(found, i, f"{path}.attn.W_O", "", taps.read["z"], at["result"])
+            if f"{path}.attn.b_O" in self.parameters:
+                terms = Terms.of_vectors(self.firsts[i], at["attn_out"].sum(1))
+                found.setdefault((f"{path}.attn.b_O", 0), []).append(terms)
+        for norm in ("ln1", "ln2"):
+            self._add_norm(found, i, f"{path}.{norm}", taps, at)
+
+    def _add_readout(self, found: Found, i: int, taps: Taps, at: Mapping[str, Tensor]) -> None:
+        rows, error = taps.read["rows"].detach(), at["logits"]
+        error = error.to(rows.device)
+        if self.model.cfg.tie_word_embeddings:  # W_E has tokens first
+            found[("embed.W_E", 0)] = [
+                *found.get(("embed.W_E", 0), []),
+                Terms.of_tokens(self.firsts[i], error, error, rows),
+            ]
+        else:
+            self._add_map(found, i, "unembed.W_U", "unembed.b_U", rows, error)
+        self._add_norm(found, i, "ln_final", taps, at)
+
+
+class _Question(nn.Module):
+    """What a position scheme is asked, under other parameters."""
+
+    def __init__(self, scheme: PositionScheme) -> None:
+        super().__init__()
+        self.scheme = scheme
+
+    def forward(self, question: str, *args: Tensor) -> Tensor | None:
+        return getattr(self.scheme, question)(*args)
+
+
+class PositionGradients:
+    """Every query's gradient of what a position scheme learns, itself: it is small."""
+
+    def __init__(self, scheme: PositionScheme, queries: Sequence[QueryBatch]) -> None:
+        self.scheme, self.queries = scheme, queries
+        self.parameters = {
+            f"scheme.{name}": precise(parameter.detach()).requires_grad_()
+            for name, parameter in scheme.named_parameters()
+        }
+        self._bias: dict[int, Tensor] = {}
+        self._rotated: dict[int, Tensor] = {}
+
+    @property
+    def learns(self) -> bool:
+        return bool(self.parameters)
+
+    def asked(self, taps: Taps) -> Any:
+        """Return the scheme as one run of a layer asks it: each query of the batch gets a bias of its own, and what is
+        rotated is kept."""
+        return _Asked(self.scheme, taps) if self.learns else self.scheme
+
+    def add(self, i: int, taps: Taps, at: Mapping[str, Tensor]) -> None:
+        """Take the gradients from one layer."""
+        if "bias" in at:
+            self._bias[i] = at["bias"] + self._bias.get(i, torch.zeros_like(at["bias"])).to(at["bias"].device)
+        for name in (name for name in at if name.startswith("rotated ")):
+            x, d = taps.read[name].detach(), at[name]
+            positions = torch.arange(x.shape[1], device=x.device)
+            vectors = torch.stack([self._vjp("rotate", (x[a], positions), d[a]) for a in range(len(x))])
+            self._rotated[i] = vectors + self._rotated.get(i, 0)
+
+    def vectors(self, i: int, at_embedding: Float[Tensor, "query pos d_model"] | None) -> Float[Tensor, "query size"]:
+        """Return the gradients of a batch's queries."""
+        batch = self.queries[i]
+        n_query, n_pos = batch.tokens.shape
+        vectors = torch.stack([self._vjp("none", (), None)] * n_query) + self._rotated.pop(i, 0)
+        positions = torch.arange(n_pos, device=vectors.device)
+        if i in self._bias:
+            d = self._bias.pop(i)
+            vectors = vectors + torch.stack([self._vjp("bias", (positions, positions), of_query) for of_query in d])
+        if at_embedding is not None:
+            d = at_embedding
+            if batch.attention_mask is not None:
+                at = places(batch.attention_mask).to(d.device)
+                d = torch.zeros_like(d).scatter_add_(1, at[..., None].expand_as(d), d)
+            vectors = vectors + torch.stack([self._vjp("embed", (positions,), of_query) for of_query in d])
+        return vectors
+
+    def _vjp(self, question: str, args: tuple[Tensor, ...], d: Tensor | None) -> Float[Tensor, "size"]:
+        """Return the gradient of one query through one answer; zeros where it asks no parameter."""
+        parameters = list(self.parameters.values())
+        with torch.enable_grad():
+            y = None if d is None else functional_call(_Question(self.scheme), self.parameters, (question, *args))
+        if y is None or d is None or not y.requires_grad:
+            return torch.zeros_like(torch.cat([parameter.flatten() for parameter in parameters])).detach()
+        grads = torch.autograd.grad(y, parameters, d.to(y), allow_unused=True, materialize_grads=True)
+        return torch.cat([grad.flatten() for grad in grads])
+
+
+class _Asked(PositionScheme):
+    """A position scheme in one run of a layer."""
+
+    def __init__(self, scheme: PositionScheme, taps: Taps) -> None:
+        super().__init__(scheme.cfg)
+        self.scheme, self.taps = scheme, taps
+
+    def rotate(
+        self, x: Float[Tensor, "*batch pos head d_head"], positions: Int[Tensor, "pos"]
+    ) -> Float[Tensor, "*batch pos head d_head"]:
+        name = f"rotated {sum(made.startswith('rotated ') for made in self.taps.made)}"
+        self.taps.read[name] = x
+        return self.taps.leaf(name, self.scheme.rotate(x, positions))
+
+    def bias(
+        self, query_pos: Int[Tensor, "query_pos"], key_pos: Int[Tensor, "key_pos"]
+    ) -> Float[Tensor, "query head query_pos key_pos"] | None:
+        bias = self.scheme.bias(query_pos, key_pos)
+        if bias is None:
+            return None
+        n_query = len(self.taps.made["resid"])
+        return self.taps.leaf("bias", precise(bias.detach()).expand(n_query, *bias.shape).clone())

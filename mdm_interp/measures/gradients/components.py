@@ -1,0 +1,45 @@
+"""What parameters do: the components and layers that gradients are split into."""
+
+from __future__ import annotations
+
+COMPONENTS = ("embedding", "position", "Q", "K", "V", "O", "norms", "MLP", "unembedding")
+"""`embedding` is W_E (also when it is tied), `position` what a position scheme learns; biases go with their weights."""
+
+STORAGE, ROUTING = ("V", "O"), ("Q", "K")
+"""The components that decide what is written once a source is attended, and how strongly it is attended."""
+
+Part = tuple[int | None, str]
+"""A layer and one of :data:`COMPONENTS`; None is outside of all layers."""
+
+_BY_LEAF = {
+    "W_E": "embedding",
+    "W_Q": "Q",
+    "b_Q": "Q",
+    "W_K": "K",
+    "b_K": "K",
+    "W_V": "V",
+    "b_V": "V",
+    "W_O": "O",
+    "b_O": "O",
+    "w": "norms",
+    "b": "norms",
+    "W_in": "MLP",
+    "b_in": "MLP",
+    "W_gate": "MLP",
+    "b_gate": "MLP",
+    "W_out": "MLP",
+    "b_out": "MLP",
+    "W_U": "unembedding",
+    "b_U": "unembedding",
+}
+
+
+def component_of(parameter: str) -> str:
+    """Tell which of :data:`COMPONENTS` a parameter of a HookedTransformer belongs to, by its name."""
+    return "position" if parameter.startswith("pos_embed.") else _BY_LEAF[parameter.rsplit(".", 1)[-1]]
+
+
+def part_of(parameter: str) -> Part:
+    """Tell which layer and component a parameter belongs to, by its name."""
+    words = parameter.split(".")
+    return (int(words[1]) if words[0] == "blocks" else None), component_of(parameter)
