@@ -43,3 +43,4 @@ docs: dev
 
 bench: setup
 	$(BIN)/python -m benchmarks.attention
+	$(BIN)/python -m benchmarks.gradients
