@@ -193,16 +193,17 @@ class HookedTransformer(Generation):
                 f"return_type: {got} is none of 'logits', 'loss', 'both' and None; choose one of them (a mask is given "
                 "as attention_mask=)"
             )
+        layers = self._layers(start_at_layer, stop_at_layer)
         if start_at_layer is None:
             resid, entered, _, real = self.input_to_embed(input, prepend_bos, padding_side, attention_mask)
             if tokens is not None and not torch.equal(tokens.to(entered), entered):
                 raise UserError("tokens: not what input has; leave them out, or give start_at_layer a residual stream")
             tokens = entered
         else:
-            resid, real = self._enter(input, attention_mask), attention_mask
-            real = None if real is None else read_mask(real, resid[..., 0])
+            resid = self._enter(input, layers[0].attn.W_Q if layers else self.W_U)
+            real = None if attention_mask is None else read_mask(attention_mask, resid[..., 0])
         allowed = self._allowed(resid, real)
-        for block in self._layers(start_at_layer, stop_at_layer):
+        for block in layers:
             resid = block(resid, self.pos_embed, allowed)
         if stop_at_layer is not None:
             return resid
@@ -242,16 +243,16 @@ class HookedTransformer(Generation):
             resid = resid + self.hook_pos_embed(pos_embed.expand_as(resid).clone())  # may be edited in place
         return Embedded(resid, tokens, None, real)
 
-    def _enter(self, input: Any, attention_mask: Tensor | None) -> Float[Tensor, "batch pos d_model"]:
-        """Check a residual stream that enters at a layer."""
+    def _enter(self, input: Any, weight: Tensor) -> Float[Tensor, "batch pos d_model"]:
+        """Check a residual stream that a weight is about to read."""
         if not isinstance(input, Tensor) or input.ndim != 3 or input.shape[2] != self.cfg.d_model:
             got = f"shape {list(input.shape)}" if isinstance(input, Tensor) else type(input).__name__
             raise UserError(
                 f"input: start_at_layer takes the residual stream [batch pos {self.cfg.d_model}], got {got}; compute "
                 "it with input_to_embed or stop_at_layer"
             )
-        if input.dtype != self.W_E.dtype:
-            raise UserError(f"input: got {input.dtype}, and the model is in {self.W_E.dtype}; convert one of them")
+        if input.dtype != weight.dtype:
+            raise UserError(f"input: got {input.dtype}, and the model is in {weight.dtype}; convert one of them")
         self._check_length("input", input.shape[1])
         self._check_scheme()
         return input
