@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Callable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from benchmarks.timing import measure
 from mdm_interp.config import ModelConfig
 from mdm_interp.models import layers
 from mdm_interp.models.transformer import HookedTransformer
@@ -41,18 +41,19 @@ def make_step(n_pos: int, batch: int) -> Callable[[], None]:
     return step
 
 
-def measure(n_pos: int, repeats: int, batch: int) -> dict[str, np.ndarray]:
-    """Measure the seconds per step of both kinds, `[repeats]` each."""
-    steps = {kind: make_step(n_pos, batch) for kind in FUSED_FROM}
-    seconds: dict[str, list[float]] = {kind: [] for kind in FUSED_FROM}
-    for repeat in range(-3, repeats):  # the first three warm up
-        for kind in sorted(steps, reverse=repeat % 2 == 0):
+def make_calls(n_pos: int, batch: int) -> dict[str, Callable[[], None]]:
+    """Return a training step of either kind."""
+
+    def make(kind: str) -> Callable[[], None]:
+        step = make_step(n_pos, batch)
+
+        def call() -> None:
             layers.FUSED_FROM = FUSED_FROM[kind]
-            start = time.perf_counter()
-            steps[kind]()
-            if repeat >= 0:
-                seconds[kind].append(time.perf_counter() - start)
-    return {kind: np.array(values) for kind, values in seconds.items()}
+            step()
+
+        return call
+
+    return {kind: make(kind) for kind in FUSED_FROM}
 
 
 def main() -> None:
@@ -67,7 +68,7 @@ def main() -> None:
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, batch {options.batch}; times are medians")
     print(f"{'positions':>9} {'explicit ms':>12} {'fused ms':>9} {'ratio':>6}  interquartile range")
     for n_pos in options.positions:
-        seconds = measure(n_pos, options.repeats, options.batch)
+        seconds = measure(make_calls(n_pos, options.batch), options.repeats, warm_up=3)
         explicit, fused = (float(np.median(seconds[kind])) for kind in ("explicit", "fused"))
         low, high = np.percentile(seconds["explicit"] / seconds["fused"], [25, 75])
         print(

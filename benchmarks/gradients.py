@@ -11,12 +11,12 @@ pair.
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
 
 import numpy as np
 import torch
 
+from benchmarks.timing import measure
 from mdm_interp.config import ModelConfig
 from mdm_interp.data.queries import Query, QueryPair, collate
 from mdm_interp.inference.prediction import query_loss
@@ -60,18 +60,6 @@ def make_calls(options: argparse.Namespace, n_pos: int) -> dict[str, Callable[[]
     return {"bare": bare, "gram": lambda: gradient_alignment(model, pairs)}
 
 
-def measure(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, np.ndarray]:
-    """Measure the seconds of each call, `[repeats]` each."""
-    seconds: dict[str, list[float]] = {kind: [] for kind in calls}
-    for repeat in range(-2, repeats):  # the first two warm up
-        for kind in sorted(calls, reverse=repeat % 2 == 0):
-            start = time.perf_counter()
-            calls[kind]()
-            if repeat >= 0:
-                seconds[kind].append(time.perf_counter() - start)
-    return {kind: np.array(values) for kind, values in seconds.items()}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="All inner products of gradients against one bare pass.")
     parser.add_argument("--pairs", type=int, default=32)
@@ -88,7 +76,7 @@ def main() -> None:
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {options.layers} layers of {options.width}")
     print(f"{'positions':>9} {'bare ms':>8} {'gram ms':>8} {'ratio':>6}  interquartile range")
     for n_pos in options.positions:
-        seconds = measure(make_calls(options, n_pos), options.repeats)
+        seconds = measure(make_calls(options, n_pos), options.repeats, warm_up=2)
         bare, gram = (float(np.median(seconds[kind])) for kind in ("bare", "gram"))
         low, high = np.percentile(seconds["gram"] / seconds["bare"], [25, 75])
         print(f"{n_pos:>9} {1e3 * bare:>8.1f} {1e3 * gram:>8.1f} {gram / bare:>6.2f}  [{low:.2f}, {high:.2f}]")

@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from transformer_lens.config import TransformerBridgeConfig
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.sources.native import boot
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from mdm_interp.data.queries import Query, QueryPair
 from mdm_interp.models.transformer import HookedTransformer
@@ -156,22 +163,37 @@ def native_peer(model: HookedTransformer) -> TransformerBridge:
     return peer
 
 
+def hugging_face_peer(model: HookedTransformer, family: str = "llama", **settings: Any) -> Any:
+    """A Llama or Qwen2 of the model's shape, with weights of its own (`copy_weights` gives it the model's).
+
+    Args:
+        settings: More fields of its config.
+    """
+    cfg = model.cfg
+    families: dict[str, tuple[Any, Any]] = {
+        "llama": (LlamaConfig, LlamaForCausalLM),
+        "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    }
+    config_class, model_class = families[family]
+    config = config_class(
+        vocab_size=cfg.d_vocab,
+        hidden_size=cfg.d_model,
+        intermediate_size=cfg.d_mlp or 0,
+        num_hidden_layers=cfg.n_layers,
+        num_attention_heads=cfg.n_heads,
+        num_key_value_heads=cfg.kv_heads,
+        max_position_embeddings=cfg.n_ctx,
+        rms_norm_eps=cfg.eps,
+        rope_parameters={"rope_type": "default", "rope_theta": cfg.rotary_base},
+        tie_word_embeddings=cfg.tie_word_embeddings,
+        **settings,
+    )
+    return model_class(config).eval()
+
+
 def llama_bridge(model: HookedTransformer, folder: Path) -> TransformerBridge:
     """A Llama of the model's weights, saved as Hugging Face saves it and booted from there."""
-    cfg = model.cfg
-    peer = LlamaForCausalLM(
-        LlamaConfig(
-            hidden_size=cfg.d_model,
-            num_attention_heads=cfg.n_heads,
-            num_key_value_heads=cfg.kv_heads,
-            num_hidden_layers=cfg.n_layers,
-            intermediate_size=cfg.d_mlp or 0,
-            vocab_size=cfg.d_vocab,
-            max_position_embeddings=cfg.n_ctx,
-            rms_norm_eps=cfg.eps,
-            tie_word_embeddings=False,
-        )
-    )
+    peer = hugging_face_peer(model)
     copy_weights(model, peer, HUGGING_FACE_NAMES)
     return boot_from(folder, peer)
 

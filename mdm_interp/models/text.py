@@ -86,9 +86,8 @@ class Texts(Weights):
             UserWarning: texts were padded, and the model would read their padding.
         """
         tokens, mask = self.to_tokens_and_mask(input, prepend_bos, padding_side, move_to_device, truncate)
-        unread = self.cfg.is_causal and (
-            mask is None or bool(mask[:, 0].all())
-        )  # causal models never look to the right
+        # Causal models never look to the right.
+        unread = self.cfg.is_causal and (mask is None or bool(mask[:, 0].all()))
         if mask is not None and not unread:
             warnings.warn(
                 "texts of unequal length were padded, and their padding is read like other tokens unless the model is "

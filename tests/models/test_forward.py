@@ -16,10 +16,9 @@ import torch.nn.functional as F
 from helpers import random_model, random_tokens, seeded
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_helpers import HUGGING_FACE_NAMES, copy_weights
+from model_helpers import HUGGING_FACE_NAMES, copy_weights, hugging_face_peer
 from torch import Tensor
 from torch.testing import assert_close
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from mdm_interp.errors import UserError
 from mdm_interp.inference.denoising import denoise
@@ -135,20 +134,7 @@ def test_the_causal_loss_equals_that_of_transformers(lengths: list[int], tied: b
     model = causal_model(
         gated_mlp=True, act_fn="silu", n_key_value_heads=2, eps=1e-6, tie_word_embeddings=tied, initializer_range=0.3
     )
-    cfg = model.cfg
-    peer = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=cfg.d_vocab,
-            hidden_size=cfg.d_model,
-            intermediate_size=cfg.d_mlp or 0,
-            num_hidden_layers=cfg.n_layers,
-            num_attention_heads=cfg.n_heads,
-            num_key_value_heads=cfg.kv_heads,
-            max_position_embeddings=cfg.n_ctx,
-            rms_norm_eps=cfg.eps,
-            tie_word_embeddings=tied,
-        )
-    ).eval()
+    peer = hugging_face_peer(model)
     copy_weights(model, peer, HUGGING_FACE_NAMES)
     tokens, real = random_tokens(batch=3), padded("right", lengths)
     with torch.no_grad():

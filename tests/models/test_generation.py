@@ -11,10 +11,9 @@ import torch
 from helpers import random_model, random_tokens, seeded
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_helpers import HUGGING_FACE_NAMES, copy_weights
+from model_helpers import HUGGING_FACE_NAMES, copy_weights, hugging_face_peer
 from text_helpers import BOS, EOS, MASK, PAD, SPECIAL, refused, word_tokenizer
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 import mdm_interp
 from mdm_interp.inference.denoising import Trajectory
@@ -112,28 +111,7 @@ def test_greedy_generation_equals_transformers(family: str, ends: Any) -> None:
     """Which keeps keys and values, pads on the left too, and is told what is real."""
     gated: dict[str, Any] = {"d_mlp": 24, "gated_mlp": True, "act_fn": "silu", "qkv_bias": family == "qwen2"}
     model = writing("pad", seed=28, n_key_value_heads=2, eps=1e-6, rotary_base=100.0, **gated)  # whose texts vary
-    cfg = model.cfg
-    families: dict[str, tuple[Any, Any]] = {
-        "llama": (LlamaConfig, LlamaForCausalLM),
-        "qwen2": (Qwen2Config, Qwen2ForCausalLM),
-    }
-    config_class, model_class = families[family]
-    peer = model_class(
-        config_class(
-            vocab_size=cfg.d_vocab,
-            hidden_size=cfg.d_model,
-            intermediate_size=cfg.d_mlp,
-            num_hidden_layers=cfg.n_layers,
-            num_attention_heads=cfg.n_heads,
-            num_key_value_heads=cfg.kv_heads,
-            max_position_embeddings=cfg.n_ctx,
-            rms_norm_eps=cfg.eps,
-            rope_parameters={"rope_type": "default", "rope_theta": cfg.rotary_base},
-            tie_word_embeddings=False,
-            bos_token_id=None,
-            eos_token_id=None,
-        )
-    ).eval()
+    peer = hugging_face_peer(model, family, bos_token_id=None, eos_token_id=None)
     copy_weights(model, peer, HUGGING_FACE_NAMES)
     tokens, mask = model.to_tokens_and_mask(TEXTS, padding_side="left")
     assert mask is not None

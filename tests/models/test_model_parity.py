@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 import torch
 from helpers import random_model, random_tokens, tiny_config
-from model_helpers import HUGGING_FACE_NAMES, copy_weights, native_peer
+from model_helpers import HUGGING_FACE_NAMES, copy_weights, hugging_face_peer, native_peer
 from torch import Tensor, nn
 from torch.testing import assert_close
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm, Qwen2RotaryEmbedding
 
@@ -125,25 +124,7 @@ def test_logits_equal_hugging_face(
         eps=1e-6,
         dtype=dtype,
     )
-    cfg = model.cfg
-    config_class, model_class = {
-        "llama": (LlamaConfig, LlamaForCausalLM),
-        "qwen2": (Qwen2Config, Qwen2ForCausalLM),
-    }[family]
-    config = config_class(
-        vocab_size=cfg.d_vocab,
-        hidden_size=cfg.d_model,
-        intermediate_size=cfg.d_mlp,
-        num_hidden_layers=cfg.n_layers,
-        num_attention_heads=cfg.n_heads,
-        num_key_value_heads=cfg.kv_heads,
-        max_position_embeddings=cfg.n_ctx,
-        rms_norm_eps=cfg.eps,
-        rope_parameters={"rope_type": "default", "rope_theta": base},
-        tie_word_embeddings=tied,
-        attn_implementation="sdpa",
-    )
-    peer = model_class(config).eval()
+    peer = hugging_face_peer(model, family, attn_implementation="sdpa")
     if dtype == "float64":
         make_double(peer, base)
     copy_weights(model, peer, HUGGING_FACE_NAMES)
