@@ -7,7 +7,7 @@ count and build, because all randomness comes from one generator whose state is 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock
+from torch import Tensor
 
 from mdm_interp.config import TrainConfig
+from mdm_interp.data.worlds import FactWorld
 from mdm_interp.devices import check_device
 from mdm_interp.files import DEFAULT_ROOT
 from mdm_interp.inference.prediction import predict
@@ -107,6 +109,50 @@ def train_all(
     return runs
 
 
+class _Trainee:
+    """A model in training, and all that a step of it changes."""
+
+    def __init__(self, config: TrainConfig, facts: FactWorld, device: str) -> None:
+        self.config, self.facts = config, facts
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.model = HookedTransformer(config.model, generator=self.generator).to(device)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(),
+            lr=config.lr,
+            betas=(config.beta1, config.beta2),
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+
+    def advance(self, step: int) -> Tensor:
+        """Take a step, the first of which is 1, and return the loss of its batch before it."""
+        config, model, generator = self.config, self.model, self.generator
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.lr * min(1.0, step / max(config.warmup, 1))
+        loss = training_loss(model, self.facts.sample(config.batch_size, generator), config.objective, generator)
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
+        self.optimizer.step()
+        return loss
+
+
+def retrace(config: TrainConfig, *, device: str = "cpu") -> Iterator[HookedTransformer]:
+    """Train `config` once more, in memory, and give the model before the first step and after each one.
+
+    It is the same model each time, whose weights change in place. The run store is neither read nor written. On the
+    machine, thread count and build that trained a run, the weights are bit-identical with its checkpoints.
+
+    Raises:
+        UserError: the device cannot be used.
+    """
+    trainee = _Trainee(config, FactWorld(config.facts, config.seed), check_device(device))
+    yield trainee.model
+    for step in range(1, config.steps + 1):
+        trainee.advance(step)
+        yield trainee.model
+
+
 def _train(run: Run, device: str, report: Report) -> None:
     """Train under the run's lock, so that two processes never write one run."""
     config = run.config
@@ -118,15 +164,8 @@ def _train(run: Run, device: str, report: Report) -> None:
             leftover.unlink()
         if not (run.folder / "config.yaml").exists():
             config.to_yaml(run.folder / "config.yaml")
-        generator = torch.Generator().manual_seed(config.seed)
-        model = HookedTransformer(config.model, generator=generator).to(device)
-        optimizer = torch.optim.AdamW(
-            model.parameters(),
-            lr=config.lr,
-            betas=(config.beta1, config.beta2),
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
+        trainee = _Trainee(config, run.facts, device)
+        model, optimizer, generator = trainee.model, trainee.optimizer, trainee.generator
         step = -1 if run.step is None else run.load_state(model, optimizer, generator)
         at_checkpoint = set(checkpoint_steps(config))
         pairs = run.query_pairs()
@@ -137,13 +176,7 @@ def _train(run: Run, device: str, report: Report) -> None:
         while step < config.steps:
             step += 1
             if step > 0:
-                for group in optimizer.param_groups:
-                    group["lr"] = config.lr * min(1.0, step / max(config.warmup, 1))
-                loss = training_loss(model, run.facts.sample(config.batch_size, generator), config.objective, generator)
-                optimizer.zero_grad()
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
-                optimizer.step()
+                loss = trainee.advance(step)
             if step in at_checkpoint:
                 latest = {"step": step, "loss": loss.item()}
                 for name, queries in (("forward", forward), ("reverse", reverse)):

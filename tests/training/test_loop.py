@@ -504,3 +504,17 @@ def test_a_rope_arm_learns_but_never_answers_in_reverse(tmp_path: Path) -> None:
     rows, chance = learn("rope", "causal", 400, tmp_path)
     assert rows[-1]["forward_probability"] > 0.8
     assert max(row["reverse_probability"] for row in rows) <= chance
+
+
+@pytest.mark.parametrize("objective", ["any_order", "causal"])
+def test_a_run_that_is_retraced_goes_through_its_own_checkpoints(objective: Objective, tmp_path: Path) -> None:
+    config = tiny(objective)
+    run = train(config, root=tmp_path, progress=False)
+    passed = {
+        step: {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        for step, model in enumerate(loop.retrace(config))
+    }
+    assert sorted(passed) == list(range(config.steps + 1))
+    for step in run.steps:
+        saved = run.model(step).state_dict()
+        assert all(torch.equal(tensor, saved[name]) for name, tensor in passed[step].items())

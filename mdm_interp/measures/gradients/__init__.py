@@ -1,6 +1,7 @@
-"""Inner products of forward and reverse gradients, by component and by layer, and what one step does to the other loss.
+"""Inner products of forward and reverse gradients, by component and by layer; what one step does to the other loss, and
+what a whole run does.
 
-Formulas: docs/theory.md, sections 5 and 8.
+Formulas: docs/theory.md, sections 5, 8 and 13.
 """
 
 from mdm_interp.measures.gradients.alignment import Alignment, gradient_alignment
@@ -16,6 +17,7 @@ from mdm_interp.measures.gradients.first_order import (
 )
 from mdm_interp.measures.gradients.gram import Gram, gram
 from mdm_interp.measures.gradients.layers import layer_cosines
+from mdm_interp.measures.gradients.path import LearningPath
 
 __all__ = [
     "COMPONENTS",
@@ -24,6 +26,7 @@ __all__ = [
     "Alignment",
     "FirstOrder",
     "Gram",
+    "LearningPath",
     "Part",
     "component_of",
     "contrast_steps",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 COMPONENTS = ("embedding", "position", "Q", "K", "V", "O", "norms", "MLP", "unembedding")
 """`embedding` is W_E (also when it is tied), `position` what a position scheme learns; biases go with their weights."""
 
@@ -43,3 +45,9 @@ def part_of(parameter: str) -> Part:
     """Tell which layer and component a parameter belongs to, by its name."""
     words = parameter.split(".")
     return (int(words[1]) if words[0] == "blocks" else None), component_of(parameter)
+
+
+def parts_of(parameters: Iterable[str]) -> tuple[Part, ...]:
+    """List the parts that parameters belong to: what lies outside of layers, then layer by layer."""
+    parts = {part_of(name) for name in parameters}
+    return tuple(sorted(parts, key=lambda part: (-1 if part[0] is None else part[0], COMPONENTS.index(part[1]))))

@@ -1,0 +1,221 @@
+"""How much of the fall of the reverse loss went through storage, routing and the rest, over the whole of training.
+
+Every run is trained once more, and the gradients of the mean losses are summed along the way its weights take. The null
+asks the same queries for another entity that could be the answer: what is learnt of roles and places alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+import torch
+
+from mdm_interp import Analysis, Result, Run, Summary, TrainConfig, where
+from mdm_interp.data.queries import Query
+from mdm_interp.data.worlds import FactWorld
+from mdm_interp.experiments.claims import ClaimTest
+from mdm_interp.experiments.grids import CONTROL_SCHEMES, MANY_HEADS, VARIANTS, path_grid, variant_of
+from mdm_interp.experiments.paper import SINGLE_SIDED, mirrored
+from mdm_interp.experiments.scope import Moment, stages
+from mdm_interp.measures.gradients import COMPONENTS, ROUTING, STORAGE, LearningPath
+from mdm_interp.measures.nulls import next_answers
+from mdm_interp.training.loop import checkpoint_steps, retrace
+from mdm_interp.viz import CHANCE, FORWARD, GREEN, GREY, ORANGE, PURPLE, REVERSE, SKY, TRAINING_STEPS, Panels
+
+EVERY = 2
+"""Of the tested facts every so-manyth is asked."""
+NAMED = (*STORAGE, *ROUTING, "embedding", "unembedding")
+GROUPS = {
+    "storage": STORAGE,
+    "routing": ROUTING,
+    "embedding": ("embedding",),
+    "unembedding": ("unembedding",),
+    "other": tuple(component for component in COMPONENTS if component not in NAMED),
+}
+"""The parts that make up the whole; `other` is gains and what a position scheme learns."""
+MANY = f"MDM rope, {MANY_HEADS} heads"
+SETTINGS = (*VARIANTS, MANY, *(f"{objective} {scheme}" for objective in SINGLE_SIDED for scheme in CONTROL_SCHEMES))
+ROW = 5
+"""How many settings are side by side."""
+COLORS = dict(zip(GROUPS, (ORANGE, GREEN, PURPLE, SKY, GREY), strict=True))
+
+
+def setting_of(config: TrainConfig) -> str:
+    """Name what a run is compared as."""
+    if config.objective in SINGLE_SIDED:
+        return f"{config.objective} {config.model.position}"
+    return MANY if config.model.n_heads == MANY_HEADS else variant_of(config)
+
+
+def measure(run: Run, step: int) -> list[dict[str, Any]]:
+    """Give one row per loss and checkpoint: by how many nats it has fallen since the start, all in all (`fall`) and
+    through each group of components; what is missing from their sum. `…_null`: of the reverse loss, the same for
+    another answer."""
+    pairs = [pair for pair in run.query_pairs(n_contexts=1) if pair.fact % EVERY == 0]
+    forward, reverse = [pair.forward for pair in pairs], [pair.reverse for pair in pairs]
+    models = retrace(run.config)
+    path = LearningPath(next(models), {"forward": forward, "reverse": reverse, NULL: other_answers(reverse, run.facts)})
+    rows, recorded = rows_of_path(path, 0), set(checkpoint_steps(run.config))
+    for trained, _ in enumerate(models, start=1):
+        path.advance()
+        if trained in recorded:
+            rows += rows_of_path(path, trained)
+    return [{"setting": setting_of(run.config), **row} for row in rows]
+
+
+NULL = "another answer"
+
+
+def rows_of_path(path: LearningPath, trained: int) -> list[dict[str, Any]]:
+    """Give one row per loss."""
+
+    def fallen(loss: str, ending: str = "") -> dict[str, float]:
+        parts = {group: -path.within(loss, members) for group, members in GROUPS.items()}
+        fall = -path.change[loss]
+        found = {"fall": fall, **parts, "missing": fall - sum(parts.values())}
+        return {f"{quantity}{ending}": value for quantity, value in found.items()}
+
+    return [
+        {"trained": trained, "loss": "forward", **fallen("forward")},
+        {"trained": trained, "loss": "reverse", **fallen("reverse"), **fallen(NULL, "_null")},
+    ]
+
+
+def other_answers(queries: Sequence[Query], world: FactWorld) -> list[Query]:
+    """Ask each query for the entity that comes after its answer in the answer's role."""
+    candidates, answers = world.candidates(queries), [query.answer[0] for query in queries]
+    own = (candidates == torch.tensor(answers)[:, None]).long().argmax(1)
+    rivals = torch.ones_like(candidates, dtype=torch.bool).scatter_(1, own[:, None], False)
+    others = candidates.gather(1, next_answers(own, rivals)[:, None])[:, 0]
+    return [replace(query, answer=(other,)) for query, other in zip(queries, others.tolist(), strict=True)]
+
+
+def when(run: Run) -> list[Moment]:
+    """Give the end: one way through training holds all that comes before."""
+    return stages(run, ["end"])
+
+
+PHASES = ("all", "fall", "rise")
+"""All of training, the fall to the lowest checkpoint, and what comes after it."""
+BY = ("setting", "loss", "phase")
+QUANTITIES = ("fall", *GROUPS, "missing")
+
+
+def by_phase(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return what each run's losses fell by in every phase of its reverse loss; a phase of no length is left out."""
+    rows = []
+    for _, run in frame.groupby("run", sort=False):
+        lowest = where(run, loss="reverse").sort_values("fall")["trained"].iloc[-1]
+        first, last = run["trained"].min(), run["trained"].max()
+        ends = {"all": (first, last), "fall": (first, lowest), "rise": (lowest, last)}
+        for phase, (start, stop) in ends.items():
+            if start < stop:
+                before, after = (where(run, trained=at).set_index("loss") for at in (start, stop))
+                numbers = [f"{quantity}{null}" for quantity in QUANTITIES for null in ("", "_null")]
+                fallen = after.assign(**(after[numbers].astype(float) - before[numbers].astype(float)), phase=phase)
+                rows.append(fallen.reset_index())
+    return pd.concat(rows)
+
+
+def summarize(result: Result) -> Summary:
+    phases = by_phase(result.frame)
+    whole = where(phases, phase="all")
+    whole = whole.assign(missing_share=(whole["missing"] / whole["fall"]).abs())
+    return Summary.of(phases, BY, QUANTITIES) + Summary.of(whole, BY, ("missing_share",))
+
+
+def takeaway(result: Result) -> str:
+    summary = result.summary
+
+    def through(setting: str, phase: str) -> str:
+        of = {"setting": setting, "loss": "reverse", "phase": phase}
+        total = summary.at("fall", **of)
+        parts = ", ".join(f"{group} {-summary.at(group, **of).value:+.2f}" for group in list(GROUPS)[:4])
+        return f"{-total.value:+.2f} ({parts})" if total.n else "none"
+
+    missing = summary.where("missing_share").frame["value"].max()
+    shown = [setting for setting in SETTINGS if len(summary.where("fall", setting=setting))]
+    told = "; ".join(f"{setting} {through(setting, 'all')}" for setting in shown)
+    storage = [summary.contrast("storage", setting=setting, loss="reverse", phase="all") for setting in shown]
+    lowered = [
+        setting
+        for setting, found in zip(shown, storage, strict=True)
+        if found.effect.side == "above" and found.effect.value > found.null.value
+    ]
+    return (
+        f"Change of the reverse loss over training, in nats, and through which parts: {told}. Storage lowered it, and "
+        f"by more than another answer's, in: {', '.join(lowered) or 'none'}. What the parts leave out is at most "
+        f"{missing:.1%} of a change."
+    )
+
+
+SHOWN = {"forward": FORWARD, "reverse": REVERSE}
+
+
+def draw(result: Result) -> Panels:
+    panels, frame, summary = Panels(), result.frame, result.summary
+    reverse = where(frame[frame["trained"] > 0], loss="reverse")
+    shown = [setting for setting in SETTINGS if len(where(frame, setting=setting))]
+    for start in range(0, len(shown), ROW):
+        of_row = shown[start : start + ROW]
+        y = {"title": "fall of the reverse loss<br>since the start (nats)"}
+        row = panels.row(of_row, x=TRAINING_STEPS, y=y)
+        for panel, setting in zip(row, of_row, strict=True):
+            group = where(reverse, setting=setting)
+            panel.curve(group, "trained", "fall", name="all parts", color=REVERSE)
+            for part, color in COLORS.items():
+                panel.curve(group, "trained", part, name=f"through {part}", color=color)
+            panel.level(0.0, name="no change", color=CHANCE, listed=False)
+        parts = {"title": "", "tickangle": 60}
+        y = {"title": "the same over<br>all of training (nats)"}
+        row = panels.row([""] * len(of_row), x=parts, y=y, ticks_height=110)
+        for panel, setting in zip(row, of_row, strict=True):
+            for place, (loss, color) in enumerate(SHOWN.items()):
+                of = {"setting": setting, "loss": loss, "phase": "all"}
+                found = {group: summary.at(group, **of) for group in GROUPS}
+                panel.estimates(found, name=f"{loss} loss", color=color, shift=0.25 * (place - 1), upright=True)
+            nulls = {group: summary.null(group, setting=setting, loss="reverse", phase="all") for group in GROUPS}
+            look: dict[str, Any] = {"symbol": "x-thin-open", "shift": 0.25, "upright": True}
+            panel.estimates(nulls, name="reverse loss of another answer", color=CHANCE, **look)
+            panel.level(0.0, name="no change", color=CHANCE, x=[-0.5, len(GROUPS) - 0.5], listed=False)
+    return panels
+
+
+def over_training(result: Result) -> pd.DataFrame:
+    """Return what each run took off its reverse loss through storage, over all of training."""
+    return where(by_phase(result.frame), loss="reverse", phase="all")
+
+
+ANALYSIS = Analysis(
+    name="learning_path",
+    question="Through which parts of the model does training lower the reverse loss?",
+    configs=path_grid,
+    measure=measure,
+    when=when,
+    summarize=summarize,
+    takeaway=takeaway,
+    draw=draw,
+    claims=[
+        ClaimTest(
+            claim="6",
+            measure="nats that all of training took off the reverse loss through V and O",
+            effect="storage",
+            null="storage_null",
+            null_is="the same queries asked for another entity of the answer's role",
+            side="above",
+            margin=0.1,
+            rows=over_training,
+            identity=mirrored,
+        )
+    ],
+    settings={"every": EVERY, "groups": GROUPS},
+    order=65,
+)
+
+if __name__ == "__main__":
+    from mdm_interp.cli import run_one
+
+    run_one(ANALYSIS)
