@@ -32,7 +32,7 @@ from mdm_interp.experiments.runner import Reported
 from mdm_interp.experiments.subjects import Lab
 from mdm_interp.provenance import environment, stamp, versions
 from mdm_interp.tensors import save_tensors
-from mdm_interp.training import loop
+from mdm_interp.training import loop, trainees
 from mdm_interp.training.loop import train
 from mdm_interp.training.runs import Run, stored_runs
 
@@ -193,7 +193,7 @@ def test_train_prints_the_folder_and_trains_once(
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("trained a finished run")
 
-    monkeypatch.setattr(loop, "training_loss", refuse)
+    monkeypatch.setattr(trainees, "training_loss", refuse)
     assert mdm_interp("train", "config.yaml").out == ended.out
     assert mdm_interp("train", folder / "config.yaml").out == ended.out
     assert contents(tmp_path) == before

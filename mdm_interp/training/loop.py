@@ -6,8 +6,10 @@ count and build, because all randomness comes from one generator whose state is 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock
-from torch import Tensor
 
 from mdm_interp.config import TrainConfig
 from mdm_interp.data.worlds import FactWorld
@@ -26,11 +27,15 @@ from mdm_interp.models.transformer import HookedTransformer
 from mdm_interp.parallel import default_workers, progress_bars, side_by_side
 from mdm_interp.provenance import provenance, stamp
 from mdm_interp.tensors import save_tensors
-from mdm_interp.training.losses import training_loss
 from mdm_interp.training.runs import Run
+from mdm_interp.training.trainees import Ensemble, Trainee, shape_of
 
 SAVE_SECONDS = 30.0
 REPORT_STEPS = 25
+MEMBERS = 8
+"""How many runs are batched at most: more no longer fit a core's cache."""
+WIDEST = 128
+"""Largest width times depth of what is batched on a CPU; wider models have less overhead to share."""
 
 
 @dataclass(frozen=True)
@@ -79,10 +84,10 @@ def train(
     if run.finished:
         return run
     if report is not None or not progress:
-        _train(run, check_device(device), report or (lambda progressed: None))
+        _train([run], check_device(device), report or (lambda progressed: None))
         return run
     with _Bars() as bars:
-        _train(run, check_device(device), bars.show)
+        _train([run], check_device(device), bars.show)
     return run
 
 
@@ -101,40 +106,30 @@ def train_all(
     missing = list({run.folder: run for run in runs if not run.finished}.values())
     if not missing:
         return runs
-    missing.sort(key=lambda run: run.config.model.n_layers, reverse=True)  # the long ones first, so that none is last
     device = check_device(device)
-    tasks = [(run, device) for run in missing]
+    workers = workers or default_workers(device)
+    tasks = [(together, device) for together in ensembles(missing, device, workers)]
     with _Bars(total_runs=len(missing)) as bars:
-        side_by_side(_train, tasks, workers=workers or default_workers(device), show=bars.show)
+        side_by_side(_train, tasks, workers=workers, show=bars.show)
     return runs
 
 
-class _Trainee:
-    """A model in training, and all that a step of it changes."""
+def ensembles(runs: Sequence[Run], device: str, workers: int) -> list[list[Run]]:
+    """Divide runs into those that are trained together, the longest first so that no worker waits for the last.
 
-    def __init__(self, config: TrainConfig, facts: FactWorld, device: str) -> None:
-        self.config, self.facts = config, facts
-        self.generator = torch.Generator().manual_seed(config.seed)
-        self.model = HookedTransformer(config.model, generator=self.generator).to(device)
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(),
-            lr=config.lr,
-            betas=(config.beta1, config.beta2),
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
-
-    def advance(self, step: int) -> Tensor:
-        """Take a step, the first of which is 1, and return the loss of its batch before it."""
-        config, model, generator = self.config, self.model, self.generator
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.lr * min(1.0, step / max(config.warmup, 1))
-        loss = training_loss(model, self.facts.sample(config.batch_size, generator), config.objective, generator)
-        self.optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
-        self.optimizer.step()
-        return loss
+    Runs of one shape are batched where that is faster: on a GPU, and for narrow models of one layer. They are dealt out
+    evenly, over all workers if there is nothing else to train.
+    """
+    of_shape: dict[Any, list[Run]] = {}
+    for run in runs:
+        model = run.config.model
+        batched = device != "cpu" or model.n_layers * model.d_model <= WIDEST
+        of_shape.setdefault(shape_of(run.config) if batched else run.folder, []).append(run)
+    found = []
+    for alike in of_shape.values():
+        n = max(math.ceil(len(alike) / MEMBERS), workers if len(of_shape) == 1 else 1)
+        found += [list(share) for share in np.array_split(np.array(alike, dtype=object), min(n, len(alike)))]
+    return sorted(found, key=lambda together: len(together) * together[0].config.model.n_layers, reverse=True)
 
 
 def retrace(config: TrainConfig, *, device: str = "cpu") -> Iterator[HookedTransformer]:
@@ -146,52 +141,94 @@ def retrace(config: TrainConfig, *, device: str = "cpu") -> Iterator[HookedTrans
     Raises:
         UserError: the device cannot be used.
     """
-    trainee = _Trainee(config, FactWorld(config.facts, config.seed), check_device(device))
+    trainee = Trainee(config, FactWorld(config.facts, config.seed), check_device(device))
     yield trainee.model
     for step in range(1, config.steps + 1):
         trainee.advance(step)
         yield trainee.model
 
 
-def _train(run: Run, device: str, report: Report) -> None:
-    """Train under the run's lock, so that two processes never write one run."""
-    config = run.config
-    run.folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(run.folder / ".lock"):
-        if run.finished:
-            return
+def _train(runs: Sequence[Run], device: str, report: Report) -> None:
+    """Train runs of one shape together, under their locks, so that two processes never write one run."""
+    with ExitStack() as locks:
+        for run in sorted(runs, key=lambda run: run.folder):  # in one order everywhere, so that none waits for another
+            run.folder.mkdir(parents=True, exist_ok=True)
+            locks.enter_context(FileLock(run.folder / ".lock"))
+        under_way = [_Training(run, device) for run in runs if not run.finished]
+        for step in sorted({training.step for training in under_way}):
+            _train_together([training for training in under_way if training.step == step], device, report)
+
+
+def _train_together(trainings: Sequence[_Training], device: str, report: Report) -> None:
+    """Train runs of one shape that are at one step, to the end."""
+    ensemble = Ensemble([training.trainee for training in trainings]) if len(trainings) > 1 else None
+    for training in trainings:
+        made_by = provenance(train, device, training.trainee.model.W_E.dtype)
+        stamp(
+            training.run.folder,
+            training.step + 1,
+            made_by if ensemble is None else {**made_by, "ensemble": len(trainings)},
+        )
+    saved, first = time.monotonic(), trainings[0]
+    for step in range(first.step + 1, first.run.config.steps + 1):
+        if step > 0:
+            losses = first.trainee.advance(step)[None] if ensemble is None else ensemble.advance(step)
+            for training, loss in zip(trainings, losses, strict=True):
+                training.step, training.loss = step, loss
+        due = time.monotonic() - saved > SAVE_SECONDS
+        at_checkpoint = [training for training in trainings if step in training.checkpoints]
+        if ensemble is not None and (due or at_checkpoint):
+            ensemble.update_members()
+        for training in at_checkpoint:
+            training.record(step)
+        for training in trainings if due else at_checkpoint:
+            training.save(step)
+        if due or at_checkpoint:
+            saved = time.monotonic()
+        if step % REPORT_STEPS == 0 or step == first.run.config.steps:
+            for training in trainings:
+                report(training.progressed(step))
+
+
+class _Training:
+    """A run under way, from where its folder has it."""
+
+    def __init__(self, run: Run, device: str) -> None:
+        self.run, config = run, run.config
         for leftover in run.folder.rglob(".*tmp*"):  # of a process that was killed while it wrote
             leftover.unlink()
         if not (run.folder / "config.yaml").exists():
             config.to_yaml(run.folder / "config.yaml")
-        trainee = _Trainee(config, run.facts, device)
-        model, optimizer, generator = trainee.model, trainee.optimizer, trainee.generator
-        step = -1 if run.step is None else run.load_state(model, optimizer, generator)
-        at_checkpoint = set(checkpoint_steps(config))
+        self.trainee = Trainee(config, run.facts, device)
+        self.step = -1 if run.step is None else run.load_state(*self._state())
+        """How many steps are trained; -1 before anything is saved."""
+        self.latest: dict[str, Any] = run.metrics()[-1] if self.step >= 0 else {}
+        self.loss = torch.tensor(self.latest.get("loss", float("nan")))
+        self.checkpoints = set(checkpoint_steps(config))
         pairs = run.query_pairs()
-        forward, reverse = [pair.forward for pair in pairs], [pair.reverse for pair in pairs]
-        latest: dict[str, Any] = run.metrics()[-1] if step >= 0 else {}
-        stamp(run.folder, step + 1, provenance(train, device, model.W_E.dtype))
-        loss, saved = torch.tensor(latest.get("loss", float("nan"))), time.monotonic()
-        while step < config.steps:
-            step += 1
-            if step > 0:
-                loss = trainee.advance(step)
-            if step in at_checkpoint:
-                latest = {"step": step, "loss": loss.item()}
-                for name, queries in (("forward", forward), ("reverse", reverse)):
-                    answered = predict(model, queries)
-                    latest[f"{name}_probability"] = float(answered.probability.mean())
-                    latest[f"{name}_accuracy"] = float(answered.correct.float().mean())
-                    latest[f"{name}_rank"] = float(answered.rank.float().mean())
-                save_tensors(run.checkpoint_path(step), model.state_dict())
-                run.record(latest)
-            if step in at_checkpoint or time.monotonic() - saved > SAVE_SECONDS:
-                run.save_state(step, model, optimizer, generator)
-                saved = time.monotonic()
-            if step % REPORT_STEPS == 0 or step == config.steps:
-                both = (latest["forward_probability"], latest["reverse_probability"])
-                report(Progressed(config.digest(), _label(config), step, config.steps, loss.item(), *both))
+        self.asked = {"forward": [pair.forward for pair in pairs], "reverse": [pair.reverse for pair in pairs]}
+
+    def _state(self) -> tuple[HookedTransformer, torch.optim.Optimizer, torch.Generator]:
+        return self.trainee.model, self.trainee.optimizer, self.trainee.generator
+
+    def record(self, step: int) -> None:
+        """Ask the queries, and write a checkpoint."""
+        self.latest = {"step": step, "loss": self.loss.item()}
+        for name, queries in self.asked.items():
+            answered = predict(self.trainee.model, queries)
+            self.latest[f"{name}_probability"] = float(answered.probability.mean())
+            self.latest[f"{name}_accuracy"] = float(answered.correct.float().mean())
+            self.latest[f"{name}_rank"] = float(answered.rank.float().mean())
+        save_tensors(self.run.checkpoint_path(step), self.trainee.model.state_dict())
+        self.run.record(self.latest)
+
+    def save(self, step: int) -> None:
+        """Save what resuming needs."""
+        self.run.save_state(step, *self._state())
+
+    def progressed(self, step: int) -> Progressed:
+        config, both = self.run.config, (self.latest["forward_probability"], self.latest["reverse_probability"])
+        return Progressed(config.digest(), _label(config), step, config.steps, self.loss.item(), *both)
 
 
 def _label(config: TrainConfig) -> str:

@@ -6,7 +6,7 @@ weight the cross-entropy of the masked tokens by 1/t.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -50,16 +50,37 @@ def arm_loss(logits: Float[Tensor, "batch pos d_vocab"], tokens: Int[Tensor, "ba
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
 
 
-def training_loss(model: Any, batch: FactBatch, objective: Objective, generator: torch.Generator) -> Float[Tensor, ""]:
-    """Compute the loss of one batch under `objective`; `generator` (on the CPU) draws the masks."""
-    device = model.cfg.device
+class Drawn(NamedTuple):
+    """A batch as a model is trained on it. An ARM's is not masked."""
+
+    inputs: Int[Tensor, "*member batch pos"]
+    tokens: Int[Tensor, "*member batch pos"]
+    masked: Bool[Tensor, "*member batch pos"]
+    t: Float[Tensor, "*member batch 1"]
+    """With which probability a sequence's tokens were masked."""
+
+
+def draw(batch: FactBatch, objective: Objective, model: Any, generator: torch.Generator) -> Drawn:
+    """Draw what is masked of a batch under `objective`; all is on the CPU, as `generator` is."""
+    tokens = batch.tokens
     if objective == "causal":
-        tokens = batch.tokens.to(device)
-        return arm_loss(model(tokens), tokens)
+        return Drawn(tokens, tokens, torch.ones_like(tokens, dtype=torch.bool), torch.ones(len(tokens), 1))
     maskable = None
     if objective != "any_order":
         only = batch.left if objective == "source_only" else batch.right
-        maskable = torch.arange(batch.tokens.shape[1]) == only[:, None]
-    drawn = mask_tokens(batch.tokens, model.cfg.mask_token_id, generator, maskable)
-    noisy, masked, t = (tensor.to(device) for tensor in drawn)
-    return mdm_loss(model(noisy), batch.tokens.to(device), masked, t)
+        maskable = torch.arange(tokens.shape[1]) == only[:, None]
+    noisy, masked, t = mask_tokens(tokens, model.cfg.mask_token_id, generator, maskable)
+    return Drawn(noisy, tokens, masked, t)
+
+
+def drawn_loss(logits: Float[Tensor, "batch pos d_vocab"], drawn: Drawn, objective: Objective) -> Float[Tensor, ""]:
+    """Compute the loss of one batch from a model's logits."""
+    if objective == "causal":
+        return arm_loss(logits, drawn.tokens)
+    return mdm_loss(logits, drawn.tokens, drawn.masked, drawn.t)
+
+
+def training_loss(model: Any, batch: FactBatch, objective: Objective, generator: torch.Generator) -> Float[Tensor, ""]:
+    """Compute the loss of one batch under `objective`; `generator` (on the CPU) draws the masks."""
+    drawn = Drawn(*(tensor.to(model.cfg.device) for tensor in draw(batch, objective, model, generator)))
+    return drawn_loss(model(drawn.inputs), drawn, objective)

@@ -19,6 +19,7 @@ from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from torch.testing import assert_close
 
 from mdm_interp import parallel
 from mdm_interp.config import FactConfig, ModelConfig, Objective, Scheme, TrainConfig
@@ -29,7 +30,7 @@ from mdm_interp.inference.prediction import predict
 from mdm_interp.models.transformer import HookedTransformer
 from mdm_interp.provenance import made_with, provenance
 from mdm_interp.tensors import save_tensors
-from mdm_interp.training import loop
+from mdm_interp.training import loop, trainees
 from mdm_interp.training.loop import Progressed, checkpoint_steps, train, train_all
 from mdm_interp.training.losses import training_loss
 from mdm_interp.training.runs import Run
@@ -57,7 +58,7 @@ def refuse_to_train(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any) -> None:
         raise AssertionError("a training step was taken")
 
-    monkeypatch.setattr(loop, "training_loss", refuse)
+    monkeypatch.setattr(trainees, "training_loss", refuse)
 
 
 # ---- what a run records
@@ -322,7 +323,7 @@ def test_an_error_in_a_step_leaves_no_temporary_file_and_no_lock(
 
 TRAIN = """
 import torch
-from mdm_interp.training import loop
+from mdm_interp.training import loop, trainees
 torch.set_num_threads(1)
 loop.SAVE_SECONDS = -1.0
 loop.train(config, root=root, progress=False)
@@ -392,10 +393,10 @@ def test_nobody_writes_a_run_that_another_process_holds(tmp_path: Path, processe
 
 
 class CountingPool(ProcessPoolExecutor):
-    submitted: list[Run]
+    submitted: list[list[Run]]
 
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
-        self.submitted.append(args[1][0])  # _work(function, (run, device))
+        self.submitted.append(args[1][0])  # _work(function, (runs, device))
         return super().submit(fn, *args, **kwargs)
 
 
@@ -407,10 +408,17 @@ def test_train_all_gives_the_runs_of_train_in_order(tmp_path: Path, monkeypatch:
     stored = train(configs[2], root=tmp_path, progress=False)
     runs = train_all(configs, root=tmp_path, workers=2)
     assert [run.config for run in runs] == configs and runs[2] == stored
-    trained = [run.config for run in CountingPool.submitted]
-    assert len(trained) == 3 and all(config in trained for config in (configs[0], configs[1], configs[4]))
+    trained = [[run.config for run in together] for together in CountingPool.submitted]
+    assert trained == [[configs[0], configs[4]], [configs[1]]]
     for run in runs:
-        assert contents(run) == contents(train(run.config, root=tmp_path / "one by one", progress=False))
+        alone = train(run.config, root=tmp_path / "one by one", progress=False)
+        (made_by,) = made_with(run.folder)
+        if run.config in trained[0]:
+            assert made_by["ensemble"] == 2
+            for name, weight in run.model().state_dict().items():
+                assert_close(weight, alone.model().state_dict()[name], atol=1e-5, rtol=0)
+        else:
+            assert contents(run) == contents(alone) and "ensemble" not in made_by
 
 
 @pytest.mark.slow

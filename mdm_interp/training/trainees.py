@@ -1,0 +1,163 @@
+"""What is trained: a model alone, or several of one shape as one batched model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.func import functional_call, vmap
+
+from mdm_interp.config import TrainConfig
+from mdm_interp.data.worlds import FactWorld
+from mdm_interp.models.transformer import HookedTransformer
+from mdm_interp.training.losses import Drawn, draw, drawn_loss, training_loss
+
+
+class Trainee:
+    """A model in training, and all that a step of it changes."""
+
+    def __init__(self, config: TrainConfig, facts: FactWorld, device: str) -> None:
+        self.config, self.facts = config, facts
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.model = HookedTransformer(config.model, generator=self.generator).to(device)
+        self.optimizer = _adamw([{"params": list(self.model.parameters()), **_settings(config)}])
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of a step, the first of which is 1."""
+        return self.config.lr * min(1.0, step / max(self.config.warmup, 1))
+
+    def advance(self, step: int) -> Float[Tensor, ""]:
+        """Take a step, and return the loss of its batch before it."""
+        config, model, generator = self.config, self.model, self.generator
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate(step)
+        loss = training_loss(model, self.facts.sample(config.batch_size, generator), config.objective, generator)
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
+        self.optimizer.step()
+        return loss
+
+
+def _settings(config: TrainConfig) -> dict[str, Any]:
+    """Return what an optimizer is told of a run."""
+    return {"lr": config.lr, "betas": (config.beta1, config.beta2), "weight_decay": config.weight_decay}
+
+
+def _adamw(groups: Sequence[dict[str, Any]]) -> torch.optim.AdamW:
+    return torch.optim.AdamW(groups, fused=True)
+
+
+def shape_of(config: TrainConfig) -> tuple[str, int, int, int, bool]:
+    """Return what runs have in common that can be trained together. Their seeds, worlds and masking, and the settings
+    of their optimizers, may differ."""
+    model = config.model.model_dump_json()
+    return model, config.facts.seq_len, config.batch_size, config.steps, config.objective == "causal"
+
+
+class Ensemble:
+    """Models of one shape that take their steps together, each on its own data and by its own settings.
+
+    Weights and moments are stacked, and one batched forward and backward pass serves all. Up to rounding, each member
+    becomes what it would have become alone. The members themselves stand still until :meth:`update_members`.
+    """
+
+    def __init__(self, members: Sequence[Trainee]) -> None:
+        """Start where the members are.
+
+        Args:
+            members: Of one shape (:func:`shape_of`), and as many steps trained.
+        """
+        self._places: dict[str, list[int]] = {}
+        for place, member in enumerate(members):  # an optimizer has one setting for a whole stack
+            self._places.setdefault(f"{_settings(member.config)} {member.config.warmup}", []).append(place)
+        self._stacks = [_Stack([members[place] for place in places]) for places in self._places.values()]
+        self._members = [member for stack in self._stacks for member in stack.members]
+        self._optimizer = _adamw(
+            [{"params": list(stack.weights.values()), **_settings(stack.members[0].config)} for stack in self._stacks]
+        )
+        for stack in self._stacks:
+            stack.gather(self._optimizer)
+
+    def advance(self, step: int) -> Float[Tensor, "member"]:
+        """Take a step with every member, the first of which is 1, and return the losses of their batches before it."""
+        for group, stack in zip(self._optimizer.param_groups, self._stacks, strict=True):
+            group["lr"] = stack.members[0].rate(step)
+        each = [
+            draw(one.facts.sample(one.config.batch_size, one.generator), one.config.objective, one.model, one.generator)
+            for one in self._members
+        ]
+        device = self._members[0].model.cfg.device
+        drawn = Drawn(*(torch.stack(column).to(device) for column in zip(*each, strict=True)))
+        losses = vmap(self._loss)(self._weights(), drawn)
+        self._optimizer.zero_grad()
+        losses.sum().backward()
+        for stack in self._stacks:
+            stack.clip()
+        self._optimizer.step()
+        order = [place for places in self._places.values() for place in places]
+        return torch.empty_like(losses).index_copy_(0, torch.tensor(order, device=losses.device), losses.detach())
+
+    def _weights(self) -> dict[str, Tensor]:
+        """Return every member's weights, stacked."""
+        first, *others = (stack.weights for stack in self._stacks)
+        return (
+            {name: torch.cat([first[name], *(other[name] for other in others)]) for name in first} if others else first
+        )
+
+    def _loss(self, weights: dict[str, Tensor], drawn: Drawn) -> Float[Tensor, ""]:
+        one = self._members[0]
+        return drawn_loss(functional_call(one.model, weights, (drawn.inputs,)), drawn, one.config.objective)
+
+    def update_members(self) -> None:
+        """Give every member its weights and moments."""
+        for stack in self._stacks:
+            stack.scatter(self._optimizer)
+
+
+class _Stack:
+    """The weights of members whose optimizers have the same settings."""
+
+    def __init__(self, members: Sequence[Trainee]) -> None:
+        self.members = members
+        self._of_each = [dict(member.model.named_parameters()) for member in members]
+        self.weights = {
+            name: torch.stack([of_one[name].detach() for of_one in self._of_each]).requires_grad_()
+            for name in self._of_each[0]
+        }
+
+    def gather(self, optimizer: torch.optim.Optimizer) -> None:
+        """Stack what the members' optimizers hold; before the first step they hold nothing."""
+        for name, stacked in self.weights.items():
+            states = [
+                member.optimizer.state.get(of_one[name])
+                for member, of_one in zip(self.members, self._of_each, strict=True)
+            ]
+            if held := [state for state in states if state]:
+                optimizer.state[stacked] = {
+                    key: value.clone() if key == "step" else torch.stack([state[key] for state in held])
+                    for key, value in held[0].items()
+                }
+
+    @torch.no_grad()
+    def scatter(self, optimizer: torch.optim.Optimizer) -> None:
+        for place, (member, of_one) in enumerate(zip(self.members, self._of_each, strict=True)):
+            for name, stacked in self.weights.items():
+                of_one[name].copy_(stacked[place])
+                member.optimizer.state[of_one[name]] = {
+                    key: (value if key == "step" else value[place]).clone()
+                    for key, value in optimizer.state[stacked].items()
+                }
+
+    @torch.no_grad()
+    def clip(self) -> None:
+        """Do for every member as :func:`torch.nn.utils.clip_grad_norm_` does for one."""
+        grads = [weight.grad for weight in self.weights.values() if weight.grad is not None]
+        norms = torch.stack([grad.flatten(1).norm(dim=1) for grad in grads]).norm(dim=0)
+        most = torch.tensor([member.config.grad_clip for member in self.members]).to(norms)
+        shares = (most / (norms + 1e-6)).clamp(max=1.0)
+        for grad in grads:
+            grad *= shares.view(-1, *[1] * (grad.ndim - 1))

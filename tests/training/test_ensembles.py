@@ -1,0 +1,148 @@
+"""Models that are trained as one batched model become what they would have become alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from mdm_interp.config import FactConfig, ModelConfig, TrainConfig
+from mdm_interp.data.worlds import FactWorld
+from mdm_interp.provenance import made_with
+from mdm_interp.training import loop
+from mdm_interp.training.loop import Progressed, ensembles, train, train_all
+from mdm_interp.training.runs import Run
+from mdm_interp.training.trainees import Ensemble, Trainee
+
+FACTS = FactConfig(n_entities=6, n_filler=4, seq_len=5)
+
+
+def tiny(seed: int = 0, objective: Any = "any_order", steps: int = 12, **changes: Any) -> TrainConfig:
+    optimizer = {name: changes.pop(name) for name in ("lr", "weight_decay", "warmup", "grad_clip") if name in changes}
+    attention = "causal" if objective == "causal" else "bidirectional"
+    sizes = {"d_model": 16, "n_heads": 2, "d_vocab": FACTS.d_vocab, "n_ctx": FACTS.seq_len, "attention": attention}
+    model = ModelConfig(**{**sizes, **changes})
+    return TrainConfig(
+        model=model,
+        facts=FACTS,
+        objective=objective,
+        seed=seed,
+        steps=steps,
+        batch_size=8,
+        n_checkpoints=5,
+        **{"warmup": 3, **optimizer},
+    )
+
+
+def trainees(configs: list[TrainConfig]) -> list[Trainee]:
+    return [Trainee(config, FactWorld(config.facts, config.seed), "cpu") for config in configs]
+
+
+VARIANTS: dict[str, list[TrainConfig]] = {
+    scheme: [tiny(seed, position=scheme, dtype="float64") for seed in range(3)]
+    for scheme in ("rope", "alibi", "none", "learned", "t5_bias", "sinusoidal")
+}
+VARIANTS["deep, with MLPs"] = [tiny(seed, n_layers=3, d_mlp=24, dtype="float64") for seed in range(2)]
+VARIANTS["gated MLP, tied"] = [
+    tiny(seed, d_mlp=24, gated_mlp=True, tie_word_embeddings=True, dtype="float64") for seed in range(2)
+]
+VARIANTS["grouped queries"] = [tiny(seed, n_heads=4, n_key_value_heads=2, dtype="float64") for seed in range(2)]
+VARIANTS["causal"] = [tiny(seed, "causal", dtype="float64") for seed in range(2)]
+VARIANTS["settings of their own"] = [
+    tiny(0, lr=1e-2, dtype="float64"),
+    tiny(1, "source_only", weight_decay=0.5, grad_clip=0.05, dtype="float64"),
+    tiny(2, "target_only", lr=1e-2, dtype="float64"),
+    tiny(3, warmup=9, dtype="float64"),
+]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_members_become_what_they_would_alone(name: str) -> None:
+    together, alone = trainees(VARIANTS[name]), trainees(VARIANTS[name])
+    ensemble = Ensemble(together)
+    for step in range(1, 101):
+        losses = ensemble.advance(step)
+        for loss, one in zip(losses.tolist(), alone, strict=True):
+            assert loss == pytest.approx(one.advance(step).item(), abs=1e-9)
+    ensemble.update_members()
+    for member, one in zip(together, alone, strict=True):
+        for mine, theirs in zip(member.model.parameters(), one.model.parameters(), strict=True):
+            assert_close(mine, theirs, atol=1e-9, rtol=0)
+            held, expected = member.optimizer.state[mine], one.optimizer.state[theirs]
+            assert held.keys() == expected.keys()
+            for key in held:
+                assert_close(held[key], expected[key], atol=1e-9, rtol=0)
+        assert torch.equal(member.generator.get_state(), one.generator.get_state())
+
+
+def train_together(configs: list[TrainConfig], root: Path, stop: int | None = None) -> list[Run]:
+    """Train an ensemble in this process, and interrupt it at a step."""
+
+    def report(progressed: Progressed) -> None:
+        if progressed.step == stop:
+            raise KeyboardInterrupt
+
+    runs = [Run.of(config, root) for config in configs]
+    loop._train(runs, "cpu", report)
+    return runs
+
+
+def weights(run: Run) -> bytes:
+    return run.checkpoint_path(run.config.steps).read_bytes()
+
+
+def test_an_interrupted_ensemble_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "REPORT_STEPS", 1)
+    configs = [tiny(seed) for seed in range(3)]
+    whole = train_together(configs, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train_together(configs, tmp_path / "resumed", stop=7)
+    resumed = train_together(configs, tmp_path / "resumed")
+    for one, other in zip(whole, resumed, strict=True):
+        assert one.finished and weights(one) == weights(other)
+        assert one.metrics() == other.metrics()
+        assert {made_by["ensemble"] for made_by in made_with(other.folder)} == {3}
+
+
+def test_members_at_different_steps_are_trained_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of three were interrupted, and one is finished already."""
+    monkeypatch.setattr(loop, "REPORT_STEPS", 1)
+    configs = [tiny(seed, dtype="float64") for seed in range(4)]
+    train(configs[0], root=tmp_path, progress=False)
+    with pytest.raises(KeyboardInterrupt):
+        train_together(configs[1:3], tmp_path, stop=7)
+    for run in train_together(configs, tmp_path):
+        alone = train(run.config, root=tmp_path / "alone", progress=False)
+        for name, weight in run.model().state_dict().items():
+            assert_close(weight, alone.model().state_dict()[name], atol=1e-9, rtol=0)
+
+
+def runs_of(configs: list[TrainConfig]) -> list[Run]:
+    return [Run.of(config, "nowhere") for config in configs]
+
+
+def test_what_is_batched_has_one_shape_and_is_dealt_out_evenly() -> None:
+    many, wide = [tiny(seed) for seed in range(10)], [tiny(seed, d_model=512) for seed in range(2)]
+    deep = [tiny(seed, n_layers=2) for seed in range(2)]
+    mixed = [tiny(3, "source_only"), tiny(4, lr=0.1)]
+    found = ensembles(runs_of([*wide, *many, *deep, *mixed]), "cpu", workers=2)
+    sizes = sorted(len(together) for together in found)
+    assert sizes == [1, 1, 2, 6, 6]
+    assert {run.config.digest() for together in found for run in together} == {
+        config.digest() for config in [*wide, *many, *deep, *mixed]
+    }
+    (only, other) = ensembles(runs_of(many), "cpu", workers=2)
+    assert len(only) == len(other) == 5
+    assert len(ensembles(runs_of(wide), "cuda", workers=1)) == 1
+    assert [len(together) for together in ensembles(runs_of(many[:1]), "cpu", workers=2)] == [1]
+
+
+@pytest.mark.slow
+def test_train_all_batches_what_has_one_shape(tmp_path: Path) -> None:
+    configs = [tiny(seed) for seed in range(3)] + [tiny(0, "causal")]
+    runs = train_all(configs, root=tmp_path, workers=2)
+    assert [made_with(run.folder)[0].get("ensemble") for run in runs] == [3, 3, 3, None]
+    assert all(run.finished for run in runs)
