@@ -189,9 +189,8 @@ def collate(queries: Sequence[Query], cfg: ModelConfig) -> QueryBatch:
         source[row, slice(*query.source_span)] = True
     check_token_ids("tokens", tokens, cfg.d_vocab)
     check_token_ids("answer", answer, cfg.d_vocab)
-    tensors = [tensor.to(cfg.device) for tensor in (tokens, kept, readout, answer, answered, source)]
-    tokens, kept, readout, answer, answered, source = tensors
-    return QueryBatch(tokens, None if bool(kept.all()) else kept, readout, answer, answered, source)
+    batch = QueryBatch(tokens, None if bool(kept.all()) else kept, readout, answer, answered, source)
+    return batch.to(torch.device(cfg.device))
 
 
 def answer_positions(batch: QueryBatch, cfg: ModelConfig) -> Int[Tensor, "query span"]:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mdm_interp.data.queries import Query, QueryPair, batches
 from mdm_interp.errors import UserError
-from mdm_interp.measures.capture import LayerView, capture
+from mdm_interp.measures.capture import LayerView, capture, on_cpu
 from mdm_interp.measures.evidence import readout_directions
 from mdm_interp.measures.nulls import next_answers
 from mdm_interp.models.bridge import hooked
@@ -82,10 +82,10 @@ def answer_evidence(
     by_head, by_layer = [], []
     for layer, v in enumerate(_source_values(model, queries)):
         W_O = model.blocks[layer].attn.W_O
-        v = per_query_head(v, W_O.shape[0], dim=1)
-        of_heads, of_layer = (torch.empty(5, *shape, dtype=v.dtype) for shape in (v.shape[:2], v.shape[:1]))
+        v = per_query_head(v, W_O.shape[0], dim=1).to(model.W_U.device)
+        of_heads, of_layer = v.new_empty(5, *v.shape[:2]), v.new_empty(5, *v.shape[:1])
         for contest in contests:
-            members, whole = contest.members, torch.zeros((), device=contest.directions.device)
+            members, whole = contest.members, v.new_zeros(())
             for head in range(W_O.shape[0]):
                 written = contest.written(v[members, head], W_O[head])
                 of_heads[:, members, head] = contest.judge(written)
@@ -93,7 +93,7 @@ def answer_evidence(
             of_layer[:, members] = contest.judge(whole)
         by_head.append(of_heads)
         by_layer.append(of_layer)
-    return AnswerEvidence.of(torch.stack(by_head, dim=2)), AnswerEvidence.of(torch.stack(by_layer, dim=2))
+    return AnswerEvidence.of(on_cpu(by_head, dim=2)), AnswerEvidence.of(on_cpu(by_layer, dim=2))
 
 
 def fact_place_index(
@@ -155,9 +155,8 @@ class _Contest:
         other = next_answers(own, rivals)
         against = rivals.float().scatter(1, other[:, None], 0.0)
         directions = readout_directions(model, tokens.to(model.W_U.device))
-        return cls(
-            members, directions, *(part.to(directions.device) for part in (counts, counted, own, other, against))
-        )
+        members, *parts = (part.to(directions.device) for part in (members, counts, counted, own, other, against))
+        return cls(members, directions, *parts)
 
     def written(
         self, v: Float[Tensor, "query d_head"], W_O: Float[Tensor, "d_head d_model"]
@@ -182,7 +181,7 @@ class _Contest:
                 (beaten * against).sum(1) / compared,
             ):
                 judged.append(number.masked_fill(undefined, torch.nan))
-        return torch.stack(judged).cpu()
+        return torch.stack(judged)
 
 
 def _source_values(model: HookedModel, queries: Sequence[Query]) -> list[Float[Tensor, "query kv_head d_head"]]:

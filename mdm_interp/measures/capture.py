@@ -6,14 +6,14 @@ read from: memory grows with batch x heads x length, not with the square of the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
@@ -96,6 +96,12 @@ def capture(
     hooks = [hook for layer in range(model.cfg.n_layers) for hook in _hooks(model, layer, batch, reduce, kept)]
     logits = model.run_with_hooks(batch.tokens, attention_mask=batch.attention_mask, fwd_hooks=hooks)
     return logits, kept
+
+
+def on_cpu(kept: Sequence[Shaped[Tensor, "..."]], dim: int) -> Shaped[Tensor, "..."]:
+    """Stack what was kept of each layer, on the CPU: in one copy, as each makes the CPU wait for a GPU."""
+    there = kept[0].device  # of a model spread over devices, the first layer's
+    return torch.stack([layer.to(there) for layer in kept], dim).cpu()
 
 
 def _rotated(model: HookedModel) -> tuple[str, str]:

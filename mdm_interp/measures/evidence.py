@@ -20,7 +20,7 @@ from torch import Tensor
 from mdm_interp.data.queries import Query, QueryBatch, QueryPair, batches, require_shared
 from mdm_interp.data.worlds import FactWorld
 from mdm_interp.errors import UserError
-from mdm_interp.measures.capture import LayerView, capture
+from mdm_interp.measures.capture import LayerView, capture, on_cpu
 from mdm_interp.measures.nulls import next_answers
 from mdm_interp.models.bridge import hooked
 from mdm_interp.models.inputs import check_token_ids
@@ -155,11 +155,11 @@ def compute_evidence(
         v = einsum(view.v, source, "query pos kv_head d_head, query pos -> query kv_head d_head")
         written = _ov(v, model.blocks[view.layer].attn.W_O)
         there = directions.to(written.device)
-        return einsum(written, there, "query head d_model, target d_model -> query head target").cpu()
+        return einsum(written, there, "query head d_model, target d_model -> query head target")
 
     for batch in batches(queries, model.cfg):
         _, per_layer = capture(model, batch, evidence)
-        collected.append(torch.stack(per_layer, dim=1))
+        collected.append(on_cpu(per_layer, dim=1))
     return torch.cat(collected)
 
 

@@ -15,6 +15,7 @@ from transformer_lens.hook_points import HookPoint
 from mdm_interp.config import ModelConfig
 from mdm_interp.data.queries import Query, QueryPair, batches
 from mdm_interp.errors import UserError
+from mdm_interp.measures.capture import on_cpu
 from mdm_interp.measures.routes import readout_weights
 from mdm_interp.models.bridge import hooked
 from mdm_interp.models.layers import per_query_head
@@ -64,7 +65,7 @@ def compute_content(model: HookedModel, queries: Sequence[Query]) -> Content:
         def reduce(x: Tensor, hook: HookPoint, into: dict, layer: int, weights: Tensor) -> None:
             x = x.to(torch.promote_types(x.dtype, torch.float32))
             x = einsum(x, weights.to(x), "query pos head d_head, query pos -> query head d_head")
-            into[layer] = per_query_head(x, cfg.n_heads, dim=1).cpu()
+            into[layer] = per_query_head(x, cfg.n_heads, dim=1)
 
         weights = {"q": readout_weights(batch, torch.float64), "k": batch.source}
         hooks = [
@@ -77,7 +78,7 @@ def compute_content(model: HookedModel, queries: Sequence[Query]) -> Content:
         ]
         model.run_with_hooks(batch.tokens, attention_mask=batch.attention_mask, fwd_hooks=hooks)
         for kind, of_kind in kept.items():
-            of_kind.append(torch.stack([reduced[kind][layer] for layer in range(cfg.n_layers)], dim=1))
+            of_kind.append(on_cpu([reduced[kind][layer] for layer in range(cfg.n_layers)], dim=1))
     return Content(torch.cat(kept["q"]), torch.cat(kept["k"]))
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mdm_interp.data.queries import Query, QueryBatch, QueryPair, batches, mirrored_positions, require_shared
-from mdm_interp.measures.capture import LayerView, capture
+from mdm_interp.measures.capture import LayerView, capture, on_cpu
 from mdm_interp.measures.nulls import other_facts
 from mdm_interp.models.bridge import hooked
 from mdm_interp.models.protocol import HookedModel
@@ -55,7 +55,7 @@ def compute_routes(model: HookedModel, queries: Sequence[Query]) -> Routes:
 
     def averaged(rows: Float[Tensor, "query span head"], batch: QueryBatch) -> Float[Tensor, "query head"]:
         total = rows.masked_fill(~batch.answered[..., None], 0).sum(1)
-        return (total / batch.answered.sum(1, keepdim=True)).cpu()
+        return total / batch.answered.sum(1, keepdim=True)
 
     def route(rows: Float[Tensor, "query span head key_pos"], batch: QueryBatch) -> Float[Tensor, "query head"]:
         # Select before adding: a masked score is the most negative number there is, and twice that is infinite.
@@ -71,7 +71,7 @@ def compute_routes(model: HookedModel, queries: Sequence[Query]) -> Routes:
 
     for batch in batches(queries, model.cfg):
         _, layers = capture(model, batch, reduce)
-        kept.append(torch.stack(layers, dim=2))
+        kept.append(on_cpu(layers, dim=2))
     return Routes(*torch.cat(kept, dim=1))
 
 
@@ -145,11 +145,10 @@ def _centred_rows(model: HookedModel, queries: Sequence[Query]) -> Float[Tensor,
         scores, readable = view.scores.double(), _readable(view.scores)
         scores = (scores - _masked_mean(scores, readable)[..., None]).masked_fill(~readable, 0)
         answered = view.batch.answered
-        scores = scores.masked_fill(~answered[..., None, None], 0).sum(1) / answered.sum(1)[:, None, None]
-        return scores.cpu()
+        return scores.masked_fill(~answered[..., None, None], 0).sum(1) / answered.sum(1)[:, None, None]
 
     longest, rows = max(len(query.tokens) for query in queries), []
     for batch in batches(queries, model.cfg):
-        stacked = torch.stack(capture(model, batch, centred)[1], dim=1)
+        stacked = on_cpu(capture(model, batch, centred)[1], dim=1)
         rows.append(torch.nn.functional.pad(stacked, (0, longest - stacked.shape[-1])))
     return torch.cat(rows)

@@ -32,6 +32,20 @@ class PositionScheme(nn.Module):
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
         self.cfg = cfg
+        self._copies: dict[tuple[str, torch.device], tuple[Tensor, Tensor]] = {}
+        """Of constants, by name and device: as they were when they were copied, and there."""
+
+    def _constant(self, name: str, device: torch.device) -> Tensor:
+        """Return one of the scheme's constants on a device. It is copied there once, not for every layer of every pass,
+        as each copy makes the CPU wait for a GPU."""
+        constant = getattr(self, name)
+        if constant.device == device:
+            return constant
+        copied, copy = self._copies.get((name, device), (constant, None))
+        if copy is None or copied.dtype != constant.dtype or not torch.equal(copied, constant):
+            copied, copy = constant.clone(), constant.to(device)
+            self._copies[name, device] = copied, copy
+        return copy
 
     def answers(self, question: Literal["embed", "rotate", "bias"]) -> bool:
         """Tell whether this scheme has an answer of its own, other than that position changes nothing."""
@@ -86,7 +100,7 @@ class Rope(PositionScheme):
         self, x: Float[Tensor, "*batch pos head d_head"], positions: Int[Tensor, "pos"]
     ) -> Float[Tensor, "*batch pos head d_head"]:
         # Angles in float64, then at least float32: at half precision far positions would share an angle.
-        angle = positions[:, None, None] * self.theta.to(positions.device)
+        angle = positions[:, None, None] * self._constant("theta", positions.device)
         precision = torch.promote_types(x.dtype, torch.float32)
         cos, sin = angle.cos().to(precision), angle.sin().to(precision)
         first, second, passed = self._split(x)
@@ -109,7 +123,7 @@ class Alibi(PositionScheme):
         self, query_pos: Int[Tensor, "query_pos"], key_pos: Int[Tensor, "key_pos"]
     ) -> Float[Tensor, "head query_pos key_pos"]:
         distance = (key_pos[None, :] - query_pos[:, None]).abs()
-        return -self.slopes.to(distance.device)[:, None, None] * distance
+        return -self._constant("slopes", distance.device)[:, None, None] * distance
 
 
 class T5Bias(PositionScheme):

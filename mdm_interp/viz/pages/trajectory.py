@@ -63,7 +63,7 @@ def trajectory(
         torch.tensor([given.tokens], device=cfg.device),
         steps=(n_masks or 1) if steps is None else steps,
         order=order,
-        generator=torch.Generator(cfg.device).manual_seed(0),
+        generator=torch.Generator(cfg.device).manual_seed(0) if order == "random" else None,
     )
     if not given.masks:
         raise UserError("prompt: has no mask to fill; write [M] where one is, or give the mask's token id")

@@ -1,0 +1,564 @@
+"""Whatever takes a model gives on a GPU what it gives on the CPU, in float32 and in float64.
+
+Without a GPU the same calls run on a pretended accelerator (:mod:`device_helpers`), which finds a tensor that is made
+on the CPU and then meets the model's.
+"""
+
+from __future__ import annotations
+
+import base64
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+from device_helpers import PRETENDED, accelerator
+from helpers import random_model, seeded
+from torch import Tensor
+
+from mdm_interp import interventions, viz
+from mdm_interp.config import FactConfig, ModelConfig, Objective, TrainConfig
+from mdm_interp.data.queries import Query, QueryBatch, QueryPair, collate
+from mdm_interp.data.worlds import FactWorld
+from mdm_interp.inference.denoising import FillOrder, denoise
+from mdm_interp.inference.prediction import (
+    Filled,
+    compare_answers,
+    infill,
+    infill_any_length,
+    orders,
+    predict,
+    split_by_role,
+)
+from mdm_interp.measures import (
+    answers,
+    evidence,
+    fact_routes,
+    gradients,
+    heads,
+    parity,
+    routes,
+    signatures,
+    trajectory,
+)
+from mdm_interp.measures.answer_evidence import answer_evidence
+from mdm_interp.measures.representations import compute_representations
+from mdm_interp.measures.rope import compute_content, distance_correlation
+from mdm_interp.models.transformer import HookedTransformer
+from mdm_interp.training.loop import train
+from mdm_interp.training.losses import training_loss
+from mdm_interp.viz.pages.page import Page
+
+WORLD = FactWorld(FactConfig(n_entities=9, n_filler=4, seq_len=8), seed=0)
+SHAPE: dict[str, Any] = {"d_vocab": WORLD.config.d_vocab, "mask_token_id": WORLD.config.mask_token_id}
+MODELS: dict[str, dict[str, Any]] = {
+    "rope": {"n_layers": 1},
+    "deep": {"n_key_value_heads": 2, "qkv_bias": True, "d_mlp": 24, "gated_mlp": True, "rotary_dim": 2},
+    "learned": {"position": "learned", "normalization_type": "LN", "d_mlp": 24, "tie_word_embeddings": True},
+    "buckets": {"position": "t5_bias"},
+    "causal": {"position": "alibi", "attention": "causal"},
+}
+
+
+def made(name: str, dtype: torch.dtype) -> HookedTransformer:
+    """A model with every bias that it can have, on the CPU."""
+    model = random_model(**SHAPE, **MODELS[name])
+    with torch.no_grad():
+        for parameter in model.add_biases().parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=seeded(parameter.numel()))
+    return model.to(dtype)
+
+
+def named_pairs() -> list[QueryPair]:
+    """Mirrored pairs with names of two tokens, in sequences of different lengths."""
+    mask, pairs = WORLD.config.mask_token_id, []
+    for fact in range(4):
+        drawn = torch.randperm(mask, generator=seeded(fact)).tolist()
+        name, source, rest = tuple(drawn[:2]), drawn[2:4], drawn[4 : 8 + fact % 2]
+
+        def ask(answer_at: int, source_at: int, name: Any = name, source: Any = source, rest: Any = rest) -> Query:
+            tokens = [rest[0], 0, 0, rest[1], 0, 0, *rest[2:]]
+            tokens[answer_at : answer_at + 2], tokens[source_at : source_at + 2] = [mask, mask], source
+            return Query(tuple(tokens), name, (answer_at, answer_at + 2), (source_at, source_at + 2))
+
+        at = (4, 1) if fact < 2 else (1, 4)
+        pairs.append(QueryPair(ask(*at), ask(*at[::-1]), fact, "right" if fact < 2 else "left"))
+    return pairs
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a model is asked."""
+
+    pairs: list[QueryPair]
+    """Of the world, in one context each."""
+    named: list[QueryPair]
+    """With names of several tokens and padding; of a causal model those of the world."""
+
+    @classmethod
+    def of(cls, model: HookedTransformer) -> Asked:
+        pairs = WORLD.query_pairs("causal" if model.cfg.is_causal else "any_order", n_contexts=1)
+        return cls(pairs, pairs if model.cfg.is_causal else named_pairs())
+
+    @property
+    def queries(self) -> list[Query]:
+        return [query for pair in [*self.pairs, *self.named] for query in (pair.forward, pair.reverse)]
+
+
+Call = Callable[[HookedTransformer, Asked], Any]
+BIDIRECTIONAL = ("rope", "deep", "learned", "buckets")
+ROTATING = ("rope", "deep")
+CALLS: dict[str, tuple[Call, tuple[str, ...]]] = {}
+"""By name, a call and the models that it is for."""
+
+
+def call(*models: str, name: str = "") -> Callable[[Call], Call]:
+    """List a call; default: for all models."""
+
+    def listed(function: Call) -> Call:
+        CALLS[name or function.__name__] = function, models or tuple(MODELS)
+        return function
+
+    return listed
+
+
+# ---- the model itself
+
+
+def in_text(model: HookedTransformer) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens with masks, the true ones, and which are no padding."""
+    d_vocab, mask = model.cfg.d_vocab, WORLD.config.mask_token_id
+    targets = torch.randint(1, d_vocab - 1, (3, 7), generator=seeded(3))
+    tokens = targets.clone()
+    tokens[:, 2:4] = mask
+    real = torch.ones_like(tokens, dtype=torch.bool)
+    real[0, 5:], real[1, 0] = False, False
+    return tokens, targets, real
+
+
+@call()
+def run_with_cache(model: HookedTransformer, asked: Asked) -> Any:
+    tokens, _, real = in_text(model)
+    logits, cache = model.run_with_cache(tokens, attention_mask=real)
+    return logits, dict(cache)
+
+
+@call()
+def every_switched_hook(model: HookedTransformer, asked: Asked) -> Any:
+    tokens, _, _ = in_text(model)
+    return dict(model.run_with_cache(tokens, names_filter=lambda name: True)[1])
+
+
+@call()
+def loss(model: HookedTransformer, asked: Asked) -> Any:
+    tokens, targets, real = in_text(model)
+    given = {} if model.cfg.is_causal else {"targets": targets}
+    return [model(tokens, "loss", per_token, attention_mask=real, **given) for per_token in (False, True)]
+
+
+@call()
+def part_of_the_layers(model: HookedTransformer, asked: Asked) -> Any:
+    tokens, _, real = in_text(model)
+    resid = model(tokens, attention_mask=real, stop_at_layer=1)
+    return resid, model(resid, attention_mask=real, start_at_layer=1)
+
+
+@call()
+def fused_attention(model: HookedTransformer, asked: Asked) -> Any:
+    long = replace_context(model, 70)
+    return long(torch.randint(model.cfg.d_vocab, (2, 70), generator=seeded(4)))
+
+
+def replace_context(model: HookedTransformer, n_ctx: int) -> HookedTransformer:
+    """A model of the same kind for longer texts."""
+    kind = ModelConfig(**{**model.cfg.model_dump(exclude={"W_pos"}), "n_ctx": n_ctx})
+    return HookedTransformer(kind, generator=seeded(0)).to(model.cfg.device)
+
+
+@call()
+def processed_weights(model: HookedTransformer, asked: Asked) -> Any:
+    tokens, _, _ = in_text(model)
+    before = model(tokens).log_softmax(-1)
+    after = model.process_weights_()(tokens).log_softmax(-1)
+    return before, after, [model.all_composition_scores(mode) for mode in ("Q", "K", "V")], model.accumulated_bias(1)
+
+
+@call("causal")
+def generate(model: HookedTransformer, asked: Asked) -> Any:
+    tokens, _, _ = in_text(model)
+    return model.generate(tokens, 3, do_sample=False, eos_token_id=1, verbose=False)
+
+
+# ---- inference
+
+
+def as_written(filled: list[Filled]) -> Any:
+    logs = [torch.tensor(one.log_probabilities, dtype=torch.float32) for one in filled]  # in which they are computed
+    return [one.tokens for one in filled], logs
+
+
+@call()
+def predictions(model: HookedTransformer, asked: Asked) -> Any:
+    return [predict(model, asked.queries, order) for order in orders(model.cfg)]
+
+
+@call()
+def infillings(model: HookedTransformer, asked: Asked) -> Any:
+    found = []
+    for order in orders(model.cfg):
+        found.append(as_written(infill(model, asked.queries, order)))
+        ends = [{1, 2}] * len(asked.queries) if model.cfg.is_causal else []
+        found.append(as_written(infill_any_length(model, asked.queries, order, longest=2, ends=ends)))
+    return found
+
+
+@call()
+def split_answers(model: HookedTransformer, asked: Asked) -> Any:
+    queries = [pair.forward for pair in asked.pairs]
+    return split_by_role(model, queries, WORLD.candidates(queries))
+
+
+@call(*BIDIRECTIONAL)
+def compared_answers(model: HookedTransformer, asked: Asked) -> Any:
+    return compare_answers(model, asked.pairs, WORLD)
+
+
+@call(*BIDIRECTIONAL)
+def denoised(model: HookedTransformer, asked: Asked) -> Any:
+    tokens, _, real = in_text(model)
+    mask, device = real & (tokens > 5), model.cfg.device
+    given = tokens.masked_fill(mask, WORLD.config.mask_token_id).to(device), real.to(device)
+    certain: tuple[FillOrder, ...] = ("confidence", "left_to_right")
+    return [denoise(model, given[0], steps=3, order=order, attention_mask=given[1]) for order in certain]
+
+
+@call(*BIDIRECTIONAL)
+def denoised_at_random(model: HookedTransformer, asked: Asked) -> Any:
+    """Devices draw differently, so only what is filled is the same."""
+    tokens = in_text(model)[0].to(model.cfg.device)
+    generator = seeded(0) if tokens.device.type == PRETENDED else torch.Generator(tokens.device).manual_seed(0)
+    done = denoise(model, tokens, steps=2, order="random", temperature=1.0, generator=generator)
+    return done.filled_at > 0
+
+
+# ---- measures
+
+
+@call()
+def found_routes(model: HookedTransformer, asked: Asked) -> Any:
+    return routes.compute_routes(model, asked.queries)
+
+
+@call(*BIDIRECTIONAL)
+def route_correlations(model: HookedTransformer, asked: Asked) -> Any:
+    measures = routes.score_correlation, routes.route_correlation
+    return [measure(model, pairs) for measure in measures for pairs in (asked.pairs, asked.named)]
+
+
+@call()
+def found_evidence(model: HookedTransformer, asked: Asked) -> Any:
+    entities, positions = torch.arange(WORLD.config.n_entities), torch.arange(3)
+    matrix = evidence.evidence_matrix(model, entities, entities, positions)
+    parts = evidence.decompose_logits(model, collate(asked.queries, model.cfg), entities)
+    queries = [pair.forward for pair in asked.pairs]
+    return [
+        evidence.readout_directions(model),
+        evidence.readout_directions(model, entities),
+        matrix,
+        evidence.position_index(matrix),
+        evidence.position_share(matrix),
+        evidence.relation_evidence(model, WORLD, int(WORLD.facts[0, 1]), "left"),
+        evidence.compute_evidence(model, asked.queries, entities),
+        (parts, parts.total()),
+        evidence.storage_coupling(model, asked.pairs),
+        evidence.evidence_scores(model, queries, WORLD.candidates(queries)),
+        evidence.margin_and_rank(model, queries, WORLD.candidates(queries)),
+    ]
+
+
+@call(*BIDIRECTIONAL)
+def evidence_of_pairs(model: HookedTransformer, asked: Asked) -> Any:
+    entities = torch.arange(WORLD.config.n_entities)
+    coupling = evidence.storage_coupling(model, asked.named)
+    return evidence.pair_position_index(model, asked.named, entities), coupling
+
+
+@call()
+def evidence_for_answers(model: HookedTransformer, asked: Asked) -> Any:
+    contexts = torch.tensor([len(query.answer) for query in asked.queries])
+    return answer_evidence(model, asked.queries), answer_evidence(model, asked.queries, contexts)
+
+
+@call()
+def answered(model: HookedTransformer, asked: Asked) -> Any:
+    ends = frozenset({1, 2})
+    questions = [answers.Question(pair.reverse, pair, "positional", "reverse", pair.side, ends) for pair in asked.named]
+    found = answers.answer_all(model, questions)
+    return {str(name): one.map(lambda values: values.astype(np.float32)) for name, one in found.items()}
+
+
+@call("deep", "causal")
+def routes_of_facts(model: HookedTransformer, asked: Asked) -> Any:
+    sample = fact_routes.same_lengths(asked.named, [0] * len(asked.named))
+    found = fact_routes.compute_fact_routes(model, asked.named, sample)
+    return found, fact_routes.rope_predictions(model, asked.named, sample)
+
+
+@call(*BIDIRECTIONAL)
+def parities(model: HookedTransformer, asked: Asked) -> Any:
+    found = parity.score_parity(model, asked.pairs)
+    return found, parity.direction_selectivity(found, asked.pairs), parity.route_coupling(model, asked.pairs)
+
+
+@call(*ROTATING)
+def rotations(model: HookedTransformer, asked: Asked) -> Any:
+    distance = torch.arange(1.0, 4.0, dtype=torch.float64)
+    return [
+        compute_content(model, asked.queries),
+        distance_correlation(model, asked.named, distance),
+        parity.rope_parity(model, asked.pairs),
+        parity.plane_spectrum(model, asked.pairs),
+        parity.plane_energy(model, asked.pairs),
+    ]
+
+
+@call(*BIDIRECTIONAL)
+def compared_heads(model: HookedTransformer, asked: Asked) -> Any:
+    return heads.compare_heads(model, asked.pairs, WORLD)
+
+
+@call()
+def representations(model: HookedTransformer, asked: Asked) -> Any:
+    return compute_representations(model, asked.queries)
+
+
+@call(*BIDIRECTIONAL)
+def all_signatures(model: HookedTransformer, asked: Asked) -> Any:
+    pairs = asked.pairs
+    return [
+        signatures.evidence(model, pairs, WORLD),
+        signatures.position(model, pairs, WORLD),
+        signatures.route(model, pairs),
+        signatures.score(model, pairs),
+        signatures.alignment(model, pairs),
+    ]
+
+
+@call(*BIDIRECTIONAL)
+def denoised_answers(model: HookedTransformer, asked: Asked) -> Any:
+    queries = [trajectory.source_only(pair.reverse, model.cfg) for pair in asked.named]
+    return trajectory.denoise_answers(model, queries, stages=2)
+
+
+# ---- gradients
+
+
+@call()
+def inner_products(model: HookedTransformer, asked: Asked) -> Any:
+    forward, reverse = [pair.forward for pair in asked.named], [pair.reverse for pair in asked.named]
+    return gradients.gram(model, forward, reverse).inner, gradients.gram(model, asked.queries).inner
+
+
+@call()
+def alignments(model: HookedTransformer, asked: Asked) -> Any:
+    aligned = gradients.gradient_alignment(model, asked.named)
+    return aligned.pair_cosine(layers=[0]), aligned.fact_cosine(gradients.STORAGE), aligned.mean_cosine()
+
+
+@call()
+def mean_gradients(model: HookedTransformer, asked: Asked) -> Any:
+    gradient = gradients.mean_gradient(model, asked.queries)
+    drawn = gradients.random_direction(gradient, seed=0)
+    return gradient, drawn, gradients.layer_cosines(model, asked.named, {"storage": gradients.STORAGE})
+
+
+@call()
+def first_order_steps(model: HookedTransformer, asked: Asked) -> Any:
+    return gradients.contrast_steps(model, asked.named, [1e-3, 1e-1], gradients.STORAGE, seed=0)
+
+
+# ---- interventions
+
+
+for _name in ("transplant_routes", "share_routes", "ablate_storage", "ablate_routes", "patch_heads", "patch_positions"):
+
+    def _edit(model: HookedTransformer, asked: Asked, edit: Any) -> Any:
+        return edit(model, asked.pairs), edit(model, asked.named)
+
+    call(*BIDIRECTIONAL, name=_name)(partial(_edit, edit=getattr(interventions, _name)))
+
+
+@call("rope", "deep", "buckets")
+def project_even_routes(model: HookedTransformer, asked: Asked) -> Any:
+    some = [(0, 1), (model.cfg.n_layers - 1, 2)]
+    effects = [interventions.project_even_routes(model, pairs, heads=some) for pairs in (asked.pairs, asked.named)]
+    return interventions.project_even_routes(model, asked.pairs), effects
+
+
+@call(*BIDIRECTIONAL)
+def edit_heads(model: HookedTransformer, asked: Asked) -> Any:
+    specific = torch.zeros(model.cfg.n_layers, model.cfg.n_heads, dtype=torch.bool)
+    specific[0, 1] = True
+    return interventions.edit_heads(model, asked.pairs, specific)
+
+
+# ---- training
+
+
+@call()
+def training_steps(model: HookedTransformer, asked: Asked) -> Any:
+    generator, steps = seeded(5), []
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    objectives: tuple[Objective, ...] = get_args(Objective)
+    for objective in objectives[3:] if model.cfg.is_causal else objectives[:3]:
+        found = training_loss(model, WORLD.sample(8, generator), objective, generator)
+        optimizer.zero_grad()
+        found.backward()
+        steps.append((found, torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)))
+        steps.append([parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None])
+        optimizer.step()
+    return steps
+
+
+@call("rope", "causal")
+def trained_run(model: HookedTransformer, asked: Asked) -> Any:
+    kind = ModelConfig(**{**model.cfg.model_dump(), "n_ctx": WORLD.config.seq_len})
+    objective: Objective = "causal" if model.cfg.is_causal else "any_order"
+    config = TrainConfig(
+        model=kind, facts=WORLD.config, objective=objective, steps=3, batch_size=8, n_checkpoints=2, warmup=1
+    )
+    with TemporaryDirectory() as folder:
+        run = train(config, root=Path(folder), device=model.cfg.device, progress=False)
+        weights = [dict(run.model(step, model.cfg.device).named_parameters()) for step in run.steps]
+        return weights, [{name: np.float32(value) for name, value in row.items()} for row in run.metrics()]
+
+
+# ---- pages
+
+
+def on_page(page: Page) -> Any:
+    """The numbers of a page's data, which are rounded as in JSON."""
+
+    def numbers(data: Any) -> Any:
+        if isinstance(data, Mapping):
+            return {key: numbers(value) for key, value in data.items() if key != "patterns"} | packed(data)
+        if isinstance(data, (list, tuple)):
+            return [numbers(value) for value in data]
+        return np.float32(data) if isinstance(data, float) else data
+
+    return numbers(page.data)
+
+
+def packed(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Patterns, in steps of their 16 bits."""
+    found = data.get("patterns", [])
+    texts = found if isinstance(found, list) else [text for several in found.values() for text in several]
+    return {"patterns": [np.frombuffer(base64.b64decode(text), "<u2") for text in texts]}
+
+
+@call()
+def attention_page(model: HookedTransformer, asked: Asked) -> Any:
+    shown = [viz.attention(model, query) for query in (asked.pairs[0].forward, asked.named[0].reverse)]
+    return [on_page(page) for page in shown]
+
+
+@call()
+def routes_page(model: HookedTransformer, asked: Asked) -> Any:
+    return on_page(viz.routes(model, asked.pairs[0])), on_page(viz.routes(model, asked.named[0]))
+
+
+@call(*BIDIRECTIONAL)
+def trajectory_page(model: HookedTransformer, asked: Asked) -> Any:
+    return on_page(viz.trajectory(model, asked.named[0].forward))
+
+
+# ---- on each device what the CPU gives
+
+
+def tensors_in(result: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Name every tensor and number of a result."""
+    if isinstance(result, Tensor):
+        yield path, result.detach().cpu()
+    elif isinstance(result, (bool, int, float, np.generic, np.ndarray)):
+        yield path, torch.from_numpy(np.array(result))
+    elif is_dataclass(result):
+        for part in fields(result):
+            yield from tensors_in(getattr(result, part.name), f"{path}.{part.name}")
+    elif isinstance(result, Mapping):
+        for name, part in result.items():
+            yield from tensors_in(part, f"{path}[{name!r}]")
+    elif isinstance(result, (list, tuple)):
+        for place, part in enumerate(result):
+            yield from tensors_in(part, f"{path}[{place}]")
+
+
+def difference(one: Tensor, other: Tensor) -> str | None:
+    """Say how two tensors differ by more than rounding: by 1e-5 in float32 and 1e-10 in float64, times the largest
+    entry where that is above 1, and by one step in what a page packs."""
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return f"{one.dtype}{list(one.shape)} and {other.dtype}{list(other.shape)}"
+    if one.dtype == torch.uint16:
+        allowed, one, other = 1.0, one.double(), other.double()
+    elif one.is_floating_point():
+        finite = one[one.isfinite()].abs()
+        allowed = (1e-10 if one.dtype == torch.float64 else 1e-5) * max(1.0, finite.max().item() if len(finite) else 0)
+    else:
+        allowed = 0.0
+    apart = torch.isclose(one, other, rtol=0, atol=allowed, equal_nan=True).logical_not()
+    return f"{int(apart.sum())} of {one.numel()}, up to {(one - other)[apart].abs().max():.2g}" if apart.any() else None
+
+
+CASES = [(name, kind) for name, (_, kinds) in CALLS.items() for kind in kinds]
+
+
+def check(name: str, kind: str, device: str, dtype: torch.dtype) -> None:
+    """Compare one call on a device with the same call on the CPU."""
+    function, _ = CALLS[name]
+    model = made(kind, dtype)
+    asked = Asked.of(model)
+    there = copy.deepcopy(model)
+    expected = dict(tensors_in(function(model, asked)))
+    with accelerator() if device == PRETENDED else nullcontext():
+        got = dict(tensors_in(function(there.to(device), asked)))
+    assert expected and expected.keys() == got.keys()
+    apart = {path: said for path in expected if (said := difference(expected[path], got[path]))}
+    assert not apart, f"{name} of {kind} on {device}: {apart}"
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_a_pretended_accelerator_gives_what_the_cpu_gives(name: str, kind: str) -> None:
+    check(name, kind, PRETENDED, torch.float32)
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_a_gpu_gives_what_the_cpu_gives(name: str, kind: str, dtype: torch.dtype) -> None:
+    check(name, kind, "cuda", dtype)
+
+
+def test_a_planted_arange_without_a_device_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    arange = torch.arange
+    monkeypatch.setattr(torch, "arange", lambda *ends, device=None, **more: arange(*ends, **more))
+    with pytest.raises(RuntimeError, match="expected all tensors on one device"):
+        check("found_routes", "causal", PRETENDED, torch.float32)
+
+
+def test_a_planted_mask_on_the_cpu_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def collated(*given: Any) -> QueryBatch:
+        batch = collate(*given)
+        return replace(batch, source=batch.source.cpu())
+
+    monkeypatch.setattr("mdm_interp.data.queries.collate", collated)
+    with pytest.raises(RuntimeError, match="expected all tensors on one device"):
+        check("denoised_answers", "rope", PRETENDED, torch.float32)
