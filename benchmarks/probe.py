@@ -102,7 +102,7 @@ def peak_memory(device: str) -> float:
 def run_bare(model: HookedTransformer, queries: list[Query], backward: bool) -> None:
     for batch in batches(queries, model.cfg, size=1 if backward else None):
         with torch.set_grad_enabled(backward):
-            loss = query_loss(model(batch.tokens, batch.attention_mask), batch).sum()
+            loss = query_loss(model(batch.tokens, attention_mask=batch.attention_mask), batch).sum()
         if backward:
             loss.backward()
             model.zero_grad()
