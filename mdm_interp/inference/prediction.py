@@ -194,14 +194,14 @@ def fill(model: HookedModel, fillings: Sequence[Filling]) -> list[Filled]:
         UserError: as :func:`~mdm_interp.data.queries.collate`.
     """
     model = hooked(model)
-    cfg: ModelConfig = model.cfg
+    cfg, shift = model.cfg, model.cfg.readout_shift
     collate(list(dict.fromkeys(filling.query for filling in fillings)), cfg)  # refuses what cannot be asked
     answers = [_Answer(filling, cfg.is_causal) for filling in fillings]
     while any(answer.blanks for answer in answers):
         asking: dict[tuple[int, ...], list[_Answer]] = {}
         for answer in answers:
             if answer.blanks:
-                seen = answer.wanted[-1] + cfg.readout_shift + 1 if cfg.is_causal else None
+                seen = answer.wanted[-1] + shift + 1 if cfg.is_causal else None
                 asking.setdefault(tuple(answer.tokens[:seen]), []).append(answer)
         most = max(len(answer.wanted) for answer in answers)
         size, sequences = max(1, min(512, MAX_LOGITS // (most * cfg.d_vocab))), sorted(asking, key=len)
@@ -249,7 +249,7 @@ class _Answer:
 
 def _pass(model: HookedModel, asking: dict[tuple[int, ...], list[_Answer]]) -> None:
     """Run the model on some sequences, and give each answer its next turn."""
-    cfg: ModelConfig = model.cfg
+    cfg = model.cfg
     wanted = [sorted({at for answer in answers for at in answer.wanted}) for answers in asking.values()]
     tokens, places = (
         pad_sequence([torch.tensor(row) for row in rows], batch_first=True).to(cfg.device)
