@@ -14,7 +14,7 @@ from mdm_interp.config import ModelConfig
 from mdm_interp.models.hooks import CheckedHookPoint, in_use
 from mdm_interp.models.positions import PositionScheme
 
-# Below about this many positions explicit attention is the faster of the two on a CPU (benchmarks/attention.py).
+# Below about this many positions explicit attention is the faster of the two on a CPU (benchmarks: attention-*).
 FUSED_FROM = 64
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
