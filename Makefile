@@ -42,5 +42,5 @@ docs: dev
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs docs/_build/html
 
 bench: setup
-	$(BIN)/python -m benchmarks.attention
-	$(BIN)/python -m benchmarks.gradients
+	$(BIN)/python -m benchmarks $(ARGS)
+	$(BIN)/python docs/benchmark_tables.py

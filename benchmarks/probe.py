@@ -4,7 +4,7 @@
 
 A checkpoint with random weights is written, 1/`width` as wide as LLaDA-8B (1 is full size: give it a GPU of 80 GB, and
 16 GB of disk), loaded, and asked invented facts, each stated once, by every analysis of `mdm-interp probe`. In the same
-process a bare forward pass over the same queries runs, and a forward and backward pass, one query at a time; each
+process a bare forward pass over the same queries runs, and a forward and backward pass, in the same batches; each
 analysis' seconds and peak memory are printed with their ratios to these. Memory is the GPU's, or, on Linux, the
 process'.
 """
@@ -35,8 +35,17 @@ from mdm_interp.models.transformer import HookedTransformer
 from mdm_interp.training.demo import make_model_config, make_tokenizer
 
 
-def write_random_checkpoint(folder: Path, width: int, layers: int, n_facts: int, device: str, dtype: str) -> FactTable:
-    """Write a checkpoint of LLaDA-8B's shapes, and return invented facts."""
+def open_random_probe(
+    folder: Path,
+    width: int,
+    layers: int,
+    n_facts: int,
+    device: str,
+    dtype: str = "float32",
+    *,
+    d_vocab: int = 126464,
+) -> Probe:
+    """Write a checkpoint of LLaDA-8B's shapes with random weights, load it, and ask it invented facts."""
     config = DemoConfig(n_families=n_facts // 2 + 1, n_control=1)
     people = make_people(config)
     tokenizer = make_tokenizer(people.sentences(), config)
@@ -46,7 +55,7 @@ def write_random_checkpoint(folder: Path, width: int, layers: int, n_facts: int,
         d_head=128,
         n_layers=layers,
         d_mlp=12288 // width,
-        d_vocab=126464,
+        d_vocab=d_vocab,
         n_ctx=4096,
         rotary_base=5e5,
         gated_mlp=True,
@@ -62,7 +71,12 @@ def write_random_checkpoint(folder: Path, width: int, layers: int, n_facts: int,
     save_checkpoint(model, folder, format="llada")
     facts = [dict(fact) for fact in people.tested[:n_facts]]
     stated = PARENT_CHILD.model_copy(update={"templates": PARENT_CHILD.templates[:1]})
-    return FactTable(dict(enumerate(facts)), stated, ())
+    model = load_checkpoint(folder, device=device)
+    return Probe.of("random", model, FactTable(dict(enumerate(facts)), stated, ()))
+
+
+def queries_of(probe: Probe) -> list[Query]:
+    return [query for kind in KINDS for pair in probe.pairs(kind) for query in (pair.forward, pair.reverse)]
 
 
 @dataclass(frozen=True)
@@ -100,9 +114,10 @@ def peak_memory(device: str) -> float:
 
 
 def run_bare(model: HookedTransformer, queries: list[Query], backward: bool) -> None:
-    for batch in batches(queries, model.cfg, size=1 if backward else None):
+    """Run the model on queries in batches, all logits computed; backward to every weight."""
+    for batch in batches(queries, model.cfg):
         with torch.set_grad_enabled(backward):
-            loss = query_loss(model(batch.tokens, batch.attention_mask), batch).sum()
+            loss = query_loss(model(batch.tokens, attention_mask=batch.attention_mask), batch).sum()
         if backward:
             loss.backward()
             model.zero_grad()
@@ -117,15 +132,14 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--repeats", type=int, default=3)
     given = parser.parse_args()
+    start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        table = write_random_checkpoint(Path(folder), given.width, given.layers, given.facts, given.device, given.dtype)
-        start = time.perf_counter()
-        model = load_checkpoint(folder, device=given.device)
-        loading = time.perf_counter() - start
+        probe = open_random_probe(Path(folder), given.width, given.layers, given.facts, given.device, given.dtype)
+    making, model, queries = time.perf_counter() - start, probe.model, queries_of(probe)
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()) / 1e9
-    probe = Probe.of("random", model, table)
-    queries = [query for kind in KINDS for pair in probe.pairs(kind) for query in (pair.forward, pair.reverse)]
-    print(f"weights {weights:.2f} GB, loaded in {loading:.1f} s; {given.facts} facts, {len(queries)} queries")
+    print(
+        f"weights {weights:.2f} GB, written and loaded in {making:.1f} s; {given.facts} facts, {len(queries)} queries"
+    )
 
     bare = {}
     for name, backward in (("forward", False), ("forward and backward", True)):
@@ -135,7 +149,7 @@ def main() -> None:
     costs = []
     for analysis in discover():
         if isinstance(analysis, CheckpointAnalysis) and not analysis.needs_twin:
-            costs.append(cost(partial(analysis.measure, [probe]), given.device))
+            costs.append(cost(partial(analysis.measure, probe), given.device))
             print(describe(analysis.name, costs[-1], given.facts, bare), flush=True)
     whole = Cost(sum(c.seconds for c in costs), max(c.memory for c in costs))
     print(describe("all analyses", whole, given.facts, bare))

@@ -6,20 +6,30 @@ import time
 from collections.abc import Callable, Mapping
 
 import numpy as np
+import torch
+
+Calls = Mapping[str, Callable[[], object]]
 
 
-def measure(calls: Mapping[str, Callable[[], object]], repeats: int, warm_up: int) -> dict[str, np.ndarray]:
+def measure(calls: Calls, repeats: int, warm_up: int = 1) -> dict[str, np.ndarray]:
     """Measure the seconds of each call, `[repeats]` each. The order is swapped each time, so that whatever else the
     machine does falls on all alike.
 
     Args:
         warm_up: How many times each is called before anything is measured.
     """
-    seconds: dict[str, list[float]] = {kind: [] for kind in calls}
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
     for repeat in range(-warm_up, repeats):
-        for kind in sorted(calls, reverse=repeat % 2 == 0):
-            start = time.perf_counter()
-            calls[kind]()
+        for name in sorted(calls, reverse=repeat % 2 == 0):
+            start = stopwatch()
+            calls[name]()
             if repeat >= 0:
-                seconds[kind].append(time.perf_counter() - start)
-    return {kind: np.array(values) for kind, values in seconds.items()}
+                seconds[name].append(stopwatch() - start)
+    return {name: np.array(values) for name, values in seconds.items()}
+
+
+def stopwatch() -> float:
+    """Return the time in seconds, once the GPU has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,16 @@ import typer.main
 from mdm_interp import cli
 
 ROOT = Path(__file__).parents[1]
+
+
+def load(path: Path) -> Any:
+    """Import a program that is in no package."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # its dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
 
 
 def blocks(text: str, language: str) -> list[str]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mdm_interp.config import ModelConfig
 from mdm_interp.errors import UserError
-from mdm_interp.models.inputs import check_token_ids
+from mdm_interp.models.inputs import check_token_ids, rows_at
 
 Direction = Literal["forward", "reverse"]
 """In which of a pair's two directions a fact is asked."""
@@ -158,7 +158,7 @@ class QueryBatch:
 
     def at_readout(self, x: Shaped[Tensor, "query pos *rest"]) -> Shaped[Tensor, "query span *rest"]:
         """Return the rows of `x` at the positions whose logits predict the answers."""
-        return x[torch.arange(len(x), device=x.device)[:, None], self.readout.to(x.device)]
+        return rows_at(x, self.readout)
 
     def to(self, device: torch.device) -> QueryBatch:
         """Return the same on another device."""

@@ -25,8 +25,6 @@ FillOrder = Literal["confidence", "random", "left_to_right"]
 class FillStep:
     """One step of filling blanks."""
 
-    logits: Float[Tensor, "batch pos d_vocab"]
-    """The network's own, of the sequences before this step."""
     filled: Bool[Tensor, "batch pos"]
     """What this step filled."""
     probability: Float[Tensor, "batch pos"]
@@ -43,7 +41,6 @@ def fill_blanks(
     *,
     steps: int,
     order: FillOrder,
-    truth: Int[Tensor, "batch pos"] | None = None,
     attention_mask: Bool[Tensor, "batch pos"] | None = None,
     temperature: float = 0.0,
     generator: torch.Generator | None = None,
@@ -53,7 +50,6 @@ def fill_blanks(
 
     Args:
         blank: Not position 0 of a shifted model, which has no prediction.
-        truth: What is filled in instead of the model's choice; the order stays that of its choices.
         attention_mask: False at padding.
         temperature, generator: As for :func:`denoise`.
     """
@@ -83,12 +79,10 @@ def fill_blanks(
         place = priority.masked_fill(~blank, float("-inf")).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         quota = torch.ceil(blank.sum(1, keepdim=True) / (steps - step + 1))
         filled = blank & (place < quota)
-        proposed = truth
-        if proposed is None:
-            proposed = tokens.clone()
-            proposed[rows, at] = choice
+        proposed = tokens.clone()
+        proposed[rows, at] = choice
         tokens, blank = torch.where(filled, proposed, tokens), blank & ~filled
-        yield FillStep(logits, filled, probability, tokens)
+        yield FillStep(filled, probability, tokens)
 
 
 @dataclass(frozen=True)

@@ -11,20 +11,23 @@ A causal model knows the last only, and reads a true answer in one pass: it sees
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+import itertools
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from mdm_interp.config import ModelConfig
-from mdm_interp.data.queries import Query, QueryBatch, QueryPair, answer_positions, batches
+from mdm_interp.data.queries import MAX_LOGITS, Query, QueryBatch, QueryPair, batches, collate
 from mdm_interp.data.worlds import FactWorld
 from mdm_interp.errors import UserError
-from mdm_interp.inference.denoising import FillOrder, fill_blanks
 from mdm_interp.models.bridge import hooked
+from mdm_interp.models.layers import precise
 from mdm_interp.models.protocol import HookedModel
 
 Order = Literal["one_shot", "confidence", "left_to_right"]
@@ -67,7 +70,6 @@ def answer_loss(rows: Float[Tensor, "query span d_vocab"], batch: QueryBatch) ->
     return -(chosen * batch.answered).sum(-1)
 
 
-@torch.no_grad()
 def predict(model: HookedModel, queries: Sequence[Query], order: Order = "one_shot") -> Prediction:
     """Ask `model` every query.
 
@@ -81,17 +83,12 @@ def predict(model: HookedModel, queries: Sequence[Query], order: Order = "one_sh
     model = hooked(model)
     if model.cfg.is_causal and order == "confidence":
         raise UserError("order: 'confidence' needs bidirectional attention; read a causal model 'left_to_right'")
-    log_probability, rank = [], []
-    for batch in batches(queries, model.cfg):
-        total, worst = torch.zeros(len(batch.tokens)), torch.zeros(len(batch.tokens), dtype=torch.long)
-        for logits, read in _readings(model, batch, order):
-            total = total - query_loss(logits, replace(batch, answered=read)).cpu()
-            rows = batch.at_readout(logits)
-            beaten_by = (rows >= rows.gather(-1, batch.answer[..., None])).sum(-1)  # the answer itself included
-            worst = torch.maximum(worst, (beaten_by * read).amax(-1).cpu())
-        log_probability.append(total)
-        rank.append(worst)
-    return Prediction(torch.cat(log_probability), torch.cat(rank))
+    read = fill(model, [Filling(query, order, truth=True) for query in queries])
+    dtype = torch.promote_types(model.cfg.dtype, torch.float32)
+    return Prediction(
+        torch.tensor([sum(answer.log_probabilities) for answer in read], dtype=dtype),
+        torch.tensor([max(answer.ranks) for answer in read]),
+    )
 
 
 @torch.no_grad()
@@ -102,7 +99,8 @@ def token_log_probabilities(
     model, read = hooked(model), []
     for batch in batches(queries, model.cfg):
         chosen, tokens = tokens[: len(batch.tokens)], tokens[len(batch.tokens) :]
-        rows = batch.at_readout(model(batch.tokens, attention_mask=batch.attention_mask))[:, 0]
+        first = batch.readout[:, :1]
+        rows = model(batch.tokens, attention_mask=batch.attention_mask, readout=first).squeeze(1)
         told = rows.log_softmax(-1, dtype=torch.promote_types(rows.dtype, torch.float32))
         read.append(told.gather(1, chosen.to(told.device)).cpu())
     return torch.cat(read)
@@ -162,45 +160,138 @@ def compare_answers(model: HookedModel, query_pairs: Sequence[QueryPair], world:
     return found
 
 
-def _readings(
-    model: HookedModel, batch: QueryBatch, order: Order
-) -> Iterator[tuple[Tensor, Bool[Tensor, "query span"]]]:
-    """Give the logits of each pass, and the answer tokens that are read from it."""
-    if order == "one_shot" or model.cfg.is_causal:
-        yield model(batch.tokens, attention_mask=batch.attention_mask), batch.answered
-        return
-    blank, truth = _blanks(batch, model.cfg)
-    for step in fill_blanks(
-        model,
-        batch.tokens,
-        blank,
-        steps=batch.answer.shape[1],
-        order=order,
-        truth=truth,
-        attention_mask=batch.attention_mask,
-    ):
-        yield step.logits, step.filled.gather(1, answer_positions(batch, model.cfg)) & batch.answered
+@dataclass(frozen=True)
+class Filling:
+    """An answer to be filled in."""
 
-
-def _blanks(batch: QueryBatch, cfg: ModelConfig) -> tuple[Bool[Tensor, "query pos"], Int[Tensor, "query pos"]]:
-    """Return where answers are, and the sequences with the true answers in place."""
-    rows, _ = batch.answered.nonzero(as_tuple=True)
-    at = rows, answer_positions(batch, cfg)[batch.answered]
-    blank, truth = torch.zeros_like(batch.tokens, dtype=torch.bool), batch.tokens.clone()
-    blank[at], truth[at] = True, batch.answer[batch.answered]
-    return blank, truth
+    query: Query
+    order: Order
+    truth: bool = False
+    """Whether the true tokens are filled in, and read, instead of the model's choice; the order stays that of its
+    choices."""
 
 
 @dataclass(frozen=True)
 class Filled:
-    """A model's own answer to one query."""
+    """An answer, filled in."""
 
     tokens: tuple[int, ...]
     log_probabilities: tuple[float, ...]
-    """Nats; of each token when it was filled in, the mask token being no choice."""
+    """Nats; of each token when it was filled in. The mask token is no choice, so those of a model's own tokens leave it
+    out."""
+    ranks: tuple[int, ...] = ()
+    """Of true tokens; 1 is the model's first choice."""
 
 
 @torch.no_grad()
+def fill(model: HookedModel, fillings: Sequence[Filling]) -> list[Filled]:
+    """Fill in all answers side by side. A sequence that several of them have become passes through the model once, and
+    logits are computed only where they are read.
+
+    Sequences are put into batches by their length, so hooks that are on the model must treat all rows of a batch alike.
+
+    Raises:
+        UserError: as :func:`~mdm_interp.data.queries.collate`.
+    """
+    model = hooked(model)
+    cfg, shift = model.cfg, model.cfg.readout_shift
+    collate(list(dict.fromkeys(filling.query for filling in fillings)), cfg)  # refuses what cannot be asked
+    answers = [_Answer(filling, cfg.is_causal) for filling in fillings]
+    while any(answer.blanks for answer in answers):
+        asking: dict[tuple[int, ...], list[_Answer]] = {}
+        for answer in answers:
+            if answer.blanks:
+                seen = answer.wanted[-1] + shift + 1 if cfg.is_causal else None
+                asking.setdefault(tuple(answer.tokens[:seen]), []).append(answer)
+        most = max(len(answer.wanted) for answer in answers)
+        size, sequences = max(1, min(512, MAX_LOGITS // (most * cfg.d_vocab))), sorted(asking, key=len)
+        for start in range(0, len(sequences), size):
+            _pass(model, {tokens: asking[tokens] for tokens in sequences[start : start + size]})
+    return [answer.filled() for answer in answers]
+
+
+class _Answer:
+    """An answer that is being filled in."""
+
+    def __init__(self, filling: Filling, causal: bool) -> None:
+        self.query, self.truth = filling.query, filling.truth
+        # A causal model sees each true token only after it has predicted it, so one pass reads all of them.
+        self.order: Order = "one_shot" if causal and filling.truth else filling.order
+        self.tokens, self.blanks = list(filling.query.tokens), list(range(*filling.query.answer_span))
+        self.read: dict[int, tuple[float, int]] = {}
+        """Log-probability and rank of what was filled in, by position."""
+
+    @property
+    def wanted(self) -> list[int]:
+        """The blanks whose logits decide the next turn."""
+        return self.blanks[:1] if self.order == "left_to_right" else self.blanks
+
+    def turn(self, probability: dict[int, float]) -> list[int]:
+        """Return the blanks that are filled in next.
+
+        Args:
+            probability: That of the model's choice at each blank in `wanted`.
+        """
+        return [max(self.blanks, key=probability.__getitem__)] if self.order == "confidence" else list(self.wanted)
+
+    def true_token(self, position: int) -> int:
+        return self.query.answer[position - self.query.answer_span[0]]
+
+    def fill(self, position: int, token: int, log_probability: float, rank: int) -> None:
+        self.blanks.remove(position)
+        self.tokens[position], self.read[position] = token, (log_probability, rank)
+
+    def filled(self) -> Filled:
+        span = self.query.answer_span
+        logs, ranks = zip(*(self.read[position] for position in range(*span)), strict=True)
+        return Filled(tuple(self.tokens[slice(*span)]), logs, ranks if self.truth else ())
+
+
+def _pass(model: HookedModel, asking: dict[tuple[int, ...], list[_Answer]]) -> None:
+    """Run the model on some sequences, and give each answer its next turn."""
+    cfg = model.cfg
+    wanted = [sorted({at for answer in answers for at in answer.wanted}) for answers in asking.values()]
+    tokens, places = (
+        pad_sequence([torch.tensor(row) for row in rows], batch_first=True).to(cfg.device)
+        for rows in (list(asking), wanted)
+    )
+    lengths = torch.tensor([len(sequence) for sequence in asking])
+    real = (torch.arange(tokens.shape[1]) < lengths[:, None]).to(cfg.device)
+    padding = None if bool((lengths == tokens.shape[1]).all()) else real
+    rows = precise(model(tokens, attention_mask=padding, readout=(places + cfg.readout_shift).clamp(min=0)))
+
+    allowed = rows.clone()
+    if cfg.mask_token_id is not None:
+        allowed[..., cfg.mask_token_id] = -torch.inf
+    probability, choice = (found.tolist() for found in allowed.softmax(-1).max(-1))
+    turns: list[tuple[_Answer, int, tuple[int, int]]] = []  # whose, at which position, and where in `rows`
+    for i, answers in enumerate(asking.values()):
+        row, certainty = (
+            {at: (i, k) for k, at in enumerate(wanted[i])},
+            dict(zip(wanted[i], probability[i], strict=False)),
+        )
+        turns += [(answer, at, row[at]) for answer in answers for at in answer.turn(certainty)]
+    read = _read(rows, {(*row, answer.true_token(at)) for answer, at, row in turns if answer.truth})
+    for answer, at, (i, k) in turns:
+        if answer.truth:
+            answer.fill(at, answer.true_token(at), *read[i, k, answer.true_token(at)])
+        else:
+            answer.fill(at, choice[i][k], math.log(probability[i][k]), 0)
+
+
+def _read(
+    rows: Float[Tensor, "sequence row d_vocab"], tokens: Collection[tuple[int, int, int]]
+) -> dict[tuple[int, int, int], tuple[float, int]]:
+    """Return the log-probability and the rank of some tokens, each given as (sequence, row, token)."""
+    if not tokens:
+        return {}
+    sequence, row, token = torch.tensor(list(tokens), device=rows.device).T
+    logits = rows[sequence, row]
+    log_probability = logits.log_softmax(-1).gather(1, token[:, None]).squeeze(1)
+    beaten_by = (logits >= logits.gather(1, token[:, None])).sum(1)  # the token itself included
+    return dict(zip(tokens, zip(log_probability.tolist(), beaten_by.tolist(), strict=True), strict=True))
+
+
 def infill(model: HookedModel, queries: Sequence[Query], order: Order = "confidence") -> list[Filled]:
     """Fill in the likeliest tokens in place of every query's answer, as many as the answer has. What a causal model's
     query holds there is not read.
@@ -209,23 +300,9 @@ def infill(model: HookedModel, queries: Sequence[Query], order: Order = "confide
         UserError: a causal model is to fill in another order than from the left.
     """
     model = hooked(model)
-    cfg: ModelConfig = model.cfg
-    if order not in orders(cfg):
+    if order not in orders(model.cfg):
         raise UserError(f"order: {order!r} needs bidirectional attention; fill a causal model's answer 'left_to_right'")
-    fill_order: FillOrder = "left_to_right" if order == "left_to_right" else "confidence"
-    answers: list[Filled] = []
-    for batch in batches(queries, cfg):
-        blank, _ = _blanks(batch, cfg)
-        tokens, log_probs = batch.tokens, torch.zeros(blank.shape, device=blank.device)
-        steps = 1 if order == "one_shot" else batch.answer.shape[1]
-        for step in fill_blanks(
-            model, tokens, blank, steps=steps, order=fill_order, attention_mask=batch.attention_mask
-        ):
-            tokens, log_probs = step.tokens, torch.where(step.filled, step.probability.log(), log_probs)
-        filled, logs = (of_all.gather(1, answer_positions(batch, cfg)).tolist() for of_all in (tokens, log_probs))
-        for answer, log_prob, length in zip(filled, logs, batch.answered.sum(1).tolist(), strict=True):
-            answers.append(Filled(tuple(answer[:length]), tuple(log_prob[:length])))
-    return answers
+    return fill(model, [Filling(query, order) for query in queries])
 
 
 def infill_any_length(
@@ -249,34 +326,33 @@ def infill_any_length(
         UserError: as :func:`infill`; `longest` is below 1, or a causal model is not told the ends.
     """
     model = hooked(model)
-    cfg: ModelConfig = model.cfg
     if longest < 1:
         raise UserError(f"longest: {longest} tokens are no answer; use at least 1")
+    if model.cfg.is_causal and len(ends) != len(queries):
+        raise UserError(f"ends: {len(ends)} for {len(queries)} queries of a causal model; give one for each")
+    tried = [attempts(query, longest, model.cfg) for query in queries]
+    filled = iter(infill(model, [attempt for of_query in tried for attempt in of_query], order))
+    ends = ends if model.cfg.is_causal else [()] * len(queries)
+    return [
+        settle(list(itertools.islice(filled, len(of_query))), end) for of_query, end in zip(tried, ends, strict=True)
+    ]
+
+
+def attempts(query: Query, longest: int, cfg: ModelConfig) -> list[Query]:
+    """Return what is filled in where the answer's number of tokens, at most `longest`, is not known: every number of
+    masks that the context holds, or, in a causal model, one more than the longest."""
     if cfg.is_causal:
-        if len(ends) != len(queries):
-            raise UserError(f"ends: {len(ends)} for {len(queries)} queries of a causal model; give one for each")
-        room = [min(longest + 1, cfg.n_ctx - query.answer_span[0]) for query in queries]
-        written = infill(model, [_resized(*asked) for asked in zip(queries, room, strict=True)], order)
-        return [_until(answer, end) for answer, end in zip(written, ends, strict=True)]
-    best: list[Filled | None] = [None] * len(queries)
-    for length in range(1, longest + 1):
-        fitting = [i for i, query in enumerate(queries) if len(query.tokens) - len(query.answer) + length <= cfg.n_ctx]
-        filled = infill(model, [_resized(queries[i], length) for i in fitting], order)
-        for i, answer in zip(fitting, filled, strict=True):
-            known = best[i]
-            if known is None or _mean(answer) > _mean(known):
-                best[i] = answer
-    return [answer for answer in best if answer is not None]  # all of them: one mask always fits
+        return [_resized(query, min(longest + 1, cfg.n_ctx - query.answer_span[0]))]
+    room = cfg.n_ctx - len(query.tokens) + len(query.answer)
+    return [_resized(query, length) for length in range(1, min(longest, room) + 1)]
 
 
-def _mean(answer: Filled) -> float:
-    return sum(answer.log_probabilities) / len(answer.log_probabilities)
-
-
-def _until(answer: Filled, ends: Collection[int]) -> Filled:
-    """Return the answer before the first token that ends it."""
-    length = next((i for i, token in enumerate(answer.tokens) if token in ends), len(answer.tokens))
-    return Filled(answer.tokens[:length], answer.log_probabilities[:length])
+def settle(filled: Sequence[Filled], ends: Collection[int] = ()) -> Filled:
+    """Return the answer that :func:`attempts` came to: the one with the highest mean log-probability per token, the
+    shortest of equals, up to the first token that ends it."""
+    best = max(filled, key=lambda answer: sum(answer.log_probabilities) / len(answer.log_probabilities))
+    length = next((i for i, token in enumerate(best.tokens) if token in ends), len(best.tokens))
+    return Filled(best.tokens[:length], best.log_probabilities[:length])
 
 
 def _resized(query: Query, length: int) -> Query:

@@ -20,7 +20,7 @@ from transformer_lens.hook_points import HookPoint
 from mdm_interp.config import ModelConfig
 from mdm_interp.data.queries import QueryBatch, QueryPair, collate, mirrored_positions
 from mdm_interp.errors import UserError
-from mdm_interp.inference.prediction import query_loss
+from mdm_interp.inference.prediction import answer_loss
 from mdm_interp.models.bridge import hooked
 from mdm_interp.models.layers import attention_scores, per_query_head
 from mdm_interp.models.protocol import HookedModel
@@ -167,7 +167,8 @@ def ablated_routes(
 
 
 def log_probability(model: HookedModel, batch: QueryBatch) -> Float[Tensor, "pair"]:
-    return -query_loss(model(batch.tokens, attention_mask=batch.attention_mask), batch).cpu()
+    rows = model(batch.tokens, attention_mask=batch.attention_mask, readout=batch.readout)
+    return -answer_loss(rows, batch).cpu()
 
 
 def hook_names(model: HookedModel, hook: str, layers: Sequence[int] | None) -> list[str]:

@@ -19,7 +19,7 @@ from numpy import ndarray
 
 from mdm_interp.data.prompts import Kind, Prompts, render, right_answers
 from mdm_interp.data.queries import Direction, Query, QueryPair
-from mdm_interp.inference.prediction import Filled, Order, infill, infill_any_length, orders, predict
+from mdm_interp.inference.prediction import Filled, Filling, Order, attempts, fill, orders, settle
 from mdm_interp.measures.nulls import draw, of_unrelated_facts
 from mdm_interp.models.bridge import hooked
 from mdm_interp.models.protocol import HookedModel
@@ -122,15 +122,28 @@ def _answered(model: HookedModel, asked: Sequence[Question]) -> Iterator[tuple[t
         for i, answer in enumerate(draw(alike, seed=0))
         if answer is not None
     }
-    queries, ends = [question.query for question in asked], [question.ends for question in asked]
+    queries = [question.query for question in asked]
     longest = max(len(query.answer) for query in queries)
+    tried = [attempts(query, longest, model.cfg) for query in queries]
+    asked_for = (queries, [attempt for of_query in tried for attempt in of_query], [*queries, *controls.values()])
+    fillings = [
+        Filling(query, order, truth=asked_of is asked_for[2])
+        for order in orders(model.cfg)
+        for asked_of in asked_for
+        for query in asked_of
+    ]
+    filled = iter(fill(model, fillings))
     for order in orders(model.cfg):
-        known = infill(model, queries, order)
+        known = [next(filled) for _ in queries]
         yield (order, "known", "exact match"), matches(known, queries, alike)
-        guessed = infill_any_length(model, queries, order, longest=longest, ends=ends)
+        guessed = [
+            settle([next(filled) for _ in of_query], question.ends)
+            for of_query, question in zip(tried, asked, strict=True)
+        ]
         yield (order, "unknown", "exact match"), matches(guessed, queries, every)
-        read = predict(model, [*queries, *controls.values()], order)
-        log_probability, rank = read.log_probability.double().numpy(), read.rank.double().numpy()
+        read = [next(filled) for _ in asked_for[2]]
+        log_probability = np.array([sum(answer.log_probabilities) for answer in read])
+        rank = np.array([float(max(answer.ranks)) for answer in read])
         yield (order, "known", "log-likelihood"), _split(log_probability, list(controls), len(queries))
         yield (order, "known", "rank"), _split(rank, list(controls), len(queries))
 

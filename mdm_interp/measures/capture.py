@@ -76,8 +76,8 @@ class LayerView:
 
 
 def capture(
-    model: HookedModel, batch: QueryBatch, reduce: Callable[[LayerView], T]
-) -> tuple[Float[Tensor, "query pos d_vocab"], list[T]]:
+    model: HookedModel, batch: QueryBatch, reduce: Callable[[LayerView], T], *, all_logits: bool = False
+) -> tuple[Float[Tensor, "query row d_vocab"], list[T]]:
     """Run the model on a batch of queries, calling `reduce` on every layer as soon as its attention has run.
 
     Attention that a hook on scores or pattern edits, and all attention of a bridge, is read from those hooks.
@@ -85,16 +85,18 @@ def capture(
     Args:
         model: As :func:`mdm_interp.models.bridge.hooked` returns it.
         reduce: What to keep of a layer; never the view itself.
+        all_logits: Whether logits are those of all positions.
 
     Returns:
-        Logits, and what was kept of each layer.
+        Logits at the readout positions, and what was kept of each layer.
 
     Raises:
         UserError: the model lacks a hook that `reduce` needs.
     """
     kept: list[T] = []
     hooks = [hook for layer in range(model.cfg.n_layers) for hook in _hooks(model, layer, batch, reduce, kept)]
-    logits = model.run_with_hooks(batch.tokens, attention_mask=batch.attention_mask, fwd_hooks=hooks)
+    read = {} if all_logits else {"readout": batch.readout}
+    logits = model.run_with_hooks(batch.tokens, attention_mask=batch.attention_mask, fwd_hooks=hooks, **read)
     return logits, kept
 
 

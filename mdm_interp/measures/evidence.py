@@ -313,7 +313,7 @@ def _evidence_gradient(
     scales = [] if model.cfg.normalization_type is None else ["ln_final.hook_scale"]
     with _at_readout(model, batch, scales) as kept:
         logits, routes = capture(model, batch, route)
-    error = precise(batch.at_readout(logits)).softmax(-1)
+    error = precise(logits).softmax(-1)
     error = (error - torch.nn.functional.one_hot(batch.answer, error.shape[-1])) * batch.answered[..., None]
     error = error / kept[scales[0]] if scales else error
     routed = torch.stack(routes, dim=3).to(error)

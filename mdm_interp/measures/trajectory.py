@@ -126,7 +126,7 @@ class _Watched:
             evidence = (v * written).sum((1, 2)).masked_fill(~masked.any(1), torch.nan)
             return torch.stack([route.to(evidence), evidence])
 
-        logits, layers = capture(self.model, replace(batch, tokens=tokens), reduce)
+        logits, layers = capture(self.model, replace(batch, tokens=tokens), reduce, all_logits=True)
         rows = batch.at_readout(logits)
         probs = rows.softmax(-1, dtype=self.toward.dtype).gather(-1, batch.answer[..., None]).squeeze(-1)
         self.layers.append(torch.stack(layers, dim=-1).cpu())

@@ -19,7 +19,7 @@ from torch.func import functional_call
 from mdm_interp.config import ModelConfig
 from mdm_interp.errors import UserError
 from mdm_interp.models.classic import POSITIONS
-from mdm_interp.models.inputs import check_token_ids, read_mask
+from mdm_interp.models.inputs import check_token_ids, read_mask, rows_at
 from mdm_interp.models.layers import attention_scores, per_query_head, precise
 from mdm_interp.models.positions import POSITION_SCHEMES, PositionScheme
 
@@ -124,13 +124,17 @@ class BridgedTransformer:
         self,
         tokens: Int[Tensor, "batch pos"],
         attention_mask: Bool[Tensor, "batch pos"] | Int[Tensor, "batch pos"] | None = None,
-    ) -> Float[Tensor, "batch pos d_vocab"]:
-        """Compute the logits, position for position as the network does."""
-        return self.bridge(tokens, attention_mask=_explicit(tokens, attention_mask))
+        readout: Int[Tensor, "batch row"] | None = None,
+    ) -> Float[Tensor, "batch row d_vocab"]:
+        """Compute the logits, position for position as the network does; `readout` selects positions from them."""
+        return self.run_with_hooks(tokens, attention_mask, readout)
 
-    def run_with_hooks(self, tokens: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """Run as `TransformerBridge.run_with_hooks` does."""
-        return self.bridge.run_with_hooks(tokens, attention_mask=_explicit(tokens, attention_mask), **kwargs)
+    def run_with_hooks(
+        self, tokens: Tensor, attention_mask: Tensor | None = None, readout: Tensor | None = None, **kwargs: Any
+    ) -> Tensor:
+        """Run as `TransformerBridge.run_with_hooks` does; `readout` is that of a call."""
+        logits = self.bridge.run_with_hooks(tokens, attention_mask=_explicit(tokens, attention_mask), **kwargs)
+        return logits if readout is None else rows_at(logits, readout)
 
     def run_with_cache(self, tokens: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> tuple[Tensor, Any]:
         """Run as `TransformerBridge.run_with_cache` does."""

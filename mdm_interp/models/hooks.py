@@ -132,18 +132,35 @@ class CheckedHooks(HookedRootModule):
         remove_batch_dim: bool = False,
         cache: dict | None = None,
         pos_slice: Any = None,
+        *,
+        share_memory: bool = False,
     ) -> tuple[dict, list, list]:
         """Do as TransformerLens, but every entry owns its memory, so no later edit can change it, and `pos_slice` takes
-        the position axis of every activation that has one per head, of rotated queries and keys too."""
+        the position axis of every activation that has one per head, of rotated queries and keys too.
+
+        Args:
+            share_memory: Whether whole forward activations are kept as they are, without a copy: for a model on which
+                nothing else is hooked.
+        """
         chosen = Slice.unwrap(pos_slice)
 
-        def owned(name: str, save: Callable) -> tuple[str, Callable]:
+        def sliced(name: str, save: Callable, copied: bool) -> tuple[str, Callable]:
             axis = -3 if name.rsplit("hook_", 1)[-1] in PER_HEAD else -2
-            return name, lambda tensor, hook: save(chosen.apply(tensor, dim=axis).clone(), hook=hook)
+
+            def keep(tensor: Tensor, hook: HookPoint) -> None:
+                kept = chosen.apply(tensor, dim=axis)
+                save(kept.clone() if copied else kept, hook=hook)
+
+            return name, keep
 
         matched = set(self._match(names_filter))
         cache, fwd, bwd = super().get_caching_hooks(matched.__contains__, incl_bwd, device, remove_batch_dim, cache)
-        return cache, [owned(*hook) for hook in fwd], [owned(*hook) for hook in bwd]
+        copied = not share_memory or pos_slice is not None
+        return (
+            cache,
+            [sliced(name, save, copied) for name, save in fwd],
+            [sliced(name, save, True) for name, save in bwd],
+        )
 
     def add_caching_hooks(self, *args: Any, **kwargs: Any) -> dict:
         """Do as TransformerLens, with entries that own their memory."""
@@ -165,15 +182,41 @@ class CheckedHooks(HookedRootModule):
     ) -> tuple[Any, dict[str, Tensor]]: ...
 
     def run_with_cache(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, *model_args: Any, return_cache_object: bool = True, remove_batch_dim: bool = False, **kwargs: Any
+        self,
+        *model_args: Any,
+        names_filter: Names = None,
+        device: Any = None,
+        return_cache_object: bool = True,
+        remove_batch_dim: bool = False,
+        incl_bwd: bool = False,
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
+        pos_slice: Any = None,
+        **model_kwargs: Any,
     ) -> tuple[Any, ActivationCache | dict[str, Tensor]]:
         """Run the model, and cache the activations that `names_filter` selects (default: all but those that are
         computed only for their hooks, see `cfg.use_attn_result` and its kin).
 
-        Arguments are those of the model and of `HookedRootModule.run_with_cache`.
+        Other arguments are those of the model and of `HookedRootModule.run_with_cache`. While anything else is hooked,
+        and could edit an activation in place, entries are copies; else those that are one tensor in the model share
+        their memory.
 
         Args:
             return_cache_object: False gives a dict from hook names to activations, True an `ActivationCache`.
+
+        Raises:
+            UserError: no hook is selected, or there is no batch dimension of one sequence to remove.
         """
-        out, cache = super().run_with_cache(*model_args, remove_batch_dim=remove_batch_dim, **kwargs)
+        if remove_batch_dim and isinstance(model_args[0], Tensor) and len(model_args[0]) != 1:
+            raise UserError(
+                f"remove_batch_dim: the batch has {len(model_args[0])} sequences; give one, or leave it out"
+            )
+        alone = reset_hooks_end and not any(map(in_use, self.hook_dict.values()))
+        cache, fwd, bwd = self.get_caching_hooks(
+            names_filter, incl_bwd, device, remove_batch_dim, pos_slice=pos_slice, share_memory=alone
+        )
+        with self.hooks(fwd, bwd, reset_hooks_end, clear_contexts):
+            out = self(*model_args, **model_kwargs)
+            if incl_bwd:
+                out.backward()
         return out, ActivationCache(cache, self, has_batch_dim=not remove_batch_dim) if return_cache_object else cache

@@ -62,6 +62,13 @@ def places(real: Bool[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
     return (torch.arange(n_pos, device=real.device) - before).clamp(min=0)
 
 
+def rows_at(
+    x: Shaped[Tensor, "batch pos *rest"], positions: Int[Tensor, "batch row"]
+) -> Shaped[Tensor, "batch row *rest"]:
+    """Return the rows of `x` at some positions of each sequence."""
+    return x[torch.arange(len(x), device=x.device)[:, None], positions.to(x.device)]
+
+
 def require_predictions(masked: Bool[Tensor, "batch pos"], real: Bool[Tensor, "batch pos"] | None) -> None:
     """Refuse mask tokens that no token comes before, whose predictions a shifted model reads there.
 

@@ -14,7 +14,7 @@ from mdm_interp.config import ModelConfig
 from mdm_interp.models.hooks import CheckedHookPoint, in_use
 from mdm_interp.models.positions import PositionScheme
 
-# Below about this many positions explicit attention is the faster of the two on a CPU (benchmarks/attention.py).
+# Below about this many positions explicit attention is the faster of the two on a CPU (benchmarks: attention-*).
 FUSED_FROM = 64
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -126,11 +126,24 @@ class Attention(nn.Module):
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, allowed: Tensor | None
     ) -> Float[Tensor, "batch pos head d_head"]:
-        k, v = (per_query_head(x.transpose(1, 2), self.cfg.n_heads, dim=1) for x in (k, v))  # [batch head pos d_head]
-        q, bias = q.transpose(1, 2), None if bias is None else bias.to(q.dtype)
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [batch head pos d_head]
+        bias = None if bias is None else bias.to(q.dtype)
         hooked = in_use(self.hook_attn_scores) or in_use(self.hook_pattern)
-        if not hooked and (q.is_cuda or q.shape[2] >= FUSED_FROM):
-            z = F.scaled_dot_product_attention(q, k, v, attn_mask=_additive(bias, allowed, q.dtype))
+        fused = not hooked and (q.is_cuda or q.shape[2] >= FUSED_FROM)
+        only_causal = self.cfg.is_causal and allowed is None
+        if only_causal and not (fused and bias is None):
+            allowed = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device).tril()
+        if not (fused and q.is_cpu):  # elsewhere not every kernel reads grouped keys
+            k, v = (per_query_head(x, self.cfg.n_heads, dim=1) for x in (k, v))
+        if fused:
+            z = F.scaled_dot_product_attention(
+                q,
+                k,
+                v,
+                attn_mask=_additive(bias, allowed, q.dtype),
+                is_causal=only_causal and bias is None,
+                enable_gqa=k.shape[1] != q.shape[1],
+            )
             return z.transpose(1, 2)
 
         scores = attention_scores(q, k, bias)

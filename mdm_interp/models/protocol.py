@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
             """Compute the logits [batch pos d_vocab] of tokens [batch pos]; `attention_mask` [batch pos] is True at
-            real tokens."""
+            real tokens. With `readout` [batch row] those of these positions only, [batch row d_vocab]."""
             ...
 
         def hooks(self, *args: Any, **kwargs: Any) -> AbstractContextManager[Any]:

@@ -28,7 +28,7 @@ from mdm_interp.errors import UserError
 from mdm_interp.models.classic import ClassicConfig, read_classic_config, read_classic_weights
 from mdm_interp.models.generation import Generation
 from mdm_interp.models.hooks import CheckedHookPoint
-from mdm_interp.models.inputs import check_token_ids, places, read_mask, require_predictions
+from mdm_interp.models.inputs import check_token_ids, places, read_mask, require_predictions, rows_at
 from mdm_interp.models.layers import Block, Embed, TiedUnembed, Unembed, make_norm, precise
 from mdm_interp.models.positions import POSITION_SCHEMES
 from mdm_interp.models.text import Input, PaddingSide
@@ -164,6 +164,7 @@ class HookedTransformer(Generation):
         stop_at_layer: int | None = None,
         *,
         targets: Int[Tensor, "batch pos"] | None = None,
+        readout: Int[Tensor, "batch row"] | None = None,
     ) -> Any:
         """Compute the logits `[batch pos d_vocab]`, position for position as the network does: no shift is applied (see
         `cfg.readout_shift`).
@@ -181,11 +182,13 @@ class HookedTransformer(Generation):
             stop_at_layer: Return the residual stream `[batch pos d_model]` that enters this layer; a negative one
                 counts from the end.
             targets: With a masked diffusion model's loss, the true tokens.
+            readout: The positions of each sequence whose logits are computed, as `[batch row d_vocab]`; default: all.
+                Every hook still sees all positions.
 
         Raises:
             UserError: there are no such tokens, mask or layers, a sequence is longer than `cfg.n_ctx` (absolute schemes
-                have no embedding beyond it), the loss cannot be computed, or `pos_embed` answers what this model does
-                not ask.
+                have no embedding beyond it), the loss cannot be computed, `readout` is given where no logits are
+                returned, or `pos_embed` answers what this model does not ask.
         """
         if return_type is not None and (isinstance(return_type, Tensor) or return_type not in get_args(ReturnType)):
             got = "a tensor" if isinstance(return_type, Tensor) else repr(return_type)
@@ -193,6 +196,8 @@ class HookedTransformer(Generation):
                 f"return_type: {got} is none of 'logits', 'loss', 'both' and None; choose one of them (a mask is given "
                 "as attention_mask=)"
             )
+        if readout is not None and (return_type != "logits" or stop_at_layer is not None):
+            raise UserError("readout: only logits can be those of some positions; leave it out, or ask for the logits")
         layers = self._layers(start_at_layer, stop_at_layer)
         if start_at_layer is None:
             resid, entered, _, real = self.input_to_embed(input, prepend_bos, padding_side, attention_mask)
@@ -209,7 +214,8 @@ class HookedTransformer(Generation):
             return resid
         if return_type is None:
             return None
-        logits = self.unembed(self.ln_final(resid.to(self.W_U.device))).to(self.W_E.device)
+        resid = self.ln_final(resid.to(self.W_U.device))
+        logits = self.unembed(resid if readout is None else rows_at(resid, readout)).to(self.W_E.device)
         if return_type == "logits":
             return logits
         if tokens is None:
@@ -348,14 +354,11 @@ class HookedTransformer(Generation):
     def _allowed(
         self, resid: Float[Tensor, "batch pos d_model"], real: Bool[Tensor, "batch pos"] | None
     ) -> Bool[Tensor, "#batch 1 query_pos key_pos"] | None:
-        """Return which key positions each query may read; None allows all."""
-        allowed, n_pos = None, resid.shape[1]
-        if self.cfg.is_causal:
-            allowed = torch.ones(1, 1, n_pos, n_pos, dtype=torch.bool, device=resid.device).tril()
-        if real is not None:
-            unpadded = real.to(resid.device)[:, None, None, :].expand(-1, 1, n_pos, -1)
-            allowed = unpadded if allowed is None else allowed & unpadded
-        return allowed
+        """Return which key positions each query may read; None where nothing is padded."""
+        if real is None:
+            return None
+        allowed = real.to(resid.device)[:, None, None, :].expand(-1, 1, resid.shape[1], -1)
+        return allowed.tril() if self.cfg.is_causal else allowed
 
     # ---- switches, and where the model is
 

@@ -69,8 +69,9 @@ class FixedLogits:
     def __init__(self, logits: Tensor, cfg: ModelConfig) -> None:
         self.logits, self.cfg = logits, cfg
 
-    def __call__(self, tokens: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        return self.logits[: tokens.shape[1]].expand(len(tokens), -1, -1).clone()
+    def __call__(self, tokens: Tensor, attention_mask: Tensor | None = None, readout: Tensor | None = None) -> Tensor:
+        logits = self.logits[: tokens.shape[1]].expand(len(tokens), -1, -1).clone()
+        return logits if readout is None else logits[torch.arange(len(tokens))[:, None], readout]
 
 
 # ---- the pairs of a world

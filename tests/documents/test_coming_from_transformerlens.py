@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from document_helpers import ROOT
+from document_helpers import ROOT, load
 from torch import nn
 
 from mdm_interp.errors import UserError
@@ -19,16 +16,6 @@ from mdm_interp.models.transformer import HookedTransformer
 PROGRAM = ROOT / "docs" / "classic_names.py"
 KINDS = ("members", "arguments", "hooks", "fields")
 BATCH = 2
-
-
-def load(path: Path) -> Any:
-    """Import a program that is in no package."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # its dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,9 @@ from model_helpers import llama_bridge
 from probe_helpers import result_of, tiny_probe
 
 from analyses import large_model_prediction as analysis
-from mdm_interp.data.queries import Query
 from mdm_interp.experiments.results import Result
 from mdm_interp.experiments.subjects import KINDS, Probe
-from mdm_interp.inference.prediction import Filled, Order, infill, infill_any_length, orders, predict
+from mdm_interp.inference.prediction import Filled, Filling, infill, infill_any_length, orders, predict
 from mdm_interp.measures.answers import Question, questions
 from mdm_interp.models.bridge import hooked
 from mdm_interp.stats.tables import estimate_in
@@ -89,11 +88,12 @@ def test_rows_are_what_the_model_answers(probe: Probe, result: Result, name: str
 def test_a_model_that_knows_is_found_to_know(probe: Probe, monkeypatch: pytest.MonkeyPatch) -> None:
     """Answers given by hand: all right, and none another fact's."""
 
-    def knows(model: Any, queries: list[Query], order: Order, **given: Any) -> list[Filled]:
-        return [Filled(query.answer, (0.0,) * len(query.answer)) for query in queries]
+    def knows(model: Any, fillings: list[Filling]) -> list[Filled]:
+        answers = [filling.query.answer for filling in fillings]
+        return [Filled(answer, (0.0,) * len(answer), (1,) * len(answer)) for answer in answers]
 
-    monkeypatch.setattr("mdm_interp.measures.answers.infill", knows)
-    monkeypatch.setattr("mdm_interp.measures.answers.infill_any_length", knows)
+    monkeypatch.setattr("mdm_interp.measures.answers.fill", knows)
+    monkeypatch.setattr("mdm_interp.measures.answers.attempts", lambda query, longest, cfg: [query])
     rows = [row for row in analysis.measure(probe) if row["measure"] == "exact match"]
     assert {row["value"] for row in rows} == {1.0}
     assert {row["value_null"] for row in rows if row["value_null_n"]} == {0.0}

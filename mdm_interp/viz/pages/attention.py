@@ -62,7 +62,7 @@ def attention(
     def reduce(view: LayerView) -> str | None:
         return packed(view.pattern[0][:, of_heads].transpose(0, 1)) if view.layer in of_layers else None
 
-    logits, patterns = capture(model, given.batch(shown, cfg.device), reduce)
+    logits, patterns = capture(model, given.batch(shown, cfg.device), reduce, all_logits=True)
     data = given.marks() | {
         "causal": bool(cfg.is_causal),
         "layers": of_layers,

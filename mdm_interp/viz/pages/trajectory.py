@@ -105,7 +105,8 @@ class _WatchedBlanks:
         def reduce(view: LayerView) -> Tensor | None:
             return view.pattern[0][:, self.heads].cpu() if view.layer in self.layers else None
 
-        logits, patterns = capture(self.subject.model, state.batch(state.readout, self.cfg.device), reduce)
+        batch = state.batch(state.readout, self.cfg.device)
+        logits, patterns = capture(self.subject.model, batch, reduce, all_logits=True)
         read = torch.stack([pattern for pattern in patterns if pattern is not None], dim=1)
         predicted = predictions(self.subject, state, logits[0])
         self.top |= dict(zip(state.masks, predicted, strict=True))
