@@ -9,7 +9,7 @@ from mdm_interp import Analysis, Result, Run, Summary, first_and_last, where
 from mdm_interp.experiments.grids import VARIANTS, cycle_grid, variant_of
 from mdm_interp.experiments.scope import second_checkpoints
 from mdm_interp.measures.evidence import storage_coupling
-from mdm_interp.measures.gradients import gradient_alignment
+from mdm_interp.measures.gradients import direction_cosine, gradient_alignment, mean_gradient
 from mdm_interp.viz import (
     BLUE,
     CHANCE,
@@ -31,6 +31,8 @@ def measure(run: Run, step: int) -> list[dict[str, Any]]:
     """Give one row per component; the storage term is in the rows of `all`."""
     model, pairs = run.model(step), run.query_pairs(n_contexts=1)
     alignment = gradient_alignment(model, pairs)
+    forward = mean_gradient(model, [pair.forward for pair in pairs])
+    reverse = mean_gradient(model, [pair.reverse for pair in pairs])
     storage = storage_coupling(model, pairs).sum(2)[:, -1].mean().item()
     rows: list[dict[str, Any]] = []
     for component in (*alignment.components, "all"):
@@ -40,7 +42,7 @@ def measure(run: Run, step: int) -> list[dict[str, Any]]:
             {
                 "variant": variant_of(run.config),
                 "component": component,
-                "mean_gradient": alignment.mean_cosine(within),
+                "mean_gradient": direction_cosine(forward, reverse, within or alignment.components),
                 "matched": cosine.effect,
                 "mismatched": cosine.null,
                 "storage_term": storage if component == "all" else float("nan"),

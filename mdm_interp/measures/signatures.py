@@ -15,6 +15,7 @@ from mdm_interp.data.worlds import FactWorld
 from mdm_interp.measures.evidence import as_share, compute_evidence, evidence_scores, place_index
 from mdm_interp.measures.gradients.alignment import gradient_alignment
 from mdm_interp.measures.gradients.components import STORAGE
+from mdm_interp.measures.gradients.first_order import direction_cosine, mean_gradient
 from mdm_interp.measures.nulls import two_before
 from mdm_interp.measures.routes import route_correlation, score_correlation
 from mdm_interp.models.protocol import HookedModel
@@ -72,7 +73,9 @@ def alignment(model: HookedModel, query_pairs: Sequence[QueryPair]) -> dict[str,
     Source: docs/theory.md, section 5.
     """
     aligned = gradient_alignment(model, query_pairs)
+    forward = mean_gradient(model, [pair.forward for pair in query_pairs])
+    reverse = mean_gradient(model, [pair.reverse for pair in query_pairs])
     return {
         "alignment": aligned.pair_cosine(STORAGE).map(lambda cosine: cosine.nanmean().item()),
-        "mean_alignment": Contrast(aligned.mean_cosine(STORAGE), 0.0),
+        "mean_alignment": Contrast(direction_cosine(forward, reverse, STORAGE), 0.0),
     }

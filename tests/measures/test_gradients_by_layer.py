@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from mdm_interp.config import FactConfig
 from mdm_interp.data.worlds import FactWorld
-from mdm_interp.measures.gradients.alignment import gradient_alignment
+from mdm_interp.measures.gradients.gram import gram
 from mdm_interp.measures.gradients.layers import layer_cosines
 from mdm_interp.models.transformer import HookedTransformer
 
@@ -28,16 +28,17 @@ def model_of_facts(**changes: Any) -> HookedTransformer:
 
 @pytest.mark.parametrize("mlp", [False, True])
 def test_layer_cosines_are_those_of_the_per_query_gradients(mlp: bool) -> None:
-    """Parity with `gradient_alignment`, which takes each query's gradient by itself, in a one-layer model."""
+    """Parity with `gram`, which takes each query's gradient by itself, in a one-layer model."""
     one = model_of_facts(n_layers=1, d_mlp=24 if mlp else None, dtype="float64")
     measured = layer_cosines(one, PAIRS, GROUPS)
     halves = [[pair for pair in PAIRS if pair.fact % 2 == half] for half in (0, 1)]
-    whole = gradient_alignment(one, halves[0] + halves[1])
+    pairs = halves[0] + halves[1]
+    whole = gram(one, [pair.forward for pair in pairs] + [pair.reverse for pair in pairs])
     split = len(halves[0])
     quarters = (slice(None, split), slice(split, None))
 
     def cosine(parts: tuple[str, ...], f: slice, r: slice) -> torch.Tensor:
-        inner = whole.gram.within(parts).unflatten(0, (2, -1)).unflatten(2, (2, -1))  # [side pair side pair]
+        inner = whole.within(parts).unflatten(0, (2, -1)).unflatten(2, (2, -1))  # [side pair side pair]
         return inner[0, f, 1, r].mean() / (inner[0, f, 0, f].mean() * inner[1, r, 1, r].mean()).sqrt()
 
     for part, components in GROUPS.items():

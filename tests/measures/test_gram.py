@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mdm_interp.data.queries import Query, collate
 from mdm_interp.errors import UserError
 from mdm_interp.inference.prediction import query_loss
-from mdm_interp.measures.gradients import backward, terms
+from mdm_interp.measures.gradients import backward
 from mdm_interp.measures.gradients.components import Part, part_of
 from mdm_interp.measures.gradients.gram import Gram, gram
 from mdm_interp.models.bridge import hooked
@@ -119,9 +120,7 @@ def test_biases_that_weight_processing_adds_count_with_their_weights(name: str) 
 def test_batches_and_pieces_make_no_difference(monkeypatch: pytest.MonkeyPatch, name: str, few: int) -> None:
     model = double_model(name)
     whole = gram(model, QUERIES)
-    monkeypatch.setattr(terms, "FEW", few)
-    monkeypatch.setattr(terms, "ROWS", few + 1)
-    monkeypatch.setattr("mdm_interp.data.queries.MAX_LOGITS", 2 * 6 * 13)  # two queries at a time
+    monkeypatch.setattr(sys.modules[gram.__module__], "TOKENS", 6 * few)  # queries of at most 6, so few at a time
     monkeypatch.setattr(backward, "KEPT", 6000)  # some of the activations are kept, and the others computed again
     assert_close(gram(model, QUERIES).inner, whole.inner, atol=1e-9, rtol=1e-9)
     sides = gram(model, QUERIES[:1], QUERIES[1:])

@@ -7,7 +7,7 @@ sections 5 and 8.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,14 +17,9 @@ from torch import Tensor
 
 from mdm_interp.data.queries import QueryPair
 from mdm_interp.errors import UserError
-from mdm_interp.measures.gradients.gram import Gram, gram
+from mdm_interp.measures.gradients.gram import Components, Gram, Layers, gram
 from mdm_interp.models.protocol import HookedModel
 from mdm_interp.stats.estimates import Contrast
-
-Components = Collection[str] | None
-"""Which of :data:`~mdm_interp.measures.gradients.components.COMPONENTS` a cosine is taken within; None is all."""
-Layers = Collection[int | None] | None
-"""Which layers a cosine is taken within; None among them is what lies outside of all, None alone is everything."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +31,7 @@ class Alignment:
     """
 
     gram: Gram
-    """Of all pairs' forward queries, then all their reverse queries."""
+    """Of all pairs' forward queries (left) with all their reverse queries (right)."""
     query_pairs: tuple[QueryPair, ...]
 
     @property
@@ -50,49 +45,20 @@ class Alignment:
         facts = torch.tensor([pair.fact for pair in self.query_pairs])
         return facts[:, None] != facts
 
-    def inner(self, components: Components = None, layers: Layers = None) -> Float[Tensor, "forward_pair reverse_pair"]:
-        """Return the inner product of every forward with every reverse gradient, in nats^2 per squared unit of the
-        parameters."""
-        count = len(self.query_pairs)
-        return self.gram.within(components, layers)[:count, count:]
-
-    def cosine(
-        self, components: Components = None, layers: Layers = None
-    ) -> Float[Tensor, "forward_pair reverse_pair"]:
-        """Compute the cosine of every forward with every reverse gradient."""
-        inner, count = self.gram.within(components, layers), len(self.query_pairs)
-        forward, reverse = inner.diagonal().clamp(min=0).sqrt().split(count)
-        return _ratio(inner[:count, count:], forward[:, None] * reverse)
-
     def pair_cosine(self, components: Components = None, layers: Layers = None) -> Contrast[Float[Tensor, "sample"]]:
         """Compute the cosine of each pair's own forward and reverse gradients; null: of the forward gradient of every
         fact with the reverse gradients of all others, one by one."""
-        cosine = self.cosine(components, layers)
+        cosine = self.gram.cosine(components, layers)
         return Contrast(cosine.diagonal(), cosine[self.other_facts])
 
     def fact_cosine(self, components: Components = None, layers: Layers = None) -> Contrast[Float[Tensor, "pair"]]:
         """Compute the cosine of each pair's own forward and reverse gradients; null: that of its forward gradient with
         the reverse gradients of the pairs of other facts that are asked for the same side, in the mean. It is NaN where
         there are none."""
-        cosine = self.cosine(components, layers)
+        cosine = self.gram.cosine(components, layers)
         sides = [pair.side for pair in self.query_pairs]
         same_side = torch.tensor([[side == other for other in sides] for side in sides])
         return Contrast(cosine.diagonal(), cosine.where(self.other_facts & same_side, torch.nan).nanmean(1))
-
-    def mean_cosine(self, components: Components = None, layers: Layers = None) -> float:
-        """Compute the cosine of the gradients of the mean forward and the mean reverse loss: the direction training
-        takes."""
-        inner, count = self.gram.within(components, layers), len(self.query_pairs)
-        forward, reverse = (inner[part, part].mean().clamp(min=0).sqrt() for part in _halves(count))
-        return _ratio(inner[:count, count:].mean(), forward * reverse).item()
-
-
-def _halves(count: int) -> tuple[slice, slice]:
-    return slice(None, count), slice(count, None)
-
-
-def _ratio(x: Tensor, y: Tensor) -> Tensor:
-    return torch.where(y > 0, x / y, torch.nan)
 
 
 def gradient_alignment(
@@ -112,5 +78,5 @@ def gradient_alignment(
     """
     if not query_pairs:
         raise UserError("query_pairs: gradients need at least one pair, got none")
-    asked = [pair.forward for pair in query_pairs] + [pair.reverse for pair in query_pairs]
-    return Alignment(gram(model, asked, report=report), tuple(query_pairs))
+    forward, reverse = ([getattr(pair, way) for pair in query_pairs] for way in ("forward", "reverse"))
+    return Alignment(gram(model, forward, reverse, report=report), tuple(query_pairs))

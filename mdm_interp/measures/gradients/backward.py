@@ -19,7 +19,7 @@ from torch.func import functional_call
 from torch.utils.hooks import RemovableHandle
 
 from mdm_interp.data.queries import QueryBatch
-from mdm_interp.measures.gradients.terms import Terms
+from mdm_interp.measures.gradients.terms import Found, Terms, Weight, without_zeros
 from mdm_interp.models.hooks import in_use
 from mdm_interp.models.inputs import places
 from mdm_interp.models.layers import Norm, precise
@@ -28,11 +28,6 @@ from mdm_interp.models.transformer import HookedTransformer
 
 RowLoss = Callable[[Float[Tensor, "query span d_vocab"], QueryBatch], Float[Tensor, "query"]]
 """Each query's loss, from the logits at its readout positions (`QueryBatch.readout`)."""
-
-Weight = tuple[str, int]
-"""A parameter's name, and which of its heads."""
-Found = dict[Weight, list[Terms]]
-"""The gradients of some weights."""
 
 KEPT = 2**27
 """Entries of activations that are kept of the forward pass rather than computed again: half a GB in float32."""
@@ -62,10 +57,11 @@ class Taps:
 
     def before(self, name: str, point: nn.Module) -> None:
         """Keep what enters a hook point."""
+        edited = in_use(point)
 
         def keep(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             x = self.leaf(name, args[0])
-            return (x.clone() if in_use(point) else x, *args[1:])  # a hook may edit in place
+            return (x.clone() if edited else x, *args[1:])  # a hook may edit in place
 
         self._handles.append(point.register_forward_pre_hook(keep))
 
@@ -119,9 +115,9 @@ Run = tuple[Tensor, Taps]
 """What came out of a part of the model, and what was kept on the way."""
 
 
-def layer_by_layer(model: HookedTransformer, queries: Sequence[QueryBatch], loss: RowLoss) -> Iterator[Found]:
-    """Give every query's gradients: of the readout, of each layer from the last on, and of what comes before the first.
-    A tied embedding's are all in the last.
+def layer_by_layer(model: HookedTransformer, queries: Sequence[QueryBatch], loss: RowLoss) -> Iterator[list[Found]]:
+    """Give every query's gradients, batch by batch: of the readout, of each layer from the last on, and of what comes
+    before the first. A tied embedding's are all in the last.
 
     Args:
         queries: Batches, in order.
@@ -132,42 +128,45 @@ def layer_by_layer(model: HookedTransformer, queries: Sequence[QueryBatch], loss
 class _Backward:
     def __init__(self, model: HookedTransformer, queries: Sequence[QueryBatch], loss: RowLoss) -> None:
         self.model, self.queries, self.loss = model, queries, loss
-        self.firsts = torch.tensor([0, *(len(batch.tokens) for batch in queries)]).cumsum(0).tolist()[:-1]
         self.parameters = dict(model.named_parameters())
         self.position = PositionGradients(model.pos_embed, queries)
 
-    def __call__(self) -> Iterator[Found]:
+    def __call__(self) -> Iterator[list[Found]]:
         streams, kept = self._forward()
-        found: Found = {}
         d: list[Tensor] = []
+        found: list[Found] = []
+        tied: list[Sequence[Terms]] = []
         weights = self._weights("ln_final.", "embed." if self.model.cfg.tie_word_embeddings else "unembed.")
         for i, resid in enumerate(streams.pop()):
             loss, taps = self._read(weights, i, resid)
             at = taps.backward(loss, torch.ones_like(loss))
             d.append(at["resid"])
-            self._add_readout(found, i, taps, at)
-        tied = {weight: found.pop(weight) for weight in list(found) if weight[0] == "embed.W_E"}
+            of_batch = self._of_readout(taps, at)
+            tied.append(of_batch.pop(("embed.W_E", 0), ()))
+            found.append(of_batch)
         yield found
+        last = len(streams) - 1
         for layer in reversed(range(len(streams))):
-            found, weights = {}, self._weights(f"blocks.{layer}.")
+            found, weights = [], self._weights(f"blocks.{layer}.")
             for i, resid in enumerate(streams.pop()):
                 out, taps = kept.pop((layer, i), None) or self._layer(layer, weights, i, resid)
                 at = taps.backward(out, d[i])
                 d[i] = at["resid"]
-                self._add_layer(found, layer, i, taps, at)
+                of_batch = self._of_layer(layer, taps, at)
+                unseen = layer == last or self.model.cfg.is_causal or self.queries[i].attention_mask is not None
+                found.append(without_zeros(of_batch) if unseen else of_batch)
                 self.position.add(i, taps, at)
             yield found
-        found = tied
-        for i in range(len(self.queries)):
+        found = []
+        for i, readout in enumerate(tied):
             out, taps = self._embed(i)
             at = taps.backward(out, d[i])
-            tokens = self.queries[i].tokens.to(out.device)
-            found.setdefault(("embed.W_E", 0), []).append(
-                Terms.of_tokens(self.firsts[i], at["embed"], tokens, at["embed"])
-            )
+            embed = Terms((self.queries[i].tokens.to(out.device), at["embed"]))
+            of_batch = {("embed.W_E", 0): [*readout, embed]}
             if self.position.learns:
                 vectors = self.position.vectors(i, at.get("pos_embed"))
-                found.setdefault(("pos_embed.", 0), []).append(Terms.of_vectors(self.firsts[i], vectors))
+                of_batch["pos_embed.", 0] = [Terms.of_vectors(vectors)]
+            found.append(of_batch)
         yield found
 
     def _forward(self) -> tuple[list[list[Tensor]], dict[tuple[int, int], Run]]:
@@ -252,50 +251,48 @@ class _Backward:
 
     # ---- what gradients are made of
 
-    def _add_map(self, found: Found, i: int, weight: str, bias: str, x: Tensor, d: Tensor) -> None:
-        for head, terms in enumerate(Terms.of_map(self.firsts[i], x, d)):
-            found.setdefault((weight, head), []).append(terms)
+    def _of_map(self, weight: str, bias: str, x: Tensor, d: Tensor) -> dict[Weight, list[Terms]]:
+        found = {(weight, head): [terms] for head, terms in enumerate(Terms.of_map(x, d))}
         if bias in self.parameters:
-            found.setdefault((bias, 0), []).append(Terms.of_vectors(self.firsts[i], d.sum(1)))
+            found[bias, 0] = [Terms.of_vectors(d.sum(1))]
+        return found
 
-    def _add_norm(self, found: Found, i: int, path: str, taps: Taps, at: Mapping[str, Tensor]) -> None:
+    def _of_norm(self, path: str, taps: Taps, at: Mapping[str, Tensor]) -> dict[Weight, list[Terms]]:
         name = path.rsplit(".", 1)[-1]
         calls = [call for call in at if call.startswith(f"{name} ")]
+        found = {}
         for leaf, factors in (("w", taps.read), ("b", dict.fromkeys(calls, 1.0))):
             if f"{path}.{leaf}" in self.parameters and calls:
-                by_call = [(factors[call] * at[call]).detach().flatten(1, -2).sum(1) for call in calls]
-                vectors = torch.stack(by_call).sum(0)
-                found.setdefault((f"{path}.{leaf}", 0), []).append(Terms.of_vectors(self.firsts[i], vectors))
+                by_call = [(factors[call] * at[call]).flatten(1, -2).sum(1) for call in calls]
+                found[f"{path}.{leaf}", 0] = [Terms.of_vectors(torch.stack(by_call).sum(0))]
+        return found
 
-    def _add_layer(self, found: Found, layer: int, i: int, taps: Taps, at: Mapping[str, Tensor]) -> None:
+    def _of_layer(self, layer: int, taps: Taps, at: Mapping[str, Tensor]) -> dict[Weight, list[Terms]]:
         path, gated = f"blocks.{layer}", "pre_linear" in at
         maps = [("attn", "Q", "q_in", "q"), ("attn", "K", "k_in", "k"), ("attn", "V", "v_in", "v")]
         maps += [("attn", "O", "z", "attn_out")] if "result" not in at else []
         maps += [("mlp", "gate", "mlp_in", "pre"), ("mlp", "in", "mlp_in", "pre_linear")] if gated else []
         maps += [("mlp", "in", "mlp_in", "pre")] if "pre" in at and not gated else []
         maps += [("mlp", "out", "post", "mlp_out")] if "pre" in at else []
+        found: dict[Weight, list[Terms]] = {}
         for module, leaf, x, d in maps:
-            names = (f"{path}.{module}.W_{leaf}", f"{path}.{module}.b_{leaf}")
-            self._add_map(found, i, *names, taps.read[x], at[d])
+            found |= self._of_map(f"{path}.{module}.W_{leaf}", f"{path}.{module}.b_{leaf}", taps.read[x], at[d])
         if "result" in at:  # heads by themselves, each with what a hook makes of it, and one bias after all
-            self._add_map(found, i, f"{path}.attn.W_O", "", taps.read["z"], at["result"])
+            found |= self._of_map(f"{path}.attn.W_O", "", taps.read["z"], at["result"])
             if f"{path}.attn.b_O" in self.parameters:
-                terms = Terms.of_vectors(self.firsts[i], at["attn_out"].sum(1))
-                found.setdefault((f"{path}.attn.b_O", 0), []).append(terms)
+                found[f"{path}.attn.b_O", 0] = [Terms.of_vectors(at["attn_out"].sum(1))]
         for norm in ("ln1", "ln2"):
-            self._add_norm(found, i, f"{path}.{norm}", taps, at)
+            found |= self._of_norm(f"{path}.{norm}", taps, at)
+        return found
 
-    def _add_readout(self, found: Found, i: int, taps: Taps, at: Mapping[str, Tensor]) -> None:
-        rows, error = taps.read["rows"].detach(), at["logits"]
+    def _of_readout(self, taps: Taps, at: Mapping[str, Tensor]) -> dict[Weight, list[Terms]]:
+        rows, error = taps.read["rows"], at["logits"]
         error = error.to(rows.device)
         if self.model.cfg.tie_word_embeddings:  # W_E has tokens first
-            found[("embed.W_E", 0)] = [
-                *found.get(("embed.W_E", 0), []),
-                Terms.of_tokens(self.firsts[i], error, error, rows),
-            ]
+            found = {("embed.W_E", 0): [Terms((error, rows))]}
         else:
-            self._add_map(found, i, "unembed.W_U", "unembed.b_U", rows, error)
-        self._add_norm(found, i, "ln_final", taps, at)
+            found = self._of_map("unembed.W_U", "unembed.b_U", rows, error)
+        return found | self._of_norm("ln_final", taps, at)
 
 
 class _Question(nn.Module):

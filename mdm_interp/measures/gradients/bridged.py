@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mdm_interp.data.queries import QueryBatch
-from mdm_interp.measures.gradients.backward import Found, RowLoss
-from mdm_interp.measures.gradients.terms import Terms
+from mdm_interp.measures.gradients.backward import RowLoss
+from mdm_interp.measures.gradients.terms import Found, Terms, Weight
 from mdm_interp.models.bridge import BridgedTransformer
 from mdm_interp.models.layers import precise
 
@@ -35,9 +35,9 @@ class _Call:
     out: Tensor
 
 
-def bridge_backward(model: BridgedTransformer, queries: Sequence[QueryBatch], loss: RowLoss) -> Iterator[Found]:
-    """Give every query's gradients in a bridge, all at once. They are computed in float32 at least, which takes the
-    memory of the weights once more in a model of half precision."""
+def bridge_backward(model: BridgedTransformer, queries: Sequence[QueryBatch], loss: RowLoss) -> Iterator[list[Found]]:
+    """Give every query's gradients in a bridge, all at once, batch by batch. They are computed in float32 at least,
+    which takes the memory of the weights once more in a model of half precision."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     owners = {
         module: {leaf: names[id(p)] for leaf, p in module.named_parameters(recurse=False) if id(p) in names}
@@ -45,9 +45,9 @@ def bridge_backward(model: BridgedTransformer, queries: Sequence[QueryBatch], lo
     }
     owners = {module: owned for module, owned in owners.items() if owned}
     weights = {name: precise(parameter.detach()) for name, parameter in model.named_parameters()}
-    found: Found = {}
-    first = 0
+    found: list[Found] = []
     for batch in queries:
+        of_batch: dict[Weight, list[Terms]] = {}
         unseen = {name: weight.requires_grad_() for name, weight in weights.items()}
         calls, losses = _run(model, list(owners), weights, batch, loss)
         for call in calls:
@@ -56,12 +56,12 @@ def bridge_backward(model: BridgedTransformer, queries: Sequence[QueryBatch], lo
         outs = [call.out for call in calls]
         at = torch.autograd.grad(losses.sum(), outs, retain_graph=bool(unseen), **ZEROS)
         for call, d in zip(calls, at, strict=True):
-            _add(found, call, owners[call.module], weights, first, d)
+            _add(of_batch, call, owners[call.module], weights, d)
         if unseen:  # their modules were never called: somebody else reads the parameters
             by_query = [torch.autograd.grad(one, list(unseen.values()), retain_graph=True, **ZEROS) for one in losses]
             for name, grads in zip(unseen, zip(*by_query, strict=True), strict=True):
-                found.setdefault((name, 0), []).append(Terms.of_vectors(first, torch.stack(grads)))
-        first += len(batch.tokens)
+                of_batch.setdefault((name, 0), []).append(Terms.of_vectors(torch.stack(grads)))
+        found.append(of_batch)
     yield found
 
 
@@ -89,24 +89,26 @@ def _run(
     return calls, loss(batch.at_readout(logits), batch)
 
 
-def _add(found: Found, call: _Call, owned: dict[str, str], weights: dict[str, Tensor], first: int, d: Tensor) -> None:
+def _add(
+    found: dict[Weight, list[Terms]], call: _Call, owned: dict[str, str], weights: dict[str, Tensor], d: Tensor
+) -> None:
     """Add the gradients that one call gives to the parameters its module owns."""
     forward, x = type(call.module).forward, call.args[0]
     if forward is nn.Embedding.forward:
         never = getattr(call.module, "padding_idx", None)
         d = d if never is None else d.masked_fill((x == never)[..., None], 0.0)
-        terms = {"weight": Terms.of_tokens(first, d, x, d)}
+        terms = {"weight": Terms((x, d))}
     elif forward is nn.Linear.forward:
-        terms = {"weight": Terms.of_tokens(first, d, d, x), "bias": Terms.of_vectors(first, d.flatten(1, -2).sum(1))}
+        terms = {"weight": Terms((d, x)), "bias": Terms.of_vectors(d.flatten(1, -2).sum(1))}
     elif type(call.module).__name__ == "Conv1D":
-        terms = {"weight": Terms.of_tokens(first, d, x, d), "bias": Terms.of_vectors(first, d.flatten(1, -2).sum(1))}
+        terms = {"weight": Terms((x, d)), "bias": Terms.of_vectors(d.flatten(1, -2).sum(1))}
     else:
-        terms = _query_by_query(call, {leaf: weights[name] for leaf, name in owned.items()}, first, d)
+        terms = _query_by_query(call, {leaf: weights[name] for leaf, name in owned.items()}, d)
     for leaf, name in owned.items():
         found.setdefault((name, 0), []).append(terms[leaf])
 
 
-def _query_by_query(call: _Call, parameters: dict[str, Tensor], first: int, d: Tensor) -> dict[str, Terms]:
+def _query_by_query(call: _Call, parameters: dict[str, Tensor], d: Tensor) -> dict[str, Terms]:
     """Return the gradients of a module's parameters, one query after the other, within this module alone."""
     leaves = {leaf: parameter.detach().requires_grad_() for leaf, parameter in parameters.items()}
 
@@ -119,4 +121,4 @@ def _query_by_query(call: _Call, parameters: dict[str, Tensor], first: int, d: T
         return torch.autograd.grad(out, list(leaves.values()), d[row : row + 1], **ZEROS)
 
     by_query = zip(*(of_query(row) for row in range(len(d))), strict=True)
-    return {leaf: Terms.of_vectors(first, torch.stack(rows)) for leaf, rows in zip(leaves, by_query, strict=True)}
+    return {leaf: Terms.of_vectors(torch.stack(rows)) for leaf, rows in zip(leaves, by_query, strict=True)}

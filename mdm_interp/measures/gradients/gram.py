@@ -5,33 +5,43 @@ No gradient of a weight is ever formed. Formulas: docs/theory.md, section 5.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mdm_interp.data.queries import Query, batches
+from mdm_interp.data.queries import MAX_LOGITS, Query, batches
 from mdm_interp.errors import UserError
 from mdm_interp.inference.prediction import answer_loss
 from mdm_interp.measures.gradients.backward import RowLoss, layer_by_layer
 from mdm_interp.measures.gradients.bridged import bridge_backward
 from mdm_interp.measures.gradients.components import COMPONENTS, Part, part_of
-from mdm_interp.measures.gradients.terms import add_products
+from mdm_interp.measures.gradients.terms import Weight, cross_products, own_products
 from mdm_interp.models.bridge import BridgedTransformer, hooked
+
+Components = Collection[str] | None
+"""Which of :data:`~mdm_interp.measures.gradients.components.COMPONENTS`; None is all."""
+Layers = Collection[int | None] | None
+"""Which layers; None among them is what lies outside of all, None alone is everything."""
+
+TOKENS = 2048
+"""How many a batch has at most, in queries of one length: their products with those of another are 16 MB in float32."""
 
 
 @dataclass(frozen=True)
 class Gram:
     """Inner products of gradients, in nats^2 per squared unit of the parameters; sums over parts are those of the
-    parts together."""
+    parts together. All in float64, on the CPU."""
 
     parts: tuple[Part, ...]
     """All that the model has: what lies outside of layers, then layer by layer."""
     inner: Float[Tensor, "part left right"]
-    """In float64, on the CPU."""
+    left_squares: Float[Tensor, "part left"]
+    """The inner product of each left query's gradient with itself."""
+    right_squares: Float[Tensor, "part right"]
 
     @property
     def components(self) -> tuple[str, ...]:
@@ -39,19 +49,29 @@ class Gram:
         held = {component for _, component in self.parts}
         return tuple(component for component in COMPONENTS if component in held)
 
-    def within(
-        self, components: Collection[str] | None = None, layers: Collection[int | None] | None = None
-    ) -> Float[Tensor, "left right"]:
-        """Sum over components and layers.
-
-        Args:
-            components: Which of :data:`~mdm_interp.measures.gradients.components.COMPONENTS`. Default: all.
-            layers: Which layers; None among them is what lies outside of all layers. Default: all, and what lies
-                outside.
+    def within(self, components: Components = None, layers: Layers = None) -> Float[Tensor, "left right"]:
+        """Sum the inner products over components and layers.
 
         Raises:
             UserError: the model has no such part.
         """
+        return self.inner[self._chosen(components, layers)].sum(0)
+
+    def cosine(self, components: Components = None, layers: Layers = None) -> Float[Tensor, "left right"]:
+        """Compute the cosine of every left with every right gradient within components and layers; NaN where one of the
+        two is 0 there.
+
+        Raises:
+            UserError: the model has no such part.
+        """
+        chosen = self._chosen(components, layers)
+        left, right = (
+            squares[chosen].sum(0).clamp(min=0).sqrt() for squares in (self.left_squares, self.right_squares)
+        )
+        norms = left[:, None] * right
+        return torch.where(norms > 0, self.inner[chosen].sum(0) / norms, torch.nan)
+
+    def _chosen(self, components: Components, layers: Layers) -> list[int]:
         chosen = [
             i
             for i, (layer, component) in enumerate(self.parts)
@@ -62,7 +82,7 @@ class Gram:
             raise UserError(
                 f"components, layers: the model has no {'part' if components is None else list(components)} in {asked}"
             )
-        return self.inner[chosen].sum(0)
+        return chosen
 
 
 def gram(
@@ -93,23 +113,53 @@ def gram(
     if not left or not (right is None or right):
         raise UserError("queries: gradients need at least one query on either side, got none")
     model = hooked(model)
-    total = {
-        part: torch.zeros(len(left), len(left if right is None else right), dtype=torch.float64)
-        for part in sorted({part_of(name) for name, _ in model.named_parameters()}, key=_place)
-    }
+    longest = max(len(query.tokens) for query in asked)
+    size = max(1, min(TOKENS, MAX_LOGITS // model.cfg.d_vocab) // longest)
+    rows = list(_pieces(0, len(left), size))
+    columns = rows if right is None else list(_pieces(len(left), len(asked), size))
+
+    parts = sorted({part_of(name) for name, _ in model.named_parameters()}, key=_place)
+    inner = torch.zeros(len(parts), len(left), len(left if right is None else right), dtype=torch.float64)
+    squares = torch.zeros(len(parts), len(asked), dtype=torch.float64)
+
+    def add(total: Tensor, weights: Sequence[Weight], products: Tensor) -> None:
+        total.index_add_(0, torch.tensor([parts.index(part_of(name)) for name, _ in weights]), products)
+
     with torch.enable_grad():
         backward: Any = bridge_backward if isinstance(model, BridgedTransformer) else layer_by_layer
-        for done, found in enumerate(backward(model, list(batches(asked, model.cfg)), loss), start=1):
-            for (name, _), terms in found.items():
-                if right is None:
-                    add_products(total[part_of(name)], terms)
-                else:
-                    sides = (0, len(left)), (len(left), len(asked))
-                    add_products(total[part_of(name)], *([one.between(*side) for one in terms] for side in sides))
+        for done, found in enumerate(backward(model, list(batches(asked, model.cfg, size)), loss), start=1):
+            if any(found):
+                for of_batch, total in zip(found, squares.split(size, dim=1), strict=True):
+                    add(total, *own_products(of_batch))
+                for i, row in enumerate(rows):
+                    for column in rows[i:] if right is None else columns:
+                        left_found, right_found = found[row.batch], found[column.batch]
+                        weights, products = cross_products(left_found, right_found, row.within, column.within)
+                        add(inner[:, row.place, column.place], weights, products)
+                        if right is None and column is not row:
+                            add(inner[:, column.place, row.place], weights, products.mT)
             found.clear()
             if report is not None:
                 report(done)
-    return Gram(tuple(total), torch.stack(list(total.values())))
+    sides = squares.split([len(left), len(asked) - len(left)], dim=1)
+    return Gram(tuple(parts), inner, sides[0], sides[0] if right is None else sides[1])
+
+
+class _Piece(NamedTuple):
+    """Those of a batch's queries that are on one side."""
+
+    batch: int
+    within: slice
+    """Which of the batch's queries."""
+    place: slice
+    """Which of the side's."""
+
+
+def _pieces(start: int, stop: int, size: int) -> Iterator[_Piece]:
+    """Cut a side, the queries from `start` to `stop`, where batches of `size` end."""
+    for batch in range(start // size, -(-stop // size)):
+        first, last = max(start, batch * size), min(stop, (batch + 1) * size)
+        yield _Piece(batch, slice(first - batch * size, last - batch * size), slice(first - start, last - start))
 
 
 def _place(part: Part) -> tuple[int, int]:

@@ -3,117 +3,115 @@
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from mdm_interp.models.layers import precise
 
-ROWS = 2048
-"""Terms of one side that are multiplied with as many of the other at a time: 16 MB in float32."""
-FEW, PIECES = 256, 4
-"""A list of more than so many terms is cut into so many pieces at least: products that mirror each other are computed
-once, except within a piece."""
+Weight = tuple[str, int]
+"""A parameter's name, and which of its heads."""
 
 
 @dataclass(frozen=True)
 class Terms:
-    """What batches of queries add to the gradients of one weight: each term is the outer product of its factors, and a
-    query's gradient is the sum of its terms."""
+    """What one batch of queries adds to the gradients of one weight: each term is the outer product of its factors, and
+    a query's gradient is the sum of its terms."""
 
-    query: Int[Tensor, "term"]
-    """Whose term this is, in increasing order."""
-    factors: tuple[Shaped[Tensor, "term ..."], ...]
+    factors: tuple[Shaped[Tensor, "query term ..."], ...]
     """Vectors, one of each factor for a term; a factor of integers stands for one-hot vectors."""
 
     @classmethod
+    def of_vectors(cls, vectors: Float[Tensor, "query *size"]) -> Terms:
+        """Return one term for each query: its gradient itself."""
+        return cls((vectors.flatten(1)[:, None],))
+
+    @classmethod
     def of_map(
-        cls, first: int, x: Float[Tensor, "query pos *head input"], d: Float[Tensor, "query pos *other_head output"]
+        cls, x: Float[Tensor, "query pos *head input"], d: Float[Tensor, "query pos *other_head output"]
     ) -> list[Terms]:
         """List the gradients of a linear map from its inputs and its outputs' gradients: one, or one per head where
-        both sides have heads. Terms that are 0 are left out: padding, and what the loss does not see.
-
-        Args:
-            first: The number of the batch's first query.
-        """
+        both sides have heads."""
         if x.ndim == d.ndim == 4:
-            heads = zip(x.unbind(2), d.unbind(2), strict=True)
-        else:
-            heads = iter([(x.flatten(2), d.flatten(2))])
-        return [cls.of_tokens(first, d_of_head, of_head, d_of_head) for of_head, d_of_head in heads]
-
-    @classmethod
-    def of_tokens(
-        cls, first: int, d: Float[Tensor, "query pos size"], *factors: Shaped[Tensor, "query pos ..."]
-    ) -> Terms:
-        """Return one term for each token at which the gradient `d` is not 0."""
-        seen = (d.amax(-1) != 0) | (d.amin(-1) != 0)
-        query = first + torch.arange(len(seen), device=seen.device)[:, None].expand_as(seen)
-        if bool(seen.all()):
-            return cls(query.flatten(), tuple(factor.detach().flatten(0, 1) for factor in factors))
-        return cls(query[seen], tuple(factor.detach()[seen] for factor in factors))
-
-    @classmethod
-    def of_vectors(cls, first: int, vectors: Float[Tensor, "query *size"]) -> Terms:
-        """Return one term for each query: its gradient itself."""
-        return cls(first + torch.arange(len(vectors), device=vectors.device), (vectors.detach().flatten(1),))
-
-    @cached_property
-    def asked(self) -> tuple[int, int]:
-        """The range of queries that have terms."""
-        first, last = self.query[[0, -1]].tolist()
-        return first, last + 1
-
-    def between(self, start: int, stop: int) -> Terms:
-        """Return the terms of some of the queries, which are numbered from `start` on."""
-        kept = (self.query >= start) & (self.query < stop)
-        return Terms(self.query[kept] - start, tuple(factor[kept] for factor in self.factors))
-
-    def pieces(self) -> Iterator[Terms]:
-        """Cut the list into pieces of at most :data:`ROWS` terms."""
-        size = min(ROWS, max(FEW, math.ceil(len(self.query) / PIECES)))
-        cut = [tensor.split(size) for tensor in (self.query, *self.factors)]
-        for query, *factors in zip(*cut, strict=True):
-            if len(query):
-                yield Terms(query, tuple(factors))
+            return [cls(pair) for pair in zip(x.unbind(2), d.unbind(2), strict=True)]
+        return [cls((x if x.ndim == 3 else x.flatten(2), d.flatten(2)))]
 
 
-def add_products(
-    total: Float[Tensor, "left right"], left: Sequence[Terms], right: Sequence[Terms] | None = None
-) -> None:
-    """Add the inner products of all queries' gradients of one weight, each of which is the sum of its lists of terms.
+Found = Mapping[Weight, Sequence[Terms]]
+"""What one batch of queries adds to the gradients of some weights."""
+
+
+def without_zeros(found: Found) -> dict[Weight, list[Terms]]:
+    """Leave out terms whose last factor is 0, as far as all queries have some: padding, and what no loss sees."""
+    listed = [(weight, terms, (terms.factors[-1] != 0).any(-1)) for weight in found for terms in found[weight]]
+    counts = torch.stack([seen.sum(1).amax() for *_, seen in listed]).tolist()
+    kept: dict[Weight, list[Terms]] = {}
+    for (weight, terms, seen), count in zip(listed, counts, strict=True):
+        if count < seen.shape[1]:
+            rows = torch.arange(len(seen), device=seen.device)[:, None]
+            chosen = seen.byte().argsort(dim=1, descending=True, stable=True)[:, :count]
+            terms = Terms(tuple(factor[rows, chosen] for factor in terms.factors))
+        kept.setdefault(weight, []).append(terms)
+    return kept
+
+
+Dots = Callable[[Tensor, Tensor], Tensor]
+
+
+def cross_products(
+    left: Found, right: Found, rows: slice, columns: slice
+) -> tuple[list[Weight], Float[Tensor, "product left right"]]:
+    """Compute inner products of two batches' gradients, of every left query with every right one: each belongs to one
+    weight, and a weight's are to be added up.
 
     Args:
-        total: In float64, on the CPU.
-        right: Default: the same as `left`.
+        rows, columns: Which queries of either batch.
     """
-    rows = [piece for terms in left for piece in terms.pieces()]
-    columns = None if right is None else [piece for terms in right for piece in terms.pieces()]
-    for i, row in enumerate(rows):
-        for column in rows[i:] if columns is None else columns:
-            (top, bottom), (near, far), products = _products(row, column)
-            total[top:bottom, near:far] += products
-            if columns is None and column is not row:
-                total[near:far, top:bottom] += products.T
+
+    def dots(x: Tensor, y: Tensor) -> Float[Tensor, "left left_term right right_term"]:
+        chosen = x[rows], y[columns]
+        by_term = _dots(*(factor.flatten(0, 1) for factor in chosen))
+        return by_term.view(*chosen[0].shape[:2], *chosen[1].shape[:2])
+
+    return _products(left, right, dots, (1, 3))
 
 
-def _products(left: Terms, right: Terms) -> tuple[tuple[int, int], tuple[int, int], Float[Tensor, "left right"]]:
-    """Return the range of queries on either side, and their inner products."""
-    by_term = functools.reduce(torch.mul, map(_dots, left.factors, right.factors))
-    for terms in (left, right):
-        start, stop = terms.asked
-        summed = by_term.new_zeros(stop - start, by_term.shape[1])
-        by_term = summed.index_add_(0, terms.query - start, by_term).T
-    return left.asked, right.asked, by_term.cpu().double()
+def own_products(found: Found) -> tuple[list[Weight], Float[Tensor, "product query"]]:
+    """Compute inner products of each query's gradients with themselves, as :func:`cross_products` does."""
+    return _products(found, found, _dots, (1, 2))
 
 
-def _dots(left: Shaped[Tensor, "left ..."], right: Shaped[Tensor, "right ..."]) -> Float[Tensor, "left right"]:
-    """Multiply every vector of one side with every one of the other."""
-    if not left.is_floating_point():
-        return right.T[left] if right.is_floating_point() else (left[:, None] == right).float()
-    return left[:, right] if not right.is_floating_point() else precise(left) @ precise(right).T
+@torch.no_grad()
+def _products(left: Found, right: Found, dots: Dots, terms: tuple[int, int]) -> tuple[list[Weight], Tensor]:
+    """Multiply the dot products of all factors and sum over terms; those of what several weights read are computed
+    once. What is summed is in float64, on the CPU."""
+    seen: dict[tuple[int, int], Tensor] = {}
+    weights, products = [], []
+
+    def once(x: Tensor, y: Tensor) -> Tensor:
+        if (id(x), id(y)) not in seen:
+            seen[id(x), id(y)] = dots(x, y)
+        return seen[id(x), id(y)]
+
+    for weight in left:
+        for one in left[weight]:
+            for other in right[weight]:
+                weights.append(weight)
+                by_term = functools.reduce(torch.mul, map(once, one.factors, other.factors))
+                products.append(by_term.sum(terms))
+    return weights, torch.stack(products).cpu().double()
+
+
+def _dots(left: Shaped[Tensor, "..."], right: Shaped[Tensor, "..."]) -> Float[Tensor, "*query left_term right_term"]:
+    """Multiply every vector of one side with every one of the other; both have one more dimension where they are not
+    one-hot."""
+    if left.is_floating_point() and right.is_floating_point():
+        return precise(left) @ precise(right).mT
+    if left.is_floating_point():
+        return _dots(right, left).mT
+    if right.is_floating_point():
+        return precise(torch.take_along_dim(right.mT, left[..., None], dim=-2))
+    return (left[..., :, None] == right[..., None, :]).float()
