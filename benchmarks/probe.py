@@ -28,7 +28,6 @@ from mdm_interp.config import DemoConfig, ModelConfig
 from mdm_interp.data.people import make_people
 from mdm_interp.data.prompts import PARENT_CHILD, FactTable
 from mdm_interp.data.queries import Query, batches
-from mdm_interp.experiments.analysis import CheckpointAnalysis, discover
 from mdm_interp.experiments.subjects import KINDS, Probe
 from mdm_interp.inference.prediction import query_loss
 from mdm_interp.models.transformer import HookedTransformer
@@ -147,10 +146,9 @@ def main() -> None:
         bare[name] = Cost(statistics.median(c.seconds for c in costs), statistics.median(c.memory for c in costs))
         print(describe(f"bare {name}", bare[name], given.facts, {}), flush=True)
     costs = []
-    for analysis in discover():
-        if isinstance(analysis, CheckpointAnalysis) and not analysis.needs_twin:
-            costs.append(cost(partial(analysis.measure, probe), given.device))
-            print(describe(analysis.name, costs[-1], given.facts, bare), flush=True)
+    for module in ANALYSES:  # not what is installed: where there is a checkout only, nothing is
+        costs.append(cost(partial(module.measure, probe), given.device))
+        print(describe(module.ANALYSIS.name, costs[-1], given.facts, bare), flush=True)
     whole = Cost(sum(c.seconds for c in costs), max(c.memory for c in costs))
     print(describe("all analyses", whole, given.facts, bare))
 

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.func import functional_call, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mdm_interp.config import TrainConfig
 from mdm_interp.data.worlds import FactWorld
@@ -92,7 +93,8 @@ class Ensemble:
         ]
         device = self._members[0].model.cfg.device
         drawn = Drawn(*(torch.stack(column).to(device) for column in zip(*each, strict=True)))
-        losses = vmap(self._loss)(self._weights(), drawn)
+        with sdpa_kernel(SDPBackend.MATH):  # the fused kernels are batched one by one, or not at all
+            losses = vmap(self._loss)(self._weights(), drawn)
         self._optimizer.zero_grad()
         losses.sum().backward()
         for stack in self._stacks:

@@ -146,3 +146,17 @@ def test_train_all_batches_what_has_one_shape(tmp_path: Path) -> None:
     runs = train_all(configs, root=tmp_path, workers=2)
     assert [made_with(run.folder)[0].get("ensemble") for run in runs] == [3, 3, 3, None]
     assert all(run.finished for run in runs)
+
+
+def test_long_sequences_are_batched_too() -> None:
+    """From 64 positions on a model alone takes the fused kernel."""
+    facts = FactConfig(n_entities=6, n_filler=4, seq_len=70)
+    configs = [
+        tiny(seed, d_vocab=facts.d_vocab, n_ctx=70, dtype="float64").model_copy(update={"facts": facts})
+        for seed in range(2)
+    ]
+    together, alone = trainees(configs), trainees(configs)
+    ensemble = Ensemble(together)
+    for step in range(1, 4):
+        for loss, one in zip(ensemble.advance(step).tolist(), alone, strict=True):
+            assert loss == pytest.approx(one.advance(step).item(), abs=1e-9)
