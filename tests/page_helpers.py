@@ -6,16 +6,24 @@ import contextlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from playwright.sync_api import Browser, Page, expect
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 PATIENCE = 10_000
 """Milliseconds until a page that does not do what is waited for has failed."""
-expect.set_options(timeout=PATIENCE)
 
 HOSTILE = ["<script>alert(1)</script>", "</div>", "\"'&amp;", "שלום", "🦊", "<b>", " x", "\n", "`${1}`", "%{x}"]
 """Texts of tokens that would break a page that took them for HTML, for a script or for a template."""
+
+
+def expect(shown: Any) -> Any:
+    """Do as playwright's `expect`, with patience. Nothing needs playwright to be imported, only to open a page."""
+    from playwright.sync_api import expect
+
+    expect.set_options(timeout=PATIENCE)
+    return expect(shown)
 
 
 @contextlib.contextmanager

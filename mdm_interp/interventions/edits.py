@@ -114,7 +114,7 @@ def even_routes(
         q, k = (per_query_head(x, model.cfg.n_heads, dim=2).transpose(1, 2) for x in rotated)
         turned = attention_scores(q, k, position.bias(mirrored, mirrored))
         masked = scores <= torch.finfo(scores.dtype).min / 2
-        edited = rows[:, None, :, None] & chosen[hook.layer()][:, None, None]
+        edited = (rows[:, None, :, None] & chosen[hook.layer()][:, None, None]).to(scores.device)
         return torch.where(edited & ~masked, (scores + turned) / 2, scores)
 
     hooks: list[tuple[str, Callable]] = [
@@ -139,7 +139,7 @@ def ablated_storage(
     places = reverse.source if at is None else at.to(reverse.source.device)
 
     def silence(v: Tensor, hook: HookPoint) -> Tensor:
-        return v.masked_fill(places[:, :, None, None], 0)
+        return v.masked_fill(places[:, :, None, None].to(v.device), 0)
 
     with model.hooks(fwd_hooks=[(name, silence) for name in hook_names(model, "attn.hook_v", layers)]):
         yield
@@ -160,7 +160,7 @@ def ablated_routes(
     edges = _readout_rows(reverse)[:, None, :, None] & places[:, None, None, :]
 
     def cut(scores: Tensor, hook: HookPoint) -> Tensor:
-        return scores.masked_fill(edges, torch.finfo(scores.dtype).min)
+        return scores.masked_fill(edges.to(scores.device), torch.finfo(scores.dtype).min)
 
     with model.hooks(fwd_hooks=[(name, cut) for name in hook_names(model, "attn.hook_attn_scores", layers)]):
         yield
@@ -195,7 +195,7 @@ def _mirrored_rows(
 
     def keep(name: str, pattern: Tensor, hook: HookPoint) -> None:
         read = forward.at_readout(pattern.transpose(1, 2))  # [pair span head key_pos]
-        rows[name] = read.gather(-1, columns[:, None, None].expand_as(read)).clone()
+        rows[name] = read.gather(-1, columns[:, None, None].expand_as(read).to(read.device)).clone()
 
     keeping = [(name, partial(keep, name)) for name in hook_names(model, "attn.hook_pattern", layers)]
     with torch.no_grad():
@@ -209,9 +209,14 @@ def _attending(
 ) -> Iterator[None]:
     """Give each reverse query's readout these rows of attention, by the name of the pattern's hook."""
     _, reverse = collate_pairs(model, query_pairs)
+    pair, span = reverse.answered.nonzero(as_tuple=True)
+    at = pair, span, reverse.readout[pair, span]
 
     def replace(name: str, pattern: Tensor, hook: HookPoint) -> Tensor:
-        return _at_rows(pattern, reverse, rows[name])
+        pair, span, readout = (index.to(pattern.device) for index in at)
+        edited = pattern.clone()
+        edited[pair, :, readout] = rows[name][pair, span].to(pattern.dtype)
+        return edited
 
     with model.hooks(fwd_hooks=[(name, partial(replace, name)) for name in rows]):
         yield
@@ -233,18 +238,6 @@ def _chosen(cfg: ModelConfig, heads: Sequence[Head] | None) -> Bool[Tensor, "lay
 def _readout_rows(batch: QueryBatch) -> Bool[Tensor, "pair query_pos"]:
     rows = torch.zeros_like(batch.tokens, dtype=torch.long)
     return rows.scatter_add(1, batch.readout, batch.answered.long()) > 0
-
-
-def _at_rows(
-    pattern: Float[Tensor, "pair head query_pos key_pos"],
-    batch: QueryBatch,
-    rows: Float[Tensor, "pair span head key_pos"],
-) -> Float[Tensor, "pair head query_pos key_pos"]:
-    """Return the pattern with its readout rows replaced."""
-    edited = pattern.clone()
-    pair, span = batch.answered.nonzero(as_tuple=True)
-    edited[pair, :, batch.readout[pair, span]] = rows[pair, span].to(pattern.dtype)
-    return edited
 
 
 CHUNK = 256

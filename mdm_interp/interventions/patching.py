@@ -43,11 +43,13 @@ def patch_heads(model: HookedModel, query_pairs: Sequence[QueryPair], seed: int 
     """
     model = hooked(model)
     forward, reverse = collate_pairs(model, query_pairs)
-    pair, span = reverse.answered.nonzero(as_tuple=True)
+    pairs, spans = reverse.answered.nonzero(as_tuple=True)
+    at = pairs, spans, reverse.readout[pairs, spans], forward.readout
 
     def edit(z: Tensor, given: Tensor, giver: Tensor, head: int) -> Tensor:
-        edited = z.clone()
-        edited[pair, reverse.readout[pair, span], head] = given[giver[pair], forward.readout[giver[pair], span], head]
+        pair, span, readout, forward_readout = (index.to(z.device) for index in at)
+        edited, giver = z.clone(), giver[pair]
+        edited[pair, readout, head] = given[giver, forward_readout[giver, span], head]
         return edited
 
     def alike(pair: QueryPair) -> Hashable:
@@ -75,7 +77,7 @@ def patch_positions(model: HookedModel, query_pairs: Sequence[QueryPair], seed: 
 
     def edit(resid: Tensor, given: Tensor, giver: Tensor, place: int) -> Tensor:
         edited = resid.clone()
-        edited[:, place] = given[giver, columns[:, place]]
+        edited[:, place] = given[giver, columns[:, place].to(resid.device)]
         return edited
 
     def alike(pair: QueryPair) -> Hashable:

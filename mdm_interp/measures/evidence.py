@@ -40,7 +40,7 @@ def readout_directions(
     The final norm's gain is included and, for LayerNorm, its centering. The directions are in float32 at least.
     """
     model = hooked(model)
-    tokens = torch.arange(model.cfg.d_vocab, device=model.W_U.device) if tokens is None else tokens
+    tokens = torch.arange(model.cfg.d_vocab, device=model.W_U.device) if tokens is None else tokens.to(model.W_U.device)
     directions = model.residual_directions(tokens)
     return directions - directions.mean(-1, keepdim=True) if model.cfg.normalization_type == "LN" else directions
 
@@ -73,12 +73,13 @@ def evidence_matrix(
     outside = positions[(positions < 0) | (positions >= model.cfg.n_ctx)]
     if len(outside):
         raise UserError(f"positions: {int(outside[0])} is outside the context; give 0 to {model.cfg.n_ctx - 1}")
-    block, directions = model.blocks[0], readout_directions(model, targets)
+    block, there = model.blocks[0], model.blocks[0].attn.W_V.device
+    directions = readout_directions(model, targets).to(there)
     per_position = []
     for position in positions:
         resid = model.W_E[sources]
         pos_embed = model.pos_embed.embed(position[None])
-        resid = resid if pos_embed is None else resid + pos_embed
+        resid = (resid if pos_embed is None else resid + pos_embed).to(there)
         x, W_V = (precise(part) for part in (block.ln1(resid), block.attn.W_V))
         v = einsum(x, W_V, "source d_model, kv_head d_model d_head -> source kv_head d_head")
         v = v if block.attn.b_V is None else v + block.attn.b_V
@@ -225,11 +226,12 @@ def decompose_logits(model: HookedModel, batch: QueryBatch, targets: Int[Tensor,
     Source: docs/theory.md, section 1.
     """
     model = hooked(model)
-    cfg, directions = model.cfg, readout_directions(model, targets)
+    cfg, directions = model.cfg, readout_directions(model, targets).to(batch.tokens.device)
 
     def read(view: LayerView) -> Float[Tensor, "query span head key_pos target"]:
         written = _ov(view.v, model.blocks[view.layer].attn.W_O)
-        written = einsum(written, directions, "query key_pos head d_model, target d_model -> query head key_pos target")
+        there = directions.to(written.device)
+        written = einsum(written, there, "query key_pos head d_model, target d_model -> query head key_pos target")
         return view.pattern.to(written)[..., None] * written[:, None]
 
     position = ["hook_pos_embed"] if model.pos_embed.answers("embed") else []
@@ -244,20 +246,21 @@ def decompose_logits(model: HookedModel, batch: QueryBatch, targets: Int[Tensor,
     out_bias = precise(model.accumulated_bias(cfg.n_layers, include_mlp_biases=False)) @ directions.T
     return LogitParts(
         embedding=embedding @ directions.T / sigma,
-        heads=torch.stack(heads, dim=2) / sigma[:, :, None, None, None],
+        heads=torch.stack([of_layer.to(sigma.device) for of_layer in heads], dim=2) / sigma[:, :, None, None, None],
         mlps=written / sigma[:, :, None],
-        bias=_logit_bias(model, targets) + out_bias / sigma,
+        bias=_logit_bias(model, targets).to(sigma.device) + out_bias / sigma,
         scale=sigma.squeeze(-1),
     )
 
 
 @contextmanager
 def _at_readout(model: HookedModel, batch: QueryBatch, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Keep these activations at the readouts of every forward pass on `batch` inside, in float32 at least."""
+    """Keep these activations at the readouts of every forward pass on `batch` inside, in float32 at least and where the
+    batch is."""
     kept: dict[str, Tensor] = {}
 
     def keep(name: str) -> tuple[str, Callable]:
-        return name, lambda x, hook: kept.update({name: precise(batch.at_readout(x))})
+        return name, lambda x, hook: kept.update({name: precise(batch.at_readout(x)).to(batch.tokens.device)})
 
     with model.hooks(fwd_hooks=[keep(name) for name in names]):
         yield kept
@@ -265,6 +268,7 @@ def _at_readout(model: HookedModel, batch: QueryBatch, names: Sequence[str]) -> 
 
 def _logit_bias(model: HookedModel, targets: Int[Tensor, "target"]) -> Float[Tensor, "target"]:
     """Return what the final norm's and the unembedding's biases add to the logits of `targets`."""
+    targets = targets.to(model.W_U.device)
     W_U = precise(model.W_U[:, targets])
     norm_bias, bias = getattr(model.ln_final, "b", None), getattr(model, "b_U", None)
     total = W_U.new_zeros(len(targets)) if norm_bias is None else norm_bias.to(W_U) @ W_U
@@ -316,7 +320,7 @@ def _evidence_gradient(
     error = precise(logits).softmax(-1)
     error = (error - torch.nn.functional.one_hot(batch.answer, error.shape[-1])) * batch.answered[..., None]
     error = error / kept[scales[0]] if scales else error
-    routed = torch.stack(routes, dim=3).to(error)
+    routed = torch.stack([of_layer.to(error) for of_layer in routes], dim=3)
     return einsum(routed, error, "query span column layer head, query span t -> query column layer head t")
 
 

@@ -245,7 +245,7 @@ def _attention_inputs(
     for batch in batches(queries, model.cfg):
         _, cache = model.run_with_cache(batch.tokens, attention_mask=batch.attention_mask, names_filter=names)
         per_layer = [model.blocks[layer].ln1(cache[name]) for layer, name in enumerate(names)]
-        read = torch.stack(per_layer, dim=2).double()
+        read = torch.stack([x.to(batch.tokens.device) for x in per_layer], dim=2).double()
         readout.append(batch.at_readout(read)[:, 0].cpu())
         stands = batch.source.to(read.dtype)
         source.append(einsum(read, stands, "query pos layer d_model, query pos -> query layer d_model").cpu())

@@ -21,7 +21,7 @@ from torch import Tensor
 from mdm_interp.config import ModelConfig
 from mdm_interp.data.queries import Query, QueryBatch, QueryPair, answer_positions, batches
 from mdm_interp.inference.denoising import Trajectory, denoise
-from mdm_interp.measures.capture import LayerView, capture
+from mdm_interp.measures.capture import LayerView, capture, on_cpu
 from mdm_interp.measures.evidence import readout_directions
 from mdm_interp.measures.nulls import draw, of_unrelated_facts
 from mdm_interp.models.bridge import hooked
@@ -117,19 +117,20 @@ class _Watched:
         masked = (tokens.gather(1, answer_positions(batch, self.cfg)) == self.cfg.mask_token_id) & batch.answered
 
         def reduce(view: LayerView) -> Float[Tensor, "2 query"]:
-            routed = (view.pattern * batch.source[:, None, None]).sum(-1).mean(-1)
-            route = (routed * masked).sum(1) / masked.sum(1)  # NaN once nothing is masked
-            W_O = self.model.blocks[view.layer].attn.W_O.to(self.toward)
-            v = einsum(view.v, batch.source.to(view.v), "query pos kv_head d, query pos -> query kv_head d")
-            v = per_query_head(v.to(self.toward), W_O.shape[0], dim=1)
-            written = einsum(self.toward, W_O, "query d_model, head d d_model -> query head d")
-            evidence = (v * written).sum((1, 2)).masked_fill(~masked.any(1), torch.nan)
+            there, toward = masked.to(view.v.device), self.toward.to(view.v.device)
+            routed = (view.pattern * view.batch.source[:, None, None]).sum(-1).mean(-1)
+            route = (routed * there).sum(1) / there.sum(1)  # NaN once nothing is masked
+            W_O = self.model.blocks[view.layer].attn.W_O.to(toward)
+            v = einsum(view.v, view.batch.source.to(view.v), "query pos kv_head d, query pos -> query kv_head d")
+            v = per_query_head(v.to(toward), W_O.shape[0], dim=1)
+            written = einsum(toward, W_O, "query d_model, head d d_model -> query head d")
+            evidence = (v * written).sum((1, 2)).masked_fill(~there.any(1), torch.nan)
             return torch.stack([route.to(evidence), evidence])
 
         logits, layers = capture(self.model, replace(batch, tokens=tokens), reduce, all_logits=True)
         rows = batch.at_readout(logits)
         probs = rows.softmax(-1, dtype=self.toward.dtype).gather(-1, batch.answer[..., None]).squeeze(-1)
-        self.layers.append(torch.stack(layers, dim=-1).cpu())
+        self.layers.append(on_cpu(layers, dim=-1))
         self.truth.append(probs.cpu())
         return logits
 
@@ -147,7 +148,8 @@ def denoise_answers(model: HookedModel, queries: Sequence[Query], stages: int) -
     model, parts = hooked(model), []
     for batch in batches(queries, model.cfg):
         directions = readout_directions(model, batch.answer.flatten()).unflatten(0, batch.answer.shape)
-        watched = _Watched(model, batch, (directions * batch.answered[..., None]).sum(1))
+        toward = (directions.to(batch.answered.device) * batch.answered[..., None]).sum(1)
+        watched = _Watched(model, batch, toward)
         # With no fewer steps than masks, each step fills one.
         steps = batch.tokens.shape[1]
         trajectory = denoise(watched, batch.tokens, steps=steps, attention_mask=batch.attention_mask)

@@ -135,20 +135,26 @@ class T5Bias(PositionScheme):
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__(cfg)
         self.table = nn.Parameter(torch.empty(cfg.relative_attention_num_buckets, cfg.n_heads))
+        # Computed here, for all devices: where two buckets meet, the rounding of their logarithms would decide.
+        self.buckets: Int[Tensor, "distance"] = self._buckets(torch.arange(cfg.relative_attention_max_distance + 1))
+        """Which of one side's rows each distance reads; those further away read what the last does."""
 
     def bucket(self, offset: Int[Tensor, "*offsets"]) -> Int[Tensor, "*offsets"]:
         """Return which row of the table an offset reads: exact while near, logarithmic further away, one row from
         `relative_attention_max_distance` on."""
-        buckets = self.cfg.relative_attention_num_buckets
+        buckets = self._constant("buckets", offset.device)
         if self.cfg.is_causal:
             first, distance = torch.zeros_like(offset), (-offset).clamp(min=0)
         else:
-            buckets //= 2
-            first, distance = (offset > 0).long() * buckets, offset.abs()
+            first, distance = (offset > 0).long() * (self.cfg.relative_attention_num_buckets // 2), offset.abs()
+        return first + buckets[distance.clamp(max=len(buckets) - 1)]
+
+    def _buckets(self, distance: Int[Tensor, "distance"]) -> Int[Tensor, "distance"]:
+        buckets = self.cfg.relative_attention_num_buckets // (1 if self.cfg.is_causal else 2)
         exact = buckets // 2
         span = math.log(self.cfg.relative_attention_max_distance / exact)
         far = exact + (torch.log(distance.clamp(min=1) / exact) / span * (buckets - exact)).long()
-        return first + torch.where(distance < exact, distance, far.clamp(max=buckets - 1))
+        return torch.where(distance < exact, distance, far.clamp(max=buckets - 1))
 
     def bias(
         self, query_pos: Int[Tensor, "query_pos"], key_pos: Int[Tensor, "key_pos"]

@@ -69,7 +69,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 def made(name: str, dtype: torch.dtype) -> HookedTransformer:
     """A model with every bias that it can have, on the CPU."""
-    model = random_model(**SHAPE, **MODELS[name])
+    model = random_model(initializer_range=0.2, **SHAPE, **MODELS[name])
     with torch.no_grad():
         for parameter in model.add_biases().parameters():
             parameter += 0.1 * torch.randn(parameter.shape, generator=seeded(parameter.numel()))
@@ -306,9 +306,9 @@ def answered(model: HookedTransformer, asked: Asked) -> Any:
 
 @call("deep", "causal")
 def routes_of_facts(model: HookedTransformer, asked: Asked) -> Any:
-    sample = fact_routes.same_lengths(asked.named, [0] * len(asked.named))
-    found = fact_routes.compute_fact_routes(model, asked.named, sample)
-    return found, fact_routes.rope_predictions(model, asked.named, sample)
+    sample = fact_routes.same_lengths(asked.pairs, [0] * len(asked.pairs))
+    found = fact_routes.compute_fact_routes(model, asked.pairs, sample)
+    return found, fact_routes.rope_predictions(model, asked.pairs, sample)
 
 
 @call(*BIDIRECTIONAL)
@@ -499,36 +499,45 @@ def tensors_in(result: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
             yield from tensors_in(part, f"{path}[{place}]")
 
 
-def difference(one: Tensor, other: Tensor) -> str | None:
-    """Say how two tensors differ by more than rounding: by 1e-5 in float32 and 1e-10 in float64, times the largest
-    entry where that is above 1, and by one step in what a page packs."""
+def difference(one: Tensor, other: Tensor, dtype: torch.dtype) -> str | None:
+    """Say how two tensors differ by more than rounding: by 1e-5 if they or the model are in float32, else by 1e-10,
+    times the largest entry where that is above 1; by one step in what a page packs."""
     if (one.shape, one.dtype) != (other.shape, other.dtype):
         return f"{one.dtype}{list(one.shape)} and {other.dtype}{list(other.shape)}"
     if one.dtype == torch.uint16:
         allowed, one, other = 1.0, one.double(), other.double()
     elif one.is_floating_point():
         finite = one[one.isfinite()].abs()
-        allowed = (1e-10 if one.dtype == torch.float64 else 1e-5) * max(1.0, finite.max().item() if len(finite) else 0)
+        largest = max(1.0, finite.max().item() if len(finite) else 0.0)
+        allowed = largest * (1e-10 if one.dtype == dtype == torch.float64 else 1e-5)
     else:
         allowed = 0.0
     apart = torch.isclose(one, other, rtol=0, atol=allowed, equal_nan=True).logical_not()
     return f"{int(apart.sum())} of {one.numel()}, up to {(one - other)[apart].abs().max():.2g}" if apart.any() else None
 
 
+SPREAD = [name for name, (_, kinds) in CALLS.items() if "deep" in kinds]
 CASES = [(name, kind) for name, (_, kinds) in CALLS.items() for kind in kinds]
 
 
-def check(name: str, kind: str, device: str, dtype: torch.dtype) -> None:
-    """Compare one call on a device with the same call on the CPU."""
+def check(name: str, kind: str, device: str, dtype: torch.dtype, *, spread: bool = False) -> None:
+    """Compare one call on a device with the same call on the CPU.
+
+    Args:
+        spread: Whether the last layer and the readout stay on the CPU.
+    """
     function, _ = CALLS[name]
     model = made(kind, dtype)
     asked = Asked.of(model)
     there = copy.deepcopy(model)
     expected = dict(tensors_in(function(model, asked)))
     with accelerator() if device == PRETENDED else nullcontext():
-        got = dict(tensors_in(function(there.to(device), asked)))
+        there.to(device)
+        for part in (there.blocks[-1], there.ln_final, there.unembed) if spread else ():
+            part.to("cpu")
+        got = dict(tensors_in(function(there, asked)))
     assert expected and expected.keys() == got.keys()
-    apart = {path: said for path in expected if (said := difference(expected[path], got[path]))}
+    apart = {path: said for path in expected if (said := difference(expected[path], got[path], dtype))}
     assert not apart, f"{name} of {kind} on {device}: {apart}"
 
 
@@ -545,6 +554,20 @@ def test_a_pretended_accelerator_gives_what_the_cpu_gives(name: str, kind: str) 
 @pytest.mark.parametrize(("name", "kind"), CASES)
 def test_a_gpu_gives_what_the_cpu_gives(name: str, kind: str, dtype: torch.dtype) -> None:
     check(name, kind, "cuda", dtype)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("name", SPREAD)
+def test_a_model_spread_over_devices_gives_what_the_cpu_gives(name: str) -> None:
+    check(name, "deep", PRETENDED, torch.float32, spread=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", SPREAD)
+def test_a_model_spread_over_a_gpu_and_the_cpu_gives_what_the_cpu_gives(name: str) -> None:
+    check(name, "deep", "cuda", torch.float32, spread=True)
 
 
 def test_a_planted_arange_without_a_device_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

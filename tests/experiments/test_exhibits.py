@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from helpers import tiny_grid
 from page_helpers import opened
-from playwright.sync_api import Browser
 
 from mdm_interp.experiments.exhibits import PAGES, write_exhibits
 from mdm_interp.experiments.grids import scheme_grid
 from mdm_interp.experiments.subjects import Lab, demos, train_demos
 from mdm_interp.training.loop import train
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 
 def test_what_is_not_trained_is_not_shown(tmp_path: Path) -> None:

@@ -9,14 +9,13 @@ import struct
 from collections.abc import Callable, Iterator
 from itertools import combinations
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import plotly.graph_objects as go
 import plotly.io as pio
 import pytest
 from filelock import FileLock
-from page_helpers import HOSTILE, opened
-from playwright.sync_api import Browser, Page, expect
+from page_helpers import HOSTILE, expect, opened
 from plotly.offline import get_plotlyjs
 from report_helpers import QUESTION, SETTING, SUMMARY, TAKEAWAY, drawing, result, verdict
 
@@ -27,6 +26,9 @@ from mdm_interp.experiments.runner import report
 from mdm_interp.stats.estimates import Estimate
 from mdm_interp.stats.summary import Entry, Summary
 from mdm_interp.viz.theme import legend_at
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 FIGURES = Path(__file__).parents[2] / "figures"
 NAMES = [analysis.name for analysis in discover()]

@@ -151,6 +151,28 @@ def test_t5_buckets_are_those_of_transformers(attention: str, buckets: int, max_
     assert expected.unique().numel() > 2
 
 
+def test_t5_buckets_are_the_same_however_a_device_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    scheme, offsets, log = T5Bias(tiny_config(position="t5_bias")), torch.arange(-200, 200)[None], torch.log
+    expected = scheme.bucket(offsets)
+    monkeypatch.setattr(torch, "log", lambda x: log(x) * (1 - 1e-6))
+    assert torch.equal(scheme.bucket(offsets), expected)
+
+
+@pytest.mark.parametrize(("position", "name"), [("rope", "theta"), ("alibi", "slopes")])
+def test_a_changed_constant_is_copied_to_the_device_again(position: str, name: str) -> None:
+    """The `meta` device stands for a GPU: it keeps the shapes of what is copied."""
+    scheme = random_model(position=position).pos_embed
+    there = torch.device("meta")
+    first = scheme._constant(name, there)
+    assert first.is_meta and scheme._constant(name, there) is first
+    getattr(scheme, name).mul_(2)
+    second = scheme._constant(name, there)
+    assert second is not first and scheme._constant(name, there) is second
+    setattr(scheme, name, getattr(scheme, name).repeat(2))
+    assert scheme._constant(name, there).shape == getattr(scheme, name).shape
+    assert scheme._constant(name, torch.device("cpu")) is getattr(scheme, name)
+
+
 @pytest.mark.parametrize("attention", ["bidirectional", "causal"])
 def test_t5_bias_reads_the_table_at_key_minus_query(attention: str) -> None:
     scheme = random_model(position="t5_bias", attention=attention).pos_embed

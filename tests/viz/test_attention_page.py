@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -16,7 +16,6 @@ from helpers import TINY, random_model, tiny_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from page_helpers import HOSTILE, opened
-from playwright.sync_api import Browser
 
 from mdm_interp import viz
 from mdm_interp.config import FactConfig
@@ -26,6 +25,9 @@ from mdm_interp.training.runs import Run
 from mdm_interp.viz.pages import attention
 from mdm_interp.viz.pages.page import Page, packed, places
 from mdm_interp.viz.pages.subject import Subject
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 MASK = TINY["d_vocab"] - 1
 TOKENS = [3, MASK, 5, 7, 1, 0, 2]

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -16,8 +16,7 @@ from helpers import TINY, random_model, tiny_run
 from hypothesis import given
 from hypothesis import strategies as st
 from model_helpers import SHAPE, llama_bridge, mirrored_pairs
-from page_helpers import HOSTILE, middle_of, opened
-from playwright.sync_api import Browser, expect
+from page_helpers import HOSTILE, expect, middle_of, opened
 
 from mdm_interp import viz
 from mdm_interp.config import FactConfig
@@ -30,6 +29,9 @@ from mdm_interp.training.runs import Run
 from mdm_interp.viz.pages import routes
 from mdm_interp.viz.pages.page import Page, as_lists
 from mdm_interp.viz.pages.routes import evenly
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 MASK = TINY["d_vocab"] - 1
 PAIR = QueryPair(

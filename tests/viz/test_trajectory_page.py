@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -15,8 +15,7 @@ import torch
 from helpers import TINY, random_model, tiny_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from page_helpers import HOSTILE, middle_of, opened
-from playwright.sync_api import Browser, expect
+from page_helpers import HOSTILE, expect, middle_of, opened
 
 from mdm_interp import viz
 from mdm_interp.config import FactConfig
@@ -25,6 +24,9 @@ from mdm_interp.errors import UserError
 from mdm_interp.training.loop import train
 from mdm_interp.viz.pages import trajectory
 from mdm_interp.viz.pages.page import Page
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 MASK = TINY["d_vocab"] - 1
 TOKENS = [3, MASK, 5, MASK, 1, MASK, 2, MASK]
