@@ -4,7 +4,7 @@ Formulas: docs/theory.md, sections 5 and 8.
 """
 
 from mdm_interp.measures.gradients.alignment import Alignment, gradient_alignment
-from mdm_interp.measures.gradients.components import COMPONENTS, ROUTING, STORAGE, Part, component_of
+from mdm_interp.measures.gradients.components import COMPONENTS, GROUPS, ROUTING, STORAGE, Part, component_of
 from mdm_interp.measures.gradients.first_order import (
     FirstOrder,
     contrast_steps,
@@ -15,15 +15,18 @@ from mdm_interp.measures.gradients.first_order import (
     random_direction,
 )
 from mdm_interp.measures.gradients.gram import Gram, gram
+from mdm_interp.measures.gradients.influence import Influence, influence, traced_influence
 from mdm_interp.measures.gradients.layers import layer_cosines
 
 __all__ = [
     "COMPONENTS",
+    "GROUPS",
     "ROUTING",
     "STORAGE",
     "Alignment",
     "FirstOrder",
     "Gram",
+    "Influence",
     "Part",
     "component_of",
     "contrast_steps",
@@ -31,8 +34,10 @@ __all__ = [
     "first_order",
     "gradient_alignment",
     "gram",
+    "influence",
     "inner_products",
     "layer_cosines",
     "mean_gradient",
     "random_direction",
+    "traced_influence",
 ]
