@@ -220,6 +220,34 @@ def probe(
 
 
 @app.command()
+def influence(
+    checkpoint: Annotated[str, typer.Argument(help="Folder or Hugging Face hub id.")],
+    train: Annotated[Path, typer.Option(help="Text file of training sentences, one on each line.")],
+    facts: Annotated[Path, typer.Option(help="CSV of facts; its templates may lie beside it as NAME.templates.yaml.")],
+    out: Annotated[Path, typer.Option(help="Where influence.json, influence.csv and influence.html go.")],
+    kind: Annotated[str, typer.Option(help="Of reverse queries: positional or relational.")] = "positional",
+    top: Annotated[int, typer.Option(min=1, help="How many sentences of either sign to report of a query.")] = 5,
+    draws: Annotated[int, typer.Option(min=1, help="How many masked copies of each sentence to take.")] = 16,
+    seed: Annotated[int, typer.Option(min=0, help="Draws the masks.")] = 0,
+    templates: Annotated[Path | None, typer.Option(help="YAML file of the sentences that state the facts.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many facts.")] = None,
+    device: Device = "auto",
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, … Default: as stored.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
+) -> None:
+    """Find the training sentences that help or hurt a checkpoint's answers most, forward and in reverse."""
+    from mdm_interp.devices import check_device
+    from mdm_interp.experiments.influence import write_influence
+    from mdm_interp.experiments.subjects import KINDS, open_probe
+
+    if kind not in KINDS:
+        raise UserError(f"--kind: {kind!r} is none of {', '.join(KINDS)}; choose one")
+    loading = {"device": check_device(device), "dtype": dtype, "revision": revision}
+    opened = open_probe(checkpoint, facts, templates=templates, limit=limit, **loading)
+    print(write_influence(opened, train, out, kind=kind, top=top, n_draws=draws, seed=seed))
+
+
+@app.command()
 def attention(
     subject: Annotated[
         str,

@@ -9,7 +9,7 @@ layer's at a time, so a model of half precision is measured as its weights are, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -141,7 +141,7 @@ class _Backward:
             loss, taps = self._read(weights, i, resid)
             at = taps.backward(loss, torch.ones_like(loss))
             d.append(at["resid"])
-            of_batch = self._of_readout(taps, at)
+            of_batch = self._of_readout(i, taps, at)
             tied.append(of_batch.pop(("embed.W_E", 0), ()))
             found.append(of_batch)
         yield found
@@ -161,7 +161,7 @@ class _Backward:
         for i, readout in enumerate(tied):
             out, taps = self._embed(i)
             at = taps.backward(out, d[i])
-            embed = Terms((self.queries[i].tokens.to(out.device), at["embed"]))
+            embed = Terms.of_tokens(self.queries[i].tokens.to(out.device), at["embed"])
             of_batch = {("embed.W_E", 0): [*readout, embed]}
             if self.position.learns:
                 vectors = self.position.vectors(i, at.get("pos_embed"))
@@ -285,13 +285,14 @@ class _Backward:
             found |= self._of_norm(f"{path}.{norm}", taps, at)
         return found
 
-    def _of_readout(self, taps: Taps, at: Mapping[str, Tensor]) -> dict[Weight, list[Terms]]:
+    def _of_readout(self, i: int, taps: Taps, at: Mapping[str, Tensor]) -> dict[Weight, list[Terms]]:
         rows, error = taps.read["rows"], at["logits"]
         error = error.to(rows.device)
         if self.model.cfg.tie_word_embeddings:  # W_E has tokens first
-            found = {("embed.W_E", 0): [Terms((error, rows))]}
+            found = {("embed.W_E", 0): [Terms((error, rows), self.queries[i].readout)]}
         else:
             found = self._of_map("unembed.W_U", "unembed.b_U", rows, error)
+            found["unembed.W_U", 0] = [replace(terms, at=self.queries[i].readout) for terms in found["unembed.W_U", 0]]
         return found | self._of_norm("ln_final", taps, at)
 
 

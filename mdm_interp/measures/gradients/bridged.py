@@ -97,11 +97,11 @@ def _add(
     if forward is nn.Embedding.forward:
         never = getattr(call.module, "padding_idx", None)
         d = d if never is None else d.masked_fill((x == never)[..., None], 0.0)
-        terms = {"weight": Terms((x, d))}
+        terms = {"weight": Terms.of_tokens(x, d)}
     elif forward is nn.Linear.forward:
-        terms = {"weight": Terms((d, x)), "bias": Terms.of_vectors(d.flatten(1, -2).sum(1))}
+        terms = {"weight": Terms.of_tokens(d, x), "bias": Terms.of_vectors(d.flatten(1, -2).sum(1))}
     elif type(call.module).__name__ == "Conv1D":
-        terms = {"weight": Terms((x, d)), "bias": Terms.of_vectors(d.flatten(1, -2).sum(1))}
+        terms = {"weight": Terms.of_tokens(x, d), "bias": Terms.of_vectors(d.flatten(1, -2).sum(1))}
     else:
         terms = _query_by_query(call, {leaf: weights[name] for leaf, name in owned.items()}, d)
     for leaf, name in owned.items():

@@ -10,6 +10,15 @@ COMPONENTS = ("embedding", "position", "Q", "K", "V", "O", "norms", "MLP", "unem
 STORAGE, ROUTING = ("V", "O"), ("Q", "K")
 """The components that decide what is written once a source is attended, and how strongly it is attended."""
 
+GROUPS = {
+    "storage": STORAGE,
+    "routing": ROUTING,
+    "embeddings": ("embedding", "position", "unembedding"),
+    "MLP": ("MLP",),
+    "norms": ("norms",),
+}
+"""All components, by what they do."""
+
 Part = tuple[int | None, str]
 """A layer and one of :data:`COMPONENTS`; None is outside of all layers."""
 

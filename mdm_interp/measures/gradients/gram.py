@@ -13,13 +13,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mdm_interp.data.queries import MAX_LOGITS, Query, batches
+from mdm_interp.data.queries import MAX_LOGITS, Query, QueryBatch, batches
 from mdm_interp.errors import UserError
 from mdm_interp.inference.prediction import answer_loss
 from mdm_interp.measures.gradients.backward import RowLoss, layer_by_layer
 from mdm_interp.measures.gradients.bridged import bridge_backward
 from mdm_interp.measures.gradients.components import COMPONENTS, Part, part_of
-from mdm_interp.measures.gradients.terms import Weight, cross_products, own_products
+from mdm_interp.measures.gradients.terms import Found, Weight, cross_products, own_products
 from mdm_interp.models.bridge import BridgedTransformer, hooked
 
 Components = Collection[str] | None
@@ -118,7 +118,7 @@ def gram(
     rows = list(_pieces(0, len(left), size))
     columns = rows if right is None else list(_pieces(len(left), len(asked), size))
 
-    parts = sorted({part_of(name) for name, _ in model.named_parameters()}, key=_place)
+    parts = parts_of(model)
     inner = torch.zeros(len(parts), len(left), len(left if right is None else right), dtype=torch.float64)
     squares = torch.zeros(len(parts), len(asked), dtype=torch.float64)
 
@@ -126,8 +126,7 @@ def gram(
         total.index_add_(0, torch.tensor([parts.index(part_of(name)) for name, _ in weights]), products)
 
     with torch.enable_grad():
-        backward: Any = bridge_backward if isinstance(model, BridgedTransformer) else layer_by_layer
-        for done, found in enumerate(backward(model, list(batches(asked, model.cfg, size)), loss), start=1):
+        for done, found in enumerate(gradients_of(model, list(batches(asked, model.cfg, size)), loss), start=1):
             if any(found):
                 for of_batch, total in zip(found, squares.split(size, dim=1), strict=True):
                     add(total, *own_products(of_batch))
@@ -143,6 +142,18 @@ def gram(
                 report(done)
     sides = squares.split([len(left), len(asked) - len(left)], dim=1)
     return Gram(tuple(parts), inner, sides[0], sides[0] if right is None else sides[1])
+
+
+def gradients_of(model: Any, queries: Sequence[QueryBatch], loss: RowLoss) -> Iterator[list[Found]]:
+    """Give every query's gradients, part by part, batch by batch within a part."""
+    if isinstance(model, BridgedTransformer):
+        return bridge_backward(model, queries, loss)
+    return layer_by_layer(model, queries, loss)
+
+
+def parts_of(model: Any) -> list[Part]:
+    """List what a model has: what lies outside of layers, then layer by layer."""
+    return sorted({part_of(name) for name, _ in model.named_parameters()}, key=_place)
 
 
 class _Piece(NamedTuple):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from mdm_interp.models.layers import precise
@@ -23,6 +23,14 @@ class Terms:
 
     factors: tuple[Shaped[Tensor, "query term ..."], ...]
     """Vectors, one of each factor for a term; a factor of integers stands for one-hot vectors."""
+    at: Int[Tensor, "query term"] | None = None
+    """The position of the token that each term is of. None: terms are of queries, not of tokens."""
+
+    @classmethod
+    def of_tokens(cls, *factors: Shaped[Tensor, "query pos ..."]) -> Terms:
+        """Return one term for each token, in order."""
+        n_query, n_pos = factors[0].shape[:2]
+        return cls(factors, torch.arange(n_pos, device=factors[0].device).expand(n_query, n_pos))
 
     @classmethod
     def of_vectors(cls, vectors: Float[Tensor, "query *size"]) -> Terms:
@@ -36,8 +44,8 @@ class Terms:
         """List the gradients of a linear map from its inputs and its outputs' gradients: one, or one per head where
         both sides have heads."""
         if x.ndim == d.ndim == 4:
-            return [cls(pair) for pair in zip(x.unbind(2), d.unbind(2), strict=True)]
-        return [cls((x if x.ndim == 3 else x.flatten(2), d.flatten(2)))]
+            return [cls.of_tokens(*pair) for pair in zip(x.unbind(2), d.unbind(2), strict=True)]
+        return [cls.of_tokens(x if x.ndim == 3 else x.flatten(2), d.flatten(2))]
 
 
 Found = Mapping[Weight, Sequence[Terms]]
@@ -53,43 +61,73 @@ def without_zeros(found: Found) -> dict[Weight, list[Terms]]:
         if count < seen.shape[1]:
             rows = torch.arange(len(seen), device=seen.device)[:, None]
             chosen = seen.byte().argsort(dim=1, descending=True, stable=True)[:, :count]
-            terms = Terms(tuple(factor[rows, chosen] for factor in terms.factors))
+            at = None if terms.at is None else terms.at[rows, chosen]
+            terms = Terms(tuple(factor[rows, chosen] for factor in terms.factors), at)
         kept.setdefault(weight, []).append(terms)
     return kept
-
-
-Dots = Callable[[Tensor, Tensor], Tensor]
 
 
 def cross_products(
     left: Found, right: Found, rows: slice, columns: slice
 ) -> tuple[list[Weight], Float[Tensor, "product left right"]]:
     """Compute inner products of two batches' gradients, of every left query with every right one: each belongs to one
-    weight, and a weight's are to be added up.
+    weight, and a weight's are to be added up. They are in float64, on the CPU.
 
     Args:
         rows, columns: Which queries of either batch.
     """
-
-    def dots(x: Tensor, y: Tensor) -> Float[Tensor, "left left_term right right_term"]:
-        chosen = x[rows], y[columns]
-        by_term = _dots(*(factor.flatten(0, 1) for factor in chosen))
-        return by_term.view(*chosen[0].shape[:2], *chosen[1].shape[:2])
-
-    return _products(left, right, dots, (1, 3))
+    return _summed((weight, by_term.sum((1, 3))) for weight, _, by_term in _cross_terms(left, right, rows, columns))
 
 
 def own_products(found: Found) -> tuple[list[Weight], Float[Tensor, "product query"]]:
     """Compute inner products of each query's gradients with themselves, as :func:`cross_products` does."""
-    return _products(found, found, _dots, (1, 2))
+    return _summed((weight, by_term.sum((1, 2))) for weight, _, by_term in _by_term(found, found, _dots))
 
 
-@torch.no_grad()
-def _products(left: Found, right: Found, dots: Dots, terms: tuple[int, int]) -> tuple[list[Weight], Tensor]:
-    """Multiply the dot products of all factors and sum over terms; those of what several weights read are computed
-    once. What is summed is in float64, on the CPU."""
+def token_products(
+    left: Found, right: Found, n_pos: int
+) -> tuple[list[Weight], Float[Tensor, "product left right"], Float[Tensor, "left pos right"]]:
+    """Do as :func:`cross_products` for whole batches, and sum what the terms of each left token give, over all weights.
+    What biases, norms and position schemes give is no token's."""
+    by_token: Tensor | None = None
+    everything = slice(None)
+    products = []
+    for weight, terms, by_term in _cross_terms(left, right, everything, everything):
+        by_left = by_term.sum(3)
+        products.append((weight, by_left.sum(1)))
+        if by_token is None:
+            by_token = by_left.new_zeros(len(by_left), n_pos, by_left.shape[2])
+        if terms.at is not None:
+            by_token.scatter_add_(1, terms.at.to(by_left.device)[..., None].expand_as(by_left), by_left)
+    assert by_token is not None
+    return *_summed(products), by_token.cpu().double()
+
+
+def _summed(products: Iterable[tuple[Weight, Tensor]]) -> tuple[list[Weight], Tensor]:
+    """Return whose the products are, and all of them in one tensor: one transfer from a device."""
+    weights, values = zip(*products, strict=True)
+    return list(weights), torch.stack(values).cpu().double()
+
+
+def _cross_terms(
+    left: Found, right: Found, rows: slice, columns: slice
+) -> Iterator[tuple[Weight, Terms, Float[Tensor, "left left_term right right_term"]]]:
+    """Give the products of every left with every right term."""
+
+    def dots(x: Tensor, y: Tensor) -> Tensor:
+        chosen = x[rows], y[columns]
+        by_term = _dots(*(factor.flatten(0, 1) for factor in chosen))
+        return by_term.view(*chosen[0].shape[:2], *chosen[1].shape[:2])
+
+    return _by_term(left, right, dots)
+
+
+def _by_term(
+    left: Found, right: Found, dots: Callable[[Tensor, Tensor], Tensor]
+) -> Iterator[tuple[Weight, Terms, Tensor]]:
+    """Give, weight by weight, the left terms and their products with the right ones: the products of the dot products
+    of all factors. Dot products of what several weights read are computed once."""
     seen: dict[tuple[int, int], Tensor] = {}
-    weights, products = [], []
 
     def once(x: Tensor, y: Tensor) -> Tensor:
         if (id(x), id(y)) not in seen:
@@ -99,10 +137,9 @@ def _products(left: Found, right: Found, dots: Dots, terms: tuple[int, int]) -> 
     for weight in left:
         for one in left[weight]:
             for other in right[weight]:
-                weights.append(weight)
-                by_term = functools.reduce(torch.mul, map(once, one.factors, other.factors))
-                products.append(by_term.sum(terms))
-    return weights, torch.stack(products).cpu().double()
+                with torch.no_grad():
+                    by_term = functools.reduce(torch.mul, map(once, one.factors, other.factors))
+                yield weight, one, by_term
 
 
 def _dots(left: Shaped[Tensor, "..."], right: Shaped[Tensor, "..."]) -> Float[Tensor, "*query left_term right_term"]:

@@ -1,0 +1,64 @@
+"""What training sentences do to a probe's queries, in files: numbers, a table and a page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from mdm_interp.data.prompts import Kind
+from mdm_interp.data.sentences import read_sentences
+from mdm_interp.experiments.subjects import Probe
+from mdm_interp.files import write_text
+from mdm_interp.measures.gradients.influence import influence
+from mdm_interp.viz.pages.influence import influence as influence_page
+
+
+def write_influence(
+    probe: Probe, sentences: str | Path, out: str | Path, *, kind: Kind, top: int, n_draws: int, seed: int
+) -> Path:
+    """Measure the influence of a file's sentences on the forward and reverse queries of a probe, and write it.
+
+    `influence.csv` has a row per query, sentence among the strongest, layer and group; `influence.json` says the same,
+    and what was asked of which model; `influence.html` shows it.
+
+    Args:
+        sentences: A text file, a sentence on each line.
+        kind: Of reverse queries.
+        top: How many sentences of either sign to report of each query.
+        n_draws, seed: As of :func:`~mdm_interp.measures.gradients.influence.influence`.
+
+    Returns:
+        The page.
+
+    Raises:
+        UserError: the sentences cannot be read, or do not fit the model.
+    """
+    model, out, pairs, prompts = probe.model, Path(out), probe.pairs(kind), probe.prompts[kind]
+    tokenizer = model.tokenizer
+    training = read_sentences(sentences, tokenizer)
+    ways = ("forward", "reverse")
+    queries = [getattr(pair, way) for way in ways for pair in pairs]
+    found = influence(model, training, queries, n_draws=n_draws, seed=seed, kept=tokenizer.all_special_ids)
+    asked = [
+        {"direction": way, "fact": pair.fact, "side": pair.side, "template": template}
+        for way in ways
+        for pair, template in zip(pairs, prompts.templates, strict=True)
+    ]
+    rows = [asked[row["query"]] | row for row in found.rows(top)]
+    said = {
+        **probe.origin().model_dump(mode="json"),
+        "kind": kind,
+        "n_draws": n_draws,
+        "seed": seed,
+        "sentences": [tokenizer.decode(tokens).strip() for tokens in training],
+        "queries": [
+            of | {"query": tokenizer.decode(query.tokens).strip(), "answer": tokenizer.decode(query.answer).strip()}
+            for of, query in zip(asked, queries, strict=True)
+        ],
+        "rows": rows,
+    }
+    write_text(out / "influence.json", json.dumps(said, indent=1, ensure_ascii=False) + "\n")
+    write_text(out / "influence.csv", pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
+    return influence_page(model, training, pairs, found, top=top).save(out / "influence.html")

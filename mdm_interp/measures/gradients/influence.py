@@ -1,0 +1,176 @@
+"""Influence: which training sentences make a model answer a query. Formulas: docs/theory.md, section 5."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mdm_interp.data.queries import Query, batches
+from mdm_interp.data.sentences import mask_copies
+from mdm_interp.errors import UserError
+from mdm_interp.inference.prediction import answer_loss
+from mdm_interp.measures.gradients.components import GROUPS, Part, part_of
+from mdm_interp.measures.gradients.gram import TOKENS, gradients_of, parts_of
+from mdm_interp.measures.gradients.terms import token_products
+from mdm_interp.models.bridge import hooked
+
+
+@dataclass(frozen=True)
+class Influence:
+    """Inner products of training sentences' gradients with queries' gradients. Positive: a gradient step on the
+    sentence lowers the query's loss, per unit of step by so much, to first order.
+
+    In nats^2 per squared unit of the parameters, or traced over a run in nats.
+    """
+
+    parts: tuple[Part, ...]
+    """All that the model has: what lies outside of layers, then layer by layer."""
+    inner: Float[Tensor, "part sentence query"]
+    by_token: Float[Tensor, "sentence pos query"]
+    """What each position of a sentence gives, over all parts: what enters a linear map there, and the gradient at what
+    leaves it. Biases, norms' gains and what a position scheme learns are of no position, so the sum over positions is
+    less than the whole by their share."""
+
+    @property
+    def total(self) -> Float[Tensor, "sentence query"]:
+        return self.inner.sum(0)
+
+    def group(self, name: str) -> Float[Tensor, "sentence query"]:
+        """Sum over layers what one of :data:`~mdm_interp.measures.gradients.components.GROUPS` gives."""
+        return self.inner[[component in GROUPS[name] for _, component in self.parts]].sum(0)
+
+    def top(self, query: int, count: int) -> tuple[list[int], list[int]]:
+        """Return the sentences that help a query most, and those that hurt it most, the strongest first; no more than
+        there are of either."""
+        total = self.total[:, query]
+        order = total.argsort(descending=True, stable=True).tolist()
+        helping = [sentence for sentence in order if total[sentence] > 0]
+        hurting = [sentence for sentence in reversed(order) if total[sentence] < 0]
+        return helping[:count], hurting[:count]
+
+    def rows(self, top: int) -> list[dict[str, Any]]:
+        """Give one row per query, sentence, layer and group for the sentences of :meth:`top`; `layer` is None outside
+        of all layers, and `rank` is 1 for the strongest, -1 for the one that hurts most."""
+        places = {
+            (layer, group): [i for i, (at, component) in enumerate(self.parts) if at == layer and component in members]
+            for layer in dict.fromkeys(layer for layer, _ in self.parts)
+            for group, members in GROUPS.items()
+        }
+        return [
+            {
+                "query": query,
+                "sentence": sentence,
+                "rank": sign * rank,
+                "layer": layer,
+                "group": group,
+                "influence": self.inner[chosen, sentence, query].sum().item(),
+            }
+            for query in range(self.inner.shape[2])
+            for sign, sentences in zip((1, -1), self.top(query, top), strict=True)
+            for rank, sentence in enumerate(sentences, start=1)
+            for (layer, group), chosen in places.items()
+            if chosen
+        ]
+
+
+def influence(
+    model: Any,
+    training: Sequence[Sequence[int]] | Sequence[Query],
+    queries: Sequence[Query],
+    *,
+    n_draws: int = 16,
+    seed: int = 0,
+    kept: Collection[int] = (),
+) -> Influence:
+    """Compute how a gradient step on each training sentence, or query, moves each query's loss, to first order.
+
+    A sentence's loss is the denoising bound on its negative log-probability, in nats, estimated from masked copies; a
+    causal model's is that of each next token. A training query's loss is that of its answer.
+
+    Args:
+        training: Sentences as token ids, or queries.
+        n_draws: How many masked copies of each sentence there are
+            (:func:`~mdm_interp.data.sentences.mask_copies`).
+        seed: Draws the masks.
+        kept: Tokens that are never masked.
+
+    Raises:
+        UserError: there is nothing on one of the sides, or a sentence cannot be masked.
+
+    Source: docs/theory.md, section 5.
+    """
+    if not training or not queries:
+        raise UserError(f"training, queries: got {len(training)} and {len(queries)}; give at least one of each")
+    model = hooked(model)
+    asked = [one for one in training if isinstance(one, Query)]
+    sentences = [one for one in training if not isinstance(one, Query)]
+    if asked:
+        if sentences:
+            raise UserError("training: holds both sentences and queries; give them one after the other")
+        left, sentence = list(batches(asked, model.cfg, _batch_size(asked))), torch.arange(len(asked))
+        weight = torch.ones(len(asked), dtype=torch.float64)
+    else:
+        copies = mask_copies(sentences, model.cfg, n_draws=n_draws, seed=seed, kept=kept, max_tokens=TOKENS)
+        left, sentence, weight = list(copies.batches), copies.sentence, copies.weight
+    right = list(batches(queries, model.cfg, _batch_size(queries)))
+
+    parts, n_pos = parts_of(model), max(batch.tokens.shape[1] for batch in left)
+    inner = torch.zeros(len(parts), len(training), len(queries), dtype=torch.float64)
+    by_token = torch.zeros(len(training), n_pos, len(queries), dtype=torch.float64)
+    sizes, places = [len(batch.tokens) for batch in left], range(0, len(queries), _batch_size(queries))
+    rows = list(zip(sentence.split(sizes), weight.split(sizes), strict=True))
+    with torch.enable_grad():
+        for found in gradients_of(model, [*left, *right], answer_loss):
+            for of_left, (of_sentence, by_weight) in zip(found, rows if any(found) else [], strict=False):
+                for of_right, place in zip(found[len(left) :], places, strict=True):
+                    column = slice(place, place + _batch_size(queries))
+                    weights, products, tokens = token_products(of_left, of_right, n_pos)
+                    for (name, _), product in zip(weights, products, strict=True):
+                        of_part = inner[parts.index(part_of(name)), :, column]
+                        of_part.index_add_(0, of_sentence, product * by_weight[:, None])
+                    by_token[:, :, column].index_add_(0, of_sentence, tokens * by_weight[:, None, None])
+            found.clear()
+    return Influence(tuple(parts), inner, by_token)
+
+
+def _batch_size(queries: Sequence[Query]) -> int:
+    return max(1, TOKENS // max(len(query.tokens) for query in queries))
+
+
+def traced_influence(
+    checkpoints: Iterable[tuple[Any, float]],
+    training: Sequence[Sequence[int]] | Sequence[Query],
+    queries: Sequence[Query],
+    **options: Any,
+) -> Influence:
+    """Sum the influence over checkpoints, each weighted with its learning rate, in nats: what one gradient step on the
+    sentence at each of them lowers the query's loss by, to first order.
+
+        traced_influence(((run.model(step), run.learning_rate(step)) for step in run.steps), sentences, queries)
+
+    A run's own optimiser takes batches, and clips and rescales their gradients; of that, this knows nothing.
+
+    Args:
+        checkpoints: Models and learning rates.
+        options: As of :func:`influence`. Every checkpoint sees the same masks.
+
+    Raises:
+        UserError: there are no checkpoints.
+
+    Source: TracInCP, arXiv 2002.08484.
+    """
+    traced: Influence | None = None
+    for model, rate in checkpoints:
+        here = influence(model, training, queries, **options)
+        inner, by_token = rate * here.inner, rate * here.by_token
+        if traced is not None:
+            inner, by_token = traced.inner + inner, traced.by_token + by_token
+        traced = Influence(here.parts, inner, by_token)
+    if traced is None:
+        raise UserError("checkpoints: there are none; give at least one model and its learning rate")
+    return traced

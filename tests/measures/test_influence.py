@@ -1,0 +1,192 @@
+"""Influence of training sentences on queries: against autograd, steps really taken, and models trained without them."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from helpers import random_model
+from torch import Tensor
+from torch.testing import assert_close
+
+from mdm_interp.data.queries import Query, collate
+from mdm_interp.data.sentences import mask_copies, read_sentences
+from mdm_interp.errors import UserError
+from mdm_interp.inference.prediction import answer_loss, query_loss
+from mdm_interp.measures.gradients.components import COMPONENTS, GROUPS
+from mdm_interp.measures.gradients.gram import gram
+from mdm_interp.measures.gradients.influence import Influence, influence, traced_influence
+from mdm_interp.models.transformer import HookedTransformer
+
+MASK = 12
+SENTENCES = [(4, 7, 3, 1), (5, 9, 1, 8, 6, 2), (1, 10)]
+QUERIES = [
+    Query((4, 7, MASK), (3,), (2, 3), (0, 1)),
+    Query((5, 9, 1, MASK, MASK, 2), (8, 6), (3, 5), (0, 2)),
+    Query((1, 10, 2, MASK), (0,), (3, 4), (1, 3)),
+]
+MODELS: dict[str, dict[str, Any]] = {
+    "MDM": {"d_mlp": 20, "n_key_value_heads": 2},
+    "as Dream, tied": {"readout_shift": -1, "tie_word_embeddings": True, "gated_mlp": True, "d_mlp": 20},
+    "causal": {"attention": "causal", "position": "learned", "d_mlp": 20, "qkv_bias": True},
+    "no norm, tied": {"normalization_type": None, "tie_word_embeddings": True, "initializer_range": 0.2},
+}
+
+
+def double_model(name: str) -> HookedTransformer:
+    return random_model(dtype="float64", **({"mask_token_id": MASK} | MODELS[name]))
+
+
+def sentence_loss(model: HookedTransformer, index: int, **options: Any) -> Tensor:
+    """The weighted sum over copies."""
+    copies = mask_copies(SENTENCES, model.cfg, **options)
+    logits = [model(batch.tokens, attention_mask=batch.attention_mask) for batch in copies.batches]
+    losses = [query_loss(*pair) for pair in zip(logits, copies.batches, strict=True)]
+    return ((copies.sentence == index) * copies.weight * torch.cat(losses)).sum()
+
+
+def flat(model: HookedTransformer, loss: Tensor) -> Tensor:
+    grads = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True, materialize_grads=True)
+    return torch.cat([grad.flatten() for grad in grads])
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("tokens", [12, 2048])
+def test_it_is_the_inner_product_of_the_sentences_and_the_querys_gradients(
+    monkeypatch: pytest.MonkeyPatch, name: str, tokens: int
+) -> None:
+    monkeypatch.setattr("mdm_interp.measures.gradients.influence.TOKENS", tokens)
+    model, options = double_model(name), dict[str, Any](n_draws=5, seed=3)
+    found = influence(model, SENTENCES, QUERIES, **options)
+    left = torch.stack([flat(model, sentence_loss(model, index, **options)) for index in range(3)])
+    batches = [collate([query], model.cfg) for query in QUERIES]
+    right = torch.stack([flat(model, query_loss(model(batch.tokens), batch).sum()) for batch in batches])
+    assert_close(found.total, left @ right.T, atol=1e-9, rtol=1e-9)
+    assert_close(sum(found.group(group) for group in GROUPS), found.total, atol=1e-9, rtol=1e-9)
+    rows = [row for row in found.rows(top=3) if row["query"] == 1 and row["sentence"] == 0]
+    assert sum(row["influence"] for row in rows) == pytest.approx(found.total[0, 1].item())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_tokens_add_up_to_the_linear_maps(name: str) -> None:
+    """Each token's own part is what its inputs give with the other positions' inputs at 0."""
+    model = double_model(name)
+    found = influence(model, SENTENCES, QUERIES, n_draws=4)
+    beyond = [part for part in found.parts if part[1] in ("norms", "position")]
+    inner = found.inner[[part not in beyond for part in found.parts]].sum(0)
+    if not model.cfg.qkv_bias:  # which is no token's
+        assert_close(found.by_token.sum(1), inner, atol=1e-9, rtol=1e-9)
+    assert found.by_token.shape == (3, 6, 3) and (found.by_token[2, 2:] == 0).all()
+    assert (found.by_token[1].abs().sum(1) > 0).sum() >= 5
+
+
+def test_queries_may_train_too() -> None:
+    model = double_model("MDM")
+    assert_close(influence(model, QUERIES, QUERIES).inner, gram(model, QUERIES).inner, atol=1e-9, rtol=1e-9)
+
+
+def test_every_component_is_in_one_group() -> None:
+    assert sorted(component for members in GROUPS.values() for component in members) == sorted(COMPONENTS)
+
+
+def test_the_strongest_come_first() -> None:
+    inner = torch.tensor([[[1.0], [-2.0], [3.0], [0.0], [-4.0]]], dtype=torch.float64)
+    found = Influence(((None, "embedding"),), inner, inner[0, :, None])
+    assert found.top(0, 2) == ([2, 0], [4, 1]) and found.top(0, 9) == ([2, 0], [4, 1])
+    assert [(row["sentence"], row["rank"], row["group"], row["influence"]) for row in found.rows(1)] == [
+        (2, 1, "embeddings", 3.0),
+        (4, -1, "embeddings", -4.0),
+    ]
+
+
+# ---- the copies
+
+
+def test_copies_estimate_the_denoising_bound_without_bias() -> None:
+    """It is the mean over the number of masks l, and over all ways to place them, of L / l times the loss."""
+    model, tokens = double_model("MDM"), (4, 7, 3)
+    exact = 0.0
+    for masked in ([0], [1], [2], [0, 1], [0, 2], [1, 2], [0, 1, 2]):
+        noisy = torch.tensor([[MASK if at in masked else token for at, token in enumerate(tokens)]])
+        log_probs = model(noisy)[0].log_softmax(-1)
+        loss = -sum(log_probs[at, tokens[at]].item() for at in masked)
+        exact += loss * (3 / len(masked)) / 3 / {1: 3, 2: 3, 3: 1}[len(masked)]
+    copies = mask_copies([tokens], model.cfg, n_draws=3000, seed=0)
+    losses = torch.cat([answer_loss(batch.at_readout(model(batch.tokens)), batch).detach() for batch in copies.batches])
+    assert (copies.weight * losses).sum().item() == pytest.approx(exact, rel=0.02)
+
+
+def test_a_causal_sentence_is_read_once_and_what_is_kept_is_never_masked() -> None:
+    causal, mdm = double_model("causal"), double_model("MDM")
+    copies = mask_copies(SENTENCES, causal.cfg, n_draws=9, seed=0)
+    assert copies.sentence.tolist() == [0, 1, 2] and copies.weight.tolist() == [1, 1, 1]
+    loss = sentence_loss(causal, 1, n_draws=9, seed=0).item()
+    log_probs = causal(torch.tensor([SENTENCES[1]]))[0].log_softmax(-1)
+    assert loss == pytest.approx(-sum(log_probs[at, SENTENCES[1][at + 1]].item() for at in range(5)))
+    kept = mask_copies([(4, 7, 3, 4)], mdm.cfg, n_draws=20, seed=0, kept=[4])
+    assert all((batch.tokens[:, [0, 3]] == 4).all() for batch in kept.batches)
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "message"),
+    [([()], {}, "sentences: number 0"), ([(99,)], {}, "sentences: "), (SENTENCES, {"n_draws": 0}, "n_draws: 0")],
+)
+def test_what_cannot_be_masked(given: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        influence(double_model("MDM"), given, QUERIES, **options)
+
+
+def test_nothing_to_measure(tmp_path: Any) -> None:
+    model = double_model("MDM")
+    with pytest.raises(UserError, match="training, queries: got 0 and 3"):
+        influence(model, [], QUERIES)
+    with pytest.raises(UserError, match="both sentences and queries"):
+        influence(model, [QUERIES[0], SENTENCES[0]], QUERIES)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UserError, match="checkpoints: there are none"):
+        traced_influence([], SENTENCES, QUERIES)
+    (tmp_path / "empty.txt").write_text("\n\n")
+    with pytest.raises(UserError, match="holds no sentences"):
+        read_sentences(tmp_path / "empty.txt", None)
+    with pytest.raises(UserError, match="cannot be read"):
+        read_sentences(tmp_path / "none.txt", None)
+
+
+# ---- what it predicts comes true
+
+
+@pytest.mark.parametrize("name", ["MDM", "causal"])
+def test_a_small_step_on_a_sentence_moves_each_query_as_predicted(name: str) -> None:
+    """The actual change over the predicted one tends to 1 as the step shrinks."""
+    model, options = double_model(name), dict[str, Any](n_draws=4, seed=0)
+    predicted = influence(model, SENTENCES, QUERIES, **options).total
+
+    def losses(model: HookedTransformer) -> Tensor:
+        batches = [collate([query], model.cfg) for query in QUERIES]
+        return torch.cat([query_loss(model(batch.tokens), batch) for batch in batches]).detach()
+
+    gaps = []
+    for eta in (1e-4, 1e-5, 1e-6):
+        slopes = []
+        for index in range(3):
+            moved = copy.deepcopy(model)
+            step = torch.autograd.grad(sentence_loss(moved, index, **options), list(moved.parameters()))
+            with torch.no_grad():
+                for parameter, grad in zip(moved.parameters(), step, strict=True):
+                    parameter -= eta * grad
+            slopes.append((losses(model) - losses(moved)) / (eta * predicted[index]))
+        gaps.append((torch.stack(slopes) - 1).abs().max().item())
+    assert gaps[2] < 1e-3 and gaps[2] < 0.2 * gaps[1] < 0.04 * gaps[0]
+
+
+def test_tracing_sums_over_checkpoints_by_learning_rate() -> None:
+    models = [double_model("MDM"), double_model("as Dream, tied")]
+    models[1] = copy.deepcopy(models[0])
+    with torch.no_grad():
+        for parameter in models[1].parameters():
+            parameter *= 1.1
+    traced = traced_influence(zip(models, (0.5, 2.0), strict=True), SENTENCES, QUERIES, n_draws=3)
+    one, other = (influence(model, SENTENCES, QUERIES, n_draws=3) for model in models)
+    assert_close(traced.inner, 0.5 * one.inner + 2 * other.inner)
+    assert_close(traced.by_token, 0.5 * one.by_token + 2 * other.by_token)
