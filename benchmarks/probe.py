@@ -23,6 +23,13 @@ from pathlib import Path
 
 import torch
 
+from analyses import (
+    large_model_coupling,
+    large_model_prediction,
+    large_model_routes,
+    large_model_storage,
+    trajectory,
+)
 from mdm_interp.checkpoints import load_checkpoint, save_checkpoint
 from mdm_interp.config import DemoConfig, ModelConfig
 from mdm_interp.data.people import make_people
