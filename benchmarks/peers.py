@@ -138,7 +138,7 @@ def bridge(cfg: ModelConfig) -> Any:
         attention_dir=cfg.attention,
         device=cfg.device,
     )
-    return boot(config).to(cfg.device)
+    return boot(config).to(cfg.device, print_details=False)
 
 
 # ---- gradients of single examples

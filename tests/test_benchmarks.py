@@ -98,12 +98,12 @@ def test_results_are_of_the_rows_there_are(tables: Any) -> None:
     assert tables.OURS == OURS and set(tables.REASONS) <= set(ROWS)
     for path in filter(Path.exists, tables.RESULTS):
         rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-        assert list(rows) == list(ROWS)
-        assert {name: (row["work"], row["one"], row["target"]) for name, row in rows.items()} == {
-            name: (row.work, row.one, row.target) for name, row in ROWS.items()
-        }
+        assert list(rows) == [name for name in ROWS if name in rows]
+        for name, row in rows.items():
+            assert (row["work"], row["one"], row["target"]) == (ROWS[name].work, ROWS[name].one, ROWS[name].target)
 
 
 def test_what_misses_its_target_has_a_reason(tables: Any) -> None:
-    rows = json.loads(tables.RESULTS[0].read_text(encoding="utf-8"))["rows"]
-    assert [name for name, row in rows.items() if tables.missed(row) and name not in tables.REASONS] == []
+    for path in filter(Path.exists, tables.RESULTS[:1]):
+        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+        assert [name for name, row in rows.items() if tables.missed(row) and name not in tables.REASONS] == []

@@ -133,29 +133,30 @@ class CheckedHooks(HookedRootModule):
         cache: dict | None = None,
         pos_slice: Any = None,
         *,
-        share_memory: bool = False,
+        unedited: bool = False,
     ) -> tuple[dict, list, list]:
         """Do as TransformerLens, but every entry owns its memory, so no later edit can change it, and `pos_slice` takes
         the position axis of every activation that has one per head, of rotated queries and keys too.
 
         Args:
-            share_memory: Whether whole forward activations are kept as they are, without a copy: for a model on which
-                nothing else is hooked.
+            unedited: Whether nothing else is hooked, so that whole forward activations can be kept as they are, without
+                a copy; of two that are one tensor in the model the second is copied.
         """
-        chosen = Slice.unwrap(pos_slice)
+        chosen, taken = Slice.unwrap(pos_slice), set()
 
         def sliced(name: str, save: Callable, copied: bool) -> tuple[str, Callable]:
             axis = -3 if name.rsplit("hook_", 1)[-1] in PER_HEAD else -2
 
             def keep(tensor: Tensor, hook: HookPoint) -> None:
-                kept = chosen.apply(tensor, dim=axis)
-                save(kept.clone() if copied else kept, hook=hook)
+                kept, storage = chosen.apply(tensor, dim=axis), tensor.untyped_storage()._cdata
+                save(kept.clone() if copied or storage in taken else kept, hook=hook)
+                taken.add(storage)
 
             return name, keep
 
         matched = set(self._match(names_filter))
         cache, fwd, bwd = super().get_caching_hooks(matched.__contains__, incl_bwd, device, remove_batch_dim, cache)
-        copied = not share_memory or pos_slice is not None
+        copied = not unedited or pos_slice is not None
         return (
             cache,
             [sliced(name, save, copied) for name, save in fwd],
@@ -197,9 +198,8 @@ class CheckedHooks(HookedRootModule):
         """Run the model, and cache the activations that `names_filter` selects (default: all but those that are
         computed only for their hooks, see `cfg.use_attn_result` and its kin).
 
-        Other arguments are those of the model and of `HookedRootModule.run_with_cache`. While anything else is hooked,
-        and could edit an activation in place, entries are copies; else those that are one tensor in the model share
-        their memory.
+        Other arguments are those of the model and of `HookedRootModule.run_with_cache`. No entry shares its memory with
+        another. While anything else is hooked, and could edit an activation in place, entries are copies.
 
         Args:
             return_cache_object: False gives a dict from hook names to activations, True an `ActivationCache`.
@@ -213,7 +213,7 @@ class CheckedHooks(HookedRootModule):
             )
         alone = reset_hooks_end and not any(map(in_use, self.hook_dict.values()))
         cache, fwd, bwd = self.get_caching_hooks(
-            names_filter, incl_bwd, device, remove_batch_dim, pos_slice=pos_slice, share_memory=alone
+            names_filter, incl_bwd, device, remove_batch_dim, pos_slice=pos_slice, unedited=alone
         )
         with self.hooks(fwd, bwd, reset_hooks_end, clear_contexts):
             out = self(*model_args, **model_kwargs)

@@ -19,8 +19,11 @@ from mdm_interp.errors import UserError
 from mdm_interp.inference.prediction import (
     ORDERS,
     Filled,
+    Filling,
     Order,
+    attempts,
     compare_answers,
+    fill,
     infill,
     infill_any_length,
     orders,
@@ -175,6 +178,29 @@ def test_one_token_is_the_same_in_every_order(shift: int) -> None:
     reads = [predict(model, [query], order) for order in ORDERS]
     assert len({float(read.log_probability) for read in reads}) == 1
     assert len({infill(model, [query], order)[0] for order in ORDERS}) == 1
+
+
+@pytest.mark.parametrize("make", [mdm, arm])
+def test_what_is_the_same_to_the_model_is_asked_once(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In all orders and lengths, beside a second answer to the same words; nothing that is filled is asked again."""
+    model = make()
+    (query,), known = (CAUSAL[:1] if make is arm else MIXED[:1]), orders(model.cfg)
+    other = replace(query, answer=(1, 1, 1), tokens=(*query.tokens[:3], 1, 1, 1) if make is arm else query.tokens)
+    asked = [Filling(one, order, truth) for one in (query, other) for order in known for truth in (True, False)]
+    asked += [Filling(tried, order) for order in known for tried in attempts(query, 3, model.cfg)]
+    expected, passed = [fill(model, [filling])[0] for filling in asked], []
+    forward = type(model).forward
+
+    def counting(self: Any, tokens: torch.Tensor, attention_mask: torch.Tensor | None = None, **given: Any) -> Any:
+        lengths = attention_mask.sum(1) if attention_mask is not None else [tokens.shape[1]] * len(tokens)
+        passed.extend(tuple(row[:length].tolist()) for row, length in zip(tokens, lengths, strict=True))
+        return forward(self, tokens, attention_mask=attention_mask, **given)
+
+    monkeypatch.setattr(type(model), "forward", counting)
+    for found, alone in zip(fill(model, asked), expected, strict=True):
+        assert (found.tokens, found.ranks) == (alone.tokens, alone.ranks)
+        assert found.log_probabilities == pytest.approx(alone.log_probabilities, abs=1e-9)
+    assert len(passed) == len(set(passed))
 
 
 # ---- the number of tokens unknown

@@ -188,7 +188,8 @@ def test_captured_rows_are_those_of_the_whole_pattern(position: str, attention: 
     assert batch.attention_mask is not None
     logits, rows = capture(model, batch, lambda view: (view.scores.clone(), view.pattern.clone()))
     expected, cache = model.run_with_cache(batch.tokens, attention_mask=batch.attention_mask)
-    assert_close(logits, expected)
+    assert_close(logits, batch.at_readout(expected))
+    assert_close(capture(model, batch, lambda view: None, all_logits=True)[0], expected)
     for layer, (scores, pattern) in enumerate(rows):
         assert_close(scores, batch.at_readout(cache["attn_scores", layer].transpose(1, 2)), atol=1e-5, rtol=1e-5)
         assert_close(pattern, batch.at_readout(cache["pattern", layer].transpose(1, 2)), atol=1e-6, rtol=1e-5)

@@ -60,6 +60,22 @@ def some_masked(tokens: Tensor) -> Tensor:
 # ---- what comes back
 
 
+@pytest.mark.parametrize("tie", [False, True])
+def test_logits_are_computed_where_they_are_read(tie: bool) -> None:
+    """Hooks see all positions, whatever is read."""
+    model, tokens = mdm(tie_word_embeddings=tie), true_tokens()
+    readout = torch.tensor([[0, 6], [3, 3], [5, 1]])
+    whole = model(tokens)
+    expected = torch.stack([whole[row, at] for row, at in enumerate(readout)])
+    close(model(tokens, readout=readout), expected)
+    logits, cache = model.run_with_cache(tokens, readout=readout)
+    close(logits, expected)
+    assert cache["ln_final.hook_normalized"].shape == (3, 7, model.cfg.d_model)
+    for refused in ({"return_type": "loss"}, {"return_type": None}, {"stop_at_layer": 0}):
+        with pytest.raises(UserError, match=r"readout: only logits can be those of some positions"):
+            model(tokens, readout=readout, **refused)
+
+
 def test_return_types_are_logits_their_loss_both_and_nothing() -> None:
     model, tokens = causal_model(), random_tokens()
     logits, loss = model(tokens), model(tokens, return_type="loss")

@@ -19,10 +19,11 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 from torch.testing import assert_close
 from transformer_lens import ActivationCache, FactoredMatrix, patching
+from transformer_lens.hook_points import HookPoint
 
 from mdm_interp.errors import UserError
 from mdm_interp.models.bridge import hooked
-from mdm_interp.models.hooks import SWITCHES
+from mdm_interp.models.hooks import SWITCHES, CheckedHookPoint
 from mdm_interp.models.positions import POSITION_SCHEMES, PositionScheme, Rope
 from mdm_interp.models.transformer import HookedTransformer
 
@@ -626,6 +627,24 @@ def test_a_cached_tensor_does_not_see_later_hooks_of_its_own_run() -> None:
         model.run_with_hooks(tokens, fwd_hooks=[*save, (select_all, see), (select_all, overwrite)])
     assert set(seen) == set(model.hook_dict)
     assert changed(cache, seen) == []
+
+
+def test_activations_are_copied_only_where_something_could_edit_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The only tensor with two names is the residual stream that enters a layer."""
+    model, tokens, live = random_model(**GATED), random_tokens(), {}
+
+    def forward(point: HookPoint, x: Tensor) -> Tensor:
+        live[point.name] = x
+        return x
+
+    def copied() -> set[str]:
+        _, cache = model.run_with_cache(tokens)
+        return {name for name, entry in cache.items() if entry.data_ptr() != live[name].data_ptr()}
+
+    monkeypatch.setattr(CheckedHookPoint, "forward", forward)
+    assert copied() == {f"blocks.{layer}.hook_resid_pre" for layer in range(model.cfg.n_layers)}
+    with model.hooks(fwd_hooks=[("hook_embed", lambda x, hook: None)]):
+        assert copied() == set(model.run_with_cache(tokens)[1])
 
 
 def test_remove_batch_dim_and_pos_slice_take_the_axes_they_name() -> None:
