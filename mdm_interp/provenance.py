@@ -77,7 +77,14 @@ def _cpu() -> str:
 
 def _installed(*packages: str) -> dict[str, str]:
     """Return the versions of packages and of Python."""
-    return {**{name: importlib.metadata.version(name) for name in packages}, "python": platform.python_version()}
+    return {**{name: _version(name) for name in packages}, "python": platform.python_version()}
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # run from a checkout that is on the path
+        return "not installed"
 
 
 # ---- of a model

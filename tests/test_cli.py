@@ -14,12 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pandas as pd
 import plotly.io as pio
 import pytest
 import torch
 import yaml
 from cli_helpers import Ended, assert_refused, contents
 from filelock import FileLock
+from probe_helpers import tiny_probe
 
 from analyses import reversal_curse
 from mdm_interp import viz
@@ -30,6 +32,7 @@ from mdm_interp.experiments import claims, grids, runner, subjects
 from mdm_interp.experiments.analysis import discover
 from mdm_interp.experiments.runner import Reported
 from mdm_interp.experiments.subjects import Lab
+from mdm_interp.measures.gradients import influence
 from mdm_interp.provenance import environment, stamp, versions
 from mdm_interp.tensors import save_tensors
 from mdm_interp.training import loop, trainees
@@ -613,3 +616,31 @@ def test_a_mistake_in_what_to_look_at_is_one_line(
     given = [run.folder.name if argument == "RUN" else argument for argument in arguments]
     assert_refused(mdm_interp("attention", *given, "--out", "page.html"), *says)
     assert not (tmp_path / "page.html").exists()
+
+
+# ---- influence
+
+
+def test_influence_writes_numbers_a_table_and_a_page(mdm_interp: Callable[..., Ended], tmp_path: Path) -> None:
+    probe = tiny_probe(tmp_path, "llada", facts=2)
+    said = ["Tom Cruise's mother is Mary Lee Pfeiffer.", "The father of Zoë Müller is José Álvarez.", "Anna sleeps."]
+    (tmp_path / "said.txt").write_text("\n".join(said) + "\n\n", encoding="utf-8")
+    asked = ("tiny-llada", "--train", "said.txt", "--facts", "facts.csv", "--out", "out", "--draws", "3", "--top", "2")
+    assert mdm_interp("influence", *asked) == Ended(0, "out/influence.html\n", "")
+    written, table = (
+        json.loads((tmp_path / "out/influence.json").read_text()),
+        pd.read_csv(tmp_path / "out/influence.csv"),
+    )
+    pairs, tokenizer = probe.pairs("positional"), probe.model.tokenizer
+    queries = [pair.forward for pair in pairs] + [pair.reverse for pair in pairs]
+    training = [tokenizer(f" {sentence}")["input_ids"] for sentence in said]
+    kept = tokenizer.all_special_ids
+    total = influence(probe.model, training, queries, n_draws=3, seed=0, kept=kept).total
+    assert written["sentences"] == said and (written["n_draws"], written["seed"]) == (3, 0)
+    for at, query in enumerate(written["queries"]):
+        for one in query["helping"] + query["hurting"]:
+            assert one["influence"] == pytest.approx(total[one["sentence"], at].item(), rel=1e-4, abs=1e-9)
+            rows = table[(table["query"] == at) & (table["sentence"] == one["sentence"])]
+            assert rows["influence"].sum() == pytest.approx(one["influence"])
+    assert set(table["direction"]) == {"forward", "reverse"} and set(table["rank"]) <= {1, 2, -1, -2}
+    assert_refused(mdm_interp("influence", *asked, "--kind", "odd"), "--kind: 'odd' is none of positional, relational")

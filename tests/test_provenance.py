@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import platform
 import sys
@@ -233,3 +234,11 @@ HERE = {"torch": "2.13.0", "training": "0ld", "code": "c0de", "scipy": "1"}
 )
 def test_only_other_code_and_versions_are_told_apart(made_by: list[dict[str, Any]], said: str) -> None:
     assert difference(made_by, HERE) == said
+
+
+def test_a_checkout_that_is_not_installed_trains_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    assert provenance(train, "cpu", torch.float32)["mdm-interp"] == "not installed"

@@ -20,8 +20,9 @@ def write_influence(
 ) -> Path:
     """Measure the influence of a file's sentences on the forward and reverse queries of a probe, and write it.
 
-    `influence.csv` has a row per query, sentence among the strongest, layer and group; `influence.json` says the same,
-    and what was asked of which model; `influence.html` shows it.
+    `influence.csv` has a row per query, sentence among the strongest, layer and group
+    (:meth:`~mdm_interp.measures.gradients.influence.Influence.rows`). `influence.json` says what was asked of which
+    model, and the strongest sentences of each query; `influence.html` shows them.
 
     Args:
         sentences: A text file, a sentence on each line.
@@ -46,7 +47,13 @@ def write_influence(
         for way in ways
         for pair, template in zip(pairs, prompts.templates, strict=True)
     ]
-    rows = [asked[row["query"]] | row for row in found.rows(top)]
+    strongest = [
+        {
+            sign: [{"sentence": sentence, "influence": found.total[sentence, at].item()} for sentence in sentences]
+            for sign, sentences in zip(("helping", "hurting"), found.top(at, top), strict=True)
+        }
+        for at in range(len(queries))
+    ]
     said = {
         **probe.origin().model_dump(mode="json"),
         "kind": kind,
@@ -54,11 +61,13 @@ def write_influence(
         "seed": seed,
         "sentences": [tokenizer.decode(tokens).strip() for tokens in training],
         "queries": [
-            of | {"query": tokenizer.decode(query.tokens).strip(), "answer": tokenizer.decode(query.answer).strip()}
-            for of, query in zip(asked, queries, strict=True)
+            of
+            | {"query": tokenizer.decode(query.tokens).strip(), "answer": tokenizer.decode(query.answer).strip()}
+            | moved
+            for of, query, moved in zip(asked, queries, strongest, strict=True)
         ],
-        "rows": rows,
     }
+    rows = [asked[row["query"]] | row for row in found.rows(top)]
     write_text(out / "influence.json", json.dumps(said, indent=1, ensure_ascii=False) + "\n")
     write_text(out / "influence.csv", pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
     return influence_page(model, training, pairs, found, top=top).save(out / "influence.html")

@@ -369,7 +369,7 @@ def inner_products(model: HookedTransformer, asked: Asked) -> Any:
 @call()
 def alignments(model: HookedTransformer, asked: Asked) -> Any:
     aligned = gradients.gradient_alignment(model, asked.named)
-    return aligned.pair_cosine(layers=[0]), aligned.fact_cosine(gradients.STORAGE), aligned.mean_cosine()
+    return aligned.pair_cosine(layers=[0]), aligned.fact_cosine(gradients.STORAGE), aligned.gram.inner
 
 
 @call()

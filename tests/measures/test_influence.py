@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import sys
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers import random_model
+from scipy.stats import spearmanr
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -39,12 +42,12 @@ def double_model(name: str) -> HookedTransformer:
     return random_model(dtype="float64", **({"mask_token_id": MASK} | MODELS[name]))
 
 
-def sentence_loss(model: HookedTransformer, index: int, **options: Any) -> Tensor:
-    """The weighted sum over copies."""
+def sentence_loss(model: HookedTransformer, *chosen: int, **options: Any) -> Tensor:
+    """The weighted sum over the copies of the chosen sentences."""
     copies = mask_copies(SENTENCES, model.cfg, **options)
     logits = [model(batch.tokens, attention_mask=batch.attention_mask) for batch in copies.batches]
     losses = [query_loss(*pair) for pair in zip(logits, copies.batches, strict=True)]
-    return ((copies.sentence == index) * copies.weight * torch.cat(losses)).sum()
+    return (torch.isin(copies.sentence, torch.tensor(chosen)) * copies.weight * torch.cat(losses)).sum()
 
 
 def flat(model: HookedTransformer, loss: Tensor) -> Tensor:
@@ -57,7 +60,7 @@ def flat(model: HookedTransformer, loss: Tensor) -> Tensor:
 def test_it_is_the_inner_product_of_the_sentences_and_the_querys_gradients(
     monkeypatch: pytest.MonkeyPatch, name: str, tokens: int
 ) -> None:
-    monkeypatch.setattr("mdm_interp.measures.gradients.influence.TOKENS", tokens)
+    monkeypatch.setattr(sys.modules[influence.__module__], "TOKENS", tokens)
     model, options = double_model(name), dict[str, Any](n_draws=5, seed=3)
     found = influence(model, SENTENCES, QUERIES, **options)
     left = torch.stack([flat(model, sentence_loss(model, index, **options)) for index in range(3)])
@@ -190,3 +193,50 @@ def test_tracing_sums_over_checkpoints_by_learning_rate() -> None:
     one, other = (influence(model, SENTENCES, QUERIES, n_draws=3) for model in models)
     assert_close(traced.inner, 0.5 * one.inner + 2 * other.inner)
     assert_close(traced.by_token, 0.5 * one.by_token + 2 * other.by_token)
+
+
+def trained(model: HookedTransformer, sentences: list[int], steps: int, rate: float) -> list[HookedTransformer]:
+    """The models before each step of descent on some sentences' summed losses, and the one after the last."""
+    passed = [copy.deepcopy(model)]
+    for _ in range(steps):
+        moved = copy.deepcopy(passed[-1])
+        loss = sentence_loss(moved, *sentences, n_draws=4, seed=0)
+        grads = torch.autograd.grad(loss, list(moved.parameters()))
+        with torch.no_grad():
+            for parameter, grad in zip(moved.parameters(), grads, strict=True):
+                parameter -= rate * grad
+        passed.append(moved)
+    return passed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rate", "at_least"), [(2e-3, 0.0), (2e-4, 0.8)], ids=["long steps", "short steps"])
+def test_what_training_without_a_sentence_changes(
+    monkeypatch: pytest.MonkeyPatch, rate: float, at_least: float
+) -> None:
+    """Traced over a training, influence ranks sentences as leaving each of them out does: Spearman's correlation over
+    sentences and queries, with an interval over sentences. The longer the steps, the more the models that are trained
+    without a sentence go ways of their own, of which the trace knows nothing."""
+    generator = torch.Generator().manual_seed(0)
+    said = torch.randint(12, (12, 4), generator=generator).tolist()
+    monkeypatch.setattr(sys.modules[__name__], "SENTENCES", said)
+    queries = [Query((*one[:2], MASK, one[3]), (one[2],), (2, 3), (0, 1)) for one in said]
+    model, steps = double_model("MDM"), 12
+
+    def losses(model: HookedTransformer) -> Tensor:
+        batch = collate(queries, model.cfg)
+        return query_loss(model(batch.tokens), batch).detach()
+
+    path = trained(model, list(range(12)), steps, rate)
+    predicted = traced_influence([(one, rate) for one in path[:-1]], said, queries, n_draws=4).total
+    actual = torch.stack(
+        [
+            losses(trained(model, [i for i in range(12) if i != out], steps, rate)[-1]) - losses(path[-1])
+            for out in range(12)
+        ]
+    )
+    correlation = float(spearmanr(predicted.flatten(), actual.flatten()).statistic)
+    drawn = [torch.randint(12, (12,), generator=generator) for _ in range(300)]
+    samples = [float(spearmanr(predicted[rows].flatten(), actual[rows].flatten()).statistic) for rows in drawn]
+    low = np.percentile(samples, 2.5)
+    assert correlation > low > at_least
