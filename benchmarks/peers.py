@@ -100,7 +100,8 @@ def llama(cfg: ModelConfig, **settings: Any) -> LlamaForCausalLM:
         use_cache=False,
         **settings,
     )
-    return LlamaForCausalLM(config).to(cfg.device, cfg.dtype).eval()  # pyright: ignore[reportArgumentType]
+    with torch.device(cfg.device):
+        return LlamaForCausalLM(config).to(cfg.dtype).eval()  # pyright: ignore[reportArgumentType]
 
 
 def llama_mask(cfg: ModelConfig, tokens: Tensor) -> Tensor | None:

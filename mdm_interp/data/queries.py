@@ -198,10 +198,14 @@ def answer_positions(batch: QueryBatch, cfg: ModelConfig) -> Int[Tensor, "query 
     return batch.readout - (cfg.readout_shift or 0)
 
 
+def at_once(logits: int) -> int:
+    """Return how many sequences, of `logits` logits each, are one batch."""
+    return max(1, min(512, MAX_LOGITS // logits))
+
+
 def batches(queries: Sequence[Query], cfg: ModelConfig, size: int | None = None) -> Iterator[QueryBatch]:
     """Return the queries in order, `size` at a time; by default 512, or fewer to keep to :data:`MAX_LOGITS`."""
     if size is None:
-        longest = max((len(query.tokens) for query in queries), default=1)
-        size = max(1, min(512, MAX_LOGITS // (longest * cfg.d_vocab)))
+        size = at_once(max((len(query.tokens) for query in queries), default=1) * cfg.d_vocab)
     for start in range(0, len(queries), size):
         yield collate(queries[start : start + size], cfg)

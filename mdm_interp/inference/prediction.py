@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from mdm_interp.config import ModelConfig
-from mdm_interp.data.queries import MAX_LOGITS, Query, QueryBatch, QueryPair, batches, collate
+from mdm_interp.data.queries import Query, QueryBatch, QueryPair, at_once, batches, collate
 from mdm_interp.data.worlds import FactWorld
 from mdm_interp.errors import UserError
 from mdm_interp.models.bridge import hooked
@@ -203,8 +203,8 @@ def fill(model: HookedModel, fillings: Sequence[Filling]) -> list[Filled]:
             if answer.blanks:
                 seen = answer.wanted[-1] + shift + 1 if cfg.is_causal else None
                 asking.setdefault(tuple(answer.tokens[:seen]), []).append(answer)
-        most = max(len(answer.wanted) for answer in answers)
-        size, sequences = max(1, min(512, MAX_LOGITS // (most * cfg.d_vocab))), sorted(asking, key=len)
+        size = at_once(max(len(answer.wanted) for answer in answers) * cfg.d_vocab)
+        sequences = sorted(asking, key=len)
         for start in range(0, len(sequences), size):
             _pass(model, {tokens: asking[tokens] for tokens in sequences[start : start + size]})
     return [answer.filled() for answer in answers]
@@ -266,10 +266,8 @@ def _pass(model: HookedModel, asking: dict[tuple[int, ...], list[_Answer]]) -> N
     probability, choice = (found.tolist() for found in allowed.softmax(-1).max(-1))
     turns: list[tuple[_Answer, int, tuple[int, int]]] = []  # whose, at which position, and where in `rows`
     for i, answers in enumerate(asking.values()):
-        row, certainty = (
-            {at: (i, k) for k, at in enumerate(wanted[i])},
-            dict(zip(wanted[i], probability[i], strict=False)),
-        )
+        row = {at: (i, k) for k, at in enumerate(wanted[i])}
+        certainty = dict(zip(wanted[i], probability[i], strict=False))  # without the padding
         turns += [(answer, at, row[at]) for answer in answers for at in answer.turn(certainty)]
     read = _read(rows, {(*row, answer.true_token(at)) for answer, at, row in turns if answer.truth})
     for answer, at, (i, k) in turns:
