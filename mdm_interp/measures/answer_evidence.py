@@ -85,12 +85,9 @@ def answer_evidence(
         v = per_query_head(v, W_O.shape[0], dim=1).to(model.W_U.device)
         of_heads, of_layer = v.new_empty(5, *v.shape[:2]), v.new_empty(5, *v.shape[:1])
         for contest in contests:
-            members, whole = contest.members, v.new_zeros(())
-            for head in range(W_O.shape[0]):
-                written = contest.written(v[members, head], W_O[head])
-                of_heads[:, members, head] = contest.judge(written)
-                whole = whole + written
-            of_layer[:, members] = contest.judge(whole)
+            written = contest.written(v[contest.members], W_O)
+            of_heads[:, contest.members] = contest.judge(written).mT
+            of_layer[:, contest.members] = contest.judge(written.sum(0))
         by_head.append(of_heads)
         by_layer.append(of_layer)
     return AnswerEvidence.of(on_cpu(by_head, dim=2)), AnswerEvidence.of(on_cpu(by_layer, dim=2))
@@ -159,26 +156,26 @@ class _Contest:
         return cls(members, directions, *parts)
 
     def written(
-        self, v: Float[Tensor, "query d_head"], W_O: Float[Tensor, "d_head d_model"]
-    ) -> Float[Tensor, "query token"]:
-        """Return what one head writes toward every token."""
-        return v.to(self.directions) @ (W_O.to(self.directions) @ self.directions.T)
+        self, v: Float[Tensor, "query head d_head"], W_O: Float[Tensor, "head d_head d_model"]
+    ) -> Float[Tensor, "head query token"]:
+        """Return what each head writes toward every token."""
+        return v.transpose(0, 1).to(self.directions) @ (W_O.to(self.directions) @ self.directions.T)
 
-    def judge(self, written: Float[Tensor, "query token"]) -> Float[Tensor, "5 query"]:
-        """Compute the measures of :class:`AnswerEvidence` from what one head, or one layer, writes toward every token:
+    def judge(self, written: Float[Tensor, "*head query token"]) -> Float[Tensor, "5 *head query"]:
+        """Compute the measures of :class:`AnswerEvidence` from what heads, or all of a layer, write toward every token:
         all of the answer, then those that another fact's answer has too."""
         counts, counted, against = (part.to(written) for part in (self.counts, self.counted, self.against))
-        usual = (written * counted).sum(0) / counted.sum(0).clamp(min=1)
-        toward = ((written - usual) * counted) @ counts.T  # [query answer]
-        each, compared = torch.arange(len(toward), device=toward.device), against.sum(1)
+        usual = (written * counted).sum(-2, keepdim=True) / counted.sum(0).clamp(min=1)
+        toward = ((written - usual) * counted) @ counts.T  # [*head query answer]
+        each, compared = torch.arange(len(self.own), device=toward.device), against.sum(1)
         undefined = (compared == 0) | ((counted * counts[self.own]).sum(1) == 0)
-        judged = [(written * counts[self.own]).sum(1)]
+        judged = [(written * counts[self.own]).sum(-1)]
         for chosen in (self.own, self.other):
-            given = toward[each, chosen][:, None]
+            given = toward[..., each, chosen, None]
             beaten = (toward < given).to(toward) + 0.5 * (toward == given).to(toward)
             for number in (
-                given.squeeze(1) - (toward * against).sum(1) / compared,
-                (beaten * against).sum(1) / compared,
+                given.squeeze(-1) - (toward * against).sum(-1) / compared,
+                (beaten * against).sum(-1) / compared,
             ):
                 judged.append(number.masked_fill(undefined, torch.nan))
         return torch.stack(judged)
