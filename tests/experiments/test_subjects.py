@@ -116,7 +116,7 @@ def test_a_model_of_the_small_grid_is_measured_alike_as_a_checkpoint(tmp_path: P
     assert compute_evidence(loaded, queries, targets).equal(compute_evidence(model, queries, targets))
     again, aligned = gradient_alignment(loaded, pairs), gradient_alignment(model, pairs)
     for group in (("V", "O"), ("Q", "K")):
-        assert again.cosine(group, [0]).equal(aligned.cosine(group, [0]))
+        assert again.gram.cosine(group, [0]).equal(aligned.gram.cosine(group, [0]))
 
 
 def test_a_quick_run_has_one_demo_and_its_twin_and_a_full_one_two(real_grid: None) -> None:

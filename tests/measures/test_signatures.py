@@ -72,7 +72,7 @@ def test_routes_are_averaged_over_layers_and_heads() -> None:
 def test_the_alignment_of_pairs_is_the_mean_of_theirs_and_its_null_that_of_different_facts() -> None:
     pairs = FactWorld(FACTS, 0).query_pairs(n_contexts=1)
     model = random_model(n_layers=1, d_vocab=FACTS.d_vocab, n_ctx=FACTS.seq_len)
-    cosine, found = gradient_alignment(model, pairs).cosine(STORAGE), signatures.alignment(model, pairs)
+    cosine, found = gradient_alignment(model, pairs).gram.cosine(STORAGE), signatures.alignment(model, pairs)
     others = [cosine[i, j] for i, one in enumerate(pairs) for j, two in enumerate(pairs) if one.fact != two.fact]
     assert found["alignment"].effect == pytest.approx(cosine.diagonal().mean().item(), abs=1e-6)
     assert found["alignment"].null == pytest.approx(torch.stack(others).mean().item(), abs=1e-6)

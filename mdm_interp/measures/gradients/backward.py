@@ -267,6 +267,7 @@ class _Backward:
                 found[f"{path}.{leaf}", 0] = [Terms.of_vectors(torch.stack(by_call).sum(0))]
         return found
 
+    @torch.no_grad()
     def _of_layer(self, layer: int, taps: Taps, at: Mapping[str, Tensor]) -> dict[Weight, list[Terms]]:
         path, gated = f"blocks.{layer}", "pre_linear" in at
         maps = [("attn", "Q", "q_in", "q"), ("attn", "K", "k_in", "k"), ("attn", "V", "v_in", "v")]
@@ -285,6 +286,7 @@ class _Backward:
             found |= self._of_norm(f"{path}.{norm}", taps, at)
         return found
 
+    @torch.no_grad()
     def _of_readout(self, i: int, taps: Taps, at: Mapping[str, Tensor]) -> dict[Weight, list[Terms]]:
         rows, error = taps.read["rows"], at["logits"]
         error = error.to(rows.device)
