@@ -18,7 +18,7 @@ from mdm_interp.errors import UserError
 from mdm_interp.inference.prediction import answer_loss
 from mdm_interp.measures.gradients.backward import RowLoss, layer_by_layer
 from mdm_interp.measures.gradients.bridged import bridge_backward
-from mdm_interp.measures.gradients.components import COMPONENTS, Part, part_of
+from mdm_interp.measures.gradients.components import COMPONENTS, Part, part_of, parts_of
 from mdm_interp.measures.gradients.terms import Found, Weight, cross_products, own_products
 from mdm_interp.models.bridge import BridgedTransformer, hooked
 
@@ -118,7 +118,7 @@ def gram(
     rows = list(_pieces(0, len(left), size))
     columns = rows if right is None else list(_pieces(len(left), len(asked), size))
 
-    parts = parts_of(model)
+    parts = parts_of(name for name, _ in model.named_parameters())
     inner = torch.zeros(len(parts), len(left), len(left if right is None else right), dtype=torch.float64)
     squares = torch.zeros(len(parts), len(asked), dtype=torch.float64)
 
@@ -141,7 +141,7 @@ def gram(
             if report is not None:
                 report(done)
     sides = squares.split([len(left), len(asked) - len(left)], dim=1)
-    return Gram(tuple(parts), inner, sides[0], sides[0] if right is None else sides[1])
+    return Gram(parts, inner, sides[0], sides[0] if right is None else sides[1])
 
 
 def gradients_of(model: Any, queries: Sequence[QueryBatch], loss: RowLoss) -> Iterator[list[Found]]:
@@ -149,11 +149,6 @@ def gradients_of(model: Any, queries: Sequence[QueryBatch], loss: RowLoss) -> It
     if isinstance(model, BridgedTransformer):
         return bridge_backward(model, queries, loss)
     return layer_by_layer(model, queries, loss)
-
-
-def parts_of(model: Any) -> list[Part]:
-    """List what a model has: what lies outside of layers, then layer by layer."""
-    return sorted({part_of(name) for name, _ in model.named_parameters()}, key=_place)
 
 
 class _Piece(NamedTuple):
@@ -171,9 +166,3 @@ def _pieces(start: int, stop: int, size: int) -> Iterator[_Piece]:
     for batch in range(start // size, -(-stop // size)):
         first, last = max(start, batch * size), min(stop, (batch + 1) * size)
         yield _Piece(batch, slice(first - batch * size, last - batch * size), slice(first - start, last - start))
-
-
-def _place(part: Part) -> tuple[int, int]:
-    """Return where a part comes among all."""
-    layer, component = part
-    return -1 if layer is None else layer, COMPONENTS.index(component)

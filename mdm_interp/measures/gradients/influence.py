@@ -14,8 +14,8 @@ from mdm_interp.data.queries import Query, batches
 from mdm_interp.data.sentences import mask_copies
 from mdm_interp.errors import UserError
 from mdm_interp.inference.prediction import answer_loss
-from mdm_interp.measures.gradients.components import GROUPS, Part, part_of
-from mdm_interp.measures.gradients.gram import TOKENS, gradients_of, parts_of
+from mdm_interp.measures.gradients.components import GROUPS, Part, part_of, parts_of
+from mdm_interp.measures.gradients.gram import TOKENS, gradients_of
 from mdm_interp.measures.gradients.terms import token_products
 from mdm_interp.models.bridge import hooked
 
@@ -119,7 +119,7 @@ def influence(
         left, sentence, weight = list(copies.batches), copies.sentence, copies.weight
     right = list(batches(queries, model.cfg, _batch_size(queries)))
 
-    parts, n_pos = parts_of(model), max(batch.tokens.shape[1] for batch in left)
+    parts, n_pos = parts_of(name for name, _ in model.named_parameters()), max(batch.tokens.shape[1] for batch in left)
     inner = torch.zeros(len(parts), len(training), len(queries), dtype=torch.float64)
     by_token = torch.zeros(len(training), n_pos, len(queries), dtype=torch.float64)
     sizes, places = [len(batch.tokens) for batch in left], range(0, len(queries), _batch_size(queries))
@@ -135,7 +135,7 @@ def influence(
                         of_part.index_add_(0, of_sentence, product * by_weight[:, None])
                     by_token[:, :, column].index_add_(0, of_sentence, tokens * by_weight[:, None, None])
             found.clear()
-    return Influence(tuple(parts), inner, by_token)
+    return Influence(parts, inner, by_token)
 
 
 def _batch_size(queries: Sequence[Query]) -> int:
