@@ -51,7 +51,7 @@ def table(results: dict[str, Any]) -> list[str]:
     reasons = [
         f"- *{row['work']}*: {REASONS[name]}"
         for name, row in results["rows"].items()
-        if missed(row) and name in REASONS
+        if missed(row) and name in REASONS and "gpu" not in made
     ]
     return [*lines, "", *(["Where a target is missed:", "", *reasons, ""] if reasons else [])]
 
