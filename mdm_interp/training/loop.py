@@ -1,7 +1,8 @@
 """Training: `train(config)` gives a finished :class:`~mdm_interp.training.runs.Run`, from the store if it is there.
 
 A run that was killed resumes from its last saved state and ends in bit-identical weights on the same machine, thread
-count and build, because all randomness comes from one generator whose state is saved with the weights.
+count and build, because all randomness comes from one generator whose state is saved with the weights. Of runs that are
+trained together this holds if all go on together; alone, each ends in the same weights up to rounding.
 """
 
 from __future__ import annotations
@@ -94,10 +95,11 @@ def train(
 def train_all(
     configs: Sequence[TrainConfig], *, root: str | Path = DEFAULT_ROOT, device: str = "cpu", workers: int | None = None
 ) -> list[Run]:
-    """Train many configs side by side, one single-threaded process each, and return their runs in order.
+    """Train many configs in single-threaded processes side by side, those of one shape together (:func:`ensembles`), and
+    return their runs in order.
 
     Args:
-        workers: How many at a time; default: as many as there are CPU cores, or 1 on a GPU.
+        workers: How many processes; default: as many as there are CPU cores, or 1 on a GPU.
 
     Raises:
         UserError: as :func:`train`.
