@@ -95,8 +95,8 @@ def train(
 def train_all(
     configs: Sequence[TrainConfig], *, root: str | Path = DEFAULT_ROOT, device: str = "cpu", workers: int | None = None
 ) -> list[Run]:
-    """Train many configs in single-threaded processes side by side, those of one shape together (:func:`ensembles`), and
-    return their runs in order.
+    """Train many configs in single-threaded processes side by side, those of one shape together (:func:`ensembles`),
+    and return their runs in order.
 
     Args:
         workers: How many processes; default: as many as there are CPU cores, or 1 on a GPU.
