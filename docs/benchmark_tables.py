@@ -35,7 +35,7 @@ def table(results: dict[str, Any]) -> list[str]:
     made = results["made_with"]
     on = made["gpu"] if "gpu" in made else f"{made['cpu']}, {made['threads']} threads"
     versions = ", ".join(f"{name} {made[name]}" for name in ("python", "torch", "transformers", "transformer-lens"))
-    lines = [f"### {on}", "", f"With {versions}. Times are medians.", ""]
+    lines = [f"## {on}", "", f"With {versions}. Times are medians.", ""]
     lines += ["| work | what counts as 1 | target | mdm_interp | others |", "|---|---|---|---|---|"]
     for row in results["rows"].values():
         others = [

@@ -10,7 +10,7 @@ import base64
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from mdm_interp import interventions, viz
 from mdm_interp.config import FactConfig, ModelConfig, Objective, TrainConfig
-from mdm_interp.data.queries import Query, QueryBatch, QueryPair, collate
+from mdm_interp.data.queries import Query, QueryPair, collate
 from mdm_interp.data.worlds import FactWorld
 from mdm_interp.inference.denoising import FillOrder, denoise
 from mdm_interp.inference.prediction import (
@@ -51,6 +51,7 @@ from mdm_interp.measures import (
 from mdm_interp.measures.answer_evidence import answer_evidence
 from mdm_interp.measures.representations import compute_representations
 from mdm_interp.measures.rope import compute_content, distance_correlation
+from mdm_interp.models.layers import attention_scores
 from mdm_interp.models.transformer import HookedTransformer
 from mdm_interp.training.loop import train
 from mdm_interp.training.losses import training_loss
@@ -578,10 +579,10 @@ def test_a_planted_arange_without_a_device_is_found(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_planted_mask_on_the_cpu_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    def collated(*given: Any) -> QueryBatch:
-        batch = collate(*given)
-        return replace(batch, source=batch.source.cpu())
+    def masked(*given: Any) -> torch.Tensor:
+        scores = attention_scores(*given)
+        return scores.masked_fill(torch.zeros(scores.shape[-2:], dtype=torch.bool), 0.0)
 
-    monkeypatch.setattr("mdm_interp.data.queries.collate", collated)
+    monkeypatch.setattr("mdm_interp.models.layers.attention_scores", masked)
     with pytest.raises(RuntimeError, match="expected all tensors on one device"):
-        check("denoised_answers", "rope", PRETENDED, torch.float32)
+        check("found_routes", "rope", PRETENDED, torch.float32)

@@ -131,7 +131,7 @@ def test_the_default_model_has_one_head() -> None:
 @pytest.mark.parametrize("n_seeds", [1, QUICK_SEEDS, FULL_SEEDS])
 def test_no_run_is_listed_twice_and_every_setting_has_the_first_seed(n_seeds: int) -> None:
     seeds = range(n_seeds)
-    for grid in (every_run, head_grid, pool_grid, grids.grid, grids.depth_grid, grids.objective_grid):
+    for grid in (every_run, head_grid, pool_grid, grids.grid, grids.depth_grid, grids.objective_grid, grids.path_grid):
         digests = [config.digest() for config in grid(seeds)]
         assert len(digests) == len(set(digests))
         settings = {config.model_copy(update={"seed": 0}).digest() for config in grid(seeds)}
