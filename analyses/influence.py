@@ -119,7 +119,7 @@ def draw(result: Result) -> Panels:
         last = stage == "end"
         y = {"range": [-0.55, 0.55], "title": f"ahead of unrelated<br>sentences, {title}"}
         titles = list(VARIANTS) if stage == "early" else [""] * len(VARIANTS)
-        row = panels.row(titles, x={"tickangle": 60}, y=y, ticks=last, ticks_height=110)
+        row = panels.row(titles, x={"title": "through", "tickangle": 60}, y=y, ticks=last, ticks_height=110)
         for panel, variant in zip(row, VARIANTS, strict=True):
             for place, (direction, color) in enumerate(DIRECTIONS.items()):
                 of = {"variant": variant, "stage": stage, "direction": direction}

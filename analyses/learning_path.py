@@ -17,8 +17,8 @@ from mdm_interp import Analysis, Result, Run, Summary, TrainConfig, where
 from mdm_interp.data.queries import Query
 from mdm_interp.data.worlds import FactWorld
 from mdm_interp.experiments.claims import ClaimTest
-from mdm_interp.experiments.grids import CONTROL_SCHEMES, MANY_HEADS, VARIANTS, path_grid, variant_of
-from mdm_interp.experiments.paper import SINGLE_SIDED, mirrored
+from mdm_interp.experiments.grids import MANY_HEADS, VARIANTS, path_grid, variant_of
+from mdm_interp.experiments.paper import mirrored
 from mdm_interp.experiments.scope import Moment, stages
 from mdm_interp.measures.gradients import COMPONENTS, ROUTING, STORAGE, LearningPath
 from mdm_interp.measures.nulls import next_answers
@@ -37,16 +37,12 @@ GROUPS = {
 }
 """The parts that make up the whole; `other` is gains and what a position scheme learns."""
 MANY = f"MDM rope, {MANY_HEADS} heads"
-SETTINGS = (*VARIANTS, MANY, *(f"{objective} {scheme}" for objective in SINGLE_SIDED for scheme in CONTROL_SCHEMES))
-ROW = 5
-"""How many settings are side by side."""
+SETTINGS = (*VARIANTS, MANY)
 COLORS = dict(zip(GROUPS, (ORANGE, GREEN, PURPLE, SKY, GREY), strict=True))
 
 
 def setting_of(config: TrainConfig) -> str:
     """Name what a run is compared as."""
-    if config.objective in SINGLE_SIDED:
-        return f"{config.objective} {config.model.position}"
     return MANY if config.model.n_heads == MANY_HEADS else variant_of(config)
 
 
@@ -159,28 +155,26 @@ def draw(result: Result) -> Panels:
     panels, frame, summary = Panels(), result.frame, result.summary
     reverse = where(frame[frame["trained"] > 0], loss="reverse")
     shown = [setting for setting in SETTINGS if len(where(frame, setting=setting))]
-    for start in range(0, len(shown), ROW):
-        of_row = shown[start : start + ROW]
-        y = {"title": "fall of the reverse loss<br>since the start (nats)"}
-        row = panels.row(of_row, x=TRAINING_STEPS, y=y)
-        for panel, setting in zip(row, of_row, strict=True):
-            group = where(reverse, setting=setting)
-            panel.curve(group, "trained", "fall", name="all parts", color=REVERSE)
-            for part, color in COLORS.items():
-                panel.curve(group, "trained", part, name=f"through {part}", color=color)
-            panel.level(0.0, name="no change", color=CHANCE, listed=False)
-        parts = {"title": "", "tickangle": 60}
-        y = {"title": "the same over<br>all of training (nats)"}
-        row = panels.row([""] * len(of_row), x=parts, y=y, ticks_height=110)
-        for panel, setting in zip(row, of_row, strict=True):
-            for place, (loss, color) in enumerate(SHOWN.items()):
-                of = {"setting": setting, "loss": loss, "phase": "all"}
-                found = {group: summary.at(group, **of) for group in GROUPS}
-                panel.estimates(found, name=f"{loss} loss", color=color, shift=0.25 * (place - 1), upright=True)
-            nulls = {group: summary.null(group, setting=setting, loss="reverse", phase="all") for group in GROUPS}
-            look: dict[str, Any] = {"symbol": "x-thin-open", "shift": 0.25, "upright": True}
-            panel.estimates(nulls, name="reverse loss of another answer", color=CHANCE, **look)
-            panel.level(0.0, name="no change", color=CHANCE, x=[-0.5, len(GROUPS) - 0.5], listed=False)
+    y = {"title": "fall of the reverse loss<br>since the start (nats)"}
+    row = panels.row(shown, x=TRAINING_STEPS, y=y)
+    for panel, setting in zip(row, shown, strict=True):
+        group = where(reverse, setting=setting)
+        panel.curve(group, "trained", "fall", name="all parts", color=REVERSE)
+        for part, color in COLORS.items():
+            panel.curve(group, "trained", part, name=f"through {part}", color=color)
+        panel.level(0.0, name="no change", color=CHANCE, listed=False)
+    parts = {"title": "through", "tickangle": 60}
+    y = {"title": "the same over<br>all of training (nats)"}
+    row = panels.row([""] * len(shown), x=parts, y=y, ticks_height=110)
+    for panel, setting in zip(row, shown, strict=True):
+        for place, (loss, color) in enumerate(SHOWN.items()):
+            of = {"setting": setting, "loss": loss, "phase": "all"}
+            found = {group: summary.at(group, **of) for group in GROUPS}
+            panel.estimates(found, name=f"{loss} loss", color=color, shift=0.25 * (place - 1), upright=True)
+        nulls = {group: summary.null(group, setting=setting, loss="reverse", phase="all") for group in GROUPS}
+        look: dict[str, Any] = {"symbol": "x-thin-open", "shift": 0.25, "upright": True}
+        panel.estimates(nulls, name="reverse loss of another answer", color=CHANCE, **look)
+        panel.level(0.0, name="no change", color=CHANCE, x=[-0.5, len(GROUPS) - 0.5], listed=False)
     return panels
 
 
