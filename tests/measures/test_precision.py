@@ -223,10 +223,10 @@ def replaying(half: HookedTransformer) -> HookedTransformer:
     left_out = ("_input", "_in", "attn_scores", "pattern", "result")
     names = [name for name in full.hook_dict if not name.endswith(left_out) and "ln1" not in name]
 
-    def run(tokens: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        logits, cache = half.run_with_cache(tokens, attention_mask=attention_mask, names_filter=names)
+    def run(tokens: Tensor, **asked: Any) -> Tensor:
+        logits, cache = half.run_with_cache(tokens, names_filter=names, **asked)
         seen.update(cache.items())
-        forward(tokens, attention_mask=attention_mask)
+        forward(tokens, **asked)
         return logits.double()
 
     def replay(tensor: Tensor, *, hook: Any) -> Tensor:
