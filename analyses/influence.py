@@ -26,7 +26,7 @@ N_DRAWS = 8
 """How many masked copies of a sentence its gradient is averaged over."""
 GROUPS = ("storage", "routing", "embeddings", "norms")
 DIRECTIONS = {"forward": FORWARD, "reverse": REVERSE}
-STAGES = {"early": "forward queries half learnt", "end": "end of training"}
+STAGES = {"early": "forward half learnt", "end": "end of training"}
 
 
 def measure(run: Run, step: int) -> list[dict[str, Any]]:
@@ -117,7 +117,7 @@ def draw(result: Result) -> Panels:
     panels, summary, groups = Panels(), result.summary, [*GROUPS, "all"]
     for stage, title in STAGES.items():
         last = stage == "end"
-        y = {"range": [-0.55, 0.55], "title": f"ahead of unrelated<br>sentences, {title}"}
+        y = {"range": [-0.55, 0.55], "title": f"ahead of unrelated,<br>{title}"}
         titles = list(VARIANTS) if stage == "early" else [""] * len(VARIANTS)
         row = panels.row(titles, x={"title": "through", "tickangle": 60}, y=y, ticks=last, ticks_height=110)
         for panel, variant in zip(row, VARIANTS, strict=True):

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -118,9 +119,10 @@ def by_phase(frame: pd.DataFrame) -> pd.DataFrame:
 
 def summarize(result: Result) -> Summary:
     phases = by_phase(result.frame)
+    phases = phases.assign(beyond=phases["storage"] - phases["storage_null"])
     whole = where(phases, phase="all")
     whole = whole.assign(missing_share=(whole["missing"] / whole["fall"]).abs())
-    return Summary.of(phases, BY, QUANTITIES) + Summary.of(whole, BY, ("missing_share",))
+    return Summary.of(phases, BY, (*QUANTITIES, "beyond")) + Summary.of(whole, BY, ("missing_share",))
 
 
 def takeaway(result: Result) -> str:
@@ -135,11 +137,11 @@ def takeaway(result: Result) -> str:
     missing = summary.where("missing_share").frame["value"].max()
     shown = [setting for setting in SETTINGS if len(summary.where("fall", setting=setting))]
     told = "; ".join(f"{setting} {through(setting, 'all')}" for setting in shown)
-    storage = [summary.contrast("storage", setting=setting, loss="reverse", phase="all") for setting in shown]
     lowered = [
         setting
-        for setting, found in zip(shown, storage, strict=True)
-        if found.effect.side == "above" and found.effect.value > found.null.value
+        for setting in shown
+        if {summary.at(name, setting=setting, loss="reverse", phase="all").side for name in ("storage", "beyond")}
+        == {"above"}
     ]
     return (
         f"Change of the reverse loss over training, in nats, and through which parts: {told}. Storage lowered it, and "
@@ -148,6 +150,7 @@ def takeaway(result: Result) -> str:
     )
 
 
+TICKS = [-100, -30, -10, -3, -1, 0, 1, 3, 10, 30, 100]
 SHOWN = {"forward": FORWARD, "reverse": REVERSE}
 
 
@@ -155,8 +158,10 @@ def draw(result: Result) -> Panels:
     panels, frame, summary = Panels(), result.frame, result.summary
     reverse = where(frame[frame["trained"] > 0], loss="reverse")
     shown = [setting for setting in SETTINGS if len(where(frame, setting=setting))]
-    y = {"title": "fall of the reverse loss<br>since the start (nats)"}
-    row = panels.row(shown, x=TRAINING_STEPS, y=y)
+    farthest = summary.where(phase="all").frame.filter(regex="value|low|high").abs().max(axis=None)
+    nats = {"range": [-1.2 * farthest, 1.2 * farthest], "tickvals": TICKS}
+    y = {**nats, "title": "fall of the reverse loss<br>since the start (nats)"}
+    row = panels.row(shown, x=TRAINING_STEPS, y=y, warp=np.arcsinh)  # linear below about 1, logarithmic beyond
     for panel, setting in zip(row, shown, strict=True):
         group = where(reverse, setting=setting)
         panel.curve(group, "trained", "fall", name="all parts", color=REVERSE)
@@ -164,8 +169,8 @@ def draw(result: Result) -> Panels:
             panel.curve(group, "trained", part, name=f"through {part}", color=color)
         panel.level(0.0, name="no change", color=CHANCE, listed=False)
     parts = {"title": "through", "tickangle": 60}
-    y = {"title": "the same over<br>all of training (nats)"}
-    row = panels.row([""] * len(shown), x=parts, y=y, ticks_height=110)
+    y = {**nats, "title": "the same over<br>all of training (nats)"}
+    row = panels.row([""] * len(shown), x=parts, y=y, warp=np.arcsinh, ticks_height=110)
     for panel, setting in zip(row, shown, strict=True):
         for place, (loss, color) in enumerate(SHOWN.items()):
             of = {"setting": setting, "loss": loss, "phase": "all"}
