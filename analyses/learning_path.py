@@ -95,8 +95,6 @@ def when(run: Run) -> list[Moment]:
     return stages(run, ["end"])
 
 
-PHASES = ("all", "fall", "rise")
-"""All of training, the fall to the lowest checkpoint, and what comes after it."""
 BY = ("setting", "loss", "phase")
 QUANTITIES = ("fall", *GROUPS, "missing")
 

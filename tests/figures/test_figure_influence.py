@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import planted_result, seeded
+from report_helpers import SETTING
 
 from analyses import influence
 from mdm_interp.config import Objective
@@ -83,8 +84,7 @@ def test_rows_hold_every_variant_and_group(tiny_result: Callable[[str], Result])
     ("ahead", "null", "verdict"), [(0.4, 0.1, "holds"), (0.4, 0.45, "fails"), (-0.2, -0.3, "fails")]
 )
 def test_the_claim_needs_a_lead_beyond_that_of_the_same_answer(ahead: float, null: float, verdict: str) -> None:
-    scope = {"world": "relation_cycle", "reversed_share": 0.0, "scheme": "rope", "rotary_base": 1e4}
-    scope |= {"objective": "any_order", "n_layers": 1, "n_heads": 1, "d_head": 64, "mlp": False, "stage": "end"}
+    scope = {**SETTING, "world": "relation_cycle", "stage": "end"}
     rows = [
         {**scope, "step": 9, "seed": seed, "run": f"{seed}", "variant": "MDM rope", "direction": "reverse"}
         | {"group": "storage", "ahead": ahead + 0.005 * seed, "ahead_null": null}

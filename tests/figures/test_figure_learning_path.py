@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from helpers import planted_result
+from report_helpers import SETTING
 
 from analyses import learning_path
 from mdm_interp.data.worlds import FactWorld
@@ -48,20 +49,7 @@ def test_a_null_asks_the_same_for_another_entity_of_the_role() -> None:
         assert other.answer[0] in world.role(own.answer[0])
 
 
-SCOPE = {
-    "world": "relation_cycle",
-    "reversed_share": 0.0,
-    "scheme": "rope",
-    "rotary_base": 1e4,
-    "objective": "any_order",
-    "n_layers": 1,
-    "n_heads": 1,
-    "d_head": 64,
-    "mlp": False,
-    "stage": "end",
-    "step": 10,
-    "setting": "MDM rope",
-}
+SCOPE = {**SETTING, "world": "relation_cycle", "stage": "end", "step": 10, "setting": "MDM rope"}
 
 
 def planted(storage: float, null: float, later: float = 0.0) -> Result:
