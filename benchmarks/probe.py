@@ -5,8 +5,8 @@
 A checkpoint with random weights is written, 1/`width` as wide as LLaDA-8B (1 is full size: give it a GPU of 80 GB, and
 16 GB of disk), loaded, and asked invented facts, each stated once, by every analysis of `mdm-interp probe`. In the same
 process a bare forward pass over the same queries runs, and a forward and backward pass, in the same batches; each
-analysis' seconds and peak memory are printed with their ratios to these. Memory is the GPU's, or, on Linux, the
-process'.
+analysis' seconds and peak memory are printed with their ratios to these. All run once before they are timed. Memory is
+the GPU's, or, on Linux, the process'.
 """
 
 from __future__ import annotations
@@ -150,14 +150,18 @@ def main() -> None:
         f"weights {weights:.2f} GB, written and loaded in {making:.1f} s; {given.facts} facts, {len(queries)} queries"
     )
 
+    def timed(call: Callable[[], object]) -> Cost:
+        call()
+        costs = [cost(call, given.device) for _ in range(given.repeats)]
+        return Cost(statistics.median(c.seconds for c in costs), statistics.median(c.memory for c in costs))
+
     bare = {}
     for name, backward in (("forward", False), ("forward and backward", True)):
-        costs = [cost(partial(run_bare, model, queries, backward), given.device) for _ in range(given.repeats)]
-        bare[name] = Cost(statistics.median(c.seconds for c in costs), statistics.median(c.memory for c in costs))
+        bare[name] = timed(partial(run_bare, model, queries, backward))
         print(describe(f"bare {name}", bare[name], given.facts, {}), flush=True)
     costs = []
     for module in ANALYSES:  # not what is installed: where there is a checkout only, nothing is
-        costs.append(cost(partial(module.measure, probe), given.device))
+        costs.append(timed(partial(module.measure, probe)))
         print(describe(module.ANALYSIS.name, costs[-1], given.facts, bare), flush=True)
     whole = Cost(sum(c.seconds for c in costs), max(c.memory for c in costs))
     print(describe("all analyses", whole, given.facts, bare))

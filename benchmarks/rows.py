@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,13 +27,16 @@ from benchmarks.peers import (
 )
 from benchmarks.probe import open_random_probe, queries_of, run_bare
 from benchmarks.timing import Calls
-from mdm_interp.config import Attention, ModelConfig
+from mdm_interp.config import Attention, ModelConfig, TrainConfig
 from mdm_interp.data.queries import Query, QueryPair, collate
+from mdm_interp.data.worlds import FactWorld
+from mdm_interp.experiments.grids import CYCLE, TWO_ROLE
 from mdm_interp.inference.prediction import query_loss
 from mdm_interp.measures.capture import capture
 from mdm_interp.measures.gradients import gradient_alignment
 from mdm_interp.models import layers
 from mdm_interp.models.transformer import HookedTransformer
+from mdm_interp.training.trainees import Ensemble, Trainee
 
 OURS, SDPA, EAGER = "mdm_interp", "Hugging Face, sdpa", "Hugging Face, eager with output_attentions"
 PLAIN, PLAIN_EXPLICIT = "plain PyTorch, sdpa", "plain PyTorch, explicit attention"
@@ -217,6 +220,32 @@ def training_step(model: torch.nn.Module, tokens: torch.Tensor) -> Callable[[], 
         optimizer.step()
 
     return step
+
+
+ONE_BY_ONE = "the same runs one by one"
+
+
+@row("ensemble-3-wide", "step of 8 runs, d_model 128, 4 heads, 100 x 3", ONE_BY_ONE, 0.55, 25, d_model=128, batch=100)
+@row("ensemble-3", "step of 8 runs, d_model 32, 16 x 3", ONE_BY_ONE, 0.35, 60, d_model=32, batch=16)
+@row("ensemble-8-many", "step of 16 runs, d_model 64, 64 x 8", ONE_BY_ONE, None, 25, d_model=64, batch=64, runs=16)
+@row("ensemble-8", "step of 8 runs, d_model 64, 64 x 8", ONE_BY_ONE, 0.55, 25, d_model=64, batch=64)
+def ensemble(setting: Setting, d_model: int, batch: int, runs: int = 8) -> Iterator[Calls]:
+    """Data and masks are drawn, too."""
+    facts = CYCLE if batch == 64 else TWO_ROLE
+    n_heads = 4 if d_model == 128 else 1
+    model = ModelConfig(d_model=d_model, n_heads=n_heads, d_vocab=facts.d_vocab, n_ctx=facts.seq_len)
+    configs = [TrainConfig(model=model, facts=facts, batch_size=batch, seed=seed) for seed in range(runs)]
+
+    def trainees() -> list[Trainee]:
+        return [Trainee(config, FactWorld(config.facts, config.seed), setting.device) for config in configs]
+
+    alone, together, step = trainees(), Ensemble(trainees()), count(configs[0].warmup)
+
+    def one_by_one() -> None:
+        for trainee in alone:
+            trainee.advance(next(step))
+
+    yield {OURS: lambda: together.advance(next(step)), ONE_BY_ONE: one_by_one}
 
 
 # ---- gradients, and probes of a large model's shape

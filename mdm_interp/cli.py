@@ -31,7 +31,7 @@ Full = Annotated[bool, typer.Option("--full", help="10 seeds.")]
 Seeds = Annotated[int | None, typer.Option(min=1, help="How many seeds, instead of --quick's or --full's.")]
 Workers = Annotated[
     int | None,
-    typer.Option(min=1, help="Runs trained, and analyses measured, side by side. Default: one per CPU core."),
+    typer.Option(min=1, help="Processes that train and measure side by side. Default: one per CPU core, few on a GPU."),
 ]
 Only = Annotated[list[str] | None, typer.Option(help="Only this analysis; may be given again.")]
 FIGURES = Path("figures")

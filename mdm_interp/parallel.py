@@ -72,11 +72,14 @@ def progress_bars(*, transient: bool = False) -> Progress:
     )
 
 
+SHARING_A_GPU = 8
+"""How many processes share a GPU at most: small models keep it waiting for what the CPU does meanwhile."""
+
+
 def default_workers(device: str) -> int:
-    """Return as many as this process may use CPU cores; one on a GPU."""
-    if device != "cpu":
-        return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return as many as this process may use CPU cores; on a GPU no more than :data:`SHARING_A_GPU`."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores if device == "cpu" else min(cores, SHARING_A_GPU)
 
 
 def side_by_side(

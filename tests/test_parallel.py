@@ -19,7 +19,7 @@ import torch
 
 from mdm_interp import parallel
 from mdm_interp.errors import UserError
-from mdm_interp.parallel import default_workers, side_by_side
+from mdm_interp.parallel import SHARING_A_GPU, default_workers, side_by_side
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals are those of POSIX")
 
@@ -43,8 +43,11 @@ def test_every_task_is_done_in_single_threaded_processes_and_errors_leave_the_re
         side_by_side(work, [(-1,), (1,)], workers=1, show=reports.append)
 
 
-def test_a_gpu_has_one_worker_and_the_cpu_one_per_core() -> None:
-    assert default_workers("cuda:0") == 1
+def test_a_core_has_one_worker_and_a_gpu_a_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(64), raising=False)
+    assert default_workers("cpu") == 64
+    assert default_workers("cuda:0") == SHARING_A_GPU
+    monkeypatch.undo()
     assert 1 <= default_workers("cpu") <= (os.cpu_count() or 1)
 
 

@@ -140,7 +140,7 @@ class Attention(nn.Module):
                 q,
                 k,
                 v,
-                attn_mask=_additive(bias, allowed, q.dtype),
+                attn_mask=_additive(bias, allowed),
                 is_causal=only_causal and bias is None,
                 enable_gqa=k.shape[1] != q.shape[1],
             )
@@ -183,11 +183,11 @@ def attention_scores(
     return scores if bias is None else scores + bias.to(scores.dtype)
 
 
-def _additive(bias: Tensor | None, allowed: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+def _additive(bias: Tensor | None, allowed: Tensor | None) -> Tensor | None:
     """Return bias and mask in the one form the fused kernel takes."""
     if allowed is None or bias is None:
         return allowed if bias is None else bias
-    return torch.where(allowed, bias, torch.tensor(float("-inf"), dtype=dtype, device=bias.device))
+    return bias.masked_fill(~allowed, float("-inf"))
 
 
 class MLP(nn.Module):

@@ -33,8 +33,9 @@ from mdm_interp.training.trainees import Ensemble, Trainee, shape_of
 
 SAVE_SECONDS = 30.0
 REPORT_STEPS = 25
-MEMBERS = 8
-"""How many runs are batched at most: more no longer fit a core's cache."""
+MEMBERS, MEMBERS_ON_GPU = 8, 16
+"""How many runs are batched at most: more no longer fit a core's cache, and keep a GPU waiting for batches, which are
+drawn on the CPU."""
 WIDEST = 128
 """Largest width times depth of what is batched on a CPU; wider models have less overhead to share."""
 
@@ -99,7 +100,7 @@ def train_all(
     and return their runs in order.
 
     Args:
-        workers: How many processes; default: as many as there are CPU cores, or 1 on a GPU.
+        workers: How many processes; default: :func:`~mdm_interp.parallel.default_workers`.
 
     Raises:
         UserError: as :func:`train`.
@@ -129,7 +130,8 @@ def ensembles(runs: Sequence[Run], device: str, workers: int) -> list[list[Run]]
         of_shape.setdefault(shape_of(run.config) if batched else run.folder, []).append(run)
     found = []
     for alike in of_shape.values():
-        n = max(math.ceil(len(alike) / MEMBERS), workers if len(of_shape) == 1 else 1)
+        most = MEMBERS if device == "cpu" else MEMBERS_ON_GPU
+        n = max(math.ceil(len(alike) / most), workers if len(of_shape) == 1 else 1)
         found += [list(share) for share in np.array_split(np.array(alike, dtype=object), min(n, len(alike)))]
     return sorted(found, key=lambda together: len(together) * together[0].config.model.n_layers, reverse=True)
 
@@ -163,7 +165,8 @@ def _train(runs: Sequence[Run], device: str, report: Report) -> None:
 
 def _train_together(trainings: Sequence[_Training], device: str, report: Report) -> None:
     """Train runs of one shape that are at one step, to the end."""
-    ensemble = Ensemble([training.trainee for training in trainings]) if len(trainings) > 1 else None
+    alone = len(trainings) == 1 and not trainings[0].trainee.model.W_E.is_cuda
+    ensemble = None if alone else Ensemble([training.trainee for training in trainings])
     for training in trainings:
         made_by = provenance(train, device, training.trainee.model.W_E.dtype)
         stamp(

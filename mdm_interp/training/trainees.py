@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -48,8 +48,8 @@ def _settings(config: TrainConfig) -> dict[str, Any]:
     return {"lr": config.lr, "betas": (config.beta1, config.beta2), "weight_decay": config.weight_decay}
 
 
-def _adamw(groups: Sequence[dict[str, Any]]) -> torch.optim.AdamW:
-    return torch.optim.AdamW(groups, fused=True)
+def _adamw(groups: Sequence[dict[str, Any]], **options: Any) -> torch.optim.AdamW:
+    return torch.optim.AdamW(groups, fused=True, **options)
 
 
 def shape_of(config: TrainConfig) -> tuple[str, int, int, int, bool]:
@@ -62,8 +62,9 @@ def shape_of(config: TrainConfig) -> tuple[str, int, int, int, bool]:
 class Ensemble:
     """Models of one shape that take their steps together, each on its own data and by its own settings.
 
-    Weights and moments are stacked, and one batched forward and backward pass serves all. Up to rounding, each member
-    becomes what it would have become alone. The members themselves stand still until :meth:`update_members`.
+    Weights and moments are stacked, and one batched forward and backward pass serves all; on a GPU it is one launch.
+    Up to rounding, each member becomes what it would have become alone. The members themselves stand still until
+    :meth:`update_members`.
     """
 
     def __init__(self, members: Sequence[Trainee]) -> None:
@@ -77,11 +78,17 @@ class Ensemble:
             self._places.setdefault(f"{_settings(member.config)} {member.config.warmup}", []).append(place)
         self._stacks = [_Stack([members[place] for place in places]) for places in self._places.values()]
         self._members = [member for stack in self._stacks for member in stack.members]
+        weights = self._members[0].model.W_E
+        self._device, on_gpu = weights.device, weights.is_cuda
         self._optimizer = _adamw(
-            [{"params": list(stack.weights.values()), **_settings(stack.members[0].config)} for stack in self._stacks]
+            [{"params": list(stack.weights.values()), **_settings(stack.members[0].config)} for stack in self._stacks],
+            capturable=on_gpu,
         )
         for stack in self._stacks:
             stack.gather(self._optimizer)
+        order = [place for places in self._places.values() for place in places]
+        self._order = torch.tensor(order, device=self._device)
+        self._recorded = _Recorded(self._learn) if on_gpu else None
 
     def advance(self, step: int) -> Float[Tensor, "member"]:
         """Take a step with every member, the first of which is 1, and return the losses of their batches before it."""
@@ -91,17 +98,21 @@ class Ensemble:
             draw(one.facts.sample(one.config.batch_size, one.generator), one.config.objective, one.model, one.generator)
             for one in self._members
         ]
-        device = self._members[0].model.cfg.device
-        drawn = Drawn(*(torch.stack(column).to(device) for column in zip(*each, strict=True)))
+        warm = step >= max(member.config.warmup for member in self._members)  # a record has its rates in it
+        learn = self._recorded if self._recorded is not None and warm else self._learn
+        losses = learn(*(torch.stack(column).to(self._device) for column in zip(*each, strict=True)))
+        return torch.empty_like(losses).index_copy_(0, self._order, losses)
+
+    def _learn(self, *drawn: Tensor) -> Float[Tensor, "member"]:
+        """Take a step on what was drawn (:class:`~mdm_interp.training.losses.Drawn`)."""
         with sdpa_kernel(SDPBackend.MATH):  # the fused kernels are batched one by one, or not at all
-            losses = vmap(self._loss)(self._weights(), drawn)
+            losses = vmap(self._loss)(self._weights(), Drawn(*drawn))
         self._optimizer.zero_grad()
         losses.sum().backward()
         for stack in self._stacks:
             stack.clip()
         self._optimizer.step()
-        order = [place for places in self._places.values() for place in places]
-        return torch.empty_like(losses).index_copy_(0, torch.tensor(order, device=losses.device), losses.detach())
+        return losses.detach()
 
     def _weights(self) -> dict[str, Tensor]:
         """Return every member's weights, stacked."""
@@ -125,6 +136,7 @@ class _Stack:
 
     def __init__(self, members: Sequence[Trainee]) -> None:
         self.members = members
+        self._most = torch.tensor([member.config.grad_clip for member in members]).to(members[0].model.W_E)
         self._of_each = [dict(member.model.named_parameters()) for member in members]
         self.weights = {
             name: torch.stack([of_one[name].detach() for of_one in self._of_each]).requires_grad_()
@@ -159,7 +171,40 @@ class _Stack:
         """Do for every member as :func:`torch.nn.utils.clip_grad_norm_` does for one."""
         grads = [weight.grad for weight in self.weights.values() if weight.grad is not None]
         norms = torch.stack([grad.flatten(1).norm(dim=1) for grad in grads]).norm(dim=0)
-        most = torch.tensor([member.config.grad_clip for member in self.members]).to(norms)
-        shares = (most / (norms + 1e-6)).clamp(max=1.0)
+        shares = (self._most / (norms + 1e-6)).clamp(max=1.0)
         for grad in grads:
             grad *= shares.view(-1, *[1] * (grad.ndim - 1))
+
+
+class _Recorded:
+    """A function of tensors on a GPU as a CUDA graph: recorded once, then launched as a whole.
+
+    What it is given must keep its shapes, and what it reads besides its place. What it returns is overwritten by the
+    next call.
+    """
+
+    BEFORE = 3
+    """How many calls run as usual, so that libraries have what they set up at first."""
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        self._function, self._calls = function, 0
+        self._graph = torch.cuda.CUDAGraph()
+
+    def __call__(self, *given: Tensor) -> Tensor:
+        self._calls += 1
+        if self._calls <= self.BEFORE:
+            aside = torch.cuda.Stream()
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):
+                returned = self._function(*given)
+            torch.cuda.current_stream().wait_stream(aside)
+            return returned
+        if self._calls == self.BEFORE + 1:
+            self._given = given
+            with torch.cuda.graph(self._graph):  # nothing is computed yet
+                self._returned = self._function(*given)
+        else:
+            for held, new in zip(self._given, given, strict=True):
+                held.copy_(new)
+        self._graph.replay()
+        return self._returned

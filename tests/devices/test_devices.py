@@ -55,6 +55,7 @@ from mdm_interp.models.layers import attention_scores
 from mdm_interp.models.transformer import HookedTransformer
 from mdm_interp.training.loop import train
 from mdm_interp.training.losses import training_loss
+from mdm_interp.training.trainees import Ensemble, Trainee
 from mdm_interp.viz.pages.page import Page
 
 WORLD = FactWorld(FactConfig(n_entities=9, n_filler=4, seq_len=8), seed=0)
@@ -368,6 +369,12 @@ def inner_products(model: HookedTransformer, asked: Asked) -> Any:
 
 
 @call()
+def inner_products_of_attention(model: HookedTransformer, asked: Asked) -> Any:
+    attended = gradients.SourceAttention(model.cfg.n_layers - 1, 0), gradients.SourceAttention(0)
+    return [gradients.gram(model, asked.queries, loss=attention).inner for attention in attended]
+
+
+@call()
 def alignments(model: HookedTransformer, asked: Asked) -> Any:
     aligned = gradients.gradient_alignment(model, asked.named)
     return aligned.pair_cosine(layers=[0]), aligned.fact_cosine(gradients.STORAGE), aligned.gram.inner
@@ -428,17 +435,30 @@ def training_steps(model: HookedTransformer, asked: Asked) -> Any:
     return steps
 
 
-@call("rope", "causal")
-def trained_run(model: HookedTransformer, asked: Asked) -> Any:
+def run_config(model: HookedTransformer, **changes: Any) -> TrainConfig:
     kind = ModelConfig(**{**model.cfg.model_dump(), "n_ctx": WORLD.config.seq_len})
     objective: Objective = "causal" if model.cfg.is_causal else "any_order"
-    config = TrainConfig(
-        model=kind, facts=WORLD.config, objective=objective, steps=3, batch_size=8, n_checkpoints=2, warmup=1
-    )
+    sizes = {"steps": 3, "batch_size": 8, "n_checkpoints": 2, "warmup": 1}
+    return TrainConfig(model=kind, facts=WORLD.config, objective=objective, **{**sizes, **changes})
+
+
+@call("rope", "causal")
+def trained_run(model: HookedTransformer, asked: Asked) -> Any:
     with TemporaryDirectory() as folder:
-        run = train(config, root=Path(folder), device=model.cfg.device, progress=False)
+        run = train(run_config(model), root=Path(folder), device=model.cfg.device, progress=False)
         weights = [dict(run.model(step, model.cfg.device).named_parameters()) for step in run.steps]
         return weights, [{name: np.float32(value) for name, value in row.items()} for row in run.metrics()]
+
+
+@call()
+def trained_together(model: HookedTransformer, asked: Asked) -> Any:
+    """On a GPU the last steps are one launch each."""
+    configs = [run_config(model, seed=seed, grad_clip=0.1 * (seed + 1), warmup=2) for seed in range(3)]
+    members = [Trainee(config, FactWorld(config.facts, config.seed), model.cfg.device) for config in configs]
+    ensemble = Ensemble(members)
+    losses = [ensemble.advance(step) for step in range(1, 11)]
+    ensemble.update_members()
+    return losses, [dict(member.model.named_parameters()) for member in members]
 
 
 # ---- pages
