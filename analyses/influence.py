@@ -37,7 +37,7 @@ def measure(run: Run, step: int) -> list[dict[str, Any]]:
     in nats per unit of step; null: the mean over unrelated ones.
     """
     shown, asked = split_contexts(run.query_pairs())
-    sentences = [sentence_of(pair.forward) for pair in shown]
+    sentences = [pair.forward.statement for pair in shown]
     queries = [getattr(pair, direction) for direction in DIRECTIONS for pair in asked]
     found = influence(run.model(step), sentences, queries, n_draws=N_DRAWS)
     numbers = {group: found.group(group) for group in GROUPS} | {"all": found.total}
@@ -59,12 +59,6 @@ def split_contexts(pairs: list[QueryPair]) -> tuple[list[QueryPair], list[QueryP
         first.setdefault(pair.fact, pair)
         last[pair.fact, pair.side] = pair
     return list(first.values()), list(last.values())
-
-
-def sentence_of(query: Query) -> tuple[int, ...]:
-    """Return a query's tokens with its answer in place."""
-    start, stop = query.answer_span
-    return (*query.tokens[:start], *query.answer, *query.tokens[stop:])
 
 
 def compare(

@@ -59,6 +59,12 @@ class Query:
         return self.tokens[slice(*self.source_span)]
 
     @property
+    def statement(self) -> tuple[int, ...]:
+        """The tokens, with the answer in place."""
+        start, stop = self.answer_span
+        return (*self.tokens[:start], *self.answer, *self.tokens[stop:])
+
+    @property
     def offset(self) -> int:
         """Positions from the start of the answer to the start of the source; positive if the source is on the right."""
         return self.source_span[0] - self.answer_span[0]
@@ -171,26 +177,25 @@ def collate(queries: Sequence[Query], cfg: ModelConfig) -> QueryBatch:
     Raises:
         UserError: a token is outside the vocabulary, or a query's answer cannot be read (:meth:`Query.readout`).
     """
-    n_pos = max(len(query.tokens) for query in queries)
-    span = max(len(query.answer) for query in queries)
-    shape = (len(queries), n_pos)
-    tokens, kept, source = (
-        torch.zeros(shape, dtype=torch.long),
-        torch.zeros(shape, dtype=torch.bool),
-        torch.zeros(shape, dtype=torch.bool),
-    )
-    readout, answer = torch.zeros(2, len(queries), span, dtype=torch.long)
-    answered = torch.zeros(len(queries), span, dtype=torch.bool)
-    for row, query in enumerate(queries):
-        length, n_answer = len(query.tokens), len(query.answer)
-        tokens[row, :length], kept[row, :length] = torch.tensor(query.tokens), True
-        readout[row, :n_answer], answer[row, :n_answer] = torch.tensor(query.readout(cfg)), torch.tensor(query.answer)
-        answered[row, :n_answer] = True
-        source[row, slice(*query.source_span)] = True
+    columns = torch.arange(max(len(query.tokens) for query in queries))
+    entries = torch.arange(max(len(query.answer) for query in queries))
+    tokens = _padded([query.tokens for query in queries])
+    answer = _padded([query.answer for query in queries])
+    readout = _padded([query.readout(cfg) for query in queries])
+    lengths = torch.tensor([(len(query.tokens), len(query.answer), *query.source_span) for query in queries])
+    n_tokens, n_answer, first, stop = lengths.T[..., None]
+    kept, answered = columns < n_tokens, entries < n_answer
+    source = (columns >= first) & (columns < stop)
     check_token_ids("tokens", tokens, cfg.d_vocab)
     check_token_ids("answer", answer, cfg.d_vocab)
     batch = QueryBatch(tokens, None if bool(kept.all()) else kept, readout, answer, answered, source)
     return batch.to(torch.device(cfg.device))
+
+
+def _padded(rows: Sequence[Sequence[int]]) -> Int[Tensor, "row column"]:
+    """Stack rows of integers, with zeros after the shorter ones."""
+    longest = max(map(len, rows))
+    return torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], dtype=torch.long)
 
 
 def answer_positions(batch: QueryBatch, cfg: ModelConfig) -> Int[Tensor, "query span"]:

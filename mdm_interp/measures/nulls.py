@@ -53,13 +53,14 @@ def other_facts(query_pairs: Sequence[QueryPair]) -> Iterator[Int[Tensor, "pair"
                 f"query_pairs: one fact is asked for its {side} entity, and a null takes others; give two or more"
             )
     for shift in range(1, max(map(len, asked.values()), default=1)):
-        other = torch.arange(len(query_pairs))
+        other = list(range(len(query_pairs)))
         for facts in asked.values():
             contexts = list(facts.values())
             step = 1 + (shift - 1) % (len(contexts) - 1)
             for own, met in zip(contexts, contexts[-step:] + contexts[:-step], strict=True):
-                other[own] = torch.tensor(met)[torch.arange(len(own)) % len(met)]
-        yield other
+                for context, pair in enumerate(own):
+                    other[pair] = met[context % len(met)]
+        yield torch.tensor(other, dtype=torch.long)
 
 
 def draw_other_facts(

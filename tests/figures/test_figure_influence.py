@@ -25,17 +25,17 @@ def test_every_fact_is_shown_once_in_words_that_no_query_uses(objective: Objecti
     shown, asked = influence.split_contexts(WORLD.query_pairs(objective))
     assert [pair.fact for pair in shown] == list(range(CYCLE.n_facts))
     assert len(asked) == CYCLE.n_facts * (1 if objective == "causal" else 2)
-    sentences = [influence.sentence_of(pair.forward) for pair in shown]
+    sentences = [pair.forward.statement for pair in shown]
     assert WORLD.config.mask_token_id not in {token for sentence in sentences for token in sentence}
     for pair in asked:
         own = sentences[pair.fact]
         assert {pair.reverse.answer[0], pair.reverse.source[0]} <= set(own)
-        assert influence.sentence_of(pair.forward) != own
+        assert pair.forward.statement != own
 
 
 def test_comparison_by_plain_loops() -> None:
     shown, asked = influence.split_contexts(WORLD.query_pairs())
-    sentences = [influence.sentence_of(pair.forward) for pair in shown]
+    sentences = [pair.forward.statement for pair in shown]
     lowered = torch.randn(len(sentences), len(asked), generator=seeded(0), dtype=torch.float64)
     found = influence.compare(lowered, sentences, [pair.fact for pair in shown], asked, "reverse")
     expected = {"ahead": 0.0, "ahead_null": 0.0, "influence": 0.0, "influence_null": 0.0}
@@ -57,7 +57,7 @@ def test_comparison_by_plain_loops() -> None:
 
 def test_own_sentences_that_always_help_most_are_ahead_of_all() -> None:
     shown, asked = influence.split_contexts(WORLD.query_pairs())
-    sentences, facts = [influence.sentence_of(pair.forward) for pair in shown], [pair.fact for pair in shown]
+    sentences, facts = [pair.forward.statement for pair in shown], [pair.fact for pair in shown]
     own = torch.tensor([[float(fact == pair.fact) for pair in asked] for fact in facts])
     found = influence.compare(own, sentences, facts, asked, "reverse")
     assert found["ahead"] == 0.5 and found["ahead_null"] == 0
