@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from mdm_interp import Analysis, Contrast, Result, Run, Summary, where
-from mdm_interp.experiments.grids import DEPTH_SCHEMES, DEPTHS, depth_grid
+from mdm_interp.experiments.grids import DEPTHS, depth_grid
 from mdm_interp.measures.evidence import evidence_scores
 from mdm_interp.measures.gradients import layer_cosines
 from mdm_interp.measures.routes import route_correlation
@@ -82,7 +82,7 @@ def takeaway(result: Result) -> str:
         f"gradients of V and O in {counted('VO', scheme)}, of Q and K in {counted('QK', scheme)}, of MLPs in "
         f"{counted('MLP', scheme)}; reverse probability {probability(scheme, False)} with {depths} layers, "
         f"{probability(scheme, True)} with MLPs"
-        for scheme in DEPTH_SCHEMES
+        for scheme in dict.fromkeys(result.frame["scheme"])
     ]
     return f"Layers above the null at the end of training, adjusted for looking at all of them. {'. '.join(said)}."
 
@@ -91,7 +91,7 @@ def draw(result: Result) -> Panels:
     frame = result.frame.assign(layer_number=result.frame["layer"] + 1)
     groups = {
         f"{scheme}, {'with MLP' if mlp else 'attention only'}": where(frame, scheme=scheme, mlp=mlp)
-        for scheme in DEPTH_SCHEMES
+        for scheme in dict.fromkeys(frame["scheme"])
         for mlp in (False, True)
     }
     panels = Panels()

@@ -210,6 +210,7 @@ ANALYSIS = Analysis(
     ],
     settings={"every": EVERY, "groups": GROUPS},
     order=65,
+    slow=True,
 )
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from mdm_interp import Analysis, Result, Run, Summary, TrainConfig, first_and_last, stages, where
-from mdm_interp.experiments.grids import DEPTH_SCHEMES, SCHEMES, depth_grid, scheme_grid
+from mdm_interp.experiments.grids import SCHEMES, depth_grid, scheme_grid
 from mdm_interp.experiments.scope import STAGES, Moment, second_checkpoints
 from mdm_interp.measures.evidence import as_share, evidence_matrix, pair_position_index, position_share
 from mdm_interp.models.positions import POSITION_SCHEMES
@@ -96,9 +96,10 @@ def draw(result: Result) -> Panels:
     row[1].level(UNRELATED, name="unrelated evidence in the two places", color=CHANCE)
     _draw_end(row[2], where(one, step=one["step"].max()))
     layers = {"title": "layer", "tickvals": list(range(1, max(DEEP) + 1)), "range": [0.7, max(DEEP) + 0.3]}
+    deep = result.frame[result.frame["n_layers"] > 1]
     settings = {
-        f"{scheme}, {'with MLP' if mlp else 'attention only'}": where(result.frame, scheme=scheme, mlp=mlp)
-        for scheme in DEPTH_SCHEMES
+        f"{scheme}, {'with MLP' if mlp else 'attention only'}": where(deep, scheme=scheme, mlp=mlp)
+        for scheme in dict.fromkeys(deep["scheme"])
         for mlp in (False, True)
     }
     for panel, group in zip(panels.row(list(settings), x=layers, y=share), settings.values(), strict=True):

@@ -63,6 +63,8 @@ class Analysis:
     """Place among the figures; lower comes first."""
     when: Callable[[Run], Sequence[Moment]] = stages
     """The moments of a run's training that are measured."""
+    slow: bool = False
+    """Whether one run takes a minute or more. Such analyses are begun first, each run in a share of its own."""
 
     kind: ClassVar[Literal["runs", "demos"]] = "runs"
     """What it is measured on."""
@@ -135,8 +137,8 @@ class Analysis:
 
     def shares(self, lab: Lab) -> list[list[str]]:
         """Divide the subjects into shares, each to be measured in one go."""
-        names = list(self.subjects(lab))
-        return [names[start : start + SHARE] for start in range(0, len(names), SHARE)]
+        names, size = list(self.subjects(lab)), 1 if self.slow else SHARE
+        return [names[start : start + size] for start in range(0, len(names), size)]
 
     def measure_share(self, lab: Lab, out: Path, share: Sequence[str], report: Callable[[int], Any]) -> None:
         """Measure a share of the subjects for :meth:`result` to find, each saved as soon as it is done.

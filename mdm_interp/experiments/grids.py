@@ -119,9 +119,9 @@ there."""
 
 def objective_grid(seeds: Sequence[int], worlds: Sequence[str] = tuple(WORLDS)) -> list[TrainConfig]:
     """Return every objective under every position scheme of `MDM_SCHEMES` in `relation_cycle`, and what masks one side
-    only under `CONTROL_SCHEMES` in `two_role`; any-order masking for every seed, the others for every second one.
-    Any-order masking gives a source of `relation_cycle` two answers, single-sided masking one; in `two_role` every
-    objective gives it one."""
+    only under `CONTROL_SCHEMES` in `two_role`; any-order masking for every seed, the others for every second one, and
+    in a quick run under `CONTROL_SCHEMES` alone. Any-order masking gives a source of `relation_cycle` two answers,
+    single-sided masking one; in `two_role` every objective gives it one."""
     few, configs = every_second(seeds), grid(seeds, worlds)
     for world in worlds:
         control = world == "two_role"
@@ -129,7 +129,7 @@ def objective_grid(seeds: Sequence[int], worlds: Sequence[str] = tuple(WORLDS)) 
             small_model(WORLDS[world], scheme, objective, seed)
             for seed in few
             for objective in (OBJECTIVES[1:3] if control else OBJECTIVES[1:])
-            for scheme in (CONTROL_SCHEMES if control else MDM_SCHEMES)
+            for scheme in (CONTROL_SCHEMES if control or is_quick(seeds) else MDM_SCHEMES)
         ]
     return list({config.digest(): config for config in configs}.values())
 
@@ -140,12 +140,13 @@ DEPTH_SCHEMES: tuple[Scheme, ...] = ("rope", "alibi")
 
 def depth_grid(seeds: Sequence[int]) -> list[TrainConfig]:
     """Return MDMs of 1, 2 and 4 layers, with and without MLP, under `DEPTH_SCHEMES`, in the world with filler; for
-    every third seed, as deep models train for long, and without the deepest in a quick run."""
+    every third seed, as deep models train for long. A quick run has neither the deepest nor the second scheme."""
+    quick = is_quick(seeds)
     return [
         small_model(WORLDS["relation_cycle"], scheme, "any_order", seed, n_layers=n_layers, mlp=mlp)
         for seed in seeds[: max(1, len(seeds) // 3)]
-        for scheme in DEPTH_SCHEMES
-        for n_layers in (DEPTHS[:-1] if is_quick(seeds) else DEPTHS)
+        for scheme in (DEPTH_SCHEMES[:1] if quick else DEPTH_SCHEMES)
+        for n_layers in (DEPTHS[:-1] if quick else DEPTHS)
         for mlp in (False, True)
     ]
 
@@ -160,13 +161,14 @@ def head_grid(seeds: Sequence[int]) -> list[TrainConfig]:
     """Return models of 1, 2, 4 and 8 heads in the world with filler: the width shared out among the heads, and 1 and 4
     heads of 16 and of 64 dimensions each, under `HEAD_SCHEMES`; and every variant with 4 heads. They are made for
     every second seed; rope with the width shared out, and learned positions with 4 heads, for every seed. A quick run
-    has every seed of rope with 1 and 4 heads, one of the rest, and no other dimensions."""
+    has 1 and 4 heads that share the width, rope for every seed, the rest for one."""
     quick, few = is_quick(seeds), every_second(seeds)
-    shared: list[tuple[int, int | None]] = [(n_heads, None) for n_heads in HEADS]
-    shapes = shared if quick else [*shared, (1, 16), (MANY_HEADS, 64)]
+    counts = (1, MANY_HEADS) if quick else HEADS
+    shapes: list[tuple[int, int | None]] = [(n_heads, None) for n_heads in counts]
+    shapes += [] if quick else [(1, 16), (MANY_HEADS, 64)]
     made: list[tuple[int, Scheme, Objective, int, int | None]] = []
     for seed in seeds:
-        for n_heads in (1, MANY_HEADS) if quick else HEADS:
+        for n_heads in counts:
             made.append((seed, "rope", "any_order", n_heads, None))
         if not quick:
             made.append((seed, "learned", "any_order", MANY_HEADS, None))
@@ -184,12 +186,14 @@ def head_grid(seeds: Sequence[int]) -> list[TrainConfig]:
 
 def path_grid(seeds: Sequence[int]) -> list[TrainConfig]:
     """Return what is followed through all of its training, in the world with filler: every variant, and rope with 4
-    heads; for every third seed, as each run is trained once more. All are in other grids too."""
+    heads; for every third seed, as each run is trained once more. All are in other grids too. A quick run has rope with
+    one head, as an MDM and as an ARM."""
     made: list[tuple[Scheme, Objective, int]] = [(scheme, objective, 1) for scheme, objective in VARIANTS.values()]
+    made = [one for one in made if one[0] == "rope"] if is_quick(seeds) else [*made, ("rope", "any_order", MANY_HEADS)]
     return [
         small_model(WORLDS["relation_cycle"], scheme, objective, seed, n_heads=n_heads)
         for seed in seeds[: max(1, len(seeds) // 3)]
-        for scheme, objective, n_heads in [*made, ("rope", "any_order", MANY_HEADS)]
+        for scheme, objective, n_heads in made
     ]
 
 

@@ -131,7 +131,7 @@ def measure_all(analyses: Sequence[Analysis], lab: Lab, out: Path) -> list[Resul
         Exception: the first one that an analysis ended in, once all others are measured.
     """
     missing = [analysis for analysis in analyses if analysis.stored(lab, out) is None]
-    missing.sort(key=lambda analysis: len(analysis.configs(lab.seeds)), reverse=True)
+    missing.sort(key=lambda analysis: (analysis.slow, len(analysis.configs(lab.seeds))), reverse=True)
     installed = discover()
     tasks = [
         (analysis.name, lab, out, share)

@@ -125,6 +125,8 @@ def test_the_runs_of_another_packages_analyses_are_measured_side_by_side_once(
     assert measure_all(planted[::-1], lab, out) == results[::-1]
     assert [measured(name) for name in NAMES] == [["0", "1"]] * 2
     monkeypatch.setattr(analysis, "SHARE", 2)
+    assert planted[0].shares(lab) == [[first, second]]
+    assert replace(planted[0], slow=True).shares(lab) == [[first], [second]], "no run waits for another slow one"
     (out / "planted_two.json").unlink()
     again = measure_all(planted, lab, out)
     assert (again[0], processes(again[1])) == (results[0], {os.getpid()}), "a single share needs no other process"
