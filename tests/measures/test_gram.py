@@ -22,6 +22,7 @@ from mdm_interp.data.queries import Query, collate
 from mdm_interp.errors import UserError
 from mdm_interp.inference.prediction import query_loss
 from mdm_interp.measures.gradients import backward
+from mdm_interp.measures.gradients.backward import SourceAttention
 from mdm_interp.measures.gradients.components import Part, part_of
 from mdm_interp.measures.gradients.gram import Gram, gram
 from mdm_interp.models.bridge import hooked
@@ -190,6 +191,54 @@ def test_another_loss() -> None:
         gradients.append(torch.cat([grad.flatten() for grad in torch.autograd.grad(logit, list(model.parameters()))]))
     flat = torch.stack(gradients)
     assert_close(found.within(), flat @ flat.T, atol=1e-9, rtol=1e-9)
+
+
+def attention_to_source(model: Any, query: Query, layer: int, head: int | None) -> Tensor:
+    seen: dict[str, Tensor] = {}
+    name = f"blocks.{layer}.attn.hook_pattern"
+    model.run_with_hooks(torch.tensor([query.tokens]), fwd_hooks=[(name, lambda x, hook: seen.update({name: x}))])
+    rows = [position + model.cfg.readout_shift for position in range(*query.answer_span)]
+    shares = seen[name][0][:, rows, query.source_span[0] : query.source_span[1]].sum(-1)
+    return shares.mean() if head is None else shares[head].mean()
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("layer", "head"), [(0, 1), (-1, None)])
+def test_attention_to_the_source(name: str, layer: int, head: int | None) -> None:
+    """What lies above the layer has no say in it, nor have its values."""
+    model = double_model(name)
+    layer %= model.cfg.n_layers
+    found = gram(model, QUERIES, loss=SourceAttention(layer, head))
+    parameters = dict(model.named_parameters())
+    flat: dict[Part, list[Tensor]] = {}
+    for query in QUERIES:
+        share = attention_to_source(model, query, layer, head)
+        grads = torch.autograd.grad(share, list(parameters.values()), allow_unused=True, materialize_grads=True)
+        of_query: dict[Part, list[Tensor]] = {}
+        for path, grad in zip(parameters, grads, strict=True):
+            of_query.setdefault(part_of(path), []).append(grad.flatten())
+        for part, parts in of_query.items():
+            flat.setdefault(part, []).append(torch.cat(parts))
+    stacked = {part: torch.stack(rows) for part, rows in flat.items()}
+    expected = {part: rows @ rows.T for part, rows in stacked.items()}
+    for part, inner in zip(found.parts, found.inner, strict=True):
+        scale = expected[part].abs().max().item()
+        assert_close(inner, expected[part], atol=1e-9 * scale, rtol=1e-9)
+    assert (found.within(("Q",), [layer]).diagonal() > 0).all()
+    assert not found.within(("V", "O"), [layer]).any()
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"), [((2, None), "no layer 2"), ((-1, 0), "no layer -1"), ((0, 4), "no head 4")]
+)
+def test_attention_that_is_not_there(asked: tuple[int, int | None], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        gram(double_model(), QUERIES, loss=SourceAttention(*asked))
+
+
+def test_attention_of_a_bridge_is_refused() -> None:
+    with pytest.raises(UserError, match="bridge's attention"):
+        gram(native_peer(random_model(**SHAPE)), QUERIES, loss=SourceAttention(0))
 
 
 # ---- position schemes of one's own

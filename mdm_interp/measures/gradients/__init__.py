@@ -5,6 +5,7 @@ Formulas: docs/theory.md, sections 5, 8 and 13.
 """
 
 from mdm_interp.measures.gradients.alignment import Alignment, gradient_alignment
+from mdm_interp.measures.gradients.backward import SourceAttention
 from mdm_interp.measures.gradients.components import COMPONENTS, GROUPS, ROUTING, STORAGE, Part, component_of
 from mdm_interp.measures.gradients.first_order import (
     FirstOrder,
@@ -31,6 +32,7 @@ __all__ = [
     "Influence",
     "LearningPath",
     "Part",
+    "SourceAttention",
     "component_of",
     "contrast_steps",
     "direction_cosine",

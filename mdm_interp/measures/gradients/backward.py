@@ -19,6 +19,7 @@ from torch.func import functional_call
 from torch.utils.hooks import RemovableHandle
 
 from mdm_interp.data.queries import QueryBatch
+from mdm_interp.errors import UserError
 from mdm_interp.measures.gradients.terms import Found, Terms, Weight, without_zeros
 from mdm_interp.models.hooks import in_use
 from mdm_interp.models.inputs import places
@@ -28,6 +29,38 @@ from mdm_interp.models.transformer import HookedTransformer
 
 RowLoss = Callable[[Float[Tensor, "query span d_vocab"], QueryBatch], Float[Tensor, "query"]]
 """Each query's loss, from the logits at its readout positions (`QueryBatch.readout`)."""
+
+
+@dataclass(frozen=True)
+class SourceAttention:
+    """Attention as what gradients are of, in place of a loss: the share of its attention that a query's readout
+    positions give to the source, in the mean over them."""
+
+    layer: int
+    head: int | None = None
+    """None: the mean over all heads."""
+
+    def __call__(
+        self, pattern: Float[Tensor, "query head query_pos key_pos"], batch: QueryBatch
+    ) -> Float[Tensor, "query"]:
+        rows = batch.at_readout(pattern.transpose(1, 2))
+        shares = (rows * batch.source.to(rows.device)[:, None, None]).sum(-1)
+        share = shares.mean(2) if self.head is None else shares[:, :, self.head]
+        answered = batch.answered.to(share.device)
+        return (share * answered).sum(1) / answered.sum(1)
+
+    def check(self, n_layers: int, n_heads: int) -> None:
+        """Refuse what a model does not have.
+
+        Raises:
+            UserError: it has no such layer or head.
+        """
+        for name, value, count in (("layer", self.layer, n_layers), ("head", self.head or 0, n_heads)):
+            if not 0 <= value < count:
+                raise UserError(
+                    f"loss: the model has no {name} {value} (SourceAttention.{name}); give 0 to {count - 1}"
+                )
+
 
 KEPT = 2**27
 """Entries of activations that are kept of the forward pass rather than computed again: half a GB in float32."""
@@ -115,7 +148,9 @@ Run = tuple[Tensor, Taps]
 """What came out of a part of the model, and what was kept on the way."""
 
 
-def layer_by_layer(model: HookedTransformer, queries: Sequence[QueryBatch], loss: RowLoss) -> Iterator[list[Found]]:
+def layer_by_layer(
+    model: HookedTransformer, queries: Sequence[QueryBatch], loss: RowLoss | SourceAttention
+) -> Iterator[list[Found]]:
     """Give every query's gradients, batch by batch: of the readout, of each layer from the last on, and of what comes
     before the first. A tied embedding's are all in the last.
 
@@ -126,36 +161,52 @@ def layer_by_layer(model: HookedTransformer, queries: Sequence[QueryBatch], loss
 
 
 class _Backward:
-    def __init__(self, model: HookedTransformer, queries: Sequence[QueryBatch], loss: RowLoss) -> None:
+    def __init__(
+        self, model: HookedTransformer, queries: Sequence[QueryBatch], loss: RowLoss | SourceAttention
+    ) -> None:
+        if isinstance(loss, SourceAttention):
+            loss.check(model.cfg.n_layers, model.cfg.n_heads)
         self.model, self.queries, self.loss = model, queries, loss
         self.parameters = dict(model.named_parameters())
         self.position = PositionGradients(model.pos_embed, queries)
 
     def __call__(self) -> Iterator[list[Found]]:
-        streams, kept = self._forward()
+        n_layers = len(self.model.blocks)
+        attended = self.loss if isinstance(self.loss, SourceAttention) else None
+        above = n_layers if attended is None else attended.layer
+        streams, kept = self._forward(above)
+        last = streams.pop()
         d: list[Tensor] = []
-        found: list[Found] = []
-        tied: list[Sequence[Terms]] = []
-        weights = self._weights("ln_final.", "embed." if self.model.cfg.tie_word_embeddings else "unembed.")
-        for i, resid in enumerate(streams.pop()):
-            loss, taps = self._read(weights, i, resid)
-            at = taps.backward(loss, torch.ones_like(loss))
-            d.append(at["resid"])
-            of_batch = self._of_readout(i, taps, at)
-            tied.append(of_batch.pop(("embed.W_E", 0), ()))
-            found.append(of_batch)
-        yield found
-        last = len(streams) - 1
-        for layer in reversed(range(len(streams))):
+        tied: list[Sequence[Terms]] = [()] * len(last)
+        if attended is None:
+            found: list[Found] = []
+            weights = self._weights("ln_final.", "embed." if self.model.cfg.tie_word_embeddings else "unembed.")
+            for i, resid in enumerate(last):
+                loss, taps = self._read(weights, i, resid)
+                at = taps.backward(loss, torch.ones_like(loss))
+                d.append(at["resid"])
+                of_batch = self._of_readout(i, taps, at)
+                tied[i] = of_batch.pop(("embed.W_E", 0), ())
+                found.append(of_batch)
+            yield found
+        else:
+            for _ in range(above, n_layers):  # the readout, and the layers that come after the attention
+                yield [{} for _ in last]
+            found, weights = [], self._weights(f"blocks.{above}.")
+            for i, resid in enumerate(last):
+                _, taps = self._layer(above, weights, i, resid)
+                share = attended(taps.made["pattern"], self.queries[i]).sum()
+                of_batch, at_resid = self._back(above, i, share, taps, torch.ones_like(share))
+                d.append(at_resid)
+                found.append(without_zeros(of_batch))
+            yield found
+        for layer in reversed(range(above)):
             found, weights = [], self._weights(f"blocks.{layer}.")
             for i, resid in enumerate(streams.pop()):
                 out, taps = kept.pop((layer, i), None) or self._layer(layer, weights, i, resid)
-                at = taps.backward(out, d[i])
-                d[i] = at["resid"]
-                of_batch = self._of_layer(layer, taps, at)
-                unseen = layer == last or self.model.cfg.is_causal or self.queries[i].attention_mask is not None
+                of_batch, d[i] = self._back(layer, i, out, taps, d[i])
+                unseen = layer == n_layers - 1 or self.model.cfg.is_causal or self.queries[i].attention_mask is not None
                 found.append(without_zeros(of_batch) if unseen else of_batch)
-                self.position.add(i, taps, at)
             yield found
         found = []
         for i, readout in enumerate(tied):
@@ -169,15 +220,24 @@ class _Backward:
             found.append(of_batch)
         yield found
 
-    def _forward(self) -> tuple[list[list[Tensor]], dict[tuple[int, int], Run]]:
-        """Return the residual streams that enter each layer and the readout, and as many whole runs of layers as
-        :data:`KEPT` allows."""
+    def _back(
+        self, layer: int, i: int, out: Tensor, taps: Taps, d: Tensor
+    ) -> tuple[dict[Weight, list[Terms]], Float[Tensor, "query pos d_model"]]:
+        """Return what one batch adds to the gradients of a layer, and the gradient at what enters it; what the position
+        scheme learns is kept for the end."""
+        at = taps.backward(out, d)
+        self.position.add(i, taps, at)
+        return self._of_layer(layer, taps, at), at["resid"]
+
+    def _forward(self, n_layers: int) -> tuple[list[list[Tensor]], dict[tuple[int, int], Run]]:
+        """Return the residual streams that enter each of the first layers and what comes after them, and as many whole
+        runs of layers as :data:`KEPT` allows."""
         cfg = self.model.cfg
         width = 10 * cfg.d_model + 6 * cfg.n_heads * cfg.head_dim + 5 * (cfg.d_mlp or 0)
         kept: dict[tuple[int, int], Run] = {}
         with torch.no_grad():
             streams, room = [[self._embed(i)[0] for i in range(len(self.queries))]], KEPT
-        for layer in range(cfg.n_layers):
+        for layer in range(n_layers):
             weights = self._weights(f"blocks.{layer}.")
             streams.append([])
             for i, resid in enumerate(streams[layer]):
@@ -219,6 +279,8 @@ class _Backward:
             taps.inputs(("q_in", "k_in", "v_in"), attn)
             for name, point in (("q", attn.hook_q), ("k", attn.hook_k), ("v", attn.hook_v)):
                 taps.before(name, point)
+            if isinstance(self.loss, SourceAttention) and layer == self.loss.layer:
+                taps.before("pattern", attn.hook_pattern)
             taps.after("z", attn.hook_z)
             if in_use(attn.hook_result):
                 taps.before("result", attn.hook_result)

@@ -16,7 +16,7 @@ from torch import Tensor
 from mdm_interp.data.queries import MAX_LOGITS, Query, QueryBatch, batches
 from mdm_interp.errors import UserError
 from mdm_interp.inference.prediction import answer_loss
-from mdm_interp.measures.gradients.backward import RowLoss, layer_by_layer
+from mdm_interp.measures.gradients.backward import RowLoss, SourceAttention, layer_by_layer
 from mdm_interp.measures.gradients.bridged import bridge_backward
 from mdm_interp.measures.gradients.components import COMPONENTS, Part, part_of, parts_of
 from mdm_interp.measures.gradients.terms import Found, Weight, cross_products, own_products
@@ -90,7 +90,7 @@ def gram(
     left: Sequence[Query],
     right: Sequence[Query] | None = None,
     *,
-    loss: RowLoss = answer_loss,
+    loss: RowLoss | SourceAttention = answer_loss,
     report: Callable[[int], None] | None = None,
 ) -> Gram:
     """Compute the inner product of every left query's gradient with every right query's, per layer and component.
@@ -101,11 +101,12 @@ def gram(
 
     Args:
         right: Default: the same as `left`.
-        loss: Computes each query's loss from the logits at its readout positions. Default: the answer's, in nats.
+        loss: Computes each query's loss from the logits at its readout positions; default: the answer's, in nats. Or
+            the attention that gradients are taken of instead.
         report: Told after each step how many are done: the readout, each layer, and what comes before them.
 
     Raises:
-        UserError: there are no queries.
+        UserError: there are no queries, or the attention asked for is not there: no such layer or head, or a bridge.
 
     Source: docs/theory.md, section 5; arXiv 1510.01799.
     """
@@ -144,9 +145,11 @@ def gram(
     return Gram(parts, inner, sides[0], sides[0] if right is None else sides[1])
 
 
-def gradients_of(model: Any, queries: Sequence[QueryBatch], loss: RowLoss) -> Iterator[list[Found]]:
+def gradients_of(model: Any, queries: Sequence[QueryBatch], loss: RowLoss | SourceAttention) -> Iterator[list[Found]]:
     """Give every query's gradients, part by part, batch by batch within a part."""
     if isinstance(model, BridgedTransformer):
+        if isinstance(loss, SourceAttention):
+            raise UserError("loss: a bridge's attention has no gradients; load the checkpoint with load_checkpoint")
         return bridge_backward(model, queries, loss)
     return layer_by_layer(model, queries, loss)
 
