@@ -92,7 +92,7 @@ def role_of(scope: Mapping[str, Any], identity: bool = False) -> Role:
 @dataclass(frozen=True, kw_only=True)
 class ClaimTest:
     """A rule, stated in advance, that turns an effect and its null in one setting into a verdict, one observation per
-    seed.
+    value of the column `seed`.
 
     `above`: the claim holds where the effect exceeds `margin` both by itself and over its null; it fails where the
     effect is below `margin` or below its null. `below`: it holds where the effect is less than `margin` and fails where
@@ -113,6 +113,8 @@ class ClaimTest:
     margin: float
     rows: Callable[[Result], pd.DataFrame] = lambda result: result.frame
     """The rows that it reads, one per run and stage; default: all of the result."""
+    unit: str = "seeds"
+    """What the column `seed` counts."""
     identity: Callable[[Mapping[str, Any]], bool] = lambda scope: False
     """Whether the claim is true or false by construction in a scope; default: nowhere."""
 
@@ -125,8 +127,8 @@ class ClaimTest:
         else:
             bar, fails = f"stays below {self.margin:g}", "does not"
         return (
-            f"holds where the effect {bar}, fails where it {fails} (two-sided t-tests over seeds, Benjamini-Hochberg "
-            f"at {ALPHA:g} over the lines that could come out either way), inconclusive otherwise"
+            f"holds where the effect {bar}, fails where it {fails} (two-sided t-tests over {self.unit}, "
+            f"Benjamini-Hochberg at {ALPHA:g} over the lines that could come out either way), inconclusive otherwise"
         )
 
     def lean(self, rows: pd.DataFrame) -> tuple[float, Outcome]:

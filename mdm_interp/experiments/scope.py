@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from mdm_interp.config import ModelConfig, Objective
 from mdm_interp.training.runs import Run
 
 LEARNT = 0.5
@@ -43,22 +44,26 @@ def counted(n: int, noun: str) -> str:
     return f"{n} {noun}{'s' if n > 1 else ''}"
 
 
-def about(run: Run) -> dict[str, Any]:
-    """Return the columns that every row begins with: the scope, seed and run."""
-    config, model = run.config, run.config.model
+def scope_of(model: ModelConfig, world: str, objective: Objective, reversed_share: float = 0.0) -> dict[str, Any]:
+    """Return the columns of :data:`SCOPE`."""
     return {
-        "world": config.facts.world,
-        "reversed_share": config.facts.reversed_share,
+        "world": world,
+        "reversed_share": reversed_share,
         "scheme": model.position,
         "rotary_base": model.rotary_base if model.position == "rope" else 0.0,  # nothing rotates
-        "objective": config.objective,
+        "objective": objective,
         "n_layers": model.n_layers,
         "n_heads": model.n_heads,
         "d_head": model.head_dim,
         "mlp": not model.attn_only,
-        "seed": config.seed,
-        "run": run.folder.name,
     }
+
+
+def about(run: Run) -> dict[str, Any]:
+    """Return the columns that every row begins with: the scope, seed and run."""
+    facts, config = run.config.facts, run.config
+    scope = scope_of(config.model, facts.world, config.objective, facts.reversed_share)
+    return {**scope, "seed": config.seed, "run": run.folder.name}
 
 
 Moment = tuple[str, dict[int, float]]
