@@ -102,7 +102,8 @@ def draw(result: Result) -> Panels:
         for scheme in dict.fromkeys(deep["scheme"])
         for mlp in (False, True)
     }
-    for panel, group in zip(panels.row(list(settings), x=layers, y=share), settings.values(), strict=True):
+    row = panels.row(list(settings), x=layers, y=share) if settings else []
+    for panel, group in zip(row, settings.values(), strict=True):
         _draw_layers(panel, group.assign(layer=group["layer"] + 1))
     return panels
 

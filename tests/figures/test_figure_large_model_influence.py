@@ -67,8 +67,7 @@ def test_the_own_fact_is_compared_with_unrelated_ones(
 ) -> None:
     """Two unrelated facts, at 0 and at 1; a tie counts as half."""
     pairs, _, sample = asked(probe)
-    first = sample.facts[[pair.fact == 0 for pair in pairs].index(True)].item()
-    second = sample.facts[[pair.fact == 1 for pair in pairs].index(True)].item()
+    first, second = (int(sample.facts[[pair.fact for pair in pairs].index(fact)]) for fact in (0, 1))
     unrelated = [fact for fact in range(4) if fact not in (first, second)]
     lowered = torch.zeros(4, len(pairs), dtype=torch.float64)
     lowered[unrelated[1]] = 1.0
