@@ -99,7 +99,8 @@ def test_a_bridge_booted_from_the_folder_measures_the_same(analysis: CheckpointA
             if name == "rotary_base":  # a bridge's own config has TransformerLens' default
                 continue
             if isinstance(value, float):
-                assert same[name] == pytest.approx(value, abs=2e-3, rel=1e-3, nan_ok=True), name
+                relative = 1e-3 if name.startswith("influence") else 0.0  # in nats per unit of step: hundreds
+                assert same[name] == pytest.approx(value, abs=2e-3, rel=relative, nan_ok=True), name
             else:
                 assert same[name] == value
 
