@@ -180,7 +180,8 @@ def test_training_demos_says_how_far_it_is(tmp_path: Path, capsys: pytest.Captur
         lab = Lab(n_seeds=1, root=tmp_path)
         train_demos(demos(lab.seeds), lab)
         said = capsys.readouterr().err
-        for format in ("llada", "qwen2"):
-            assert re.search(rf"^demo {format}: 5 of 5 loss \d", said, re.MULTILINE)
+        for demo in demos(lab.seeds):
+            n = demo.steps
+            assert re.search(rf"^demo {demo.format}: {n} of {n} loss \d", said, re.MULTILINE)
         train_demos(demos(lab.seeds), lab)
         assert capsys.readouterr().err == "", "what is there is not trained again"
