@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -201,6 +202,7 @@ class _Recorded:
             return returned
         if self._calls == self.BEFORE + 1:
             self._given = given
+            gc.collect()  # an old graph, freed while another is recorded, spoils that
             with torch.cuda.graph(self._graph):  # nothing is computed yet
                 self._returned = self._function(*given)
         else:
