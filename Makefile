@@ -7,10 +7,12 @@ BIN := $(VENV)/bin
 setup: $(VENV)/.installed
 dev: $(VENV)/.dev
 
-# Reproducing needs less than developing, and is sooner installed.
+# Reproducing needs less than developing, and is sooner installed. Only what is imported is compiled, once for all
+# processes: all that is installed would take a minute.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[static]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e ".[static]"
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -c "from mdm_interp.experiments.analysis import discover; discover()"
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.installed
