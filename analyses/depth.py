@@ -12,7 +12,9 @@ import pandas as pd
 import torch
 
 from mdm_interp import Analysis, Contrast, Result, Run, Summary, where
+from mdm_interp.experiments.claims import ClaimTest
 from mdm_interp.experiments.grids import DEPTHS, depth_grid
+from mdm_interp.experiments.scope import SCOPE
 from mdm_interp.measures.evidence import evidence_scores
 from mdm_interp.measures.gradients import layer_cosines
 from mdm_interp.measures.routes import route_correlation
@@ -129,6 +131,40 @@ def _draw_signature(panel: Panel, group: pd.DataFrame, signature: str) -> None:
         panel.points(where(models, stage="end"), "layer_number", null, name="null at the end", **look)
 
 
+def halves(result: Result) -> pd.DataFrame:
+    """Return for each deep model and stage by how much its first half of layers is more aligned than its second; null:
+    the same of unrelated facts."""
+    deep = result.frame[result.frame["n_layers"] > 1].astype({"VO": float, "VO_null": float})
+    first = deep["layer"] < deep["n_layers"] / 2
+    keys, names = [*SCOPE, "stage", "seed"], ["VO", "VO_null"]
+    early, late = (deep[half].groupby(keys, sort=False)[names].mean() for half in (first, ~first))
+    return (early - late).reset_index()
+
+
+def least_coupled(result: Result) -> pd.DataFrame:
+    """Return the row of the layer in which each deep model is least aligned."""
+    deep = result.frame[result.frame["n_layers"] > 1].astype({"VO": float, "VO_null": float})
+    return deep.loc[deep.groupby([*SCOPE, "stage", "seed"], sort=False)["VO"].idxmin()]
+
+
+CLAIMS = tuple(
+    ClaimTest(
+        claim="6",
+        measure=f"cosine of the gradients of the mean forward and the mean reverse loss in V and O, {of}",
+        effect="VO",
+        null="VO_null",
+        null_is="forward over half of the facts with reverse over the other half",
+        side="above",
+        margin=margin,
+        rows=rows,
+    )
+    for of, margin, rows in (
+        ("in a deep model's first half of layers less its second", 0.0, halves),
+        ("in the layer of a deep model where it is least", 0.1, least_coupled),
+    )
+)
+"""What the authors report of depth: alignment in every layer, and more of it in early ones."""
+
 ANALYSIS = Analysis(
     name="depth",
     question="Do the signatures survive in deeper models with MLPs?",
@@ -137,6 +173,7 @@ ANALYSIS = Analysis(
     summarize=summarize,
     takeaway=takeaway,
     draw=draw,
+    claims=CLAIMS,
     order=80,
 )
 

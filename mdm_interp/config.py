@@ -32,7 +32,7 @@ from mdm_interp.files import write_text
 
 Scheme = Literal["rope", "alibi", "t5_bias", "none", "learned", "sinusoidal"]
 Attention = Literal["bidirectional", "causal"]
-Objective = Literal["any_order", "source_only", "target_only", "causal"]
+Objective = Literal["any_order", "source_only", "target_only", "left_to_right", "causal"]
 World = Literal["two_role", "relation_cycle", "symmetric_pool"]
 Filler = Literal["none", "constant", "random"]
 
@@ -350,7 +350,11 @@ class TrainConfig(Config):
     facts: FactConfig = FactConfig()
     objective: Objective = "any_order"
     """any_order masks any token (MDM); source_only and target_only mask only the left or only the right entity;
-    causal predicts the next token (ARM)."""
+    left_to_right masks a token and all after it, and predicts that one; causal predicts the next token (ARM). All but
+    causal take either kind of attention."""
+    mask_rate: float | None = Field(default=None, gt=0.0, le=1.0, exclude_if=lambda rate: rate is None)
+    """With which probability any_order masks a token. Default: drawn anew for each sequence, between 0 and 1. Written
+    to files only where it is set."""
     seed: NonNegativeInt = 0
     """Drives the world, the initial weights and the order of the data."""
     steps: PositiveInt = 4000
@@ -378,17 +382,18 @@ class TrainConfig(Config):
                 f"model.n_ctx: {self.model.n_ctx} is shorter than facts.seq_len {self.facts.seq_len}; raise it to "
                 f"{self.facts.seq_len}"
             )
-        if (self.objective == "causal") != self.model.is_causal:
+        if self.objective == "causal" and not self.model.is_causal:
             raise ValueError(
-                f"objective: {self.objective!r} does not go with {self.model.attention} attention; set "
-                "model.attention to "
-                f"{'causal' if self.objective == 'causal' else 'bidirectional'!r}"
+                "objective: 'causal' does not go with bidirectional attention, which sees the token to predict; set "
+                "model.attention to 'causal', or objective to 'left_to_right'"
             )
+        if self.mask_rate is not None and self.objective != "any_order":
+            raise ValueError(f"mask_rate: {self.objective!r} masks at no rate; leave it out, or use 'any_order'")
         trained_shift = -1 if self.objective == "causal" else 0
         if self.model.readout_shift != trained_shift:
             raise ValueError(
                 f"model.readout_shift: {self.model.readout_shift} is not what objective {self.objective!r} trains; "
-                f"set it to {trained_shift} or leave it out"
+                f"set it to {trained_shift}"
             )
         if self.model.mask_token_id is None:
             masked = self.model.model_copy(update={"mask_token_id": self.facts.mask_token_id})

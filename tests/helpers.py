@@ -71,9 +71,10 @@ def tiny_run(
     d_head: int | None = None,
     rotary_base: float = 10_000.0,
     mlp: bool = False,
+    attention: Any = None,
+    mask_rate: float | None = None,
 ) -> TrainConfig:
     """In place of `grids.small_model`."""
-    attention = "causal" if objective == "causal" else "bidirectional"
     model = ModelConfig(
         d_model=16,
         n_heads=n_heads,
@@ -84,11 +85,11 @@ def tiny_run(
         n_ctx=facts.seq_len,
         position=position,
         rotary_base=rotary_base,
-        attention=attention,
+        attention=attention or ("causal" if objective == "causal" else "bidirectional"),
+        readout_shift=-1 if objective == "causal" else 0,
     )
-    return TrainConfig(
-        model=model, facts=facts, objective=objective, seed=seed, steps=30, batch_size=16, warmup=1, n_checkpoints=4
-    )
+    trained: dict[str, Any] = {"steps": 30, "batch_size": 16, "warmup": 1, "n_checkpoints": 4}
+    return TrainConfig(model=model, facts=facts, objective=objective, seed=seed, mask_rate=mask_rate, **trained)
 
 
 def tiny_pool_world(both_ways: float) -> FactConfig:
@@ -103,7 +104,7 @@ def train_here(configs: Sequence[TrainConfig], *, root: Path, device: str, worke
     return [train(config, root=root, device=device, progress=False) for config in configs]
 
 
-TINY_DEMO = DemoConfig(n_families=5, n_control=1, n_bpe=300, d_model=16, n_layers=2, d_mlp=16, steps=5)
+TINY_DEMO = DemoConfig(n_families=6, n_control=2, n_bpe=300, d_model=16, n_layers=2, d_mlp=16, steps=8)
 
 
 def one_after_the_other(function: Callable, tasks: Sequence[tuple], *, workers: int, show: Callable) -> None:

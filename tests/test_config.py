@@ -80,11 +80,17 @@ TRAIN_MISTAKES: list[tuple[dict[str, Any], str]] = [
         r"model.d_vocab: 79 is too small for the world.*80 tokens; raise it to 80",
     ),
     ({"model": {**TRAIN_MODEL, "n_ctx": 7}}, r"model.n_ctx: 7 is shorter than facts.seq_len 8; raise it to 8"),
-    ({"objective": "causal"}, r"objective: 'causal' does not go with bidirectional attention; set .* 'causal'"),
+    (
+        {"objective": "causal"},
+        r"objective: 'causal' does not go with bidirectional attention, .*; set model.attention to 'causal', or "
+        r"objective to 'left_to_right'",
+    ),
     (
         {"model": {**TRAIN_MODEL, "attention": "causal"}},
-        r"objective: 'any_order' does not go with causal attention; set .* 'bidirectional'",
+        r"model.readout_shift: -1 is not what objective 'any_order' trains; set it to 0",
     ),
+    ({"objective": "target_only", "mask_rate": 0.5}, r"mask_rate: 'target_only' masks at no rate; leave it out, or"),
+    ({"mask_rate": 0}, r"mask_rate: .*greater than 0 \(got 0\)"),
     (
         {"model": {**TRAIN_MODEL, "mask_token_id": 3}},
         r"model.mask_token_id: 3 is not the world's mask 79; leave it out",
@@ -93,7 +99,7 @@ TRAIN_MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"model": {**TRAIN_MODEL, "position": "up"}}, r"model.position: .* \(got 'up'\)"),
     (
         {"model": {**TRAIN_MODEL, "readout_shift": -1}},
-        r"model.readout_shift: -1 is not what objective 'any_order' trains; set it to 0 or leave it out",
+        r"model.readout_shift: -1 is not what objective 'any_order' trains; set it to 0",
     ),
     ({"model": None}, r"model: .* \(got None\)"),
     ({"facts": {"gap": 1}}, r"facts: gap: 1 leaves no room"),
@@ -215,6 +221,7 @@ OTHER_VALUES: dict[type[Config], tuple[dict[str, Any], dict[str, Any]]] = {
             "model": {**TRAIN_MODEL, "n_layers": 1},
             "facts": {"n_entities": 30},
             "objective": "source_only",
+            "mask_rate": 0.5,
             "seed": 1,
             "steps": 4001,
             "batch_size": 65,

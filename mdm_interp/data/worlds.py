@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from mdm_interp.config import FactConfig, Objective
+from mdm_interp.config import Attention, FactConfig, Objective
 from mdm_interp.data.queries import Query, QueryPair
 from mdm_interp.errors import UserError
 
@@ -129,22 +129,29 @@ class FactWorld:
         tokens[rows, left], tokens[rows, left + 1], tokens[rows, right] = facts.unbind(1)
         return FactBatch(tokens, left, right)
 
-    def query_pairs(self, objective: Objective = "any_order", n_contexts: int = 2) -> list[QueryPair]:
+    def query_pairs(
+        self, objective: Objective = "any_order", n_contexts: int = 2, *, attention: Attention = "bidirectional"
+    ) -> list[QueryPair]:
         """Return the pairs whose forward query `objective` trains and whose reverse query nothing trained.
 
-        An MDM is asked for both entities of a fact (`source_only`, `target_only`: for the one it may mask). The forward
-        and the reverse query of a pair differ in the two entity positions only. An ARM (`causal`) is asked for B after
-        `A r` and, in reverse, for A after `B r`: that pair shares neither answer nor source.
+        An MDM is asked for both entities of a fact (`source_only`, `target_only`, `left_to_right`: for the one that it
+        learns from the other). The forward and the reverse query of a pair differ in the two entity positions only;
+        under `left_to_right` all that comes after the fact is masked. An ARM (`causal`), or whatever has causal
+        attention, is asked for B after `A r` and, in reverse, for A after `B r`: that pair shares neither answer nor
+        source.
 
         Args:
             n_contexts: How many draws of place, gap and filler each fact is asked in (fewer if there are not as many).
+            attention: Of the model that is asked.
         """
         sides = {
             "any_order": ("left", "right"),
             "source_only": ("left",),
             "target_only": ("right",),
+            "left_to_right": ("right",),
             "causal": ("right",),
         }
+        from_left = objective == "causal" or attention == "causal"
         chooser = random.Random(self._context_seed)
         pairs = []
         for fact, (left, relation, right) in enumerate(self.facts.tolist()):
@@ -152,11 +159,13 @@ class FactWorld:
                 continue
             for tokens, at in self._contexts(chooser, n_contexts):
                 tokens[at[0] + 1] = relation
-                for side in sides[objective]:
+                if objective == "left_to_right":
+                    tokens[at[1] + 1 :] = [self.config.mask_token_id] * (len(tokens) - at[1] - 1)
+                for side in ("right",) if from_left else sides[objective]:
                     answer, source = (left, right) if side == "left" else (right, left)
                     asked, given = at if side == "left" else at[::-1]
                     forward = self._query(tokens, answer, asked, source, given)
-                    if objective == "causal":
+                    if from_left:
                         reverse = self._query(tokens, source, asked, answer, given)
                     else:
                         reverse = self._query(tokens, answer, given, source, asked)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mdm_interp.config import FactConfig, ModelConfig, Objective, Scheme, TrainConfig
+from mdm_interp.config import Attention, FactConfig, ModelConfig, Objective, Scheme, TrainConfig
 
 CYCLE = FactConfig(world="relation_cycle", filler="random")
 """Three roles in a cycle, random filler around the fact: attention has something to choose."""
 
 TWO_ROLE = FactConfig(world="two_role", filler="none", seq_len=3)
 """The fact and nothing else: attention has almost nothing to choose."""
+
+DISTANT = FactConfig(gap=(2, 32), seq_len=40)
+"""The cycle with facts spread over up to 32 positions, for heads of 64 or 128 dimensions."""
 
 WORLDS = {"relation_cycle": CYCLE, "two_role": TWO_ROLE}
 
@@ -32,6 +35,8 @@ def small_model(
     d_head: int | None = None,
     rotary_base: float = 10_000.0,
     mlp: bool = False,
+    attention: Attention | None = None,
+    mask_rate: float | None = None,
 ) -> TrainConfig:
     """Return a model of width 64, attention-only unless `mlp`, trained on `facts`.
 
@@ -39,6 +44,7 @@ def small_model(
 
     Args:
         d_head: Default: the width shared out among the heads.
+        attention: Default: causal for an ARM, otherwise bidirectional.
     """
     d_model = 64
     model = ModelConfig(
@@ -51,9 +57,10 @@ def small_model(
         n_ctx=facts.seq_len,
         position=position,
         rotary_base=rotary_base,
-        attention="causal" if objective == "causal" else "bidirectional",
+        attention=attention or ("causal" if objective == "causal" else "bidirectional"),
+        readout_shift=-1 if objective == "causal" else 0,
     )
-    return TrainConfig(model=model, facts=facts, objective=objective, seed=seed)
+    return TrainConfig(model=model, facts=facts, objective=objective, seed=seed, mask_rate=mask_rate)
 
 
 VARIANTS: dict[str, tuple[Scheme, Objective]] = {
@@ -132,6 +139,33 @@ def objective_grid(seeds: Sequence[int], worlds: Sequence[str] = tuple(WORLDS)) 
             for scheme in (CONTROL_SCHEMES if control or is_quick(seeds) else MDM_SCHEMES)
         ]
     return list({config.digest(): config for config in configs}.values())
+
+
+CELLS: dict[str, tuple[Objective, Attention]] = {
+    "any order, bidirectional": ("any_order", "bidirectional"),
+    "left to right, bidirectional": ("left_to_right", "bidirectional"),
+    "any order, causal": ("any_order", "causal"),
+    "left to right, causal": ("causal", "causal"),
+}
+"""Objective and attention, each with each: an MDM, both mixtures, and an ARM."""
+MASK_RATES = (0.15, 0.5)
+"""With which any-order masking is tried beside a rate drawn for each sequence."""
+
+
+def attention_grid(seeds: Sequence[int]) -> list[TrainConfig]:
+    """Return every objective with every attention, and masking at fixed rates, under rope with one head: in the world
+    with filler, and in a pool of which half of the facts show that the one relation, as in `A is B`, holds either way.
+    They are made for every second seed, in a quick run in the first world alone."""
+    worlds = [WORLDS["relation_cycle"], *([] if is_quick(seeds) else [pool_world(0.5)])]
+    return [
+        config
+        for facts in worlds
+        for seed in every_second(seeds)
+        for config in (
+            *(small_model(facts, "rope", objective, seed, attention=seen) for objective, seen in CELLS.values()),
+            *(small_model(facts, "rope", "any_order", seed, mask_rate=rate) for rate in MASK_RATES),
+        )
+    ]
 
 
 DEPTHS = (1, 2, 4)

@@ -55,6 +55,12 @@ def over_the_arm(result: Result) -> pd.DataFrame:
     )
 
 
+def below_forward(result: Result) -> pd.DataFrame:
+    """Return by how much any-order MDMs answer forward queries better than reverse ones."""
+    frame = where(result.frame, objective="any_order")
+    return frame.assign(less=frame["forward_probability"] - frame["reverse_probability"], less_null=0.0)
+
+
 def not_shared(result: Result) -> pd.DataFrame:
     """Return what an any-order MDM keeps in reverse of its forward probability, where each side can have heads or
     values of its own: several heads whose scores tell sides apart, or absolute positions."""
@@ -80,6 +86,17 @@ RULES: tuple[Rule, ...] = (
         side="above",
         margin=0.7,
         rows=over_the_arm,
+        identity=mirrored,
+    ),
+    ClaimTest(
+        claim="0",
+        measure="forward less reverse probability of an any-order MDM, which remains below",
+        effect="less",
+        null="less_null",
+        null_is="0: both alike",
+        side="above",
+        margin=0.0,
+        rows=below_forward,
         identity=mirrored,
     ),
     ClaimTest(
@@ -144,6 +161,17 @@ RULES: tuple[Rule, ...] = (
         null_is="keys dealt at random: 0",
         side="above",
         margin=0.3,
+        identity=mirrored,
+    ),
+    ClaimTest(
+        claim="5",
+        measure="correlation over facts of raw forward and reverse scores at the source (mean over layers and heads), "
+        "which the theorem takes to exceed 0.4",
+        effect="score",
+        null="score_null",
+        null_is="the reverse scores of other facts",
+        side="above",
+        margin=0.4,
         identity=mirrored,
     ),
     ClaimTest(

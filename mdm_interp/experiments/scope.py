@@ -14,7 +14,19 @@ LEARNT = 0.5
 """Forward probability from which a model counts as having learnt its facts: the stage `early` is there."""
 STAGES = ("initial", "early", "end")
 
-SCOPE = ("world", "reversed_share", "scheme", "rotary_base", "objective", "n_layers", "n_heads", "d_head", "mlp")
+SCOPE = (
+    "world",
+    "reversed_share",
+    "scheme",
+    "rotary_base",
+    "objective",
+    "mask_rate",
+    "attention",
+    "n_layers",
+    "n_heads",
+    "d_head",
+    "mlp",
+)
 """The columns that say in which setting something was measured; a claim is judged in each by itself."""
 
 
@@ -36,7 +48,10 @@ def setting_labels(scope: Mapping[str, Any]) -> list[str]:
     base = f" base {scope['rotary_base']:.0e}" if scope["rotary_base"] not in (0, 10_000) else ""
     depth = counted(scope["n_layers"], "layer") + (" + MLP" if scope["mlp"] else "")
     heads = f"{counted(scope['n_heads'], 'head')} of {scope['d_head']}"
-    return [world, scope["scheme"] + base, scope["objective"], depth, heads]
+    objective = scope["objective"] + (f" at {scope['mask_rate']:.0%}" if scope["mask_rate"] else "")
+    if scope["attention"] == "causal" and scope["objective"] != "causal":
+        objective += " with causal attention"
+    return [world, scope["scheme"] + base, objective, depth, heads]
 
 
 def counted(n: int, noun: str) -> str:
@@ -44,14 +59,23 @@ def counted(n: int, noun: str) -> str:
     return f"{n} {noun}{'s' if n > 1 else ''}"
 
 
-def scope_of(model: ModelConfig, world: str, objective: Objective, reversed_share: float = 0.0) -> dict[str, Any]:
-    """Return the columns of :data:`SCOPE`."""
+def scope_of(
+    model: ModelConfig,
+    world: str,
+    objective: Objective,
+    *,
+    reversed_share: float = 0.0,
+    mask_rate: float | None = None,
+) -> dict[str, Any]:
+    """Return the columns of :data:`SCOPE`; a rate of 0 is one that is drawn anew for each sequence."""
     return {
         "world": world,
         "reversed_share": reversed_share,
         "scheme": model.position,
         "rotary_base": model.rotary_base if model.position == "rope" else 0.0,  # nothing rotates
         "objective": objective,
+        "mask_rate": mask_rate or 0.0,
+        "attention": model.attention,
         "n_layers": model.n_layers,
         "n_heads": model.n_heads,
         "d_head": model.head_dim,
@@ -62,7 +86,13 @@ def scope_of(model: ModelConfig, world: str, objective: Objective, reversed_shar
 def about(run: Run) -> dict[str, Any]:
     """Return the columns that every row begins with: the scope, seed and run."""
     facts, config = run.config.facts, run.config
-    scope = scope_of(config.model, facts.world, config.objective, facts.reversed_share)
+    scope = scope_of(
+        config.model,
+        facts.world,
+        config.objective,
+        reversed_share=facts.reversed_share,
+        mask_rate=config.mask_rate,
+    )
     return {**scope, "seed": config.seed, "run": run.folder.name}
 
 

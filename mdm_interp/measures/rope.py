@@ -16,12 +16,14 @@ from mdm_interp.config import ModelConfig
 from mdm_interp.data.queries import Query, QueryPair, batches
 from mdm_interp.errors import UserError
 from mdm_interp.measures.capture import on_cpu
+from mdm_interp.measures.nulls import other_facts
 from mdm_interp.measures.routes import readout_weights
 from mdm_interp.models.bridge import hooked
 from mdm_interp.models.layers import per_query_head
 from mdm_interp.models.positions import Rope
 from mdm_interp.models.protocol import HookedModel
 from mdm_interp.stats.correlations import correlate
+from mdm_interp.stats.estimates import Contrast
 
 
 def require_rope(model: HookedModel) -> Rope:
@@ -80,6 +82,54 @@ def compute_content(model: HookedModel, queries: Sequence[Query]) -> Content:
         for kind, of_kind in kept.items():
             of_kind.append(on_cpu([reduced[kind][layer] for layer in range(cfg.n_layers)], dim=1))
     return Content(torch.cat(kept["q"]), torch.cat(kept["k"]))
+
+
+@dataclass(frozen=True)
+class Isotropy:
+    """How far queries at the readout and keys at the source are from isotropic and independent ones."""
+
+    q: Contrast[Float[Tensor, "layer head"]]
+    """Over what share of a head's dimensions the queries spread; null: draws in random directions, of the same lengths
+    and as often the same."""
+    k: Contrast[Float[Tensor, "layer head"]]
+    """The same of the keys."""
+    overlap: Contrast[Float[Tensor, "layer head"]]
+    """Mean squared cosine of a fact's query and key, times `d_head`: 1 where directions are random; null: with the keys
+    of other facts."""
+
+
+def isotropy(model: HookedModel, query_pairs: Sequence[QueryPair]) -> Isotropy:
+    """Measure what the theorem on correlated routes presupposes, over the forward queries.
+
+    Raises:
+        UserError: there are too few pairs.
+
+    Source: docs/theory.md, section 4.
+    """
+    content = compute_content(model, [pair.forward for pair in query_pairs])
+    q, k = content.q.double(), content.k.double()
+    squared_cosine = torch.cosine_similarity(q, k, dim=-1) ** 2
+    others = torch.stack([torch.cosine_similarity(q, k[other], dim=-1) ** 2 for other in other_facts(query_pairs)])
+    d_head = q.shape[-1]
+    return Isotropy(spread(q), spread(k), Contrast(d_head * squared_cosine.mean(0), d_head * others.mean((0, 1))))
+
+
+SAME = 1 - 1e-9
+"""From which squared cosine on two vectors are in one direction."""
+
+
+def spread(x: Float[Tensor, "query layer head d_head"]) -> Contrast[Float[Tensor, "layer head"]]:
+    """Measure over what share of their dimensions vectors spread: the participation ratio of their second moment; null:
+    that of draws in random directions, of the same lengths and as often the same.
+
+    Source: docs/theory.md, section 4.
+    """
+    lengths, d_head = x.square().sum(-1), x.shape[-1]
+    products = einsum(x, x, "one layer head d_head, other layer head d_head -> one other layer head") ** 2
+    sizes = lengths[:, None] * lengths
+    random = torch.where(products > SAME * sizes, sizes, sizes / d_head)
+    total = lengths.sum(0) ** 2 / d_head
+    return Contrast(total / products.sum((0, 1)), total / random.sum((0, 1)))
 
 
 def plane_products(content: Content, rope: Rope) -> Tensor:

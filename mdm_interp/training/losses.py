@@ -22,13 +22,14 @@ def mask_tokens(
     mask_token_id: int,
     generator: torch.Generator,
     maskable: Bool[Tensor, "batch pos"] | None = None,
+    rate: float | None = None,
 ) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"], Float[Tensor, "batch 1"]]:
-    """Mask each (maskable) token with probability t ~ U(0, 1], one t per sequence.
+    """Mask each (maskable) token with probability t ~ U(0, 1], one t per sequence, or with one `rate` for all.
 
     Returns:
         The masked tokens, which ones were masked, and t.
     """
-    t = 1 - torch.rand(len(tokens), 1, generator=generator)
+    t = 1 - torch.rand(len(tokens), 1, generator=generator) if rate is None else torch.full((len(tokens), 1), rate)
     masked = torch.rand(tokens.shape, generator=generator) < t
     masked = masked if maskable is None else masked & maskable
     return torch.where(masked, mask_token_id, tokens), masked, t
@@ -51,25 +52,39 @@ def arm_loss(logits: Float[Tensor, "batch pos d_vocab"], tokens: Int[Tensor, "ba
 
 
 class Drawn(NamedTuple):
-    """A batch as a model is trained on it. An ARM's is not masked."""
+    """A batch as a model is trained on it: what it sees, and which tokens it is to predict. An ARM sees all."""
 
     inputs: Int[Tensor, "*member batch pos"]
     tokens: Int[Tensor, "*member batch pos"]
     masked: Bool[Tensor, "*member batch pos"]
     t: Float[Tensor, "*member batch 1"]
-    """With which probability a sequence's tokens were masked."""
+    """With which probability a token was to be predicted."""
 
 
-def draw(batch: FactBatch, objective: Objective, model: Any, generator: torch.Generator) -> Drawn:
-    """Draw what is masked of a batch under `objective`; all is on the CPU, as `generator` is."""
+def draw(
+    batch: FactBatch,
+    objective: Objective,
+    model: Any,
+    generator: torch.Generator,
+    mask_rate: float | None = None,
+) -> Drawn:
+    """Draw what is masked of a batch under `objective`; all is on the CPU, as `generator` is.
+
+    Args:
+        mask_rate: As in :class:`~mdm_interp.config.TrainConfig`.
+    """
     tokens = batch.tokens
     if objective == "causal":
         return Drawn(tokens, tokens, torch.ones_like(tokens, dtype=torch.bool), torch.ones(len(tokens), 1))
+    positions, mask = torch.arange(tokens.shape[1]), model.cfg.mask_token_id
+    if objective == "left_to_right":  # one token of each sequence: all of them, on average
+        first = (torch.rand(len(tokens), 1, generator=generator) * len(positions)).long()
+        noisy = torch.where(positions >= first, mask, tokens)
+        return Drawn(noisy, tokens, positions == first, torch.full((len(tokens), 1), 1 / len(positions)))
     maskable = None
     if objective != "any_order":
-        only = batch.left if objective == "source_only" else batch.right
-        maskable = torch.arange(tokens.shape[1]) == only[:, None]
-    noisy, masked, t = mask_tokens(tokens, model.cfg.mask_token_id, generator, maskable)
+        maskable = positions == (batch.left if objective == "source_only" else batch.right)[:, None]
+    noisy, masked, t = mask_tokens(tokens, mask, generator, maskable, mask_rate)
     return Drawn(noisy, tokens, masked, t)
 
 

@@ -131,7 +131,7 @@ class Run(Resumable):
 
     def query_pairs(self, n_contexts: int = 2) -> list[QueryPair]:
         """Return the world's pairs whose forward queries this run's objective trains."""
-        return self.facts.query_pairs(self.config.objective, n_contexts)
+        return self.facts.query_pairs(self.config.objective, n_contexts, attention=self.config.model.attention)
 
     def model(self, step: int = -1, device: str = "cpu") -> HookedTransformer:
         """Return the model after `step` training steps; negative counts back from the last checkpoint.

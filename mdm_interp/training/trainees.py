@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from mdm_interp.config import TrainConfig
 from mdm_interp.data.worlds import FactWorld
 from mdm_interp.models.transformer import HookedTransformer
-from mdm_interp.training.losses import Drawn, draw, drawn_loss, training_loss
+from mdm_interp.training.losses import Drawn, draw, drawn_loss
 
 
 class Trainee:
@@ -31,15 +31,21 @@ class Trainee:
         """Return the learning rate of a step, the first of which is 1."""
         return self.config.lr * min(1.0, step / max(self.config.warmup, 1))
 
+    def draw(self) -> Drawn:
+        """Draw the next batch, on the CPU."""
+        config, generator = self.config, self.generator
+        batch = self.facts.sample(config.batch_size, generator)
+        return draw(batch, config.objective, self.model, generator, config.mask_rate)
+
     def advance(self, step: int) -> Float[Tensor, ""]:
         """Take a step, and return the loss of its batch before it."""
-        config, model, generator = self.config, self.model, self.generator
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(step)
-        loss = training_loss(model, self.facts.sample(config.batch_size, generator), config.objective, generator)
+        drawn = Drawn(*(tensor.to(self.model.cfg.device) for tensor in self.draw()))
+        loss = drawn_loss(self.model(drawn.inputs), drawn, self.config.objective)
         self.optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
         self.optimizer.step()
         return loss
 
@@ -95,10 +101,7 @@ class Ensemble:
         """Take a step with every member, the first of which is 1, and return the losses of their batches before it."""
         for group, stack in zip(self._optimizer.param_groups, self._stacks, strict=True):
             group["lr"] = stack.members[0].rate(step)
-        each = [
-            draw(one.facts.sample(one.config.batch_size, one.generator), one.config.objective, one.model, one.generator)
-            for one in self._members
-        ]
+        each = [one.draw() for one in self._members]
         warm = step >= max(member.config.warmup for member in self._members)  # a record has its rates in it
         learn = self._recorded if self._recorded is not None and warm else self._learn
         losses = learn(*(torch.stack(column).to(self._device) for column in zip(*each, strict=True)))

@@ -245,6 +245,36 @@ def test_the_rival_is_what_training_shows_beside_the_source_on_that_side(objecti
         assert ((source, rival) if pair.reverse.offset < 0 else (rival, source)) in facts
 
 
+def test_left_to_right_asks_for_the_right_entity_and_shows_nothing_behind_the_fact() -> None:
+    world = FactWorld(FactConfig(n_entities=12, n_filler=4, gap=(2, 4)), seed=0)
+    facts, mask = {tuple(fact) for fact in world.facts.tolist()}, world.config.mask_token_id
+    pairs = world.query_pairs("left_to_right")
+    assert {pair.side for pair in pairs} == {"right"} and all(pair.shared for pair in pairs)
+    for pair in pairs:
+        source, asked = pair.forward.source_span[0], pair.forward.answer_span[0]
+        assert source < asked and set(pair.forward.tokens[asked:]) == {mask}
+        assert (pair.forward.source[0], pair.forward.tokens[source + 1], pair.forward.answer[0]) in facts
+        assert set(pair.reverse.tokens[asked + 1 :]) <= {mask} and pair.reverse.answer_span[0] == source
+    tokens = [pair.forward.tokens[: pair.forward.answer_span[0]] for pair in pairs]
+    elsewhere = [pair.forward for pair in world.query_pairs() if pair.side == "right"]
+    assert tokens == [query.tokens[: query.answer_span[0]] for query in elsewhere]
+
+
+@pytest.mark.parametrize("objective", ["any_order", "left_to_right"])
+def test_with_causal_attention_all_are_asked_as_an_arm(objective: Objective) -> None:
+    world = FactWorld(FactConfig(n_entities=12, n_filler=4), seed=0)
+    pairs, arms = world.query_pairs(objective, attention="causal"), world.query_pairs("causal")
+    for pair, arm in zip(pairs, arms, strict=True):
+        for one, other in ((pair.forward, arm.forward), (pair.reverse, arm.reverse)):
+            assert (one.answer, one.answer_span, one.source_span) == (
+                other.answer,
+                other.answer_span,
+                other.source_span,
+            )
+            seen = one.answer_span[1]
+            assert one.tokens[:seen] == other.tokens[:seen]
+
+
 def test_where_entities_stand_on_one_side_only_there_is_no_rival() -> None:
     world = FactWorld(FactConfig(world="two_role", n_entities=6), seed=0)
     left = next(pair for pair in world.query_pairs() if pair.side == "right").reverse

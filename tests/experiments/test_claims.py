@@ -52,6 +52,8 @@ PLACE = {
     "scheme": "rope",
     "rotary_base": 10_000.0,
     "objective": "any_order",
+    "mask_rate": 0.0,
+    "attention": "bidirectional",
     "n_layers": 1,
     "n_heads": 2,
     "d_head": 16,

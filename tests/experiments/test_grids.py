@@ -121,6 +121,10 @@ def test_settings_are_called_by_what_sets_them_apart(tmp_path: Path) -> None:
     pool = grids.small_model(grids.pool_world(0.8), "rope", "any_order", 0, d_head=64, rotary_base=1e6)
     said = scope_label(about(Run.of(pool, tmp_path)))
     assert said == "symmetric_pool 80% both ways, any_order rope base 1e+06, 1 layer, 1 head of 64"
+    changed = {"any_order at 15%": {"mask_rate": 0.15}, "any_order with causal attention": {"attention": "causal"}}
+    for name, settings in changed.items():
+        run = Run.of(grids.small_model(CYCLE, "rope", "any_order", 0, **settings), tmp_path)
+        assert scope_label(about(run)) == f"relation_cycle, {name} rope, 1 layer, 1 head of 64"
     assert scope_label({"world": None, "scheme": "all schemes", "stage": "end"}) == "all settings, all schemes, end"
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy.stats import chisquare, kstest
 from torch import Tensor
 
@@ -171,6 +172,30 @@ def test_an_mdm_objective_masks_what_it_may(objective: Objective, maskable: list
     assert float(loss) == pytest.approx(expected, rel=0.05)
     again = training_loss(stub, BATCH, objective, generator())
     assert torch.equal(loss, again) and not torch.equal(loss, training_loss(stub, BATCH, objective, generator(1)))
+
+
+def test_left_to_right_masks_a_token_and_all_after_it_and_predicts_that_one() -> None:
+    """Each position is as likely as any other, so the loss is the mean over all of them."""
+    logits = torch.randn(5, 5, generator=generator())
+    stub = Stub(logits)
+    loss = training_loss(stub, BATCH, "left_to_right", generator())
+    (seen,) = stub.shown
+    first = (seen == MASK).long().argmax(1)
+    assert torch.equal(seen == MASK, torch.arange(5) >= first[:, None])
+    assert torch.equal(seen[seen != MASK], BATCH.tokens[seen != MASK])
+    assert (first.bincount(minlength=5) / len(first)).tolist() == pytest.approx([0.2] * 5, abs=0.01)
+    expected = F.cross_entropy(logits.repeat(2, 1), BATCH.tokens[:2].flatten())
+    assert float(loss) == pytest.approx(float(expected), rel=0.02)
+
+
+@pytest.mark.parametrize("rate", [0.15, 0.5, 1.0])
+def test_a_fixed_rate_masks_as_often_and_weighs_all_alike(rate: float) -> None:
+    tokens = torch.zeros(40_000, 5, dtype=torch.long)
+    noisy, masked, t = mask_tokens(tokens, MASK, generator(), rate=rate)
+    assert torch.equal(noisy == MASK, masked) and t.unique().tolist() == pytest.approx([rate])
+    assert masked.float().mean(0).tolist() == pytest.approx([rate] * 5, abs=0.01)
+    uniform = mdm_loss(torch.zeros(40_000, 5, 5), tokens, masked, t)
+    assert float(uniform) == pytest.approx(log(5), rel=0.02)
 
 
 def test_the_causal_objective_masks_nothing_and_predicts_the_next_token() -> None:

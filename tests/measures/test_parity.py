@@ -28,7 +28,7 @@ from mdm_interp.measures.parity import (
     route_coupling,
     score_parity,
 )
-from mdm_interp.measures.rope import distance_correlation, require_rope
+from mdm_interp.measures.rope import Content, distance_correlation, isotropy, require_rope, spread
 from mdm_interp.models.positions import POSITION_SCHEMES, PositionScheme, Rope
 from mdm_interp.models.transformer import HookedTransformer
 
@@ -343,3 +343,48 @@ def test_planes_of_a_random_model_have_uniform_phases_and_a_planted_one_does_not
 def test_planes_that_do_not_rotate_are_none() -> None:
     planes = plane_energy(double(position="rope", rotary_dim=2), PAIRS)
     assert {name: values.shape for name, values in vars(planes).items()} == dict.fromkeys(vars(planes), (1,))
+
+
+def gaussian(n: int, d_head: int, scale: Tensor | float = 1.0) -> Tensor:
+    return torch.randn(n, 1, 1, d_head, generator=seeded(n), dtype=torch.float64) * scale
+
+
+def test_isotropic_vectors_spread_as_their_null_and_a_line_over_one_dimension() -> None:
+    for n in (20, 2000):
+        found = spread(gaussian(n, 16))
+        assert found.effect.item() == pytest.approx(found.null.item(), rel=0.05)
+    assert found.effect.item() == pytest.approx(1, rel=0.05)
+    line = spread(gaussian(1, 16).repeat(50, 1, 1, 1))
+    assert (line.effect.item(), line.null.item()) == pytest.approx((1 / 16, 1 / 16))
+    flat = spread(gaussian(2000, 16, (torch.arange(16) < 4).double()))
+    assert flat.effect.item() == pytest.approx(4 / 16, rel=0.05) and flat.null.item() > 0.9
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(2, 12), st.integers(1, 6), st.integers(0, 99))
+def test_spread_is_the_participation_ratio_of_the_second_moment(n: int, d_head: int, seed: int) -> None:
+    """Against the eigenvalues; and neither turning nor scaling changes it."""
+    x = torch.randn(n, 1, 1, d_head, generator=seeded(seed), dtype=torch.float64)
+    values = torch.linalg.eigvalsh(x[:, 0, 0].T @ x[:, 0, 0])
+    assert spread(x).effect.item() == pytest.approx((values.sum() ** 2 / (d_head * values.square().sum())).item())
+    turn = torch.linalg.qr(torch.randn(d_head, d_head, generator=seeded(seed), dtype=torch.float64)).Q
+    assert_close(spread(3 * x @ turn).effect, spread(x).effect)
+    assert_close(spread(3 * x @ turn).null, spread(x).null)
+
+
+def test_queries_at_a_mask_are_one_vector_and_keys_as_many_as_sources() -> None:
+    found = isotropy(
+        double(n_layers=1, d_vocab=MANY.config.d_vocab, mask_token_id=MANY.config.mask_token_id), MANY_PAIRS
+    )
+    assert_close(found.q.effect, torch.full_like(found.q.effect, 1 / 4))
+    assert_close(found.q.null, found.q.effect)
+    assert (found.k.effect > 2 / 4).all()
+    assert_close(found.overlap.effect, found.overlap.null, atol=0.05, rtol=0)  # the same query with every source
+
+
+def test_keys_that_point_where_their_own_query_does_overlap_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    q = gaussian(len(MANY_PAIRS), 16)
+    monkeypatch.setattr("mdm_interp.measures.rope.compute_content", lambda model, queries: Content(q, -2 * q))
+    found = isotropy(double(n_layers=1), MANY_PAIRS)
+    assert found.overlap.effect.item() == pytest.approx(16)
+    assert found.overlap.null.item() == pytest.approx(1, abs=0.15)
