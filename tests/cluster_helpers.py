@@ -3,37 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Any
 
 from helpers import ROOT
 
-TESTS = Path(__file__).parent
-
 
 class Cluster:
-    """A scheduler, and the workers that are started."""
+    """A scheduler, and the workers that are started, which import what the tests can; all end with it.
+
+    Args:
+        folder: Where their logs go.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.processes = folder, list[subprocess.Popen[bytes]]()
         self.address = ""
 
     def __enter__(self) -> Cluster:
-        file = self.folder / "scheduler.json"
-        quiet = ["--no-dashboard", "--no-show"]
-        self._start("dask_scheduler", "--host", "127.0.0.1", "--port", "0", *quiet, "--scheduler-file", file)
+        file, options = self.folder / "scheduler.json", ["--no-dashboard", "--no-show", "--host", "127.0.0.1"]
+        self.scheduler = self._start("dask_scheduler", *options, "--port", "0", "--scheduler-file", file)
         deadline = time.monotonic() + 60
         while not self.address:
             assert time.monotonic() < deadline, "the scheduler did not start"
             with contextlib.suppress(OSError, ValueError):
-                import json
-
                 self.address = json.loads(file.read_text())["address"]
             time.sleep(0.05)
         return self
@@ -44,31 +41,19 @@ class Cluster:
         return self._start("dask_worker", self.address, *options, "--local-directory", self.folder)
 
     def _start(self, module: str, *arguments: object) -> subprocess.Popen[bytes]:
-        path = os.pathsep.join([str(ROOT), str(TESTS), os.environ.get("PYTHONPATH", "")])
-        process = subprocess.Popen(
-            [sys.executable, "-m", f"distributed.cli.{module}", *map(str, arguments)],
-            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-            cwd=self.folder,
-            stdout=subprocess.DEVNULL,
-            stderr=(self.folder / f"{module}{len(self.processes)}.log").open("wb"),
-        )
+        path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+        with (self.folder / f"{module}{len(self.processes)}.log").open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", f"distributed.cli.{module}", *map(str, arguments)],
+                env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+            )
         self.processes.append(process)
         return process
 
-    def __exit__(self, *exception: type[BaseException] | BaseException | TracebackType | None) -> None:
+    def __exit__(self, *exception: object) -> None:
         for process in reversed(self.processes):
             process.kill()
             process.wait()
-
-
-def log_of(folder: Path) -> list[Any]:
-    """What was appended to a log by many processes, a line each."""
-    path = folder / "log"
-    return path.read_text().split() if path.exists() else []
-
-
-@contextlib.contextmanager
-def cluster_in(folder: Path) -> Iterator[Cluster]:
-    folder.mkdir(parents=True, exist_ok=True)
-    with Cluster(folder) as cluster:
-        yield cluster
