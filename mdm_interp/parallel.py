@@ -192,8 +192,7 @@ def _connected(address: str) -> Iterator[Any]:
         from distributed import Client
     except ImportError as error:
         raise UserError(
-            f"address: {address!r} needs Dask's distributed ({error}); install it with `pip install "
-            '"mdm-interp[cluster]"`'
+            f'address: {address!r} needs Dask\'s distributed ({error}); `pip install "mdm-interp[cluster]"` installs it'
         ) from error
     try:
         client = Client(address, timeout=ANSWERS_WITHIN, set_as_default=False, name="mdm-interp")

@@ -160,7 +160,7 @@ def test_a_scheduler_that_is_gone_is_one_error(tmp_path: Path) -> None:
 
 def test_distributed_is_asked_for_only_where_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "distributed", None)
-    with pytest.raises(UserError, match=r"^address: 'tcp://a:1' needs Dask's distributed \(.+\); install it with"):
+    with pytest.raises(UserError, match=r"^address: 'tcp://a:1' needs Dask's distributed \(.+\); `pip install"):
         find_place("tcp://a:1", "cpu")
     assert find_place(3, "cpu") == (3, "cpu")
 

@@ -221,16 +221,29 @@ def run_sweep(
                 bar.add(outcome)
             table.write(outcomes, if_due=True)
 
+        def run_all(shares: Sequence[Sequence[Run]]) -> None:
+            """Run shares; where a process died and took the others' with it, the lost ones again in ever smaller
+            groups, so that what it died of is found and the rest is done."""
+            if not shares:
+                return
+            tasks = [(share, device, out, sweep.measures) for share in shares]
+            side_by_side(_run_together, tasks, workers=workers or n, show=bar.show, finished=finished)
+            left = [share for share in shares if share[0].folder.name not in outcomes]
+            if len(left) == 1:
+                left = [[run] for run in left[0]]
+            if isinstance(workers, str) or len(left) == 1:  # a cluster's workers die each for themselves
+                for run in itertools.chain(*left):
+                    outcomes[run.folder.name] = Outcome(run.folder.name, {}, _reason(lost[-1]))
+                    bar.add(outcomes[run.folder.name])
+            else:
+                run_all(left[: len(left) // 2])
+                run_all(left[len(left) // 2 :])
+
         table.write(outcomes)
         for outcome in list(outcomes.values()):
             bar.add(outcome)
         try:
-            tasks = [(share, device, out, sweep.measures) for share in shares]
-            if tasks:
-                side_by_side(_run_together, tasks, workers=workers or n, show=bar.show, finished=finished)
-            for run in runs.keys() - outcomes.keys():
-                outcomes[run] = Outcome(run, {}, _reason(lost[0]))
-                bar.add(outcomes[run])
+            run_all(shares)
         finally:
             table.write(outcomes)
     return [outcomes[run] for run in runs]

@@ -194,6 +194,8 @@ HERE = Path(__file__).parent
 def measure(run, step):
     if (HERE / "fails").exists() and run.config.seed == 1:
         raise UserError("planted: a mistake; correct it")
+    if (HERE / "dies").exists() and run.config.seed == 1:
+        os._exit(1)
     with open(HERE / "log", "a") as log:
         log.write(f"{run.folder.name}\\n")
     return [{"side": side, "seen": run.config.seed} for side in ("left", "right")]
@@ -392,6 +394,18 @@ def test_processes_here_train_and_measure_every_run_once(planted: Path, tmp_path
     assert measured(planted) == Counter(config.digest() for config in sweep.configs)
     assert len(table(tmp_path / "out")) == 6 * (2 + 2)
     assert multiprocessing.active_children() == []
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_here_fails_its_run_alone(planted: Path, tmp_path: Path) -> None:
+    (planted / "dies").touch()
+    sweep = sweep_of(grid={"seed": [0, 1, 2], "model.d_model": [8, 12]}, measures=["planted"])
+    outcomes = run_sweep(sweep, tmp_path / "out", root=tmp_path / "runs", workers=2)
+    failed = [outcome for outcome in outcomes if outcome.reason]
+    assert {outcome.run for outcome in failed} == {config.digest() for config in sweep.configs if config.seed == 1}
+    assert all(outcome.reason.startswith("BrokenProcessPool: ") for outcome in failed)
+    assert set(measured(planted).values()) == {1} and len(measured(planted)) == 4
+    assert set(table(tmp_path / "out")["seed"]) == {0, 2}
 
 
 def wait_until(what: Callable[[], bool], seconds: float = 60) -> None:
