@@ -186,9 +186,11 @@ class Run(Resumable):
             rows: All that the caller knows of: where two processes train a run without locks, either may have
                 overwritten the other's.
         """
-        known = [*(self.metrics() if self.metrics_path.exists() else ()), *rows]
-        by_step = {row["step"]: row for row in known}
-        write_text(self.metrics_path, "".join(f"{json.dumps(by_step[step])}\n" for step in sorted(by_step)))
+        there = self.metrics() if self.metrics_path.exists() else []
+        by_step = dict(sorted({row["step"]: row for row in (*there, *rows)}.items()))
+        before, now = ("".join(f"{json.dumps(row)}\n" for row in those) for those in (there, by_step.values()))
+        if now != before:  # whoever is behind writes nothing
+            write_text(self.metrics_path, now)
 
     def delete(self) -> None:
         """Remove the run's folder."""

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch.testing import assert_close
 
+from mdm_interp import parallel
 from mdm_interp.config import TrainConfig, one_line
 from mdm_interp.errors import UserError
 from mdm_interp.experiments import sweep as module
@@ -165,12 +166,18 @@ def test_a_long_point_is_cut_short() -> None:
 )
 @pytest.mark.parametrize("command", ["sweep good.yaml", "reproduce"])
 def test_an_executor_that_is_none_is_one_line(
-    mdm_interp: Callable[..., Ended], tmp_path: Path, options: str, says: list[str], command: str
+    mdm_interp: Callable[..., Ended],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: str,
+    says: list[str],
+    command: str,
 ) -> None:
+    assert parallel.ANSWERS_WITHIN <= 10
+    monkeypatch.setattr(parallel, "ANSWERS_WITHIN", 1)
     (tmp_path / "good.yaml").write_text(yaml.safe_dump({"base": BASE}))
-    before, began = contents(tmp_path), time.monotonic()
+    before = contents(tmp_path)
     assert_refused(mdm_interp(*command.split(), *options.split()), *says)
-    assert time.monotonic() - began < 15
     assert contents(tmp_path) == before
 
 
@@ -399,12 +406,12 @@ def test_processes_here_train_and_measure_every_run_once(planted: Path, tmp_path
 @pytest.mark.slow
 def test_a_process_that_dies_here_fails_its_run_alone(planted: Path, tmp_path: Path) -> None:
     (planted / "dies").touch()
-    sweep = sweep_of(grid={"seed": [0, 1, 2], "model.d_model": [8, 12]}, measures=["planted"])
+    sweep = sweep_of(grid={"seed": [0, 1, 2]}, measures=["planted"])
     outcomes = run_sweep(sweep, tmp_path / "out", root=tmp_path / "runs", workers=2)
     failed = [outcome for outcome in outcomes if outcome.reason]
     assert {outcome.run for outcome in failed} == {config.digest() for config in sweep.configs if config.seed == 1}
     assert all(outcome.reason.startswith("BrokenProcessPool: ") for outcome in failed)
-    assert set(measured(planted).values()) == {1} and len(measured(planted)) == 4
+    assert set(measured(planted).values()) == {1} and len(measured(planted)) == 2
     assert set(table(tmp_path / "out")["seed"]) == {0, 2}
 
 
