@@ -68,8 +68,7 @@ def one_line(error: ValidationError) -> str:
     elif first["type"] == "extra_forbidden":
         message = "no such field; remove it or correct its spelling"
     elif field and not first["type"].startswith("value_error"):
-        got = repr(first["input"])
-        message = f"{message} (got {got if len(got) <= 100 else got[:100] + '…'})"
+        message = f"{message} (got {first['input']!r})"
     more = f" (and {len(others)} more)" if others else ""
     return (f"{field}: " if field else "") + message + more
 

@@ -147,7 +147,7 @@ class Sweep(Config):
                 content["model"] = {**follows, "attention": "causal" if causal else "bidirectional", **model}
             return TrainConfig.model_validate(content)
         except ValidationError as error:
-            raise ValueError(f"{prefix}{one_line(error)}{at(point)}") from error
+            raise ValueError(f"{prefix}{_short(one_line(error))}{at(point)}") from error
 
     def at(self, config: TrainConfig) -> Point:
         """Return where on the axes a run is."""
@@ -158,7 +158,11 @@ class Sweep(Config):
 def at(point: Mapping[str, Any]) -> str:
     """Say where on the axes something is."""
     said = ", ".join(f"{name}={value}" for name, value in point.items())
-    return f" at {said if len(said) < 200 else said[:200] + '…'}" if point else ""
+    return f" at {_short(said, 150)}" if point else ""
+
+
+def _short(text: str, most: int = 250) -> str:
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 def _value(content: Any, axis: str) -> Any:
@@ -312,8 +316,7 @@ def _recorded(run: Run) -> list[dict[str, Any]]:
 
 def _reason(error: BaseException) -> str:
     said = " ".join(str(error).split())
-    said = said if isinstance(error, UserError) else f"{type(error).__name__}: {said}"
-    return said if len(said) <= 300 else f"{said[:300]}…"
+    return _short(said if isinstance(error, UserError) else f"{type(error).__name__}: {said}", 300)
 
 
 # ---- what is seen of it
