@@ -17,7 +17,7 @@ Whatever is named here is imported when it is first used. Rooms, each using only
     measures                                    routes, evidence and gradients of `(model, queries)`
     interventions                               edits of routes and storage, and their effects
     viz                                         parts of figures, and interactive pages
-    experiments                                 analyses, their results, the claims ledger, the report, the runner
+    experiments                                 analyses, results, the claims ledger, the report, the runner, sweeps
     cli                                         the command line
 """
 

@@ -33,6 +33,8 @@ Workers = Annotated[
     int | None,
     typer.Option(min=1, help="Processes that train and measure side by side. Default: one per CPU core, few on a GPU."),
 ]
+Executor = Annotated[str, typer.Option(help="local: processes on this machine; dask: the workers of a Dask scheduler.")]
+Address = Annotated[str | None, typer.Option(help="The Dask scheduler's, as in tcp://host:8786.")]
 Only = Annotated[list[str] | None, typer.Option(help="Only this analysis; may be given again.")]
 FIGURES = Path("figures")
 Out = Annotated[Path, typer.Option(help="Where results and figures are.")]
@@ -49,13 +51,31 @@ def reproduce(
     seeds: Seeds = None,
     device: Device = "auto",
     workers: Workers = None,
+    executor: Executor = "local",
+    address: Address = None,
     runs: Root = DEFAULT_ROOT,
     out: OutOfReproduce = None,
 ) -> None:
     """Train what is missing, measure, and draw every figure and the index page."""
     from mdm_interp.experiments.analysis import discover
 
-    _reproduce(_chosen(discover(), only), quick, full, seeds, device, workers, runs, out)
+    place = _place(executor, address, workers)
+    _reproduce(_chosen(discover(), only), quick, full, seeds, device, place, runs, out)
+
+
+def _place(executor: str, address: str | None, workers: int | None) -> int | str | None:
+    """Return where tasks run, as `mdm_interp.parallel.Workers`."""
+    if executor not in ("local", "dask"):
+        raise UserError(f"--executor: {executor!r} is none of local, dask; choose one")
+    if executor == "local":
+        if address is not None:
+            raise UserError(f"--address: {address!r} is a Dask scheduler's; add --executor dask, or leave it out")
+        return workers
+    if address is None:
+        raise UserError("--executor: dask needs a scheduler; give its --address, as in tcp://host:8786")
+    if workers is not None:
+        raise UserError(f"--workers: {workers} is for --executor local; leave it out, and start so many Dask workers")
+    return address
 
 
 def _chosen(analyses: list[Any], only: list[str] | None) -> list[Any]:
@@ -72,18 +92,18 @@ def _reproduce(
     full: bool,
     seeds: int | None,
     device: str,
-    workers: int | None,
+    workers: int | str | None,
     runs: Path,
     out: Path | None,
 ) -> None:
-    from mdm_interp.devices import check_device
     from mdm_interp.experiments import runner
     from mdm_interp.experiments.grids import FULL_SEEDS, QUICK_SEEDS
     from mdm_interp.experiments.subjects import Lab
+    from mdm_interp.parallel import find_place
 
     if quick and full:
         raise UserError("--quick --full: these exclude each other; give one")
-    lab = Lab(seeds or (FULL_SEEDS if full else QUICK_SEEDS), runs, check_device(device), workers)
+    lab = Lab(seeds or (FULL_SEEDS if full else QUICK_SEEDS), runs, find_place(workers, device)[1], workers)
     out = out or (FIGURES if full else FIGURES / "quick")
     _say(runner.reproduce(analyses, lab, out), out)
 
@@ -115,6 +135,30 @@ def run_one(analysis: Any) -> None:
     single = typer.Typer(**PLAIN, help=analysis.question)
     single.command(help=analysis.question)(command)
     _run(single)
+
+
+@app.command()
+def sweep(
+    config: Annotated[Path, typer.Argument(metavar="SWEEP", help="YAML file of a sweep.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Where the table goes. Default: sweeps/ and the file's name.")
+    ] = None,
+    device: Device = "auto",
+    workers: Workers = None,
+    executor: Executor = "local",
+    address: Address = None,
+    runs: Root = DEFAULT_ROOT,
+) -> None:
+    """Train and measure the runs of SWEEP, or what is missing of them. Prints the file of the table, which can be read
+    meanwhile. Exit code 1 says that runs failed, each with its reason on stderr."""
+    from mdm_interp.experiments.sweep import Sweep, run_sweep
+
+    place, out = _place(executor, address, workers), out or Path("sweeps") / config.stem
+    outcomes = run_sweep(Sweep.from_yaml(config), out, root=runs, device=device, workers=place)
+    print(out / "sweep.parquet")
+    if failed := sum(bool(outcome.reason) for outcome in outcomes):
+        print(f"{failed} of {len(outcomes)} runs failed; the same command tries them again", file=sys.stderr)
+        raise typer.Exit(1)
 
 
 @app.command()

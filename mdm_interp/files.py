@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,3 +40,42 @@ def write_text(path: str | Path, text: str) -> None:
     """Write `text` to `path`, atomically."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def remove_leftovers(folder: str | Path) -> None:
+    """Remove temporary files below a folder that a killed process left. Those of the last hour may be another
+    process's that is about to put them into place, and stay."""
+    for leftover in Path(folder).rglob(".*.tmp"):
+        with contextlib.suppress(FileNotFoundError):  # it has been put into place, or someone else removed it
+            if time.time() - leftover.stat().st_mtime > LEFT_SECONDS:
+                leftover.unlink()
+
+
+LEFT_SECONDS = 3600.0
+"""From what age on nobody is writing a temporary file any more."""
+
+
+@contextlib.contextmanager
+def locked(path: str | Path) -> Iterator[None]:
+    """Hold the lock of a file, after whoever holds it now. A file system without locks gives none: there, those who
+    write one thing rely on writing whole files that are alike.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    from filelock import FileLock  # which the command line's help need not wait for
+
+    lock = FileLock(path, fallback_to_soft=False)  # a soft lock outlives a host that died with it
+    try:
+        lock.acquire()
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+"""What file systems without locks answer."""

@@ -1,20 +1,30 @@
-"""Work side by side, in single-threaded processes that report how far they are, and the bars that show it."""
+"""Work side by side, in single-threaded processes here or on a Dask cluster, that reports how far it is; and the bars
+that show it."""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import multiprocessing
 import os
+import pickle
+import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from mdm_interp.devices import check_device
+from mdm_interp.errors import UserError
 
 
 class _Logged(Progress):
@@ -82,34 +92,134 @@ def default_workers(device: str) -> int:
     return cores if device == "cpu" else min(cores, SHARING_A_GPU)
 
 
+Workers = int | str | None
+"""Where tasks run: in so many processes here, or on the workers of the Dask scheduler at this address. None means
+:func:`default_workers`."""
+
+
+def find_place(workers: Workers, device: str) -> tuple[int, str]:
+    """Return how many tasks run at a time, and the device, checked where they run.
+
+    Args:
+        device: As :func:`~mdm_interp.devices.check_device` takes it. `auto` is what a worker finds.
+
+    Raises:
+        UserError: the device cannot be used there, or no scheduler answers.
+    """
+    if not isinstance(workers, str):
+        device = check_device(device)
+        return workers or default_workers(device), device
+    with _connected(workers) as client:
+        if not client.nthreads():
+            Console(stderr=True).print(f"waiting for a worker of {workers}", markup=False, soft_wrap=True)
+        device = client.submit(check_device, device, pure=False).result()
+        return sum(client.nthreads().values()), device
+
+
 def side_by_side(
     function: Callable[..., Any],
     tasks: Sequence[tuple[Any, ...]],
     *,
-    workers: int,
+    workers: int | str,
     show: Callable[[Any], None],
     finished: Callable[[Future[Any]], Any] = Future.result,
 ) -> None:
-    """Call `function(*task, report)` for every task, `workers` at a time. What is given to `report` reaches `show`.
+    """Call `function(*task, report)` for every task, the first ones first. What is given to `report` reaches `show`.
 
     Args:
         function: A module's function; tasks and reports have to be picklable.
+        workers: How many calls run at a time, each in a process here; or the address of a Dask scheduler, whose workers
+            take one for each of their threads. A task of a worker that is killed is given to another.
         finished: Called with each finished call. The default raises a call's error at once, and whatever is raised
-            here, Ctrl-C included, ends the calls under way.
+            here, Ctrl-C included, ends the calls under way. On a Dask cluster those that run already run to their end.
+
+    Raises:
+        UserError: no scheduler answers, or it is gone before the calls are finished.
     """
-    context = multiprocessing.get_context("spawn")
-    (watched, held), reports = context.Pipe(duplex=False), context.SimpleQueue()
-    pool = ProcessPoolExecutor(
-        min(workers, len(tasks)), mp_context=context, initializer=_start_worker, initargs=(watched, reports)
-    )
-    try:
-        pending = {pool.submit(_work, function, task) for task in tasks}
+    place = _cluster(workers) if isinstance(workers, str) else _processes(min(workers, len(tasks)))
+    with place as (submit, reports):
+        pending = {submit(function, task) for task in tasks}
         while pending:
             done, pending = wait(pending, timeout=0.1, return_when=FIRST_COMPLETED)
             while not reports.empty():
                 show(reports.get())
             for future in done:
+                if future.cancelled():
+                    raise UserError(
+                        f"address: the Dask scheduler at {workers} is gone; start it and its workers again, and repeat "
+                        "the command, which goes on from here"
+                    )
                 finished(future)
+
+
+Place = tuple[Callable[[Callable[..., Any], tuple[Any, ...]], "Future[Any]"], Any]
+"""What calls a function with a task there, and a queue of what is reported."""
+
+
+# ---- on a Dask cluster
+
+
+@contextlib.contextmanager
+def _cluster(address: str) -> Iterator[Place]:
+    """Give the workers of a scheduler. What has not begun when this ends is withdrawn."""
+    topic, reports, place_in_line = f"mdm-interp-{uuid.uuid4().hex}", queue.SimpleQueue(), itertools.count()
+    with _connected(address) as client:
+        client.subscribe_topic(topic, lambda event: reports.put(pickle.loads(event[1])))
+        executor = client.get_executor(pure=False)
+
+        def submit(function: Callable[..., Any], task: tuple[Any, ...]) -> Future[Any]:
+            return executor.submit(_work_there, topic, function, task, priority=-next(place_in_line))
+
+        yield submit, reports
+
+
+def _work_there(topic: str, function: Callable[..., Any], task: tuple[Any, ...]) -> Any:
+    from distributed import get_worker
+
+    torch.set_num_threads(1)
+    worker = get_worker()
+    return function(*task, lambda report: worker.log_event(topic, pickle.dumps(report)))
+
+
+@contextlib.contextmanager
+def _connected(address: str) -> Iterator[Any]:
+    """Give a client of a Dask scheduler.
+
+    Raises:
+        UserError: Dask is not installed, or no scheduler answers.
+    """
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise UserError(
+            f'address: {address!r} needs Dask\'s distributed ({error}); `pip install "mdm-interp[cluster]"` installs it'
+        ) from error
+    try:
+        client = Client(address, timeout=ANSWERS_WITHIN, set_as_default=False, name="mdm-interp")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"address: no Dask scheduler answers at {address!r} within {ANSWERS_WITHIN} seconds; start one with `dask "
+            "scheduler` and give the address that it prints, as in tcp://host:8786"
+        ) from error
+    with client:
+        yield client
+
+
+ANSWERS_WITHIN = 8
+"""Seconds after which a scheduler that has not answered counts as absent."""
+
+
+# ---- in processes here
+
+
+@contextlib.contextmanager
+def _processes(n: int) -> Iterator[Place]:
+    """Give processes, which end with this, or with the process that this is."""
+    context = multiprocessing.get_context("spawn")
+    (watched, held), reports = context.Pipe(duplex=False), context.SimpleQueue()
+    pool = ProcessPoolExecutor(n, mp_context=context, initializer=_start_worker, initargs=(watched, reports))
+    try:
+        yield partial(pool.submit, _work), reports
     except BaseException:
         held.close()
         raise

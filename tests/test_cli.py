@@ -48,7 +48,7 @@ CONFIG: dict[str, Any] = {
     "batch_size": 4,
     "n_checkpoints": 3,
 }
-COMMANDS = [[], ["reproduce"], ["report"], ["verify"], ["attention"], ["train"], ["runs"]]
+COMMANDS = [[], ["reproduce"], ["sweep"], ["report"], ["verify"], ["attention"], ["train"], ["runs"]]
 COMMANDS += [["runs", "list"], ["runs", "show"], ["runs", "prune"]]
 
 

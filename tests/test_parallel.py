@@ -16,10 +16,11 @@ from typing import Any
 
 import pytest
 import torch
+from cluster_helpers import Cluster
 
 from mdm_interp import parallel
 from mdm_interp.errors import UserError
-from mdm_interp.parallel import SHARING_A_GPU, default_workers, side_by_side
+from mdm_interp.parallel import SHARING_A_GPU, default_workers, find_place, side_by_side
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals are those of POSIX")
 
@@ -95,6 +96,73 @@ def test_no_process_outlives_the_parent(tmp_path: Path, ending: signal.Signals) 
     while group(parent.pid) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert group(parent.pid) == []
+
+
+# ---- on a Dask cluster
+
+
+def wait_for(seconds: float, until: str, report: Callable[[Any], None]) -> None:
+    report(os.getpid())
+    deadline = time.monotonic() + seconds
+    while not Path(until).exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def test_a_cluster_takes_tasks_in_order_with_their_reports_and_errors(tmp_path: Path) -> None:
+    with Cluster(tmp_path) as cluster:
+        cluster.worker()
+        assert find_place(cluster.address, "auto") == (1, "cuda" if torch.cuda.is_available() else "cpu")
+        with pytest.raises(UserError, match=r"^device: 'abacus' cannot be used here"):
+            find_place(cluster.address, "abacus")
+        reports: list[Any] = []
+        ended: list[Future[int]] = []
+        tasks = [(n,) for n in (5, -1, *range(10, 20), 0)]
+        side_by_side(work, tasks, workers=cluster.address, show=reports.append, finished=ended.append)
+        assert [(n,) for n, _, _ in reports] == tasks, "the first ones first"
+        assert {threads for _, threads, _ in reports} == {1}
+        assert sorted(future.result() for future in ended if not future.exception()) == [0, 10, *range(20, 40, 2)]
+        with pytest.raises(UserError, match="number: -1 is negative"):
+            side_by_side(work, [(-1,), (1,)], workers=cluster.address, show=reports.append)
+
+
+def test_a_killed_workers_task_is_another_workers_and_is_finished_once(tmp_path: Path) -> None:
+    go_on, held = tmp_path / "go on", list[int]()
+    with Cluster(tmp_path) as cluster:
+        workers = [cluster.worker()]
+        ended: list[Future[None]] = []
+
+        def show(process: int) -> None:
+            held.append(process)
+            if len(held) == 1:
+                workers[0].kill()
+                workers.append(cluster.worker())
+            else:
+                go_on.touch()
+
+        tasks = [(60, str(go_on)), (60, str(go_on))]
+        side_by_side(wait_for, tasks, workers=cluster.address, show=show, finished=ended.append)
+        assert [future.exception() for future in ended] == [None, None]
+        assert held == [workers[0].pid, workers[1].pid, workers[1].pid]
+
+
+def test_a_scheduler_that_is_gone_is_one_error(tmp_path: Path) -> None:
+    with Cluster(tmp_path) as cluster:
+        cluster.worker()
+
+        def show(process: int) -> None:
+            cluster.scheduler.kill()
+
+        with pytest.raises(UserError, match=r"^address: the Dask scheduler at tcp://\S+ is gone; start it"):
+            side_by_side(wait_for, [(60, str(tmp_path / "never"))], workers=cluster.address, show=show)
+    with pytest.raises(UserError, match=r"^address: no Dask scheduler answers at 'tcp://\S+' within 8 seconds"):
+        find_place(cluster.address, "cpu")
+
+
+def test_distributed_is_asked_for_only_where_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(UserError, match=r"^address: 'tcp://a:1' needs Dask's distributed \(.+\); `pip install"):
+        find_place("tcp://a:1", "cpu")
+    assert find_place(3, "cpu") == (3, "cpu")
 
 
 def test_a_log_gets_lines_where_there_is_no_terminal(

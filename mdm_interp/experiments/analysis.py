@@ -157,6 +157,19 @@ class Analysis:
             parts.save(name, rows := tidy(self.rows(opened())))
         return rows
 
+    def stored_rows(self, run: Run, out: Path) -> list[dict[str, Any]] | None:
+        """Return the rows of one run that `out` keeps, if measuring again would repeat them."""
+        return self._parts(run, out).load(run.folder.name)
+
+    def measured_rows(self, run: Run, out: Path) -> list[dict[str, Any]]:
+        """Return the rows of one run: from `out` if they are there, otherwise measured and kept there."""
+        return self._part(self._parts(run, out), run.folder.name, lambda: run)
+
+    def _parts(self, run: Run, out: Path) -> Parts:
+        of_run = [run.config.model_dump(mode="json")]
+        origin = TrainedOrigin(kind="runs", runs=[run.folder.name], first_seed=of_run)
+        return Parts(out, self._planned(origin, [run.config.seed]))
+
     def result(self, lab: Lab, out: Path) -> Result:
         """Return the result of this analysis: from `out` if it is there, otherwise measured and saved there."""
         planned = self.planned(lab)

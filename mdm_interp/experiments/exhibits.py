@@ -41,7 +41,7 @@ def _of_demo(lab: Lab) -> Iterator[tuple[str, Page]]:
     folder = demo_folder(config, lab.root)
     if not (folder / "config.json").exists():
         return
-    probe = open_probe(folder, folder / "facts.csv", limit=1, device=lab.device)
+    probe = open_probe(folder, folder / "facts.csv", limit=1)
     model, pair = probe.model, probe.pairs("relational")[0]
     query, mask = pair.forward, probe.model.cfg.mask_token_id
     source_only = [token if at in range(*query.source_span) else mask for at, token in enumerate(query.tokens)]

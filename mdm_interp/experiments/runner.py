@@ -14,7 +14,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from mdm_interp.experiments.report import write_figures, write_index
 from mdm_interp.experiments.results import Result
 from mdm_interp.experiments.subjects import Lab, train_demos
 from mdm_interp.files import write_text
-from mdm_interp.parallel import default_workers, progress_bars, side_by_side
+from mdm_interp.parallel import find_place, progress_bars, side_by_side
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,8 @@ def measure_all(analyses: Sequence[Analysis], lab: Lab, out: Path) -> list[Resul
     """Return the results of `analyses`, in order.
 
     What `out` lacks is measured there: shares of the subjects, as many at a time as the lab has workers, each in a
-    process of its own that finds its analysis by name; in this process where there is one worker.
+    process of its own, here or on a Dask cluster, that finds its analysis by name; in this process where there is one
+    worker.
 
     Raises:
         Exception: the first one that an analysis ended in, once all others are measured.
@@ -133,22 +134,23 @@ def measure_all(analyses: Sequence[Analysis], lab: Lab, out: Path) -> list[Resul
     missing = [analysis for analysis in analyses if analysis.stored(lab, out) is None]
     missing.sort(key=lambda analysis: (analysis.slow, len(analysis.configs(lab.seeds))), reverse=True)
     installed = discover()
-    tasks = [
-        (analysis.name, lab, out, share)
-        for analysis in missing
-        if analysis in installed
-        for share in analysis.shares(lab)
-    ]
+    own = [analysis for analysis in missing if analysis not in installed]
+    shares = [(analysis.name, share) for analysis in missing if analysis in installed for share in analysis.shares(lab)]
     errors: list[BaseException] = []
     with _Bars(len(missing)) as bars:
-        if (workers := min(lab.workers or default_workers(lab.device), len(tasks))) > 1:
+        n, device = find_place(lab.workers, lab.device) if shares else (1, lab.device)
+        if shares and (isinstance(lab.workers, str) or min(n, len(shares)) > 1):
 
             def finished(future: Future[None]) -> None:
                 if error := future.exception():
                     errors.append(error)
 
-            side_by_side(_measure_share, tasks, workers=workers, show=bars.show, finished=finished)
-        for analysis in missing if workers <= 1 else [analysis for analysis in missing if analysis not in installed]:
+            there = replace(lab, root=lab.root.absolute(), device=device, workers=1)
+            tasks = [(name, there, out.absolute(), share) for name, share in shares]
+            side_by_side(_measure_share, tasks, workers=lab.workers or n, show=bars.show, finished=finished)
+        else:
+            own = missing
+        for analysis in own:
             try:
                 for share in analysis.shares(lab):
                     _measure(analysis, lab, out, share, bars.show)

@@ -17,7 +17,7 @@ from mdm_interp.experiments.grids import QUICK_SEEDS, is_quick
 from mdm_interp.experiments.results import CheckpointOrigin
 from mdm_interp.files import DEFAULT_ROOT
 from mdm_interp.models.bridge import hooked
-from mdm_interp.parallel import default_workers, progress_bars, side_by_side
+from mdm_interp.parallel import Workers, find_place, progress_bars, side_by_side
 from mdm_interp.stats.resampling import FactSample
 from mdm_interp.training.demo import train_demo
 from mdm_interp.training.loop import train_all
@@ -31,7 +31,8 @@ class Lab:
     n_seeds: int = QUICK_SEEDS
     root: Path = DEFAULT_ROOT
     device: str = "cpu"
-    workers: int | None = None
+    workers: Workers = None
+    """How many processes, or the address of a Dask scheduler, whose workers reach `root` under the same path."""
 
     @property
     def seeds(self) -> range:
@@ -195,6 +196,7 @@ def train_demos(configs: Sequence[DemoConfig], lab: Lab) -> list[Path]:
     wanted = {config: demo_folder(config, lab.root) for config in configs}
     missing = [(config, folder) for config, folder in wanted.items() if not (folder / "config.json").exists()]
     if missing:
+        n, device = find_place(lab.workers, lab.device)
         with progress_bars() as bars:
             tasks = {
                 config.digest(): bars.add_task(f"demo {config.format}", total=config.steps, values="")
@@ -207,8 +209,8 @@ def train_demos(configs: Sequence[DemoConfig], lab: Lab) -> list[Path]:
 
             side_by_side(
                 _train_demo,
-                [(folder, config, lab.device) for config, folder in missing],
-                workers=lab.workers or default_workers(lab.device),
+                [(folder.absolute(), config, device) for config, folder in missing],
+                workers=lab.workers or n,
                 show=show,
             )
     return [wanted[config] for config in configs]

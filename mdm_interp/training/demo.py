@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from jaxtyping import Bool, Float, Int
 from tokenizers import pre_tokenizers, trainers
 from torch import Tensor
@@ -37,7 +36,7 @@ from mdm_interp.data.people import PARENT_COLUMNS, Fact, People, make_people
 from mdm_interp.data.prompts import PARENT_CHILD
 from mdm_interp.devices import check_device
 from mdm_interp.errors import UserError
-from mdm_interp.files import write_text
+from mdm_interp.files import locked, remove_leftovers, write_text
 from mdm_interp.models.transformer import HookedTransformer
 from mdm_interp.parallel import progress_bars
 from mdm_interp.provenance import provenance, stamp
@@ -105,11 +104,10 @@ def train_demo(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: cannot be made a folder ({error.strerror}); give another") from error
-    with FileLock(folder / ".lock"):
+    with locked(folder / ".lock"):
         if _is_finished(folder, config):
             return folder
-        for leftover in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
-            leftover.unlink()
+        remove_leftovers(folder)
         config.to_yaml(folder / "demo.yaml")
         people = make_people(config)
         tokenizer = make_tokenizer(people.sentences(), config)
@@ -128,7 +126,7 @@ def train_demo(
             model = training.run(*made, device, report or show)
         model.tokenizer = tokenizer
         save_checkpoint(model.to("cpu"), folder, format=config.format)
-        training.state_path.unlink()
+        training.state_path.unlink(missing_ok=True)
     return folder
 
 

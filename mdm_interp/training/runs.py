@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -75,9 +75,9 @@ class Resumable:
         Raises:
             UserError: the state is damaged.
         """
-        step = self.step
-        assert step is not None
-        tensors = load_tensors(self.state_path)
+        assert self.step is not None
+        with safe_open(self.state_path, "pt") as state:  # opened once: another process may put a later one in its place
+            step, tensors = int(state.metadata()["step"]), {name: state.get_tensor(name) for name in state.keys()}  # noqa: SIM118
         weights = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
         moments: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
@@ -179,11 +179,18 @@ class Run(Resumable):
                 f"{self.metrics_path}: cannot be read ({error}); delete the folder {self.folder} to train the run again"
             ) from error
 
-    def record(self, row: dict[str, Any]) -> None:
-        """Add a row to the metrics, in place of any row from that step on (left by a run that was killed)."""
-        rows = self.metrics() if self.metrics_path.exists() else []
-        kept = [earlier for earlier in rows if earlier["step"] < row["step"]]
-        write_text(self.metrics_path, "".join(f"{json.dumps(line)}\n" for line in [*kept, row]))
+    def record(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Put rows into the metrics, in place of those of the same steps.
+
+        Args:
+            rows: All that the caller knows of: where two processes train a run without locks, either may have
+                overwritten the other's.
+        """
+        there = self.metrics() if self.metrics_path.exists() else []
+        by_step = dict(sorted({row["step"]: row for row in (*there, *rows)}.items()))
+        before, now = ("".join(f"{json.dumps(row)}\n" for row in those) for those in (there, by_step.values()))
+        if now != before:  # whoever is behind writes nothing
+            write_text(self.metrics_path, now)
 
     def delete(self) -> None:
         """Remove the run's folder."""

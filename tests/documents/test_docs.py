@@ -209,7 +209,9 @@ def code_of(text: str) -> tuple[str, dict[str, str]]:
     for reason in NOT_RUN.findall(text):
         assert len(reason) > 10
     runs = NOT_RUN.sub("```python-not-run\n", text)
-    files = re.findall(r"^```\{code-block\} python\n:caption: (\S+)\n\n(.*?)^```$", runs, re.MULTILINE | re.DOTALL)
+    files = re.findall(
+        r"^```\{code-block\} (?:python|yaml)\n:caption: (\S+)\n\n(.*?)^```$", runs, re.MULTILINE | re.DOTALL
+    )
     return "\n\n".join(blocks(runs, "python")), dict(files)
 
 
@@ -227,7 +229,8 @@ def test_the_code_of_a_page_runs(page: Path, workplace: Path, capsys: pytest.Cap
     for name, content in files.items():
         (workplace / name).parent.mkdir(parents=True, exist_ok=True)
         (workplace / name).write_text(content, encoding="utf-8")
-        compile(content, name, "exec")
+        if name.endswith(".py"):
+            compile(content, name, "exec")
     namespace: dict[str, Any] = {"__name__": "page"}
     exec(compile(code, name_of(page), "exec"), namespace)
     assert "nan" not in capsys.readouterr().out.replace("nanmean", "")

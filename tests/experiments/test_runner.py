@@ -12,15 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cluster_helpers import Cluster
 
 from mdm_interp import cli
+from mdm_interp.config import ModelConfig, TrainConfig
 from mdm_interp.errors import UserError
 from mdm_interp.experiments import analysis, runner
 from mdm_interp.experiments.analysis import ENTRY_POINTS, Analysis, discover
 from mdm_interp.experiments.results import Result
 from mdm_interp.experiments.runner import measure_all
 from mdm_interp.experiments.subjects import Lab
-from mdm_interp.training.loop import train
+from mdm_interp.training.loop import train, train_ensemble
+from mdm_interp.training.runs import Run
 
 STUDY = """
 import os
@@ -218,3 +221,29 @@ def test_an_analysis_that_is_not_installed_is_measured_too(
     own = replace(planted[0], name="my_own")
     (result,) = measure_all([own], Lab(n_seeds=2, workers=2), tmp_path / "out")
     assert result.frame["seed"].tolist() == [0, 1]
+
+
+def test_a_cluster_trains_and_measures_in_folders_that_are_named_from_here(
+    planted: list[Analysis], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    with Cluster(elsewhere) as cluster:
+        worker = cluster.worker()
+        lab, out = Lab(n_seeds=3, workers=cluster.address), Path("out")
+        runs = lab.runs(planted[0].configs(lab.seeds))
+        assert [run.finished for run in runs] == [True] * 3 and {run.folder.parent for run in runs} == {Path("runs")}
+        results = measure_all(planted[:1], lab, out)
+        assert processes(results[0]) == {worker.pid}
+        assert (elsewhere / "planted_one.log").read_text().split() == ["0", "1", "2"]
+        assert [result.frame["seed"].tolist() for result in results] == [[0, 1, 2]]
+        (tmp_path / "runs").rename(tmp_path / "moved")
+    assert measure_all(planted[:1], lab, out) == results, "what is there asks no cluster"
+
+
+def test_a_worker_that_does_not_reach_the_runs_says_so(tmp_path: Path) -> None:
+    run = Run.of(TrainConfig(model=ModelConfig(d_model=8, n_heads=2, d_vocab=80, n_ctx=8)), tmp_path / "absent")
+    with pytest.raises(UserError, match=r"^runs: \S+/absent is not there on .+; give a folder that all workers share$"):
+        train_ensemble([run], "cpu", lambda progressed: None)
+    assert list(tmp_path.iterdir()) == []

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
 
 from mdm_interp.config import FactConfig, ModelConfig, TrainConfig
 from mdm_interp.data.worlds import FactWorld
+from mdm_interp.experiments import grids
 from mdm_interp.provenance import made_with
 from mdm_interp.training import loop
-from mdm_interp.training.loop import Progressed, ensembles, train, train_all
+from mdm_interp.training.loop import Progressed, ensembles, estimate_seconds, last_end, train, train_all
 from mdm_interp.training.runs import Run
-from mdm_interp.training.trainees import Ensemble, Trainee
+from mdm_interp.training.trainees import Ensemble, Trainee, shape_of
 
 FACTS = FactConfig(n_entities=6, n_filler=4, seq_len=5)
 
@@ -138,6 +141,55 @@ def test_what_is_batched_has_one_shape_and_is_dealt_out_evenly() -> None:
     assert len(only) == len(other) == 5
     assert len(ensembles(runs_of(wide), "cuda", workers=1)) == 1
     assert [len(together) for together in ensembles(runs_of(many[:1]), "cpu", workers=2)] == [1]
+
+
+def seconds(runs: list[Run]) -> float:
+    return estimate_seconds(runs[0].config, len(runs))
+
+
+def by_size(runs: list[Run], workers: int) -> list[list[Run]]:
+    """How work was divided before it was estimated: ensembles of 8, the deepest first."""
+    shapes: dict[Any, list[Run]] = {}
+    for run in runs:
+        batched = run.config.model.n_layers * run.config.model.d_model <= 128
+        shapes.setdefault(shape_of(run.config) if batched else run.folder, []).append(run)
+    split = [np.array_split(np.array(alike, dtype=object), math.ceil(len(alike) / 8)) for alike in shapes.values()]
+    parts = [list(part) for parts in split for part in parts]
+    return sorted(parts, key=lambda part: len(part) * part[0].config.model.n_layers, reverse=True)
+
+
+@pytest.mark.parametrize("workers", [2, 5, 16])
+@pytest.mark.parametrize("n_seeds", [3, 10])
+def test_the_last_worker_idles_little(n_seeds: int, workers: int) -> None:
+    """A few expensive shapes and many cheap ones: as near to the bound as ensembles allow, and nearer than before."""
+    shapes = [{"d_model": 256, "n_layers": 2}, {"d_model": 64}, {"d_model": 16}, {"d_model": 16, "position": "alibi"}]
+    configs = [tiny(seed, steps=200, **shape) for shape in shapes for seed in range(n_seeds)]
+    configs += [tiny(seed, steps=3000) for seed in range(n_seeds)]
+    runs = runs_of(configs)
+    found = ensembles(runs, "cpu", workers)
+    assert sorted(run.folder for part in found for run in part) == sorted(run.folder for run in runs)
+    taken = [seconds(part) for part in found]
+    assert taken == sorted(taken, reverse=True)
+    end, bound = last_end(taken, workers), max(sum(taken) / workers, max(taken))
+    assert end <= 1.1 * bound
+    assert end <= 1.001 * last_end([seconds(part) for part in by_size(runs, workers)], workers)
+
+
+@pytest.mark.parametrize(("seeds", "workers"), [(3, 2), (10, 2), (10, 16)])
+def test_reproduce_is_divided_no_worse_than_before(real_grid: None, seeds: int, workers: int) -> None:
+    runs = runs_of(grids.every_run(range(seeds)))
+    found = ensembles(runs, "cpu", workers)
+    end = last_end([seconds(part) for part in found], workers)
+    assert end <= last_end([seconds(part) for part in by_size(runs, workers)], workers)
+    assert end <= 1.06 * max(sum(map(seconds, found)) / workers, seconds(found[0]))
+    if workers == 2:
+        assert sum(map(seconds, found)) <= 1.02 * sum(map(seconds, by_size(runs, workers))), "ensembles are not whole"
+
+
+def test_whoever_is_free_takes_the_next_task() -> None:
+    assert last_end([4.0, 3.0, 2.0, 1.0], 2) == 5
+    assert last_end([1.0, 1.0, 4.0], 2) == 5
+    assert last_end([], 3) == 0
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import multiprocessing
 import os
@@ -380,6 +381,77 @@ def test_processes_that_want_the_same_run_share_it(tmp_path: Path, processes: Fo
     together = [start(processes, config, tmp_path) for _ in range(3)]
     assert all([ended_well(process) for process in together])
     assert contents(Run.of(config, tmp_path)) == contents(alone)
+
+
+WITHOUT_LOCKS = """
+import contextlib, random, time
+import filelock
+
+class Open:
+    def __init__(self, path, **options): pass
+    def acquire(self): pass
+    def release(self): pass
+
+filelock.FileLock = Open
+from mdm_interp.training.runs import Run
+
+record = Run.record
+
+def slowly(self, rows):
+    time.sleep(jitter.uniform(0, 0.02))
+    record(self, rows)
+
+jitter = random.Random(seed)
+Run.record = slowly
+"""
+
+
+def test_processes_that_train_a_run_without_locks_end_in_the_bits_of_one(
+    tmp_path: Path, processes: ForkServerContext
+) -> None:
+    """All write all of it, one behind the other: neither is in the way of another, and nothing is lost."""
+    config = tiny(steps=60, n_checkpoints=40)
+    whole = Run.of(config, tmp_path / "whole")
+    assert ended_well(start(processes, config, tmp_path / "whole"))
+    run, together = Run.of(config, tmp_path), list[Any]()
+    for seed in range(3):
+        names = {"config": config, "root": tmp_path, "seed": seed}
+        process = processes.Process(target=exec, args=(WITHOUT_LOCKS + TRAIN, names), daemon=True)
+        process.start()
+        together.append(process)
+        while seed == 0 and not (run.step or 0) >= 5 and process.is_alive():
+            time.sleep(0.002)
+    assert sum(process.is_alive() for process in together) == 3, "they were not at it at one time"
+    looks = list[bool]()
+    while any(process.is_alive() for process in together):
+        if run.finished:
+            assert run.steps == checkpoint_steps(config)
+            looks.append([row["step"] for row in run.metrics()] == run.steps)
+    assert sum(looks) > 0.9 * len(looks) > 0, "whoever was behind took rows away"
+    assert all([ended_well(process) for process in together])
+    assert contents(run) == contents(whole)
+
+
+@pytest.mark.parametrize("answer", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_trains_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: int) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(answer, "no locks")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    run = train(tiny(), root=tmp_path, progress=False)
+    assert run.finished
+    assert run.folder.joinpath(".lock").read_bytes() == b"", "a soft lock is left, which outlives whoever holds it"
+
+
+def test_only_old_temporary_files_are_leftovers(tmp_path: Path) -> None:
+    run = Run.of(tiny(), tmp_path)
+    old, new = run.folder / "checkpoints" / ".a.x.tmp", run.folder / ".b.x.tmp"
+    for path in (old, new):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    os.utime(old, (0, time.time() - 4000))
+    train(run.config, root=tmp_path, progress=False)
+    assert new.exists() and not old.exists()
 
 
 def test_nobody_writes_a_run_that_another_process_holds(tmp_path: Path, processes: ForkServerContext) -> None:

@@ -280,8 +280,11 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
     assert torch.equal(load_tensors(path)["x"], torch.ones(2))
 
 
-def test_a_recorded_row_replaces_what_a_killed_run_left_from_its_step_on(tmp_path: Path) -> None:
-    run = Run.of(tiny(), tmp_path)
-    for step, loss in ((0, 1.0), (1, 2.0), (5, 3.0), (9, 4.0), (5, 7.0)):
-        run.record({"step": step, "loss": loss})
-    assert [(row["step"], row["loss"]) for row in run.metrics()] == [(0, 1.0), (1, 2.0), (5, 7.0)]
+def test_recorded_rows_replace_those_of_their_steps_and_leave_the_others(tmp_path: Path) -> None:
+    """Of two processes that train a run, the one behind neither loses what the other recorded nor is lost by it."""
+    run, rows = Run.of(tiny(), tmp_path), [{"step": step, "loss": float(step)} for step in (0, 1, 5, 9)]
+    run.record(rows)
+    run.record([rows[0], {"step": 1, "loss": 7.0}])
+    assert [(row["step"], row["loss"]) for row in run.metrics()] == [(0, 0.0), (1, 7.0), (5, 5.0), (9, 9.0)]
+    run.record([{"step": 2, "loss": 8.0}])
+    assert [row["step"] for row in run.metrics()] == [0, 1, 2, 5, 9]
