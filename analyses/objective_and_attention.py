@@ -54,14 +54,23 @@ def summarize(result: Result) -> Summary:
 
 
 def takeaway(result: Result) -> str:
-    summary, said = result.summary, []
-    for world in dict.fromkeys(result.frame["meaning"]):
-        values = {
-            trained: summary.at("reverse", meaning=world, trained=trained, stage="end").value for trained in TRAINED
-        }
-        listed = "; ".join(f"{trained} {value:.2g}" for trained, value in values.items())
-        said.append(f"{world} (chance {summary.at('chance', meaning=world).value:.2g}): {listed}")
-    return f"Probability of A after `B r` at the end of training. {'. '.join(said)}."
+    summary = result.summary
+
+    def answered(meaning: str, name: str) -> str:
+        """List who answers a question above chance: whose interval lies above it; a single seed decides nothing."""
+        found = []
+        for trained in TRAINED:
+            of = {"meaning": meaning, "trained": trained, "stage": "end"}
+            if summary.at(f"{name}_above_chance", **of).side == "above":
+                found.append(f"{trained} ({summary.at(name, **of).value:.2f})")
+        return "; ".join(found) or "nobody for sure"
+
+    said = [
+        f"{meaning} (chance {summary.at('chance', meaning=meaning).value:.2g}): {question} by {answered(meaning, name)}"
+        for meaning in dict.fromkeys(result.frame["meaning"])
+        for name, question in (("reverse", "A after `B r`"), ("mirrored", "B before `r A`"))
+    ]
+    return f"Answered above chance at the end of training, in {'. In '.join(said)}."
 
 
 def draw(result: Result) -> Panels:
@@ -79,7 +88,8 @@ def _draw_table(panel: Panel, summary: Summary, scale: str | None) -> None:
     """Draw what each question's answer gets, by what was trained."""
     cells = summary.frame
     cells = cells[cells["quantity"].isin(list(ASKED))].dropna(subset=["value"])
-    interval = cells.apply(lambda cell: f"<br>{cell['low']:.2f}–{cell['high']:.2f}" if cell["n"] > 1 else "", axis=1)
+    bounds = cells[["low", "high"]].round(2) + 0.0  # no minus before a zero
+    interval = bounds.apply(lambda cell: f"<br>{cell['low']:.2f}–{cell['high']:.2f}", axis=1).where(cells["n"] > 1, "")
     cells = cells.assign(
         text=cells["value"].map("{:.2f}".format) + interval, asked=cells["quantity"].map(lambda name: ASKED[name])
     )

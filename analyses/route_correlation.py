@@ -94,11 +94,12 @@ FALLS = {"forward_fall": "forward_attention", "reverse_fall": "reverse_attention
 
 def peaks(result: Result) -> pd.DataFrame:
     """Return for each run how far its attention to the source ends below the peak that it had risen to, forward and in
-    reverse; null: how much it varies over the last quarter of the checkpoints."""
+    reverse; null: how much it varies over the second half of training."""
     rows = []
     for scope, run in where(result.frame, kind="correlation").groupby([*SCOPE, "seed"], sort=False):
-        curves = run.sort_values("step")[list(FALLS.values())].to_numpy(dtype=float)
-        late = curves[-len(curves) // 4 :]
+        run = run.sort_values("step")
+        curves = run[list(FALLS.values())].to_numpy(dtype=float)
+        late = curves[run["step"].to_numpy() >= run["step"].max() / 2]
         rises, falls = curves.max(0) - curves[0], curves.max(0) - curves[-1]
         found = dict(zip(FALLS, np.minimum(rises, falls), strict=True))
         found |= {f"{name}_null": varies for name, varies in zip(FALLS, np.ptp(late, axis=0), strict=True)}
@@ -163,9 +164,9 @@ def draw(result: Result) -> Panels:
     titles = [f"attention to the source, {scheme}" for scheme in MDM_SCHEMES]
     share = {**PROBABILITY, "title": "share of attention"}
     for panel, scheme in zip(panels.row(titles, x=TRAINING_STEPS, y=share, height=260), MDM_SCHEMES, strict=True):
-        for direction, color in (("forward", FORWARD), ("reverse", REVERSE)):
-            rows = where(trained, scheme=scheme)
-            panel.curve(rows, "step", f"{direction}_attention", name=f"{direction} query", color=color)
+        for direction, color, dash in (("forward", FORWARD, "solid"), ("reverse", REVERSE, "dot")):
+            rows, name = where(trained, scheme=scheme), f"{direction} query"
+            panel.curve(rows, "step", f"{direction}_attention", name=name, color=color, dash=dash)
     return panels
 
 
@@ -175,7 +176,7 @@ CLAIMS = tuple(
         measure=f"how far the {direction} share of attention at the source ends below the peak that it had risen to",
         effect=f"{direction}_fall",
         null=f"{direction}_fall_null",
-        null_is="how much it varies over the last quarter of the checkpoints",
+        null_is="how much it varies over the second half of training",
         side="above",
         margin=0.05,
         rows=peaks,

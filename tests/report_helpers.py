@@ -61,6 +61,8 @@ SETTING: dict[str, Any] = {
     "n_heads": 1,
     "d_head": 64,
     "mlp": False,
+    "mask_rate": 0.0,
+    "attention": "bidirectional",
 }
 
 

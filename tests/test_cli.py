@@ -196,7 +196,7 @@ def test_train_prints_the_folder_and_trains_once(
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("trained a finished run")
 
-    monkeypatch.setattr(trainees, "training_loss", refuse)
+    monkeypatch.setattr(trainees, "drawn_loss", refuse)
     assert mdm_interp("train", "config.yaml").out == ended.out
     assert mdm_interp("train", folder / "config.yaml").out == ended.out
     assert contents(tmp_path) == before

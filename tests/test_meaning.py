@@ -630,7 +630,7 @@ def test_no_analysis_uses_another(name: str) -> None:
 
 def test_training_means_its_loss_and_its_model_and_no_measure() -> None:
     reached = set(meaning(train).reached)
-    assert {"mdm_interp.training.losses.training_loss", "mdm_interp.models.transformer.HookedTransformer"} <= reached
+    assert {"mdm_interp.training.losses.drawn_loss", "mdm_interp.models.transformer.HookedTransformer"} <= reached
     assert not [name for name in reached if name.startswith(("mdm_interp.measures", "mdm_interp.experiments"))]
 
 

@@ -75,7 +75,7 @@ class Distribution(Config):
         return [drawn.choice(self.choice or []) for _ in range(n)]
 
 
-class Drawn(Config):
+class RandomPoints(Config):
     """Points whose fields are drawn, each from its distribution."""
 
     n: PositiveInt
@@ -93,10 +93,10 @@ class Sweep(Config):
 
     base: dict[str, Any]
     """Fields of a :class:`~mdm_interp.config.TrainConfig`. `model.d_vocab` and `model.n_ctx` follow the world, and
-    `model.attention` the objective, where they are not given."""
+    `model.attention` and `model.readout_shift` the objective, where they are not given."""
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default_factory=dict)
     """Values of fields, by their dotted names."""
-    random: Drawn | None = None
+    random: RandomPoints | None = None
     points: Annotated[list[Point], Field(min_length=1)] | None = None
     measures: list[str] = Field(default_factory=list)
     """Names of analyses of runs. What training recorded is always in the table, as the measure `metrics`."""
@@ -143,8 +143,9 @@ class Sweep(Config):
             prefix, model = "", content.get("model")
             if isinstance(model, dict):
                 causal = content.get("objective") == "causal"
-                follows = {"d_vocab": facts.d_vocab, "n_ctx": facts.seq_len}
-                content["model"] = {**follows, "attention": "causal" if causal else "bidirectional", **model}
+                seen, shift = ("causal", -1) if causal else ("bidirectional", 0)
+                follows = {"d_vocab": facts.d_vocab, "n_ctx": facts.seq_len, "attention": seen, "readout_shift": shift}
+                content["model"] = {**follows, **model}
             return TrainConfig.model_validate(content)
         except ValidationError as error:
             raise ValueError(f"{prefix}{_short(one_line(error))}{at(point)}") from error

@@ -41,3 +41,10 @@ def test_the_rows_that_test_sufficiency_are_those_in_which_sides_may_have_their_
     found = paper.not_shared(planted([*chosen, *others]))
     assert list(zip(found["scheme"], found["n_heads"], strict=True)) == [(r["scheme"], r["n_heads"]) for r in chosen]
     assert found["kept"].tolist() == pytest.approx([0.25] * 5)
+
+
+def test_reverse_below_forward_is_asked_of_any_order_mdms() -> None:
+    asked = {"forward_probability": 0.8, "reverse_probability": 0.2, "scheme": "rope", "n_heads": 1, "world": "w"}
+    rows = [{**asked, "objective": objective, "seed": 0} for objective in ("any_order", "causal", "left_to_right")]
+    found = paper.below_forward(planted(rows))
+    assert found["objective"].tolist() == ["any_order"] and found["less"].tolist() == pytest.approx([0.6])

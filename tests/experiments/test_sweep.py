@@ -30,7 +30,7 @@ from mdm_interp.errors import UserError
 from mdm_interp.experiments import sweep as module
 from mdm_interp.experiments.analysis import ENTRY_POINTS
 from mdm_interp.experiments.scope import metrics_at
-from mdm_interp.experiments.sweep import Drawn, Sweep, run_sweep
+from mdm_interp.experiments.sweep import RandomPoints, Sweep, run_sweep
 from mdm_interp.training import loop
 from mdm_interp.training.loop import train
 from mdm_interp.training.runs import Run
@@ -107,13 +107,15 @@ def test_every_combination_is_a_run_once(drawn: tuple[dict[str, list[Any]], list
 
 def test_more_draws_begin_with_the_same_ones_and_fields_are_drawn_by_themselves() -> None:
     lr, depth = {"log_uniform": (1e-4, 1e-2)}, {"integers": (1, 3)}
-    few = Drawn.model_validate({"n": 3, "over": {"lr": lr}}).points()
-    many = Drawn.model_validate({"n": 40, "over": {"model.n_layers": depth, "lr": lr}}).points()
+    few = RandomPoints.model_validate({"n": 3, "over": {"lr": lr}}).points()
+    many = RandomPoints.model_validate({"n": 40, "over": {"model.n_layers": depth, "lr": lr}}).points()
     assert [point["lr"] for point in few] == [point["lr"] for point in many[:3]]
     assert {point["model.n_layers"] for point in many} == {1, 2, 3}
-    other = Drawn.model_validate({"n": 3, "seed": 1, "over": {"lr": lr}}).points()
+    other = RandomPoints.model_validate({"n": 3, "seed": 1, "over": {"lr": lr}}).points()
     assert not {point["lr"] for point in few} & {point["lr"] for point in other}
-    uniform = Drawn.model_validate({"n": 50, "over": {"x": {"uniform": (2, 3)}, "y": {"choice": ["a", "b"]}}}).points()
+    uniform = RandomPoints.model_validate(
+        {"n": 50, "over": {"x": {"uniform": (2, 3)}, "y": {"choice": ["a", "b"]}}}
+    ).points()
     assert all(2 <= point["x"] <= 3 for point in uniform) and {point["y"] for point in uniform} == {"a", "b"}
 
 

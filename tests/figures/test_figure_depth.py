@@ -37,3 +37,21 @@ def test_intervals_are_over_seeds(tiny_result: Callable[[str], Result]) -> None:
     of = {"scheme": "rope", "mlp": False, "n_layers": 2, "stage": "end", "layer": 1}
     one, two = (told.at("evidence_excess", **of) for told in (result.summary, summary))
     assert (two.n, two.value) == (2, pytest.approx(one.value + 0.5, rel=1e-5))
+
+
+def test_early_layers_and_the_least_aligned_one_are_judged_in_deep_models(tiny_result: Callable[[str], Result]) -> None:
+    result = tiny_result("depth")
+    deep = [row for row in result.rows if row["n_layers"] > 1]
+    early, least = depth.halves(result), depth.least_coupled(result)
+    assert len(early) == len(least) == len({(row["run"], row["stage"]) for row in deep})
+    for found in early.to_dict("records"):
+        rows = [row for row in deep if all(row[name] == found[name] for name in ("scheme", "n_layers", "mlp", "stage"))]
+        half = found["n_layers"] / 2
+        for name in ("VO", "VO_null"):
+            first, second = (
+                sum(row[name] for row in rows if (row["layer"] < half) == is_first) for is_first in (True, False)
+            )
+            assert found[name] == pytest.approx((first - second) / half, abs=1e-6)
+    for found in least.to_dict("records"):
+        layers = [row["VO"] for row in deep if (row["run"], row["stage"]) == (found["run"], found["stage"])]
+        assert found["VO"] == pytest.approx(min(layers))

@@ -54,12 +54,23 @@ def test_the_summary_follows_from_the_rows(result: Result) -> None:
             assert result.summary.at(f"{name}_above_chance", **of).value == pytest.approx(sum(above) / len(above))
 
 
-def test_the_sentence_names_every_setting_with_its_number(result: Result) -> None:
-    of = {"meaning": "relations", "trained": "any order, causal", "stage": "end"}
-    planted = with_summary(result, Entry("reverse", of, Estimate(0.625, 0.5, 0.75, 3)))
-    said = objective_and_attention.takeaway(planted)
-    assert "any order, causal 0.62" in said and said != objective_and_attention.takeaway(result)
-    assert all(name in said for name in TRAINED)
+def test_the_sentence_names_who_answers_above_chance_and_nobody_else(result: Result) -> None:
+    of = [{"meaning": meaning, "stage": "end"} for meaning in ("relations", "equality")]
+    nobody = [
+        Entry(f"{name}_above_chance", {**at, "trained": trained}, Estimate(0.4, -0.1, 0.9, 3))
+        for at, trained, name in product(of, TRAINED, ASKED)
+    ]
+    said = objective_and_attention.takeaway(with_summary(result, *nobody))
+    assert said.count("by nobody for sure") == 4 and not any(trained in said for trained in TRAINED)
+    one = {**of[0], "trained": "any order, causal"}
+    above = [
+        Entry("reverse_above_chance", one, Estimate(0.5, 0.4, 0.6, 3)),
+        Entry("reverse", one, Estimate(0.61, 0, 1, 3)),
+    ]
+    said = objective_and_attention.takeaway(
+        with_summary(result, *above, *(e for e in nobody if e.of != one or e.quantity != "reverse_above_chance"))
+    )
+    assert "A after `B r` by any order, causal (0.61). In" in said and said.count("nobody") == 3
 
 
 def planted(reverse: dict[str, float], seeds: int = 5) -> list[Verdict]:

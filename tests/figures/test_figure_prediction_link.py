@@ -32,6 +32,8 @@ PLACE = {
     "n_heads": 1,
     "d_head": 64,
     "mlp": False,
+    "mask_rate": 0.0,
+    "attention": "bidirectional",
 }
 STEPS = range(8)
 

@@ -59,7 +59,7 @@ def refuse_to_train(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any) -> None:
         raise AssertionError("a training step was taken")
 
-    monkeypatch.setattr(trainees, "training_loss", refuse)
+    monkeypatch.setattr(trainees, "drawn_loss", refuse)
 
 
 # ---- what a run records

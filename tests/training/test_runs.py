@@ -126,7 +126,7 @@ def test_a_run_that_does_not_say_what_trained_it_is_used_as_it_is(
     path.unlink()
     if text is not None:
         path.write_text(text)
-    monkeypatch.setattr(mdm_interp.training.trainees, "training_loss", None)  # no step is taken
+    monkeypatch.setattr(mdm_interp.training.trainees, "drawn_loss", None)  # no step is taken
     assert train(run.config, root=run.folder.parent, progress=False) == run
     assert list(stored_runs(run.folder.parent)) == [run]
     assert run.finished and run.metrics()[1:] == trained.metrics()[1:]  # the first row's loss is NaN
