@@ -63,14 +63,15 @@ def takeaway(result: Result) -> str:
             of = {"meaning": meaning, "trained": trained, "stage": "end"}
             if summary.at(f"{name}_above_chance", **of).side == "above":
                 found.append(f"{trained} ({summary.at(name, **of).value:.2f})")
-        return "; ".join(found) or "nobody for sure"
+        return ", ".join(found) or "nobody for sure"
 
-    said = [
-        f"{meaning} (chance {summary.at('chance', meaning=meaning).value:.2g}): {question} by {answered(meaning, name)}"
-        for meaning in dict.fromkeys(result.frame["meaning"])
-        for name, question in (("reverse", "A after `B r`"), ("mirrored", "B before `r A`"))
-    ]
-    return f"Answered above chance at the end of training, in {'. In '.join(said)}."
+    def said(meaning: str) -> str:
+        chance, mirrored = summary.at("chance", meaning=meaning).value, answered(meaning, "mirrored")
+        both = f"A after `B r` by {answered(meaning, 'reverse')}; and B before `r A` by {mirrored}"
+        return f"{meaning} (chance {chance:.2g}): {both}"
+
+    worlds = dict.fromkeys(result.frame["meaning"])
+    return f"Answered above chance at the end of training, in {'. In '.join(map(said, worlds))}."
 
 
 def draw(result: Result) -> Panels:

@@ -70,7 +70,7 @@ def test_the_sentence_names_who_answers_above_chance_and_nobody_else(result: Res
     said = objective_and_attention.takeaway(
         with_summary(result, *above, *(e for e in nobody if e.of != one or e.quantity != "reverse_above_chance"))
     )
-    assert "A after `B r` by any order, causal (0.61). In" in said and said.count("nobody") == 3
+    assert "A after `B r` by any order, causal (0.61); and" in said and said.count("nobody") == 3
 
 
 def planted(reverse: dict[str, float], seeds: int = 5) -> list[Verdict]:
@@ -104,7 +104,7 @@ def test_the_authors_report_is_judged_cell_by_cell() -> None:
 def test_every_run_has_the_name_of_its_cell_or_rate() -> None:
     with tiny_grid():
         configs = attention_grid(range(2))
-        worlds = {config.facts for config in configs}
+        worlds = {config.facts.world for config in configs}
     assert len(configs) == 2 * len(TRAINED) and len(worlds) == 2
 
     class Stub:
