@@ -79,7 +79,8 @@ def draw(result: Result) -> Panels:
     for stage, title in {"end": "end of training", "early": "first learnt forward"}.items():
         if not len(at := result.summary.where(stage=stage)):
             continue
-        row = panels.row([f"{world}, {title}" for world in worlds], y={"title": "trained"}, height=300)
+        titles = [f"{world}, {title}" for world in worlds]
+        row = panels.row(titles, x={"title": "question"}, y={"title": "trained"}, height=300)
         for panel, world in zip(row, worlds, strict=True):
             _draw_table(panel, at.where(meaning=world), "probability" if panel is row[-1] else None)
     return panels
