@@ -65,7 +65,7 @@ def test_the_sentence_names_who_answers_above_chance_and_nobody_else(result: Res
     one = {**of[0], "trained": "any order, causal"}
     above = [
         Entry("reverse_above_chance", one, Estimate(0.5, 0.4, 0.6, 3)),
-        Entry("reverse", one, Estimate(0.61, 0, 1, 3)),
+        Entry("reverse", one, Estimate(0.61, 0.0, 1.0, 3)),
     ]
     said = objective_and_attention.takeaway(
         with_summary(result, *above, *(e for e in nobody if e.of != one or e.quantity != "reverse_above_chance"))
