@@ -15,7 +15,7 @@ from mdm_interp import Analysis, Result, Run, Summary, TrainConfig, all_checkpoi
 from mdm_interp.config import Objective
 from mdm_interp.experiments.grids import MDM_SCHEMES, OBJECTIVES, objective_grid
 from mdm_interp.experiments.scope import Moment, trained_stages
-from mdm_interp.viz import BLUE, CHANCE, GREEN, ORANGE, PROBABILITY, TRAINING_STEPS, VERMILION, Panel, Panels
+from mdm_interp.viz import BLUE, CHANCE, GREEN, ORANGE, PROBABILITY, TRAINING_STEPS, VERMILION, Panels
 
 COLORS: dict[Objective, str] = {
     "any_order": BLUE,
@@ -96,21 +96,10 @@ def draw(result: Result) -> Panels:
     titles = [f"reverse probability, {title}" for title in shown.values()]
     row = panels.row(titles, x={"title": "position scheme"}, y={"title": "objective"})
     for panel, stage in zip(row, shown, strict=True):
-        _draw_table(panel, result.summary, stage, "probability" if panel is row[-1] else None)
+        cells = result.summary.where("reverse_probability", stage=stage).frame
+        scale = "probability" if panel is row[-1] else None
+        panel.probabilities(cells, ("objective", OBJECTIVES), ("scheme", MDM_SCHEMES), scale)
     return panels
-
-
-def _draw_table(panel: Panel, summary: Summary, stage: str, scale: str | None) -> None:
-    """Draw the reverse probability of each setting at a stage."""
-    cells = summary.where("reverse_probability", stage=stage).frame
-    interval = cells.apply(lambda cell: f"<br>{cell['low']:.2f}–{cell['high']:.2f}" if cell["n"] > 1 else "", axis=1)
-    cells = cells.assign(text=cells["value"].map("{:.2f}".format) + interval)
-    values, texts = (
-        cells.pivot(index="objective", columns="scheme", values=of).reindex(index=OBJECTIVES, columns=MDM_SCHEMES)
-        for of in ("value", "text")
-    )
-    colors = [[0, "#F7F7F7"], [1, BLUE]]
-    panel.matrix(values, limit=0.5, middle=0.5, colors=colors, text=texts.fillna(""), scale=scale)
 
 
 ANALYSIS = Analysis(

@@ -15,7 +15,7 @@ from mdm_interp import Analysis, Result, Run, Summary, predict, where
 from mdm_interp.experiments.claims import ClaimTest
 from mdm_interp.experiments.grids import CELLS, MASK_RATES, POOL, attention_grid
 from mdm_interp.experiments.scope import trained_stages
-from mdm_interp.viz import BLUE, Panel, Panels
+from mdm_interp.viz import Panels
 
 ASKED = {"forward": "B after A r,<br>as trained", "reverse": "A after B r", "mirrored": "B before r A"}
 """The questions: what rows and summary call them, and how readers know them."""
@@ -82,25 +82,11 @@ def draw(result: Result) -> Panels:
         titles = [f"{world}, {title}" for world in worlds]
         row = panels.row(titles, x={"title": "question"}, y={"title": "trained"}, height=300)
         for panel, world in zip(row, worlds, strict=True):
-            _draw_table(panel, at.where(meaning=world), "probability" if panel is row[-1] else None)
+            cells = at.where(meaning=world).frame
+            cells = cells[cells["quantity"].isin(list(ASKED))].dropna(subset=["value"])
+            cells, scale = cells.assign(asked=cells["quantity"].map(ASKED)), "probability" if panel is row[-1] else None
+            panel.probabilities(cells, ("trained", TRAINED), ("asked", list(ASKED.values())), scale)
     return panels
-
-
-def _draw_table(panel: Panel, summary: Summary, scale: str | None) -> None:
-    """Draw what each question's answer gets, by what was trained."""
-    cells = summary.frame
-    cells = cells[cells["quantity"].isin(list(ASKED))].dropna(subset=["value"])
-    bounds = cells[["low", "high"]].round(2) + 0.0  # no minus before a zero
-    interval = bounds.apply(lambda cell: f"<br>{cell['low']:.2f}–{cell['high']:.2f}", axis=1).where(cells["n"] > 1, "")
-    cells = cells.assign(
-        text=cells["value"].map("{:.2f}".format) + interval, asked=cells["quantity"].map(lambda name: ASKED[name])
-    )
-    values, texts = (
-        cells.pivot(index="trained", columns="asked", values=of).reindex(index=TRAINED, columns=list(ASKED.values()))
-        for of in ("value", "text")
-    )
-    colors = [[0, "#F7F7F7"], [1, BLUE]]
-    panel.matrix(values, limit=0.5, middle=0.5, colors=colors, text=texts.fillna(""), scale=scale)
 
 
 def above_chance(result: Result, attention: str, objective: str | None = None) -> pd.DataFrame:

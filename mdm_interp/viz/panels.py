@@ -24,7 +24,7 @@ import plotly.graph_objects as go
 
 from mdm_interp.stats.estimates import Estimate
 from mdm_interp.stats.tables import curve
-from mdm_interp.viz.theme import DIVERGING, WIDTH, faded, legend_at
+from mdm_interp.viz.theme import BLUE, DIVERGING, WIDTH, faded, legend_at
 
 TRAINING_STEPS = {
     "title": "training step",
@@ -408,6 +408,32 @@ class Panel:
         if scale is not None:
             self.scale = added.update(colorbar=_scale(scale))
         self.y(autorange="reversed")
+
+    def probabilities(
+        self,
+        cells: pd.DataFrame,
+        rows: tuple[str, Sequence[str]],
+        columns: tuple[str, Sequence[str]],
+        scale: str | None,
+    ) -> None:
+        """Draw a table of probabilities: white at 0, blue at 1, each with its interval if it is of several.
+
+        Args:
+            cells: The estimates, as in a summary's frame.
+            rows: Their column that says in which row each is, and the rows in order.
+            columns: The same of columns.
+            scale: As of :meth:`matrix`.
+        """
+        (row, in_rows), (column, in_columns) = rows, columns
+        bounds = cells[["low", "high"]].round(2) + 0.0  # no minus before a zero
+        interval = bounds.apply(lambda cell: f"<br>{cell['low']:.2f}–{cell['high']:.2f}", axis=1)
+        cells = cells.assign(text=cells["value"].map("{:.2f}".format) + interval.where(cells["n"] > 1, ""))
+        values, texts = (
+            cells.pivot(index=row, columns=column, values=of).reindex(index=list(in_rows), columns=list(in_columns))
+            for of in ("value", "text")
+        )
+        colors = [[0, "#F7F7F7"], [1, BLUE]]
+        self.matrix(values, limit=0.5, middle=0.5, colors=colors, text=texts.fillna(""), scale=scale)
 
     def note(self, text: str, x: float, y: float, **words: Any) -> None:
         """Write words at a place of the panel, whose lower left corner is (0, 0) and upper right corner (1, 1)."""

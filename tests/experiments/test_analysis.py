@@ -526,7 +526,7 @@ def test_a_figure_is_redrawn_from_its_file_without_a_model(
     monkeypatch.setattr(Run, "metrics", refuse)
     redrawn = analysis.figure(analysis.load(tmp_path / "copy.json"))
     assert redrawn.to_json() == drawn.to_json()
-    assert len(traces(redrawn)) > 1
+    assert len(traces(redrawn)) > (1 if name == "objective_and_attention" else 4)  # which has two tables here
 
 
 @every_analysis

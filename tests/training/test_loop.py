@@ -341,8 +341,13 @@ def processes() -> ForkServerContext:
     return context
 
 
-def start(processes: ForkServerContext, config: TrainConfig, root: Path) -> ForkServerProcess:
-    process = processes.Process(target=exec, args=(TRAIN, {"config": config, "root": root}), daemon=True)
+def start(
+    processes: ForkServerContext, config: TrainConfig, root: Path, first: str = "", **names: Any
+) -> ForkServerProcess:
+    """Start a process that trains, after code of one's own."""
+    process = processes.Process(
+        target=exec, args=(first + TRAIN, {"config": config, "root": root, **names}), daemon=True
+    )
     process.start()
     return process
 
@@ -415,9 +420,7 @@ def test_processes_that_train_a_run_without_locks_end_in_the_bits_of_one(
     assert ended_well(start(processes, config, tmp_path / "whole"))
     run, together = Run.of(config, tmp_path), list[Any]()
     for seed in range(3):
-        names = {"config": config, "root": tmp_path, "seed": seed}
-        process = processes.Process(target=exec, args=(WITHOUT_LOCKS + TRAIN, names), daemon=True)
-        process.start()
+        process = start(processes, config, tmp_path, WITHOUT_LOCKS, seed=seed)
         together.append(process)
         while seed == 0 and not (run.step or 0) >= 5 and process.is_alive():
             time.sleep(0.002)
