@@ -275,6 +275,9 @@ class FactConfig(Config):
     The relation comes right after the left entity; filler takes the rest."""
     reversed_share: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Share of the facts that training also shows as `B r A`. These are never tested."""
+    noise: float = Field(default=0.0, ge=0.0, le=1.0, exclude_if=lambda share: not share)
+    """Share of training sequences whose right entity is drawn at random from its role. Written to files only where it
+    is set."""
 
     @model_validator(mode="after")
     def _check(self) -> FactConfig:

@@ -109,7 +109,8 @@ class FactWorld:
         return entities + relations + [f"f{filler}" for filler in range(self.config.filler_tokens)] + ["[M]"]
 
     def sample(self, batch_size: int, generator: torch.Generator) -> FactBatch:
-        """Draw random facts at random places among filler, each fact as often as any other."""
+        """Draw random facts at random places among filler, each fact as often as any other; a share `noise` of them
+        with whatever right entity."""
 
         def draw(high: int | Tensor) -> Tensor:
             """Draw integers from 0 up to `high`, exclusive."""
@@ -120,6 +121,10 @@ class FactWorld:
         facts = self.facts[chosen]
         swap = self.reversed[chosen] & (draw(2) == 1)
         facts = torch.where(swap[:, None], facts[:, [2, 1, 0]], facts)
+        if config.noise:
+            size, wrong = len(self.role(0)), torch.rand(batch_size, generator=generator) < config.noise
+            right = facts[:, 2] // size * size + draw(size)
+            facts = torch.stack([*facts[:, :2].unbind(1), torch.where(wrong, right, facts[:, 2])], dim=1)
         gap = low + draw(high - low + 1)
         left = draw(config.seq_len - gap)
         right = left + gap

@@ -87,11 +87,13 @@ class Analysis:
 
     def origin(self, lab: Lab) -> TrainedOrigin:
         """Name the models that it is measured on."""
-        configs = self.configs(lab.seeds)
+        return self._origin(self.configs(lab.seeds), lab.seeds[0])
+
+    def _origin(self, configs: Sequence[Any], first_seed: int) -> TrainedOrigin:
         return TrainedOrigin(
             kind=self.kind,
             runs=[config.digest() for config in configs],
-            first_seed=[config.model_dump(mode="json") for config in configs if config.seed == lab.seeds[0]],
+            first_seed=[config.model_dump(mode="json") for config in configs if config.seed == first_seed],
         )
 
     def planned(self, lab: Lab) -> Result:
@@ -166,9 +168,14 @@ class Analysis:
         return self._part(self._parts(run, out), run.folder.name, lambda: run)
 
     def _parts(self, run: Run, out: Path) -> Parts:
-        of_run = [run.config.model_dump(mode="json")]
-        origin = TrainedOrigin(kind="runs", runs=[run.folder.name], first_seed=of_run)
-        return Parts(out, self._planned(origin, [run.config.seed]))
+        return Parts(out, self._planned(self._origin([run.config], run.config.seed), [run.config.seed]))
+
+    def gather(self, runs: Sequence[Run], out: Path) -> Result:
+        """Return the result of runs whose rows `out` keeps, and save it there."""
+        seeds = sorted({run.config.seed for run in runs})
+        planned = self._planned(self._origin([run.config for run in runs], seeds[0]), seeds)
+        planned = replace(planned, made_with=tally(run.folder for run in runs))
+        return self._saved(planned, [row for run in runs for row in self.stored_rows(run, out) or ()], out)
 
     def result(self, lab: Lab, out: Path) -> Result:
         """Return the result of this analysis: from `out` if it is there, otherwise measured and saved there."""
@@ -182,9 +189,12 @@ class Analysis:
     def _measured(self, planned: Result, subjects: Mapping[str, Callable[[], Any]], out: Path) -> Result:
         parts = Parts(out, planned)
         rows = [row for name, opened in subjects.items() for row in self._part(parts, name, opened)]
-        result = replace(planned, rows=tidy(rows), measured_with=environment(self.trainer))
-        result.save(out / f"{self.name}.json")
+        result = self._saved(planned, rows, out)
         parts.delete()
+        return result
+
+    def _saved(self, planned: Result, rows: Sequence[Mapping[str, Any]], out: Path) -> Result:
+        replace(planned, rows=tidy(rows), measured_with=environment(self.trainer)).save(out / f"{self.name}.json")
         return self.load(out / f"{self.name}.json")
 
 

@@ -68,6 +68,8 @@ VARIANTS: dict[str, tuple[Scheme, Objective]] = {
     "ARM rope": ("rope", "causal"),
 }
 """What most figures compare: MDMs under four position schemes, and an ARM."""
+SIDELESS: tuple[Scheme, ...] = ("alibi", "none")
+"""Schemes whose scores cannot tell sides apart: a reverse query is answered as its mirror image."""
 
 
 def variant_of(config: TrainConfig) -> str:
@@ -89,13 +91,21 @@ def is_quick(seeds: Sequence[int]) -> bool:
 
 
 def grid(seeds: Sequence[int], worlds: Sequence[str] = tuple(WORLDS)) -> list[TrainConfig]:
-    """Return every variant in every world; in `two_role`, the control, for every second seed."""
+    """Return every variant in every world; in `two_role`, the control, for every second seed, and so under
+    `SIDELESS` schemes in a quick run."""
+    few = every_second(seeds)
     return [
         small_model(WORLDS[world], position, objective, seed)
         for world in worlds
-        for seed in (every_second(seeds) if world == "two_role" else seeds)
+        for seed in (few if world == "two_role" else seeds)
         for position, objective in VARIANTS.values()
+        if seed in few or position not in _of_few_seeds(seeds)
     ]
+
+
+def _of_few_seeds(seeds: Sequence[int]) -> tuple[Scheme, ...]:
+    """Return the schemes that one-head MDMs have for every second seed only."""
+    return OTHER_SCHEMES + (SIDELESS if is_quick(seeds) else ())
 
 
 def cycle_grid(seeds: Sequence[int]) -> list[TrainConfig]:
@@ -109,12 +119,14 @@ def cycle_mdm_grid(seeds: Sequence[int]) -> list[TrainConfig]:
 
 
 def scheme_grid(seeds: Sequence[int]) -> list[TrainConfig]:
-    """Return MDMs under all six position schemes, in the world with filler; `OTHER_SCHEMES` for every second seed."""
-    others = every_second(seeds)
+    """Return MDMs under all six position schemes, in the world with filler; `OTHER_SCHEMES`, and in a quick run
+    `SIDELESS` ones, for every second seed."""
+    few = every_second(seeds)
     return [
         small_model(WORLDS["relation_cycle"], scheme, "any_order", seed)
         for seed in seeds
-        for scheme in (SCHEMES if seed in others else MDM_SCHEMES)
+        for scheme in SCHEMES
+        if seed in few or scheme not in _of_few_seeds(seeds)
     ]
 
 
@@ -195,7 +207,7 @@ def head_grid(seeds: Sequence[int]) -> list[TrainConfig]:
     """Return models of 1, 2, 4 and 8 heads in the world with filler: the width shared out among the heads, and 1 and 4
     heads of 16 and of 64 dimensions each, under `HEAD_SCHEMES`; and every variant with 4 heads. They are made for
     every second seed; rope with the width shared out, and learned positions with 4 heads, for every seed. A quick run
-    has 1 and 4 heads that share the width, rope for every seed, the rest for one."""
+    has 1 and 4 heads that share the width, rope for every seed and learned positions for one."""
     quick, few = is_quick(seeds), every_second(seeds)
     counts = (1, MANY_HEADS) if quick else HEADS
     shapes: list[tuple[int, int | None]] = [(n_heads, None) for n_heads in counts]
@@ -210,7 +222,7 @@ def head_grid(seeds: Sequence[int]) -> list[TrainConfig]:
             for scheme in HEAD_SCHEMES:
                 for n_heads, d_head in shapes:
                     made.append((seed, scheme, "any_order", n_heads, d_head))
-            for scheme, objective in VARIANTS.values():
+            for scheme, objective in () if quick else VARIANTS.values():
                 made.append((seed, scheme, objective, MANY_HEADS, None))
     return [
         small_model(WORLDS["relation_cycle"], scheme, objective, seed, n_heads=n_heads, d_head=d_head)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import plotly.graph_objects as go
 import torch
 
 from mdm_interp.config import DemoConfig, TrainConfig
@@ -73,7 +74,7 @@ def report(out: Path, analyses: Sequence[Analysis] | None = None) -> Reported:
     if _is_drawn(wanted, out):
         return Reported(wanted, None)
     results = {name: known[name].load(out / f"{name}.json") for name in there}
-    drawn = {name: (result, known[name].figure(result)) for name, result in results.items()}
+    drawn = {name: (result, _figure(known[name], result)) for name, result in results.items()}
     problem = write_figures([drawn[name] for name in wanted], out)
     verdicts = ledger(known.values(), results)
     if verdicts:
@@ -82,6 +83,17 @@ def report(out: Path, analyses: Sequence[Analysis] | None = None) -> Reported:
     if problem is None:
         write_text(out / DRAWN, json.dumps({**_drawn(out), **dict.fromkeys(wanted, _drawing_of(out))}))
     return Reported(wanted, problem)
+
+
+def _figure(analysis: Analysis, result: Result) -> go.Figure:
+    try:
+        return analysis.figure(result)
+    except Exception as error:
+        said = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{result.name}.json: its figure cannot be drawn of these runs ({type(error).__name__}: {said}); it is "
+            "made for those of `mdm-interp reproduce`"
+        ) from error
 
 
 DRAWN = ".drawn"
@@ -132,7 +144,7 @@ def measure_all(analyses: Sequence[Analysis], lab: Lab, out: Path) -> list[Resul
         Exception: the first one that an analysis ended in, once all others are measured.
     """
     missing = [analysis for analysis in analyses if analysis.stored(lab, out) is None]
-    missing.sort(key=lambda analysis: (analysis.slow, len(analysis.configs(lab.seeds))), reverse=True)
+    missing.sort(key=lambda a: (a.slow, a.kind == "demos", len(a.configs(lab.seeds))), reverse=True)  # long ones first
     installed = discover()
     own = [analysis for analysis in missing if analysis not in installed]
     shares = [(analysis.name, share) for analysis in missing if analysis in installed for share in analysis.shares(lab)]

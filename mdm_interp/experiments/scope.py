@@ -109,16 +109,24 @@ def stages(run: Run, which: Sequence[str] = STAGES) -> list[Moment]:
     Args:
         which: Those that are wanted.
     """
-    metrics = run.metrics()
     found: dict[str, dict[int, float]] = {"initial": {run.steps[0]: 1.0}}
-    learnt = next((i for i, row in enumerate(metrics) if row["forward_probability"] >= LEARNT), None)
-    if learnt is not None:
-        before, after = metrics[max(learnt - 1, 0)], metrics[learnt]
-        rise = after["forward_probability"] - before["forward_probability"]
-        share = (LEARNT - before["forward_probability"]) / rise if rise > 0 else 1.0
-        found["early"] = {before["step"]: 1 - share, after["step"]: share}
+    if learnt := reaching(run, LEARNT):
+        found["early"] = learnt
     found["end"] = {run.steps[-1]: 1.0}
     return [(stage, weights) for stage, weights in found.items() if stage in which]
+
+
+def reaching(run: Run, probability: float) -> dict[int, float]:
+    """Return the checkpoints between which forward probability first reaches `probability`, each with its weight; none
+    if it never does."""
+    metrics = run.metrics()
+    reached = next((i for i, row in enumerate(metrics) if row["forward_probability"] >= probability), None)
+    if reached is None:
+        return {}
+    before, after = metrics[max(reached - 1, 0)], metrics[reached]
+    rise = after["forward_probability"] - before["forward_probability"]
+    share = (probability - before["forward_probability"]) / rise if rise > 0 else 1.0
+    return {before["step"]: 1 - share, after["step"]: share}
 
 
 def trained_stages(run: Run) -> list[Moment]:

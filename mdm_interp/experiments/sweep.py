@@ -190,7 +190,8 @@ class Outcome:
 def run_sweep(
     sweep: Sweep, out: str | Path, *, root: str | Path = DEFAULT_ROOT, device: str = "cpu", workers: Workers = None
 ) -> list[Outcome]:
-    """Train and measure what is missing of a sweep, and write its table, `OUT/sweep.parquet`.
+    """Train and measure what is missing of a sweep, and write its table, `OUT/sweep.parquet`, and the result of each
+    measure over all runs that did not fail, `OUT/NAME.json`.
 
     A run that fails is reported at once, and the others go on. What is trained is kept in the run store and what is
     measured in `out`, so that a sweep that was interrupted or extended, or in which runs failed, goes on from there.
@@ -251,6 +252,9 @@ def run_sweep(
             run_all(shares)
         finally:
             table.write(outcomes)
+    done = [run for name, run in runs.items() if not outcomes[name].reason]
+    for analysis in measures if done else ():
+        analysis.gather(done, out)
     return [outcomes[run] for run in runs]
 
 

@@ -160,6 +160,21 @@ def test_filler_comes_from_its_part_of_the_vocabulary(config: FactConfig, first_
     assert config.mask_token_id == first_filler + n_filler and config.d_vocab == config.mask_token_id + 1
 
 
+@pytest.mark.parametrize("world", WORLDS)
+def test_noise_gives_a_share_of_facts_any_right_entity_of_its_role(world: World) -> None:
+    config = FactConfig(world=world, n_entities=12, noise=0.25)
+    noisy, plain = FactWorld(config, 0), FactWorld(FactConfig(world=world, n_entities=12), 0)
+    assert noisy.facts.tolist() == plain.facts.tolist()
+    right_of = {(left, relation): right for left, relation, right in noisy.facts.tolist()}
+    drawn = shown(sample(noisy, 20_000))
+    wrong = [right for left, relation, right in drawn if right_of[left, relation] != right]
+    size = len(noisy.role(0))
+    assert len(wrong) / len(drawn) == pytest.approx(0.25 * (1 - 1 / size), abs=0.02)
+    assert all(right in noisy.role(right_of[left, relation]) for left, relation, right in drawn)
+    assert chisquare(torch.tensor(wrong).unique(return_counts=True)[1]).pvalue > SMALLEST_P
+    assert "noise" not in FactConfig().model_dump() and config.model_dump()["noise"] == 0.25
+
+
 def test_sampling_uses_its_generator_and_nothing_else() -> None:
     world = FactWorld(FactConfig(n_entities=6), 0)
     generator, before = torch.Generator().manual_seed(3), torch.get_rng_state()

@@ -1,0 +1,308 @@
+"""The map: where reverse prediction holds, by the number of heads and every other quantity that may decide it, and what
+of a half-trained model tells where it will.
+
+A setting is answered in reverse where training has come to a forward probability of 0.9; what should explain that is
+measured where it first came to 0.5. `phase_diagram.yaml` is the whole map, a sweep; `reproduce` makes a coarse one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from mdm_interp import Analysis, Result, Run, Summary, TrainConfig, where
+from mdm_interp.experiments.grids import MANY_HEADS, is_quick
+from mdm_interp.experiments.scope import Moment, counted, reaching, stages
+from mdm_interp.experiments.sweep import Point, Sweep
+from mdm_interp.interventions import transplant_routes
+from mdm_interp.measures.gradients import ROUTING, STORAGE, gradient_alignment
+from mdm_interp.measures.heads import compute_contributions, specialisation
+from mdm_interp.measures.parity import direction_selectivity, score_parity
+from mdm_interp.stats.held_out import halvings_estimate, held_out_r2
+from mdm_interp.stats.summary import Entry
+from mdm_interp.viz import BLUE, GREY, Panels
+
+SWEEP = Sweep.model_validate(yaml.safe_load((resources.files("analyses") / "phase_diagram.yaml").read_text()))
+HEADS: list[int] = SWEEP.grid["model.n_heads"]
+LEARNT = 0.9
+"""Forward probability at which settings are compared."""
+ENOUGH = 24
+"""Settings from which it makes sense to ask what predicts the border."""
+BORDER = 0.5
+"""Share of it from which reverse queries count as answered."""
+
+AXES = {
+    "training": ("steps",),
+    "facts": ("facts.n_entities",),
+    "other facts both ways": ("facts.world", "facts.reversed_share"),
+    "around a fact": ("facts.filler", "facts.seq_len", "facts.gap"),
+    "a head": ("model.d_head", "model.rotary_base"),
+    "depth": ("model.n_layers", "model.d_mlp"),
+    "noise": ("weight_decay", "facts.noise"),
+}
+"""The quantities, and the fields that set them."""
+
+EXPLAINING = {
+    "specialisation": "heads specialised",
+    "odd_share": "odd share of the route",
+    "alignment": "gradients aligned",
+    "storage_share": "storage's share of it",
+    "route_gap": "lost to the route",
+}
+"""What is measured at half-way, and what readers know it as."""
+UNITS = {"reverse": "probability", "route_gap": "probability", "alignment": "cosine"}
+"""What the others are not shares of."""
+KNOWN = {
+    "forward_end": "forward probability at the end",
+    "exposures": "exposures until forward 0.9",
+    "reverse_early": "reverse probability half-way",
+}
+"""What would do without looking inside."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One setting of the map, with any number of heads."""
+
+    axis: str
+    name: str
+    runs: dict[str, int]
+    """The number of heads of each run, by its digest."""
+
+
+@cache
+def columns() -> tuple[Column, ...]:
+    """Return the columns of the whole map."""
+    return tuple(
+        Column(axis_of(point), name_of(point), {run.digest(): run.model.n_heads for run in configs_of(point)})
+        for point in SWEEP.points or ()
+    )
+
+
+def configs_of(point: Point) -> list[TrainConfig]:
+    return Sweep(base=SWEEP.base, grid=SWEEP.grid, points=[point]).configs
+
+
+def axis_of(point: Point) -> str:
+    """Return the axis of the last field that a point sets, or nothing for what the others differ from."""
+    return next((axis for axis, fields in AXES.items() if list(point)[-1:] and list(point)[-1] in fields), "")
+
+
+def name_of(point: Point) -> str:
+    """Name a setting by what it changes."""
+    said = {
+        "steps": "{:,} steps".format,
+        "facts.n_entities": "{} facts".format,
+        "facts.filler": {"none": "no filler", "constant": "one filler token"}.get,
+        "facts.seq_len": "length {}".format,
+        "facts.gap": lambda gap: f"gaps {gap[0]}–{gap[1]}",
+        "model.d_head": "{} dimensions".format,
+        "model.rotary_base": lambda base: f"base 1e{np.log10(base):.0f}",
+        "model.n_layers": "{} layers".format,
+        "model.d_mlp": lambda width: "MLP",
+        "weight_decay": "decay {:g}".format,
+        "facts.noise": "noise {:.0%}".format,
+    }
+    if "facts.world" in point:
+        return f"{point['facts.reversed_share']:.0%} both ways"
+    return ", ".join(str(said[field](value)) for field, value in point.items()) or "base setting"
+
+
+def coarse(seeds: Sequence[int]) -> list[TrainConfig]:
+    """Return the coarse map, for every third seed: what the others differ from, every depth, and the largest share of
+    other facts both ways, with 1 and with 4 heads. A quick run has depth with 1 head only, and no other facts both
+    ways."""
+    of = {axis: [point for point in SWEEP.points or () if axis_of(point) == axis] for axis in ("", *AXES)}
+    few, deep = list(seeds[: max(1, len(seeds) // 3)]), of["depth"]
+
+    def with_heads(heads: list[int], points: list[Point]) -> list[TrainConfig]:
+        return Sweep(base=SWEEP.base, grid={"model.n_heads": heads, "seed": few}, points=points).configs
+
+    if is_quick(seeds):
+        return [*with_heads([1], [*of[""], *deep]), *with_heads([MANY_HEADS], of[""])]
+    return with_heads([1, MANY_HEADS], [*of[""], *of["other facts both ways"][-1:], *deep])
+
+
+def moments(run: Run) -> list[Moment]:
+    """Give half-way, where the setting is learnt, and the end."""
+    learnt = reaching(run, LEARNT)
+    early, end = stages(run, ["early"]), stages(run, ["end"])
+    return [*early, *([("learnt", learnt)] if learnt else []), *end]
+
+
+def measure(run: Run, step: int) -> list[dict[str, Any]]:
+    """Give one row, with what explains reverse prediction and the null of each."""
+    model, pairs = run.model(step), run.query_pairs(n_contexts=1)
+    candidates = run.facts.candidates([pair.forward for pair in pairs])
+    specialised = specialisation(compute_contributions(model, pairs, candidates)).model
+    selective = direction_selectivity(score_parity(model, pairs), pairs)
+    gradients = gradient_alignment(model, pairs)
+    aligned = gradients.pair_cosine(STORAGE).map(lambda cosine: cosine.nanmean().item())
+    stored, routed = (gradients.gram.within(components) for components in (STORAGE, ROUTING))
+    transplanted = transplant_routes(model, pairs)
+    lost = transplanted.after.map(lambda log: (log.exp() - transplanted.before.exp()).mean().item())
+    others = gradients.other_facts
+    return [
+        {
+            "exposures": step * run.config.batch_size / run.config.facts.n_facts,
+            "specialisation": specialised.effect.item(),
+            "specialisation_null": specialised.null.nanmean().item(),
+            "odd_share": selective.effect.nanmean().item(),
+            "odd_share_null": selective.null.nanmean().item(),
+            "alignment": aligned.effect,
+            "alignment_null": aligned.null,
+            "storage_share": share(stored.diagonal().sum().item(), routed.diagonal().sum().item()),
+            "storage_share_null": share(stored[others].sum().item(), routed[others].sum().item()),
+            "route_gap": lost.effect,
+            "route_gap_null": lost.null,
+        }
+    ]
+
+
+def share(one: float, other: float) -> float:
+    """Return one part's share of what two parts bring, whatever their signs: -1 to 1."""
+    return one / (abs(one) + abs(other)) if one or other else float("nan")
+
+
+def settings_of(result: Result) -> pd.DataFrame:
+    """Return a row per setting and number of heads, each number a mean over seeds; NaN where a setting is not learnt.
+
+    `run` is its first run; settings that several axes have in common are in one row per axis.
+    """
+    frame, rows, known = result.frame, [], set[str]()
+    numbers = [*EXPLAINING, *(f"{name}_null" for name in EXPLAINING), "exposures"]
+    numbers += ["forward_probability", "reverse_probability"]
+    frame = frame.astype(dict.fromkeys(numbers, float))
+    for column in columns():
+        at = frame.assign(n_heads=frame["run"].map(column.runs)).dropna(subset=["n_heads"])
+        if at.empty or set(at["run"]) <= known:  # nothing of its own
+            continue
+        known |= set(at["run"])
+        for n_heads, of_setting in at.groupby("n_heads"):
+            early, learnt, end = (where(of_setting, stage=stage) for stage in ("early", "learnt", "end"))
+            if len(learnt) < of_setting["run"].nunique():  # a mean of those seeds alone that learnt it would flatter it
+                learnt = learnt[:0]
+            rows.append(
+                {
+                    **{"axis": column.axis, "setting": column.name, "n_heads": int(n_heads)},
+                    **{"run": of_setting["run"].iloc[0], "n": of_setting["run"].nunique()},
+                    "reverse": learnt["reverse_probability"].mean(),
+                    **{name: early[name].mean() for name in numbers if name not in ("exposures",)},
+                    "forward_end": end["forward_probability"].mean(),
+                    "reverse_end": end["reverse_probability"].mean(),
+                    "exposures": learnt["exposures"].mean(),
+                    "reverse_early": early["reverse_probability"].mean(),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def summarize(result: Result) -> Summary:
+    settings = settings_of(result)
+    learnt = settings.drop_duplicates("run").dropna(subset=["reverse", *EXPLAINING, *KNOWN])
+    summary = Summary.of(settings, ("axis", "setting", "n_heads"), ("reverse", *EXPLAINING, *KNOWN))
+    answered = (learnt["reverse"] >= BORDER * LEARNT).astype(float)
+    summary += Summary.of(learnt.assign(answered=answered), ("n_heads",), ("answered",))
+    if len(learnt) < ENOUGH:
+        return summary
+    explained = {name: held_out_r2(learnt[name], learnt["reverse"]) for name in (*EXPLAINING, *KNOWN)}
+    for name, values in explained.items():
+        summary += Summary([Entry("explained", {"by": name}, halvings_estimate(values, len(learnt)))])
+        for known in KNOWN:
+            more = halvings_estimate(values - explained[known], len(learnt))
+            summary += Summary([Entry("explained_more", {"by": name, "than": known}, more)])
+    return summary
+
+
+def takeaway(result: Result) -> str:
+    summary = result.summary
+    answered = [
+        f"{round(entry.effect.value * entry.effect.n)} of {entry.effect.n} settings with "
+        f"{counted(entry.of['n_heads'], 'head')}"
+        for entry in summary.where("answered")
+    ]
+    holds = (
+        f"Where forward queries are answered with probability {LEARNT:g}, reverse ones are with {BORDER * LEARNT:g} or "
+        f"more in {', '.join(answered) or 'no setting'}"
+    )
+    if not len(summary.where("explained")):
+        return f"{holds}. What predicts it takes the whole map, which is a sweep of its own."
+    best = max(EXPLAINING, key=lambda name: summary.at("explained", by=name).value)
+    found = summary.at("explained", by=best)
+
+    def beside(known: str) -> str:
+        more = summary.at("explained_more", by=best, than=known)
+        return f"{KNOWN[known]} {summary.at('explained', by=known).value:.0%}" + ("" if more.side == "above" else "*")
+
+    undecided = any(summary.at("explained_more", by=best, than=known).side != "above" for known in KNOWN)
+    return (
+        f"{holds}. Of what a half-trained model shows, “{EXPLAINING[best]}” predicts best how well: it explains "
+        f"{found.value:.0%} [{found.low:.0%}, {found.high:.0%}] of the variance in settings that it was not fitted to; "
+        f"without looking inside, {', '.join(map(beside, KNOWN))}{' (* not surely less)' if undecided else ''}."
+    )
+
+
+def draw(result: Result) -> Panels:
+    panels, settings = Panels(), settings_of(result)
+    shown = settings[["axis", "setting"]].drop_duplicates()
+    quantities = {"reverse": f"reverse probability, at forward {LEARNT:g} (–: not learnt so far)"}
+    quantities |= {name: f"{text}, at forward 0.5" for name, text in EXPLAINING.items()}
+    for quantity, title in quantities.items():
+        first, last = quantity == "reverse", quantity == list(quantities)[-1]
+        y = {"type": "category", "tickfont": {"size": 12}, "title": "heads" if first else None}
+        x = {"type": "category", "tickangle": 60, "tickfont": {"size": 12}, "title": "setting"}
+        height = max(90, 28 * settings["n_heads"].nunique())
+        (panel,) = panels.row([title], x=x, y=y, height=height, ticks=last, ticks_height=110)
+        written = settings[quantity].map("{:.2f}".format).replace("nan", "–")
+        table, text = (
+            settings.assign(cell=cells)
+            .pivot(index="n_heads", columns="setting", values="cell")
+            .sort_index()
+            .reindex(columns=spaced(shown))
+            .rename(index=str)
+            for cells in (settings[quantity], written)
+        )
+        panel.matrix(table, limit=1.0, text=text.fillna(""), scale=UNITS.get(quantity, "share"))
+        panel.scale.update(colorbar={"nticks": 3, "tickfont": {"size": 12}})
+    if len(result.summary.where("explained")):
+        title = "What predicts reverse probability in settings that it was not fitted to"
+        x = {"title": "share of variance explained (R²)", "range": [-0.55, 1.05], "zeroline": True}
+        (panel,) = panels.row([title], x=x, y={"title": "measured", "autorange": "reversed"}, height=240)
+        for names, label, color in ((EXPLAINING, "looking inside", BLUE), (KNOWN, "without looking inside", GREY)):
+            found = {text: result.summary.at("explained", by=name) for name, text in names.items()}
+            panel.estimates(found, name=label, color=color)
+    return panels
+
+
+def spaced(shown: pd.DataFrame) -> list[str]:
+    """Return the settings in order, with an empty column between axes."""
+    names: list[str] = []
+    for at, (_, of_axis) in enumerate(shown.groupby("axis", sort=False)):
+        names += [*([" " * at] if at else []), *of_axis["setting"]]
+    return names
+
+
+ANALYSIS = Analysis(
+    name="phase_diagram",
+    question="Where are reverse queries answered, and what predicts it?",
+    configs=coarse,
+    measure=measure,
+    when=moments,
+    summarize=summarize,
+    takeaway=takeaway,
+    draw=draw,
+    settings={"learnt": LEARNT},
+    order=14,
+)
+
+if __name__ == "__main__":
+    from mdm_interp.cli import run_one
+
+    run_one(ANALYSIS)
