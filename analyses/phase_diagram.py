@@ -7,10 +7,11 @@ measured where it first came to 0.5. `phase_diagram.yaml` is the whole map, a sw
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from mdm_interp.measures.heads import compute_contributions, specialisation
 from mdm_interp.measures.parity import direction_selectivity, score_parity
 from mdm_interp.stats.held_out import halvings_estimate, held_out_r2
 from mdm_interp.stats.summary import Entry
-from mdm_interp.viz import BLUE, GREY, Panels
+from mdm_interp.viz import BLUE, GREY, Page, Panels, Place, routes, settings_map
 
 SWEEP = Sweep.model_validate(yaml.safe_load((resources.files("analyses") / "phase_diagram.yaml").read_text()))
 HEADS: list[int] = SWEEP.grid["model.n_heads"]
@@ -57,6 +58,11 @@ EXPLAINING = {
     "route_gap": "lost to the route",
 }
 """What is measured at half-way, and what readers know it as."""
+QUANTITIES = {
+    "reverse": f"reverse probability, at forward {LEARNT:g} (–: not learnt so far)",
+    **{name: f"{text}, at forward 0.5" for name, text in EXPLAINING.items()},
+}
+"""What the map shows."""
 UNITS = {"reverse": "probability", "route_gap": "probability", "alignment": "cosine"}
 """What the others are not shares of."""
 KNOWN = {
@@ -174,7 +180,7 @@ def share(one: float, other: float) -> float:
 def settings_of(result: Result) -> pd.DataFrame:
     """Return a row per setting and number of heads, each number a mean over seeds; NaN where a setting is not learnt.
 
-    `run` is its first run; settings that several axes have in common are in one row per axis.
+    `runs` are its runs; settings that several axes have in common are in one row per axis.
     """
     frame, rows, known = result.frame, [], set[str]()
     numbers = [*EXPLAINING, *(f"{name}_null" for name in EXPLAINING), "exposures"]
@@ -192,7 +198,7 @@ def settings_of(result: Result) -> pd.DataFrame:
             rows.append(
                 {
                     **{"axis": column.axis, "setting": column.name, "n_heads": int(n_heads)},
-                    **{"run": of_setting["run"].iloc[0], "n": of_setting["run"].nunique()},
+                    "runs": tuple(of_setting["run"].unique()),
                     "reverse": learnt["reverse_probability"].mean(),
                     **{name: early[name].mean() for name in numbers if name not in ("exposures",)},
                     "forward_end": end["forward_probability"].mean(),
@@ -206,7 +212,7 @@ def settings_of(result: Result) -> pd.DataFrame:
 
 def summarize(result: Result) -> Summary:
     settings = settings_of(result)
-    learnt = settings.drop_duplicates("run").dropna(subset=["reverse", *EXPLAINING, *KNOWN])
+    learnt = settings.drop_duplicates("runs").dropna(subset=["reverse", *EXPLAINING, *KNOWN])
     summary = Summary.of(settings, ("axis", "setting", "n_heads"), ("reverse", *EXPLAINING, *KNOWN))
     answered = (learnt["reverse"] >= BORDER * LEARNT).astype(float)
     summary += Summary.of(learnt.assign(answered=answered), ("n_heads",), ("answered",))
@@ -252,10 +258,8 @@ def takeaway(result: Result) -> str:
 def draw(result: Result) -> Panels:
     panels, settings = Panels(), settings_of(result)
     shown = settings[["axis", "setting"]].drop_duplicates()
-    quantities = {"reverse": f"reverse probability, at forward {LEARNT:g} (–: not learnt so far)"}
-    quantities |= {name: f"{text}, at forward 0.5" for name, text in EXPLAINING.items()}
-    for quantity, title in quantities.items():
-        first, last = quantity == "reverse", quantity == list(quantities)[-1]
+    for quantity, title in QUANTITIES.items():
+        first, last = quantity == "reverse", quantity == list(QUANTITIES)[-1]
         y = {"type": "category", "tickfont": {"size": 12}, "title": "heads" if first else None}
         x = {"type": "category", "tickangle": 60, "tickfont": {"size": 12}, "title": "setting"}
         height = max(90, 28 * settings["n_heads"].nunique())
@@ -289,6 +293,23 @@ def spaced(shown: pd.DataFrame) -> list[str]:
     return names
 
 
+def pages(result: Result, root: Path) -> Iterator[tuple[str, Page]]:
+    """Give the map to walk through, and of the first run of each place its routes."""
+    places, inside = [], dict[str, str]()
+    for of_place in settings_of(result).to_dict("records"):
+        first = Run.open(of_place["runs"][0], root)
+        metrics = first.metrics()
+        if first.folder.name not in inside:
+            inside[first.folder.name] = f"inside_{first.folder.name}.html"
+            yield inside[first.folder.name], routes(first, first.query_pairs()[0])
+        curves = {"step": [max(row["step"], 1) for row in metrics]}
+        curves |= {name: [row[f"{name}_probability"] for row in metrics] for name in ("forward", "reverse")}
+        place = {name: of_place[name] for name in ("axis", "setting", "n_heads", "runs")}
+        values = {name: of_place[name] for name in QUANTITIES}
+        places.append(Place(**place, values=values, curves=curves, inside=inside[first.folder.name]))
+    yield "settings_map.html", settings_map(places, QUANTITIES, about=takeaway(result))
+
+
 ANALYSIS = Analysis(
     name="phase_diagram",
     question="Where are reverse queries answered, and what predicts it?",
@@ -298,6 +319,7 @@ ANALYSIS = Analysis(
     summarize=summarize,
     takeaway=takeaway,
     draw=draw,
+    pages=pages,
     settings={"learnt": LEARNT},
     order=14,
 )

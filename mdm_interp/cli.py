@@ -334,7 +334,7 @@ def _opened(subject: str, runs: Path, device: str, dtype: str | None) -> Any:
     if (Path(subject) / "checkpoints").is_dir():
         return Run(TrainConfig.from_yaml(Path(subject) / "config.yaml"), Path(subject))
     if not Path(subject).exists() and any(runs.glob(f"{glob.escape(subject)}*/config.yaml")):
-        return _run_named(subject, runs)
+        return Run.open(subject, runs)
     return load_checkpoint(subject, device=device, dtype=dtype)
 
 
@@ -407,23 +407,13 @@ def show_run(
 
     from mdm_interp.provenance import difference, environment, made_with, versions
     from mdm_interp.training.loop import train
+    from mdm_interp.training.runs import Run
 
-    stored = _run_named(run, runs)
+    stored = Run.open(run, runs)
     print((stored.folder / "config.yaml").read_text())
     if others := difference(made_with(stored.folder), environment(train) | versions(train)):
         print(f"trained by other code or versions: {others}\n")
     print(pd.DataFrame(stored.metrics()).to_string(index=False))
-
-
-def _run_named(name: str, runs: Path) -> Any:
-    """Find the stored run whose name is, or begins with, `name`."""
-    from mdm_interp.config import TrainConfig
-    from mdm_interp.training.runs import Run
-
-    matching = list(runs.glob(f"{glob.escape(name)}*/config.yaml"))
-    if len(matching) != 1:
-        raise UserError(f"run: {name!r} names {len(matching)} runs of {runs}; `mdm-interp runs list` shows their names")
-    return Run(TrainConfig.from_yaml(matching[0]), matching[0].parent)
 
 
 @runs_app.command("prune")

@@ -29,6 +29,7 @@ from mdm_interp.stats.summary import Summary
 from mdm_interp.training.demo import train_demo
 from mdm_interp.training.loop import train
 from mdm_interp.training.runs import Run
+from mdm_interp.viz.pages.page import Page
 from mdm_interp.viz.panels import Panels
 from mdm_interp.viz.theme import title_height, titled
 
@@ -63,6 +64,8 @@ class Analysis:
     """Place among the figures; lower comes first."""
     when: Callable[[Run], Sequence[Moment]] = stages
     """The moments of a run's training that are measured."""
+    pages: Callable[[Result, Path], Iterable[tuple[str, Page]]] = lambda result, root: ()
+    """Interactive pages about its result, each with its file name, made of the runs in the store at `root`."""
     slow: bool = False
     """Whether one run takes a minute or more. Such analyses are begun first, each run in a share of its own."""
 
@@ -84,6 +87,11 @@ class Analysis:
         drawn, takeaway = self.draw(result), self.takeaway(result)
         figure = drawn.figure(title_height(takeaway)) if isinstance(drawn, Panels) else drawn
         return titled(figure, self.question, takeaway)
+
+    def write_pages(self, result: Result, root: Path, out: Path) -> None:
+        """Write the interactive pages about a result beside it."""
+        for file, page in self.pages(result, root):
+            page.save(out / file, shared=True)
 
     def origin(self, lab: Lab) -> TrainedOrigin:
         """Name the models that it is measured on."""

@@ -16,6 +16,7 @@ from mdm_interp.viz.pages.trajectory import trajectory
 
 PAGES = {
     "inside_routes.html": "A one-layer model asked forward and in reverse, over its training",
+    "settings_map.html": "Settings and numbers of heads, and how well reverse queries are answered in each",
     "inside_attention.html": "Every layer and head of a demo checkpoint",
     "inside_demo_routes.html": "The demo checkpoint asked forward and in reverse",
     "inside_denoising.html": "The demo checkpoint writes a sentence from its source alone",

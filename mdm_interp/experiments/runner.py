@@ -50,10 +50,12 @@ def reproduce(analyses: Sequence[Analysis], lab: Lab, out: Path) -> Reported:
     lab.runs([config for config in wanted if isinstance(config, TrainConfig)])
     train_demos(list(dict.fromkeys(config for config in wanted if isinstance(config, DemoConfig))), lab)
     torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
-    measure_all(analyses, lab, out)
+    results = measure_all(analyses, lab, out)
     names = [analysis.name for analysis in analyses]
     if not _is_drawn(names, out):
         write_exhibits(lab, out)
+        for analysis, result in zip(analyses, results, strict=True):
+            analysis.write_pages(result, lab.root, out)
     return report(out, analyses)
 
 

@@ -254,7 +254,7 @@ def run_sweep(
             table.write(outcomes)
     done = [run for name, run in runs.items() if not outcomes[name].reason]
     for analysis in measures if done else ():
-        analysis.gather(done, out)
+        analysis.write_pages(analysis.gather(done, out), root, out)
     return [outcomes[run] for run in runs]
 
 

@@ -11,6 +11,7 @@ Every file is written whole or not at all. A run is finished when its state is a
 
 from __future__ import annotations
 
+import glob
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -107,6 +108,20 @@ class Run(Resumable):
     def of(cls, config: TrainConfig, root: str | Path = DEFAULT_ROOT) -> Run:
         """Return where the run of `config` is, or will be."""
         return cls(config, Path(root) / config.digest())
+
+    @classmethod
+    def open(cls, name: str, root: str | Path = DEFAULT_ROOT) -> Run:
+        """Return the stored run whose name is, or begins with, `name`.
+
+        Raises:
+            UserError: there is none, or there are several.
+        """
+        found = list(Path(root).glob(f"{glob.escape(name)}*/config.yaml"))
+        if len(found) != 1:
+            raise UserError(
+                f"run: {name!r} names {len(found)} runs of {root}; `mdm-interp runs list` shows their names"
+            )
+        return cls(TrainConfig.from_yaml(found[0]), found[0].parent)
 
     @property
     def metrics_path(self) -> Path:

@@ -6,6 +6,8 @@ from .pages.attention import attention as attention
 from .pages.influence import influence as influence
 from .pages.page import Page as Page
 from .pages.routes import routes as routes
+from .pages.settings_map import Place as Place
+from .pages.settings_map import settings_map as settings_map
 from .pages.trajectory import trajectory as trajectory
 from .panels import CORRELATION as CORRELATION
 from .panels import PROBABILITY as PROBABILITY

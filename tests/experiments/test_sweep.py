@@ -29,6 +29,7 @@ from mdm_interp.config import TrainConfig, one_line
 from mdm_interp.errors import UserError
 from mdm_interp.experiments import sweep as module
 from mdm_interp.experiments.analysis import ENTRY_POINTS
+from mdm_interp.experiments.results import Result, TrainedOrigin
 from mdm_interp.experiments.scope import metrics_at
 from mdm_interp.experiments.sweep import RandomPoints, Sweep, run_sweep
 from mdm_interp.training import loop
@@ -299,6 +300,18 @@ def test_the_table_holds_what_was_measured_at_each_point(planted: Path, tmp_path
         assert end["reverse_probability"].item() == pytest.approx(metrics_at(run, 12)["reverse_probability"], rel=1e-5)
         own = rows[rows["measure"] == "planted"]
         assert own["side"].tolist() == ["left", "right"] and own["seen"].tolist() == [config.seed] * 2
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_the_result_of_each_measure_is_beside_the_table(planted: Path, tmp_path: Path) -> None:
+    sweep = sweep_of(grid={"seed": [1, 2]}, measures=["planted"])
+    run_sweep(sweep, tmp_path / "out", root=tmp_path / "runs")
+    result = Result.load(tmp_path / "out" / "planted.json")
+    digests = [config.digest() for config in sweep.configs]
+    assert isinstance(result.origin, TrainedOrigin) and result.origin.runs == digests and result.seeds == [1, 2]
+    assert result.origin.first_seed == [sweep.configs[0].model_dump(mode="json")]
+    own = table(tmp_path / "out").query("measure == 'planted'")
+    assert result.frame[["run", "side"]].to_numpy().tolist() == own[["run", "side"]].to_numpy().tolist()
 
 
 @pytest.mark.usefixtures("in_this_process")
