@@ -59,7 +59,7 @@ EXPLAINING = {
 }
 """What is measured at half-way, and what readers know it as."""
 QUANTITIES = {
-    "reverse": f"reverse probability, at forward {LEARNT:g} (–: not learnt so far)",
+    "reverse": f"reverse probability, at forward {LEARNT:g}",
     **{name: f"{text}, at forward 0.5" for name, text in EXPLAINING.items()},
 }
 """What the map shows."""
@@ -263,6 +263,7 @@ def draw(result: Result) -> Panels:
         y = {"type": "category", "tickfont": {"size": 12}, "title": "heads" if first else None}
         x = {"type": "category", "tickangle": 60, "tickfont": {"size": 12}, "title": "setting"}
         height = max(90, 28 * settings["n_heads"].nunique())
+        title += " (–: not learnt so far)" if first else ""
         (panel,) = panels.row([title], x=x, y=y, height=height, ticks=last, ticks_height=110)
         written = settings[quantity].map("{:.2f}".format).replace("nan", "–")
         table, text = (

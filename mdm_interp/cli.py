@@ -185,7 +185,7 @@ def verify(
     from rich.table import Table
 
     from mdm_interp.experiments.analysis import discover, ledger
-    from mdm_interp.experiments.claims import counts, save_ledger, write_findings
+    from mdm_interp.experiments.claims import by_region, counts, save_ledger, write_findings
     from mdm_interp.experiments.scope import scope_label
 
     judged = [analysis for analysis in discover() if analysis.claims]
@@ -215,6 +215,10 @@ def verify(
                 table.add_row("", scope, effect, null, f"{row.p:.2g}", said, row.role, row.figure)
     console.print(table)
     console.print(counts(verdicts).to_string())
+    console.print(
+        "\nAt the end, lines that support (🟢), contradict (🔴) or leave open (🟡) a claim of the paper, by region:"
+    )
+    console.print(by_region(verdicts).to_string())
 
 
 @app.command()

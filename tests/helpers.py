@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
+from analyses import phase_diagram
 from mdm_interp.config import DemoConfig, FactConfig, ModelConfig, TrainConfig
 from mdm_interp.experiments import grids, scope, subjects
 from mdm_interp.experiments.analysis import Analysis, discover
 from mdm_interp.experiments.results import Result, TrainedOrigin, tidy
 from mdm_interp.experiments.subjects import Lab
+from mdm_interp.experiments.sweep import Sweep
 from mdm_interp.models.transformer import HookedTransformer
 from mdm_interp.stats.summary import Entry, Summary
 from mdm_interp.training.loop import train
@@ -107,6 +110,22 @@ def train_here(configs: Sequence[TrainConfig], *, root: Path, device: str, worke
 TINY_DEMO = DemoConfig(n_families=6, n_control=2, n_bpe=300, d_model=16, n_layers=2, d_mlp=16, steps=8)
 
 
+TINY_MAP = Sweep(
+    base={
+        "model": {"d_model": 16},
+        "facts": {"n_entities": 9, "n_filler": 4},
+        **{"steps": 30, "batch_size": 16, "warmup": 1, "n_checkpoints": 4},
+    },
+    grid={"model.n_heads": [1, 2, 4, 8], "seed": [0, 1]},
+    points=[
+        {},
+        {"facts.world": "symmetric_pool", "facts.n_entities": 20, "facts.reversed_share": 0.5},
+        {"model.n_layers": 2},
+    ],
+)
+"""In place of the whole map."""
+
+
 def one_after_the_other(function: Callable, tasks: Sequence[tuple], *, workers: int, show: Callable) -> None:
     """`side_by_side` without its processes."""
     for task in tasks:
@@ -123,6 +142,9 @@ def tiny_grid() -> Iterator[None]:
         patch.setattr(grids, "pool_world", tiny_pool_world)
         patch.setattr(grids, "QUICK_SEEDS", 1)  # so that two seeds have every setting
         patch.setattr(scope, "LEARNT", 0.15)  # what so short a training reaches
+        patch.setattr(phase_diagram, "LEARNT", 0.18)
+        patch.setattr(phase_diagram, "SWEEP", TINY_MAP)
+        patch.setattr(phase_diagram, "columns", cache(phase_diagram.columns.__wrapped__))
         patch.setattr(subjects, "train_all", train_here)
         patch.setattr(subjects, "DEMO", TINY_DEMO)
         patch.setattr(subjects, "side_by_side", one_after_the_other)

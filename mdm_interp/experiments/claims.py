@@ -378,22 +378,63 @@ NAMED_SETTINGS: dict[str, dict[str, Any]] = {
 which every entity is a source on both sides, unless the name says otherwise."""
 
 SIGNS = {"supports the paper": "🟢", "confirms the paper": "🟢", "contradicts the paper": "🔴"}
-"""What a verdict's reading looks like in the table of findings."""
+"""What a verdict's reading looks like in the tables of findings."""
+OPEN = "🟡"
+
+
+REGIONS = ("one head", "several heads", "sources on one side", "several layers")
+"""The regions of the map that MDMs are in, as :func:`region_of` tells them apart."""
+
+
+def region_of(scope: Mapping[str, Any]) -> str | None:
+    """Return which of :data:`REGIONS` a setting is in; None for an ARM, other objectives, and all settings together.
+
+    Several layers come first, then facts whose source training shows on one side only, then the number of heads.
+    """
+    if scope["world"] is None or scope["objective"] != "any_order" or scope["attention"] == "causal":
+        return None
+    if scope["n_layers"] > 1:
+        return "several layers"
+    if scope["world"] == "symmetric_pool":
+        return "sources on one side"
+    return "one head" if scope["n_heads"] == 1 else "several heads"
+
+
+def at_last_stage(verdicts: Sequence[Verdict]) -> Iterator[tuple[str, str, list[Verdict]]]:
+    """Give the claim, the measure, and the verdicts of it at its last stage, measure by measure."""
+    for (claim, measure), group in itertools.groupby(verdicts, key=lambda one: (one.claim["id"], one.measure)):
+        every = list(group)
+        stages = [str(verdict.scope["stage"]) for verdict in every]
+        end = max(stages, key=lambda stage: STAGES.index(stage) if stage in STAGES else len(STAGES))
+        yield claim, measure, [verdict for verdict in every if verdict.scope["stage"] == end]
+
+
+def by_region(verdicts: Sequence[Verdict]) -> pd.DataFrame:
+    """Count what the lines that could come out either way say of the paper, each measure at its last stage: index claim
+    id, columns :data:`REGIONS`, as in `3 🟢 1 🔴 2 🟡` (supports it, contradicts it, leaves it open)."""
+    marks: dict[tuple[str, str], list[str]] = {}
+    for claim, _, last in at_last_stage(verdicts):
+        for verdict in last:
+            region = region_of(verdict.scope)
+            if verdict.role == "test" and region is not None:
+                marks.setdefault((claim, region), []).append(SIGNS.get(verdict.reading, OPEN))
+    told = {
+        place: " ".join(f"{found.count(mark)} {mark}" for mark in ("🟢", "🔴", OPEN) if mark in found)
+        for place, found in marks.items()
+    }
+    claims = dict.fromkeys(verdict.claim["id"] for verdict in verdicts)
+    rows = [[told.get((claim, region), "–") for region in REGIONS] for claim in claims]
+    return pd.DataFrame(rows, index=pd.Index(list(claims), name="claim"), columns=list(REGIONS))
 
 
 def findings(verdicts: Sequence[Verdict]) -> str:
     """Write the ledger in Markdown: a table of claims and :data:`NAMED_SETTINGS`, each measure at its last stage, with
-    counts over all settings; and a list of the settings in which a claim fails."""
+    counts over all settings; a table of claims and :data:`REGIONS`; and a list of the settings in which a claim
+    fails."""
     columns = [*NAMED_SETTINGS, "all settings"]
     table = [f"| claim | {' | '.join(columns)} |", "|" + "---|" * (len(columns) + 1)]
     failures = []
-    for (claim, measure), group in itertools.groupby(
-        verdicts, key=lambda verdict: (verdict.claim["id"], verdict.measure)
-    ):
-        every = list(group)
-        stages = [str(verdict.scope["stage"]) for verdict in every]
-        end = max(stages, key=lambda stage: STAGES.index(stage) if stage in STAGES else len(STAGES))
-        last = [verdict for verdict in every if verdict.scope["stage"] == end]
+    for claim, measure, last in at_last_stage(verdicts):
         tested = [verdict for verdict in last if verdict.role == "test"]
         cells = [_cell(last, setting) for setting in NAMED_SETTINGS.values()]
         cells.append(_counted([verdict.verdict for verdict in tested]))
@@ -405,7 +446,18 @@ def findings(verdicts: Sequence[Verdict]) -> str:
         ]
         if failed:
             failures.append(f"- **{claim}**, {measure}: {'; '.join(failed)}")
-    return "\n".join([*table, "", "Where a claim fails:", "", *(failures or ["- nowhere"])]) + "\n"
+    regions = [f"| claim | {' | '.join(REGIONS)} |", "|" + "---|" * (len(REGIONS) + 1)]
+    regions += [
+        f"| **{claim}.** {CLAIMS[str(claim)]} | {' | '.join(row)} |"
+        for claim, row in by_region(verdicts).T.to_dict("list").items()
+    ]
+    told = [
+        *table,
+        "",
+        "By region of the map, lines of all measures that support, contradict or leave open a claim:",
+        "",
+    ]
+    return "\n".join([*told, *regions, "", "Where a claim fails:", "", *(failures or ["- nowhere"])]) + "\n"
 
 
 def _cell(verdicts: Sequence[Verdict], setting: Mapping[str, Any]) -> str:
@@ -415,7 +467,7 @@ def _cell(verdicts: Sequence[Verdict], setting: Mapping[str, Any]) -> str:
         return "–"
     if found[0].role == "identity":
         return "⚪ by construction"
-    return f"{SIGNS.get(found[0].reading, '🟡')} {found[0].verdict}"
+    return f"{SIGNS.get(found[0].reading, OPEN)} {found[0].verdict}"
 
 
 def _counted(outcomes: Sequence[Outcome]) -> str:

@@ -29,6 +29,7 @@ from mdm_interp.experiments.claims import (
     ClaimTest,
     LinkTest,
     Verdict,
+    by_region,
     counts,
     findings,
     judge,
@@ -194,6 +195,33 @@ def test_the_findings_say_in_a_word_and_a_colour_what_was_found_in_each_named_se
     assert said["all settings |"] == "4 holds, 1 fails, 1 inconclusive |"
     assert failed == "- **5**, m: relation_cycle, any_order rope, 1 layer, 4 heads of 16"
     assert "–" in findings(judge([(result_of(rows_of([0.8, 0.9, 0.85])), [ABOVE])]))
+
+
+def test_each_region_of_the_map_says_what_its_lines_say_of_the_paper() -> None:
+    for_it, against, neither = [0.8, 0.9, 0.85], [0.0, 0.1, 0.05], [0.3, 0.9]
+    planted = [
+        (for_it, {"n_heads": 1}),
+        (for_it, {"n_heads": 1, "scheme": "learned"}),
+        (against, {"n_heads": 4}),
+        (neither, {"n_heads": 8}),
+        (for_it, {"n_heads": 1, "world": "symmetric_pool"}),
+        (against, {"n_heads": 4, "n_layers": 2, "world": "symmetric_pool"}),
+        (for_it, {"n_heads": 1, "scheme": "alibi"}),  # by construction
+        (for_it, {"n_heads": 1, "objective": "causal"}),
+        (for_it, {"n_heads": 1, "objective": "source_only"}),
+        (for_it, {"n_heads": 1, "attention": "causal"}),
+    ]
+    rows = [row for values, setting in planted for row in rows_of(values, stage="end", **setting)]
+    rows += rows_of(against, stage="early", n_heads=1)  # only the last stage counts
+    test = replace(ABOVE, identity=lambda scope: scope["scheme"] == "alibi")
+    found = by_region(judge([(result_of(rows), [test])]))
+    assert found.loc["5"].to_dict() == {
+        "one head": "2 🟢",
+        "several heads": "1 🔴 1 🟡",
+        "sources on one side": "1 🟢",
+        "several layers": "1 🔴",
+    }
+    assert by_region([]).empty
 
 
 def test_a_ledger_is_written_as_plain_json(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ def place(axis: str, setting: str, n_heads: int, reverse: float, **changes: Any)
     settings: dict[str, Any] = {
         "values": {"reverse": reverse, "odd": -reverse},
         "runs": [f"{setting} {n_heads} {seed}" for seed in (0, 1)],
-        "curves": {"step": [1, 10, 100], "forward": [0.0, 0.5, 0.9], "reverse": [0.0, 0.2, reverse]},
+        "curves": {"step": [1.0, 10.0, 100.0], "forward": [0.0, 0.5, 0.9], "reverse": [0.0, 0.2, reverse]},
     }
     return viz.Place(axis, setting, n_heads, **settings | changes)
 
