@@ -35,6 +35,16 @@ Workers = Annotated[
 ]
 Executor = Annotated[str, typer.Option(help="local: processes on this machine; dask: the workers of a Dask scheduler.")]
 Address = Annotated[str | None, typer.Option(help="The Dask scheduler's, as in tcp://host:8786.")]
+Reads = Annotated[
+    str | None, typer.Option("--attention", help="bidirectional or causal, of a converted model whose class is causal.")
+]
+Shift = Annotated[
+    int | None,
+    typer.Option("--readout-shift", help="Of a converted model: 0 if a mask's token is predicted there, -1 if before."),
+]
+MaskId = Annotated[
+    int | None, typer.Option("--mask-token-id", min=0, help="Of a converted model. Default: as its files say.")
+]
 Only = Annotated[list[str] | None, typer.Option(help="Only this analysis; may be given again.")]
 FIGURES = Path("figures")
 Out = Annotated[Path, typer.Option(help="Where results and figures are.")]
@@ -234,6 +244,9 @@ def probe(
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, … Default: as stored.")] = None,
     device_map: Annotated[str | None, typer.Option(help="`auto` spreads a model over several GPUs.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
+    attention: Reads = None,
+    readout_shift: Shift = None,
+    mask_token_id: MaskId = None,
 ) -> None:
     """Ask a checkpoint facts, forward and in reverse: routes, evidence, gradients and predictions, layer by layer."""
     from rich.console import Console
@@ -246,10 +259,10 @@ def probe(
 
     usable = [a for a in discover() if isinstance(a, CheckpointAnalysis) and (twin or not a.needs_twin)]
     analyses = _chosen(usable, only)
-    placed = {"device_map": device_map} if device_map else {"device": check_device(device)}
-    opened = open_probe(
-        checkpoint, facts, templates=templates, limit=limit, twin=twin, dtype=dtype, revision=revision, **placed
-    )
+    loading: dict[str, Any] = {"device_map": device_map} if device_map else {"device": check_device(device)}
+    loading |= {"dtype": dtype, "revision": revision}
+    loading |= {"attention": attention, "readout_shift": readout_shift, "mask_token_id": mask_token_id}
+    opened = open_probe(checkpoint, facts, templates=templates, limit=limit, twin=twin, **loading)
     console, drawn = Console(stderr=True), []
     with progress_bars() as bars:
         bar = bars.add_task("probing", total=len(analyses), values="")
@@ -282,6 +295,9 @@ def influence(
     device: Device = "auto",
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, … Default: as stored.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
+    attention: Reads = None,
+    readout_shift: Shift = None,
+    mask_token_id: MaskId = None,
 ) -> None:
     """Find the training sentences that help or hurt a checkpoint's answers most, forward and in reverse."""
     from mdm_interp.devices import check_device
@@ -290,7 +306,8 @@ def influence(
 
     if kind not in KINDS:
         raise UserError(f"--kind: {kind!r} is none of {', '.join(KINDS)}; choose one")
-    loading = {"device": check_device(device), "dtype": dtype, "revision": revision}
+    loading: dict[str, Any] = {"device": check_device(device), "dtype": dtype, "revision": revision}
+    loading |= {"attention": attention, "readout_shift": readout_shift, "mask_token_id": mask_token_id}
     opened = open_probe(checkpoint, facts, templates=templates, limit=limit, **loading)
     print(write_influence(opened, train, out, kind=kind, top=top, n_draws=draws, seed=seed))
 
@@ -309,14 +326,18 @@ def attention(
     rows: Annotated[str | None, typer.Option(help="From which positions. Default: all that fit.")] = None,
     device: Device = "auto",
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, … Default: as stored.")] = None,
+    reads: Reads = None,
+    readout_shift: Shift = None,
+    mask_token_id: MaskId = None,
     runs: Root = DEFAULT_ROOT,
 ) -> None:
     """Write a page that shows the attention patterns of every layer and head over TEXT."""
     from mdm_interp import viz
 
+    loading = {"dtype": dtype, "attention": reads, "readout_shift": readout_shift, "mask_token_id": mask_token_id}
     chosen: dict[str, Any] = {"layers": _numbers("--layers", layers), "heads": _numbers("--heads", heads)}
     page = viz.attention(
-        _opened(subject, runs, device, dtype), text, **chosen, rows=_numbers("--rows", rows), source=source
+        _opened(subject, runs, device, **loading), text, **chosen, rows=_numbers("--rows", rows), source=source
     )
     print(page.save(out))
 
@@ -329,8 +350,8 @@ def _numbers(option: str, text: str | None) -> list[int] | None:
         raise UserError(f"{option}: {text!r} is no list of numbers; write it as 0,1,5") from None
 
 
-def _opened(subject: str, runs: Path, device: str, dtype: str | None) -> Any:
-    """Open a run, or a checkpoint's model."""
+def _opened(subject: str, runs: Path, device: str, **loading: Any) -> Any:
+    """Open a run, or a checkpoint's model as `load_checkpoint` does."""
     from mdm_interp.checkpoints import load_checkpoint
     from mdm_interp.config import TrainConfig
     from mdm_interp.training.runs import Run
@@ -339,7 +360,7 @@ def _opened(subject: str, runs: Path, device: str, dtype: str | None) -> Any:
         return Run(TrainConfig.from_yaml(Path(subject) / "config.yaml"), Path(subject))
     if not Path(subject).exists() and any(runs.glob(f"{glob.escape(subject)}*/config.yaml")):
         return Run.open(subject, runs)
-    return load_checkpoint(subject, device=device, dtype=dtype)
+    return load_checkpoint(subject, device=device, **loading)
 
 
 @app.command("demo-checkpoint")

@@ -1,8 +1,21 @@
-"""The exception for a user's mistakes."""
+"""The exception for a user's mistakes, and how its message stays short."""
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 
 class UserError(ValueError):
     """A mistake in what the user gave. The message names the field or file, its value and the fix; the CLI prints it
     on one line and exits with 2."""
+
+
+MOST = 3
+"""How many of a list's items a message names."""
+
+
+def few(items: Collection[object], separator: str = ", ") -> str:
+    """Name the first items of a list, and say how many more there are."""
+    named = [str(item) for item in list(items)[:MOST]]
+    more = len(items) - len(named)
+    return separator.join(named) + (f"{separator}and {more} more" if more else "")

@@ -286,9 +286,9 @@ def write_checkpoint(
     return Checkpoint(folder, format, config, tensors)
 
 
-def reference_logits(made: Checkpoint, tokens: Tensor) -> Tensor:
+def reference_logits(made: Checkpoint, tokens: Tensor, *, converted: bool = False) -> Tensor:
     """transformers' logits for the same weights. LLaDA's are Llama's and Dream's Qwen2's, with a mask that hides
-    nothing."""
+    nothing, as are those of a Llama or Qwen2 that was `converted` to be bidirectional."""
     config = as_hugging_face(made.config)
     llama, qwen2 = (LlamaConfig, LlamaForCausalLM), (Qwen2Config, Qwen2ForCausalLM)
     peer_classes: tuple[Any, Any] = llama if made.format in ("llada", "llama") else qwen2
@@ -306,7 +306,7 @@ def reference_logits(made: Checkpoint, tokens: Tensor) -> Tensor:
     missing, unexpected = peer.load_state_dict(named, strict=False)
     assert not unexpected and set(missing) <= {"lm_head.weight"} and bool(missing) == config["tie_word_embeddings"]
     peer.tie_weights()
-    full = made.format in ("llada", "dream")
+    full = converted or made.format in ("llada", "dream")
     mask = torch.zeros(len(tokens), 1, tokens.shape[1], tokens.shape[1]) if full else None
     with torch.no_grad():
         return peer(input_ids=tokens, attention_mask=mask).logits

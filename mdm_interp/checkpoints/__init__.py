@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -26,7 +28,7 @@ from mdm_interp.checkpoints.llama import Llama
 from mdm_interp.checkpoints.native import Native
 from mdm_interp.checkpoints.placement import DeviceMap, place
 from mdm_interp.checkpoints.qwen2 import Qwen2
-from mdm_interp.checkpoints.tokenizers import FILES, load_tokenizer, save_tokenizer
+from mdm_interp.checkpoints.tokenizers import FILES, find_mask, load_tokenizer, save_tokenizer
 from mdm_interp.checkpoints.weights import (
     DTYPES,
     check_tied,
@@ -37,7 +39,8 @@ from mdm_interp.checkpoints.weights import (
     read_json,
     save_weights,
 )
-from mdm_interp.errors import UserError
+from mdm_interp.config import Attention, ModelConfig
+from mdm_interp.errors import UserError, few
 from mdm_interp.files import write_text
 from mdm_interp.models.positions import POSITION_SCHEMES, PositionScheme
 from mdm_interp.models.transformer import HookedTransformer
@@ -46,7 +49,8 @@ __all__ = ["FORMATS", "load_checkpoint", "save_checkpoint"]
 
 FORMATS: dict[str, Format] = {format.name: format for format in (LLaDA(), Dream(), Llama(), Qwen2(), Native())}
 
-DOWNLOADED = ["config.json", "model*.safetensors", "model.safetensors.index.json", *FILES]
+ADAPTER = "adapter_config.json"
+DOWNLOADED = ["config.json", ADAPTER, "model*.safetensors", "model.safetensors.index.json", *FILES]
 """What is fetched of a hub id; its other files hold pickles, code and other libraries' formats."""
 
 
@@ -56,6 +60,10 @@ def load_checkpoint(
     dtype: str | torch.dtype | None = None,
     device_map: DeviceMap | None = None,
     revision: str | None = None,
+    *,
+    attention: Attention | None = None,
+    readout_shift: int | None = None,
+    mask_token_id: int | None = None,
 ) -> HookedTransformer:
     """Load a checkpoint as a `HookedTransformer`, with `.tokenizer` if it has a tokenizer's files.
 
@@ -69,18 +77,30 @@ def load_checkpoint(
         device_map: In place of `device`, for models larger than one GPU: `auto`, or a device for each module (see
             :mod:`mdm_interp.checkpoints.placement`).
         revision: Branch, tag or commit of a hub id.
+        attention: `bidirectional` for a Llama or Qwen2 that was converted to masked diffusion and kept its class' name,
+            `causal` for one that only looks like it.
+        readout_shift: Of a converted model: 0 if a mask's token is predicted at the mask, -1 if one position before.
+        mask_token_id: Of a converted model; default: that of config.json, or of the tokenizer.
 
     Raises:
         UserError: the source cannot be found, is not a checkpoint of a format in :data:`FORMATS`, is damaged, or
-            contradicts itself; or the device cannot be used.
+            contradicts itself; the device cannot be used; or whether a model is causal is not to be told.
     """
     folder = _find(source, revision)
-    config = read_json(folder / "config.json")
+    config = _read_config(folder)
+    options = {"attention": attention, "readout_shift": readout_shift, "mask_token_id": mask_token_id}
+    asked = {name: value for name, value in options.items() if value is not None}
     try:
         format = find_format(config, FORMATS.values())
-        cfg = format.read_config(config)
+        if asked.get("attention") == "bidirectional" and "mask_token_id" not in asked:
+            asked |= {"mask_token_id": config["mask_token_id"]} if config.get("mask_token_id") is not None else {}
+        cfg = format.read_config(config, asked)
     except UserError as error:
         raise UserError(f"{folder / 'config.json'}: {error}") from error
+    mask_id = cfg.mask_token_id if format.settable else config.get("mask_token_id")
+    tokenizer = load_tokenizer(folder, config.get("pad_token_id"), mask_id, cfg.d_vocab, format.mask_token)
+    if format.settable:
+        cfg = _with_direction(folder, config, asked, cfg, tokenizer)
     stored = read_headers(folder)
     model = HookedTransformer(cfg, init_weights=False)
     try:
@@ -92,10 +112,64 @@ def load_checkpoint(
         raise UserError(f"{folder}: {error}") from error
     loaded_dtype = common if dtype is None else _dtype(dtype)
     devices = place(model, device, device_map, loaded_dtype)
-    model.tokenizer = load_tokenizer(folder, config, cfg.d_vocab, format.mask_token)
+    model.tokenizer = tokenizer
     load_weights(model, format, found, devices, loaded_dtype)
     model.pos_embed.to(devices["embed.W_E"])
     return model.to(loaded_dtype)  # type: ignore[return-value]
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    if (folder / ADAPTER).exists() and not (folder / "config.json").exists():
+        raise UserError(
+            f"{folder}: holds a PEFT adapter ({ADAPTER}) and no model; merge it into its base model "
+            "(`model.merge_and_unload().save_pretrained(…)`) and load that"
+        )
+    return read_json(folder / "config.json")
+
+
+def _with_direction(
+    folder: Path,
+    config: Mapping[str, Any],
+    asked: Mapping[str, Any],
+    cfg: ModelConfig,
+    tokenizer: PreTrainedTokenizerFast | None,
+) -> ModelConfig:
+    """Complete the config of a model whose class is causal, which a converted one may have kept.
+
+    Raises:
+        UserError: something says that it was converted, and the options do not say whether; or they leave out what no
+            file says.
+    """
+    mask = find_mask(tokenizer)
+    if "attention" not in asked:
+        signs = {
+            "auto_map": config.get("auto_map") is not None,
+            "mask_token_id": config.get("mask_token_id") is not None,
+            "is_causal": config.get("is_causal") is False,
+            f"a tokenizer with {mask!r}": mask is not None,
+        }
+        if found := [sign for sign, there in signs.items() if there]:
+            raise UserError(
+                f"{folder}: has {few(found)}, so it may be a causal model that was made bidirectional; say so with "
+                "attention='bidirectional', readout_shift=0 or -1 and mask_token_id=…, or attention='causal' if it was "
+                "not (--attention, --readout-shift, --mask-token-id)"
+            )
+        if asked:
+            raise UserError(f"{next(iter(asked))}: is of a bidirectional model; give attention='bidirectional', too")
+        return cfg
+    if cfg.is_causal:
+        return cfg
+    if "readout_shift" not in asked:
+        raise UserError(
+            "readout_shift: no file says where a converted model predicts a mask's token; give 0 (at the mask) or -1 "
+            "(one position before)"
+        )
+    if cfg.mask_token_id is None and (tokenizer is None or mask is None):
+        raise UserError(f"mask_token_id: neither config.json nor the tokenizer of {folder} says which it is; give it")
+    if cfg.mask_token_id is not None:
+        return cfg
+    tokenizer.mask_token = mask
+    return cfg.model_copy(update={"mask_token_id": tokenizer.mask_token_id})
 
 
 def save_checkpoint(

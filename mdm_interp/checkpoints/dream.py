@@ -16,6 +16,7 @@ class Dream(Qwen2):
     model_type = "Dream"
     fixed: ClassVar[dict[str, Any]] = Qwen2.fixed | {"attention": "bidirectional", "readout_shift": -1}
     fields: ClassVar[dict[str, str]] = Qwen2.fields | {"mask_token_id": "mask_token_id"}
+    settable: ClassVar[tuple[str, ...]] = ()
     mask_token = "<|mask|>"
     tokenizer_class = "DreamTokenizer"
     split_tokenizer = True

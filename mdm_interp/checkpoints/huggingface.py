@@ -39,6 +39,9 @@ LLAMA_LIKE = {
 }
 """What Llama, Qwen2, Dream and LLaDA have in common: ModelConfig fields."""
 
+CONVERTIBLE = ("attention", "readout_shift", "mask_token_id")
+"""What the class of a causal model does not say of one that was converted to masked diffusion."""
+
 
 class HuggingFaceFormat(Format):
     fields: ClassVar[dict[str, str]] = {
@@ -55,6 +58,12 @@ class HuggingFaceFormat(Format):
     optional: ClassVar[dict[str, str]] = {"d_head": "head_dim", "initializer_range": "initializer_range"}
     required: ClassVar[dict[str, Any]] = {"hidden_act": "silu"}
     tensors: ClassVar[dict[str, str]] = TENSORS
+    derived: ClassVar[dict[str, str]] = {"rotary_base": "rope_theta"}
+    read: ClassVar[tuple[str, ...]] = ("is_causal", "layer_types")
+
+    def says(self, config: Mapping[str, Any], field: str) -> bool:
+        nested = (config.get(name) for name in ("rope_parameters", "rope_scaling"))
+        return any(isinstance(rope, Mapping) and field in rope for rope in nested)
 
     def read_rest(self, config: Mapping[str, Any], values: dict[str, Any], problems: list[str]) -> None:
         given = {"rope_theta": config["rope_theta"]} if config.get("rope_theta") is not None else {}
@@ -68,8 +77,11 @@ class HuggingFaceFormat(Format):
             problems.append(" but ".join(f"{name} is {theta!r}" for name, theta in given.items()))
         else:
             values["rotary_base"] = thetas[0]
+        layer_types = config.get("layer_types")
+        if layer_types is not None and (not isinstance(layer_types, list) or {*layer_types} - {"full_attention"}):
+            problems.append(f"layer_types is {config['layer_types']!r:.80}, and only 'full_attention' is supported")
         causal = values["attention"] == "causal"
-        if config.get("is_causal", causal) is not causal:
+        if "attention" not in self.settable and config.get("is_causal", causal) is not causal:
             problems.append(f"is_causal is {config['is_causal']!r}, and only {causal} is supported")
 
     def write_rest(self, cfg: ModelConfig, config: dict[str, Any], problems: list[str]) -> None:

@@ -5,7 +5,7 @@ The gate of an MLP is `ff_proj`, its way down the block's own `ff_out`; the unem
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from mdm_interp.checkpoints.format import Format
@@ -63,22 +63,28 @@ class LLaDA(Format):
         "ln_final.w": "model.transformer.ln_f.weight",
         "unembed.W_U": "model.transformer.ff_out.weight",
     }
+    derived: ClassVar[dict[str, str]] = {
+        "n_key_value_heads": "n_kv_heads",
+        "d_mlp": "mlp_hidden_size",
+        "d_vocab": "embedding_size",
+    }
+    read: ClassVar[tuple[str, ...]] = ("mlp_ratio", "vocab_size", "multi_query_attention")
     mask_token = "<|mdm_mask|>"
 
     def read_rest(self, config: Mapping[str, Any], values: dict[str, Any], problems: list[str]) -> None:
         """Read three fields that may be null and then follow from others: that is the format's definition, not a
         default."""
-        derived = {
-            "n_key_value_heads": ("n_kv_heads", _kv_heads),
-            "d_mlp": ("mlp_hidden_size", lambda config: config["mlp_ratio"] * config["d_model"]),
-            "d_vocab": ("embedding_size", lambda config: config["vocab_size"]),
+        otherwise: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+            "n_key_value_heads": _kv_heads,
+            "d_mlp": lambda config: config["mlp_ratio"] * config["d_model"],
+            "d_vocab": lambda config: config["vocab_size"],
         }
-        for ours, (theirs, otherwise) in derived.items():
+        for ours, theirs in self.derived.items():
             if theirs not in config:
                 problems.append(f"{theirs} is missing")
                 continue
             try:
-                values[ours] = otherwise(config) if config[theirs] is None else config[theirs]
+                values[ours] = otherwise[ours](config) if config[theirs] is None else config[theirs]
             except (KeyError, TypeError) as error:
                 problems.append(f"{theirs} is null, and what it follows from is not given ({error})")
         rows, vocab = values.get("d_vocab"), config.get("vocab_size")

@@ -21,7 +21,8 @@ class Native(Format):
     architecture = "HookedTransformer"
     model_type = "mdm_interp"
 
-    def read_config(self, config: Mapping[str, Any]) -> ModelConfig:
+    def read_config(self, config: Mapping[str, Any], asked: Mapping[str, Any] | None = None) -> ModelConfig:
+        self.check_settable(asked or {})
         return self.make_config({name: value for name, value in config.items() if name not in IDENTITY})
 
     def write_config(self, cfg: ModelConfig) -> dict[str, Any]:

@@ -31,12 +31,13 @@ FILES += ("special_tokens_map.json",)
 
 
 def load_tokenizer(
-    folder: Path, config: Mapping[str, Any], d_vocab: int, mask_token: str | None = None
+    folder: Path, pad_id: Any, mask_id: int | None, d_vocab: int, mask_token: str | None = None
 ) -> PreTrainedTokenizerFast | None:
     """Load the tokenizer of a checkpoint's folder; None if the folder has none.
 
     Args:
-        config: config.json, which says where mask and padding are.
+        pad_id: Where config.json has the padding, if it says.
+        mask_id: Where the mask is, if that is known.
         d_vocab: Rows of the embedding, of which there must be one for every token.
         mask_token: The string to register at `mask_token_id` if the files hold nothing there.
 
@@ -67,16 +68,23 @@ def load_tokenizer(
         raise UserError(
             f"{folder}: the tokenizer's files do not fit together ({error}); download them again"
         ) from error
-    _set_mask(tokenizer, config.get("mask_token_id"), mask_token, folder)
+    _set_mask(tokenizer, mask_id, mask_token, folder)
     highest = max(tokenizer.get_vocab().values())
     if highest >= d_vocab:
         raise UserError(
             f"{folder}: the tokenizer has ids up to {highest}, but the embedding {d_vocab} rows; replace one"
         )
-    pad = config.get("pad_token_id")
-    if tokenizer.pad_token is None and isinstance(pad, int) and pad < len(tokenizer):
-        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
+    if tokenizer.pad_token is None and isinstance(pad_id, int) and pad_id < len(tokenizer):
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_id)
     return tokenizer
+
+
+def find_mask(tokenizer: PreTrainedTokenizerFast | None) -> str | None:
+    """Return the mask of a tokenizer: the one that it names, or else the only added token that is called so."""
+    if tokenizer is None or tokenizer.mask_token is not None:
+        return tokenizer and str(tokenizer.mask_token)
+    named = [token.content for token in tokenizer.added_tokens_decoder.values() if "mask" in token.content.lower()]
+    return named[0] if len(named) == 1 else None
 
 
 def qwen2_backend(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Tokenizer:
@@ -139,7 +147,7 @@ def _set_mask(tokenizer: PreTrainedTokenizerFast, mask_id: int | None, mask_toke
     if tokenizer.mask_token_id != mask_id:
         has = f"{tokenizer.convert_ids_to_tokens(mask_id)!r} there" if mask_id < len(tokenizer) else "no such id"
         raise UserError(
-            f"{folder}: mask_token_id is {mask_id} in config.json, but the tokenizer has {has} and its mask "
+            f"{folder}: mask_token_id is {mask_id}, but the tokenizer has {has} and its mask "
             f"{tokenizer.mask_token!r} at {tokenizer.mask_token_id}; give the tokenizer files of these weights"
         )
 

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from mdm_interp.checkpoints.format import Format
-from mdm_interp.errors import UserError
+from mdm_interp.errors import UserError, few
 from mdm_interp.files import write_text
 from mdm_interp.models.transformer import HookedTransformer
 from mdm_interp.tensors import save_tensors
@@ -89,7 +89,7 @@ def read_headers(folder: Path) -> dict[str, StoredTensor]:
                 stored[name] = StoredTensor(folder / file, tuple(header.get_shape()), header.get_dtype())
     astray = [f"{name} is not in {file}" for name, file in (placed or {}).items() if stored.get(name) is None]
     if astray:
-        raise UserError(f"{folder / INDEX}: does not fit the shards ({'; '.join(astray)}); download them again")
+        raise UserError(f"{folder / INDEX}: does not fit the shards ({few(astray, '; ')}); download them again")
     return stored
 
 
@@ -100,10 +100,10 @@ def _read_index(folder: Path) -> dict[str, str]:
     files = sorted(set(placed.values()))
     outside = [file for file in files if Path(file).name != file or not file.endswith(".safetensors")]
     if outside:
-        raise UserError(f"{folder / INDEX}: names {outside}, which are not safetensors files of the folder")
+        raise UserError(f"{folder / INDEX}: names {few(outside)}, which are not safetensors files of the folder")
     missing = [file for file in files if not (folder / file).exists()]
     if missing:
-        raise UserError(f"{folder / INDEX}: names files that are missing: {', '.join(missing)}; download them")
+        raise UserError(f"{folder / INDEX}: names files that are missing: {few(missing)}; download them")
     return placed
 
 
@@ -111,7 +111,7 @@ def _why_no_weights(folder: Path) -> str:
     pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern))
     if pickled:
         return (
-            f"has only pickled weights ({', '.join(pickled)}), and unpickling can run any code, so it is not done; "
+            f"has only pickled weights ({few(pickled)}), and unpickling can run any code, so it is not done; "
             "convert them to safetensors"
         )
     if any(folder.glob("*.safetensors")):
@@ -127,7 +127,7 @@ def most_common_dtype(stored: Mapping[str, StoredTensor]) -> torch.dtype:
     """
     quantised = [f"{name} ({tensor.dtype})" for name, tensor in stored.items() if tensor.dtype not in DTYPES]
     if quantised:
-        raise UserError(f"tensors are not stored in one of {', '.join(DTYPES)}: {', '.join(quantised)}")
+        raise UserError(f"tensors are not stored in one of {', '.join(DTYPES)}: {few(quantised)}")
     sizes: Counter[str] = Counter()
     for tensor in stored.values():
         sizes[tensor.dtype] += math.prod(tensor.shape)
@@ -158,8 +158,24 @@ def match_tensors(
         unknown.discard(format.tensor_name("unembed.W_U"))  # a copy that `check_tied` compares
     problems += [f"{name} is unknown" for name in sorted(unknown)]
     if problems:
-        raise UserError(f"tensors do not fit config.json: {'; '.join(problems)}")
+        raise UserError(f"tensors do not fit config.json: {few(problems, '; ')}{_wrapped(stored)}")
     return found
+
+
+WRAPPERS = {
+    "_orig_mod.": "torch.compile put before them; save the state_dict of the model that it wraps, `model._orig_mod`",
+    "base_model.model.": "PEFT put before them; merge the adapter first: `model.merge_and_unload().save_pretrained(…)`",
+    "module.": "DataParallel put before them; save the state_dict of the model that it wraps, `model.module`",
+}
+"""What stands before the names of tensors that were saved of a wrapped model."""
+
+
+def _wrapped(stored: Mapping[str, StoredTensor]) -> str:
+    """Say what stands before the names of all tensors, if it is something that is known."""
+    for prefix, said in WRAPPERS.items():
+        if all(name.startswith(prefix) for name in stored):
+            return f". All names begin with {prefix!r}, which {said}"
+    return ""
 
 
 def check_tied(format: Format, stored: Mapping[str, StoredTensor]) -> None:

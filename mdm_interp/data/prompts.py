@@ -13,8 +13,9 @@ as within it. What cannot be asked is skipped, with its row and the reason.
 from __future__ import annotations
 
 import csv
+import re
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +25,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from mdm_interp.config import Config, ModelConfig
 from mdm_interp.data.queries import Direction, Query, QueryPair, Span
-from mdm_interp.errors import UserError
+from mdm_interp.errors import UserError, few
 
 Kind = Literal["positional", "relational"]
 Sentence = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
@@ -172,8 +173,9 @@ def load_facts(path: str | Path, templates: FactTemplates | str | Path | None = 
     if not isinstance(templates, FactTemplates):
         templates = _find_templates(path, header, templates)
     if missing := sorted(templates.columns - set(header)):
+        _check_spelling(path, templates.columns, header)
         raise UserError(
-            f"{path}: no column {missing[0]!r}, which a template names; there are {', '.join(header)}: correct the "
+            f"{path}: no column {missing[0]!r}, which a template names; there are {few(header)}: correct the "
             "header or the template"
         )
     rows: dict[int, dict[str, str]] = {}
@@ -341,10 +343,20 @@ def _find_templates(path: Path, header: Sequence[str], templates: str | Path | N
         return FactTemplates.from_yaml(beside if templates is None else templates)
     if PARENT_CHILD.columns <= set(header):
         return PARENT_CHILD
+    _check_spelling(path, PARENT_CHILD.columns, header)
     raise UserError(
-        f"{path}: its columns are {', '.join(header)}, and without {', '.join(sorted(PARENT_CHILD.columns))} the facts "
+        f"{path}: its columns are {few(header)}, and without {', '.join(sorted(PARENT_CHILD.columns))} the facts "
         f"need templates of their own; put them into {beside.name} beside it"
     )
+
+
+def _check_spelling(path: Path, columns: Collection[str], header: Sequence[str]) -> None:
+    """Refuse a header in which columns are there with other capitals."""
+    spelled = {name.casefold(): name for name in header}
+    others = {column: spelled.get(column.casefold()) for column in columns if column not in header}
+    if others and all(others.values()):
+        column, there = next(iter(sorted(others.items())))
+        raise UserError(f"{path}: its column {there!r} should be {column!r}; correct the header")
 
 
 def _read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
@@ -355,6 +367,10 @@ def _read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read ({error}); give a CSV file in UTF-8") from error
     header = [column.strip() for column in lines[0]] if lines else []
+    if header and re.fullmatch(r"sep=.?", header[0]):
+        raise UserError(f"{path}: its first line is a spreadsheet's 'sep='; delete it, and separate columns by commas")
+    if len(header) == 1 and (between := [mark for mark in ";\t|" if mark in header[0]]):
+        raise UserError(f"{path}: its columns are separated by {between[0]!r}; separate them by commas")
     if repeated := sorted({column for column in header if header.count(column) > 1}):
         raise UserError(f"{path}: column {repeated[0]!r} appears twice in the header; rename one")
     if len(lines) < 2:

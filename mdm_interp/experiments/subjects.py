@@ -152,7 +152,8 @@ def open_probe(
         templates: How to state them.
         limit: Ask about the first so many usable facts only.
         twin: A second checkpoint, asked about the same facts.
-        loading: `device`, `dtype`, `device_map`, `revision` of `load_checkpoint`; the last is not the twin's.
+        loading: `device`, `dtype`, `device_map` of `load_checkpoint`, and others of its options, which are not the
+            twin's.
 
     Raises:
         UserError: a checkpoint or the facts cannot be used, or a checkpoint has no tokenizer.
@@ -162,7 +163,7 @@ def open_probe(
         table = replace(table, rows=dict(list(table.rows.items())[:limit]))
     name, model, other = Path(checkpoint).absolute().name, load_checkpoint(checkpoint, **loading), None
     if twin is not None:
-        alike = {name: value for name, value in loading.items() if name != "revision"}
+        alike = {name: value for name, value in loading.items() if name in ("device", "dtype", "device_map")}
         of_twin = Path(twin).absolute().name
         of_twin += " (twin)" if of_twin == name else ""  # run1/final and run2/final stay apart
         other = Probe.of(of_twin, load_checkpoint(twin, **alike), table)

@@ -11,6 +11,7 @@ measure says, as in results. It is there from the beginning, and replaced by a l
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import json
 import random
@@ -28,7 +29,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_
 from mdm_interp.config import Config, FactConfig, TrainConfig, one_line
 from mdm_interp.errors import UserError
 from mdm_interp.experiments.analysis import Analysis, discover
-from mdm_interp.experiments.results import tidy
+from mdm_interp.experiments.results import plain, tidy
 from mdm_interp.experiments.scope import metrics_at, rows_of, stages
 from mdm_interp.files import DEFAULT_ROOT, replacing
 from mdm_interp.parallel import Workers, find_place, progress_bars, side_by_side
@@ -152,8 +153,7 @@ class Sweep(Config):
 
     def at(self, config: TrainConfig) -> Point:
         """Return where on the axes a run is."""
-        content = config.model_dump(mode="json")
-        return {axis: _value(content, axis) for axis in self.axes}
+        return {axis: plain(functools.reduce(getattr, axis.split("."), config)) for axis in self.axes}
 
 
 def at(point: Mapping[str, Any]) -> str:
@@ -164,12 +164,6 @@ def at(point: Mapping[str, Any]) -> str:
 
 def _short(text: str, most: int = 250) -> str:
     return text if len(text) <= most else f"{text[:most]}…"
-
-
-def _value(content: Any, axis: str) -> Any:
-    for key in axis.split("."):
-        content = content[key]
-    return content
 
 
 # ---- running one

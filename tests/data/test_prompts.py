@@ -458,6 +458,11 @@ def test_unusable_rows_are_skipped_and_named(tmp_path: Path) -> None:
         (b"child,parent,parent_type\n", "holds no facts"),
         (b"child,parent\nDora,Gus\n", "its columns are child, parent, and without child, parent, parent_type"),
         (b"child,parent,child\nDora,Gus,Anna\n", "'child' appears twice"),
+        (b"child;parent;parent_type\nDora;Gus;father\n", "its columns are separated by ';'; separate them by commas"),
+        (b"child\tparent\tparent_type\nDora\tGus\tfather\n", r"its columns are separated by '\\t'"),
+        (b"sep=,\nchild,parent,parent_type\nDora,Gus,father\n", "its first line is a spreadsheet's 'sep='"),
+        (b"sep=;\nchild;parent;parent_type\nDora;Gus;father\n", "its first line is a spreadsheet's 'sep='"),
+        (b"Child,PARENT,parent_type\nDora,Gus,father\n", "its column 'Child' should be 'child'; correct the header"),
         ("child,parent,parent_type\nJosé,Gus,father\n".encode("latin-1"), "cannot be read .*utf-8.*UTF-8"),
         (b"child,parent,parent_type\nDora,Dora,father\n", "none of its 1 rows is a usable fact; row 0: answer and"),
         (b'child,parent,parent_type\n"Dora,Gus,father\n', "cannot be read .*end of data"),
@@ -476,6 +481,9 @@ def test_a_missing_file_or_column_is_named(tmp_path: Path) -> None:
     path = write(tmp_path, "Dora,Gus", header="child,parent")
     with pytest.raises(UserError, match="no column 'parent_type', which a template names; there are child, parent"):
         load_facts(path, PARENT_CHILD)
+    other = write(tmp_path, "Dora,Gus,father", header="child,parent,Parent_Type", name="other.csv")
+    with pytest.raises(UserError, match="its column 'Parent_Type' should be 'parent_type'; correct the header"):
+        load_facts(other, PARENT_CHILD)
     shutil.copy(path, tmp_path / "bad.yaml")
     with pytest.raises(UserError, match=r"bad\.yaml"):
         load_facts(path, tmp_path / "bad.yaml")

@@ -302,6 +302,16 @@ def test_the_table_holds_what_was_measured_at_each_point(planted: Path, tmp_path
         assert own["side"].tolist() == ["left", "right"] and own["seen"].tolist() == [config.seed] * 2
 
 
+def test_fields_that_files_leave_out_have_their_values_on_the_axes() -> None:
+    points = [{}, {"mask_rate": 0.5}, {"facts.noise": 0.25, "facts.gap": [2, 3]}]
+    sweep = sweep_of(points=points)
+    assert [sweep.at(config) for config in sweep.configs] == [
+        {"mask_rate": None, "facts.noise": 0.0, "facts.gap": 2},
+        {"mask_rate": 0.5, "facts.noise": 0.0, "facts.gap": 2},
+        {"mask_rate": None, "facts.noise": 0.25, "facts.gap": [2, 3]},
+    ]
+
+
 @pytest.mark.usefixtures("in_this_process")
 def test_the_result_of_each_measure_is_beside_the_table(planted: Path, tmp_path: Path) -> None:
     sweep = sweep_of(grid={"seed": [1, 2]}, measures=["planted"])
