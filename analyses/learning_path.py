@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 
 from mdm_interp import Analysis, Result, Run, Summary, TrainConfig, where
+from mdm_interp.config import Objective
 from mdm_interp.data.queries import Query
 from mdm_interp.data.worlds import FactWorld
 from mdm_interp.experiments.claims import ClaimTest
@@ -38,12 +39,18 @@ GROUPS = {
 }
 """The parts that make up the whole; `other` is gains and what a position scheme learns."""
 MANY = f"MDM rope, {MANY_HEADS} heads"
-SETTINGS = (*VARIANTS, MANY)
+ONE_SIDED: dict[Objective, str] = {"source_only": "MDM rope, left masked", "target_only": "MDM rope, right masked"}
+"""Objectives that mask one entity only, and what their models are called."""
+SETTINGS = (*VARIANTS, MANY, *ONE_SIDED.values())
+IN_A_ROW = 4
+"""How many settings the figure has side by side."""
 COLORS = dict(zip(GROUPS, (ORANGE, GREEN, PURPLE, SKY, GREY), strict=True))
 
 
 def setting_of(config: TrainConfig) -> str:
     """Name what a run is compared as."""
+    if config.objective in ONE_SIDED:
+        return ONE_SIDED[config.objective]
     return MANY if config.model.n_heads == MANY_HEADS else variant_of(config)
 
 
@@ -158,6 +165,15 @@ def draw(result: Result) -> Panels:
     shown = [setting for setting in SETTINGS if len(where(frame, setting=setting))]
     farthest = summary.where(phase="all").frame.filter(regex="value|low|high").abs().max(axis=None)
     nats = {"range": [-1.2 * farthest, 1.2 * farthest], "tickvals": TICKS}
+    for start in range(0, len(shown), IN_A_ROW):
+        _draw_settings(panels, shown[start : start + IN_A_ROW], reverse, summary, nats)
+    return panels
+
+
+def _draw_settings(
+    panels: Panels, shown: Sequence[str], reverse: pd.DataFrame, summary: Summary, nats: dict[str, Any]
+) -> None:
+    """Draw some settings side by side: over training, and below all of it."""
     y = {**nats, "title": "fall of the reverse loss<br>since the start (nats)"}
     row = panels.row(shown, x=TRAINING_STEPS, y=y, warp=np.arcsinh)  # linear below about 1, logarithmic beyond
     for panel, setting in zip(row, shown, strict=True):
@@ -178,7 +194,6 @@ def draw(result: Result) -> Panels:
         look: dict[str, Any] = {"symbol": "x-thin-open", "shift": 0.25, "upright": True}
         panel.estimates(nulls, name="reverse loss of another answer", color=CHANCE, **look)
         panel.level(0.0, name="no change", color=CHANCE, x=[-0.5, len(GROUPS) - 0.5], listed=False)
-    return panels
 
 
 def over_training(result: Result) -> pd.DataFrame:

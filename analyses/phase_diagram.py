@@ -200,7 +200,7 @@ def settings_of(result: Result) -> pd.DataFrame:
                     **{"axis": column.axis, "setting": column.name, "n_heads": int(n_heads)},
                     "runs": tuple(of_setting["run"].unique()),
                     "reverse": learnt["reverse_probability"].mean(),
-                    **{name: early[name].mean() for name in numbers if name not in ("exposures",)},
+                    **{name: early[name].mean() for name in numbers if name != "exposures"},
                     "forward_end": end["forward_probability"].mean(),
                     "reverse_end": end["reverse_probability"].mean(),
                     "exposures": learnt["exposures"].mean(),

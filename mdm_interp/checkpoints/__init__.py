@@ -164,10 +164,10 @@ def _with_direction(
             "readout_shift: no file says where a converted model predicts a mask's token; give 0 (at the mask) or -1 "
             "(one position before)"
         )
-    if cfg.mask_token_id is None and (tokenizer is None or mask is None):
-        raise UserError(f"mask_token_id: neither config.json nor the tokenizer of {folder} says which it is; give it")
     if cfg.mask_token_id is not None:
         return cfg
+    if tokenizer is None or mask is None:
+        raise UserError(f"mask_token_id: neither config.json nor the tokenizer of {folder} says which it is; give it")
     tokenizer.mask_token = mask
     return cfg.model_copy(update={"mask_token_id": tokenizer.mask_token_id})
 

@@ -81,8 +81,10 @@ def load_tokenizer(
 
 def find_mask(tokenizer: PreTrainedTokenizerFast | None) -> str | None:
     """Return the mask of a tokenizer: the one that it names, or else the only added token that is called so."""
-    if tokenizer is None or tokenizer.mask_token is not None:
-        return tokenizer and str(tokenizer.mask_token)
+    if tokenizer is None:
+        return None
+    if tokenizer.mask_token is not None:
+        return str(tokenizer.mask_token)
     named = [token.content for token in tokenizer.added_tokens_decoder.values() if "mask" in token.content.lower()]
     return named[0] if len(named) == 1 else None
 

@@ -231,15 +231,16 @@ def head_grid(seeds: Sequence[int]) -> list[TrainConfig]:
 
 
 def path_grid(seeds: Sequence[int]) -> list[TrainConfig]:
-    """Return what is followed through all of its training, in the world with filler: every variant, and rope with 4
-    heads; for every third seed, as each run is trained once more. All are in other grids too. A quick run has the
-    first variant alone."""
+    """Return what is followed through all of its training, in the world with filler: every variant, rope with 4 heads,
+    and rope where one side only is masked; for every third seed, as each run is trained once more, and `SIDELESS`
+    schemes for one. All are in other grids too. A quick run has the first variant alone."""
     made: list[tuple[Scheme, Objective, int]] = [(scheme, objective, 1) for scheme, objective in VARIANTS.values()]
-    made = made[:1] if is_quick(seeds) else [*made, ("rope", "any_order", MANY_HEADS)]
+    made += [("rope", "any_order", MANY_HEADS), *(("rope", objective, 1) for objective in OBJECTIVES[1:3])]
     return [
         small_model(WORLDS["relation_cycle"], scheme, objective, seed, n_heads=n_heads)
         for seed in seeds[: max(1, len(seeds) // 3)]
-        for scheme, objective, n_heads in made
+        for scheme, objective, n_heads in (made[:1] if is_quick(seeds) else made)
+        if seed == seeds[0] or scheme not in SIDELESS
     ]
 
 

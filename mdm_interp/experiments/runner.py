@@ -21,14 +21,21 @@ from typing import Any
 import plotly.graph_objects as go
 import torch
 
-from mdm_interp.config import DemoConfig, TrainConfig
+from mdm_interp.config import TrainConfig
 from mdm_interp.errors import UserError
 from mdm_interp.experiments.analysis import Analysis, discover, ledger
 from mdm_interp.experiments.claims import save_ledger
 from mdm_interp.experiments.exhibits import PAGES, write_exhibits
 from mdm_interp.experiments.report import write_figures, write_index
 from mdm_interp.experiments.results import Result
-from mdm_interp.experiments.subjects import Lab, train_demos
+from mdm_interp.experiments.subjects import (
+    DemoBars,
+    DemoStep,
+    Lab,
+    demo_task,
+    missing_demos,
+    train_one_demo,
+)
 from mdm_interp.files import write_text
 from mdm_interp.parallel import find_place, progress_bars, side_by_side
 
@@ -48,7 +55,6 @@ def reproduce(analyses: Sequence[Analysis], lab: Lab, out: Path) -> Reported:
     results in `out`. What is there already is neither trained, nor measured, nor drawn again."""
     wanted = [config for analysis in analyses for config in analysis.configs(lab.seeds)]
     lab.runs([config for config in wanted if isinstance(config, TrainConfig)])
-    train_demos(list(dict.fromkeys(config for config in wanted if isinstance(config, DemoConfig))), lab)
     torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
     results = measure_all(analyses, lab, out)
     names = [analysis.name for analysis in analyses]
@@ -140,13 +146,14 @@ def measure_all(analyses: Sequence[Analysis], lab: Lab, out: Path) -> list[Resul
 
     What `out` lacks is measured there: shares of the subjects, as many at a time as the lab has workers, each in a
     process of its own, here or on a Dask cluster, that finds its analysis by name; in this process where there is one
-    worker.
+    worker. Demo checkpoints that have to be trained for it come first, beside whatever needs none.
 
     Raises:
         Exception: the first one that an analysis ended in, once all others are measured.
     """
     missing = [analysis for analysis in analyses if analysis.stored(lab, out) is None]
     missing.sort(key=lambda a: (a.slow, a.kind == "demos", len(a.configs(lab.seeds))), reverse=True)  # long ones first
+    needed = dict.fromkeys(config for a in missing if a.kind == "demos" for config in a.configs(lab.seeds))
     installed = discover()
     own = [analysis for analysis in missing if analysis not in installed]
     shares = [(analysis.name, share) for analysis in missing if analysis in installed for share in analysis.shares(lab)]
@@ -160,8 +167,9 @@ def measure_all(analyses: Sequence[Analysis], lab: Lab, out: Path) -> list[Resul
                     errors.append(error)
 
             there = replace(lab, root=lab.root.absolute(), device=device, workers=1)
-            tasks = [(name, there, out.absolute(), share) for name, share in shares]
-            side_by_side(_measure_share, tasks, workers=lab.workers or n, show=bars.show, finished=finished)
+            tasks = [(train_one_demo, demo_task(config, lab, device)) for config in missing_demos(list(needed), lab)]
+            tasks += [(_measure_share, (name, there, out.absolute(), share)) for name, share in shares]
+            side_by_side(_call, tasks, workers=lab.workers or n, show=bars.show, finished=finished)
         else:
             own = missing
         for analysis in own:
@@ -173,6 +181,10 @@ def measure_all(analyses: Sequence[Analysis], lab: Lab, out: Path) -> list[Resul
     if errors:
         raise errors[0]
     return [analysis.result(lab, out) for analysis in analyses]
+
+
+def _call(function: Callable[..., None], given: tuple[Any, ...], report: Callable[[Any], Any]) -> None:
+    function(*given, report)
 
 
 def _measure_share(name: str, lab: Lab, out: Path, share: Sequence[str], report: Callable[[Measured], Any]) -> None:
@@ -199,6 +211,7 @@ class _Bars:
     def __init__(self, total: int) -> None:
         self.progress = progress_bars(transient=True)
         self.tasks: dict[str, Any] = {}
+        self.demos = DemoBars(self.progress)
         self.done: Counter[str] = Counter()
         self.all = self.progress.add_task("analyses", total=total, values="") if total > 1 else None
 
@@ -209,7 +222,10 @@ class _Bars:
     def __exit__(self, *exception: object) -> None:
         self.progress.stop()
 
-    def show(self, measured: Measured) -> None:
+    def show(self, measured: Measured | DemoStep) -> None:
+        if isinstance(measured, DemoStep):
+            self.demos.show(measured)
+            return
         if measured.name not in self.tasks:
             description = f"measuring {measured.name}"
             self.tasks[measured.name] = self.progress.add_task(description, total=measured.total, values="")

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from rich.progress import Progress, TaskID
+
 from mdm_interp.checkpoints import load_checkpoint
 from mdm_interp.config import DemoConfig, TrainConfig
 from mdm_interp.data.prompts import FactTable, FactTemplates, Kind, Prompts, load_facts, make_prompts
@@ -194,30 +196,45 @@ def demo_folder(config: DemoConfig, root: Path) -> Path:
 
 def train_demos(configs: Sequence[DemoConfig], lab: Lab) -> list[Path]:
     """Return the folders of the demo checkpoints of `configs`; those that the run store lacks are trained first."""
-    wanted = {config: demo_folder(config, lab.root) for config in configs}
-    missing = [(config, folder) for config, folder in wanted.items() if not (folder / "config.json").exists()]
-    if missing:
+    if missing := missing_demos(configs, lab):
         n, device = find_place(lab.workers, lab.device)
-        with progress_bars() as bars:
-            tasks = {
-                config.digest(): bars.add_task(f"demo {config.format}", total=config.steps, values="")
-                for config, _ in missing
-            }
-
-            def show(progressed: tuple[str, int, float]) -> None:
-                digest, step, loss = progressed
-                bars.update(tasks[digest], completed=step, values=f"loss {loss:.2f}")
-
-            side_by_side(
-                _train_demo,
-                [(folder.absolute(), config, device) for config, folder in missing],
-                workers=lab.workers or n,
-                show=show,
-            )
-    return [wanted[config] for config in configs]
+        tasks = [demo_task(config, lab, device) for config in missing]
+        with progress_bars() as progress:
+            side_by_side(train_one_demo, tasks, workers=lab.workers or n, show=DemoBars(progress).show)
+    return [demo_folder(config, lab.root) for config in configs]
 
 
-def _train_demo(
-    folder: Path, config: DemoConfig, device: str, report: Callable[[tuple[str, int, float]], None]
-) -> None:
-    train_demo(folder, config, device=device, report=lambda step, loss: report((config.digest(), step, loss)))
+def missing_demos(configs: Sequence[DemoConfig], lab: Lab) -> list[DemoConfig]:
+    """Return which demo checkpoints the run store lacks."""
+    return [config for config in configs if not (demo_folder(config, lab.root) / "config.json").exists()]
+
+
+def demo_task(config: DemoConfig, lab: Lab, device: str) -> tuple[Path, DemoConfig, str]:
+    """Return what :func:`train_one_demo` is called with, in whatever process."""
+    return demo_folder(config, lab.root).absolute(), config, device
+
+
+@dataclass(frozen=True)
+class DemoStep:
+    """How far a demo checkpoint is."""
+
+    config: DemoConfig
+    step: int
+    loss: float
+
+
+def train_one_demo(folder: Path, config: DemoConfig, device: str, report: Callable[[DemoStep], Any]) -> None:
+    """Train a demo checkpoint in this process."""
+    train_demo(folder, config, device=device, report=lambda step, loss: report(DemoStep(config, step, loss)))
+
+
+class DemoBars:
+    """A progress bar for each demo checkpoint in training."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress, self.tasks = progress, dict[DemoConfig, TaskID]()
+
+    def show(self, at: DemoStep) -> None:
+        if at.config not in self.tasks:
+            self.tasks[at.config] = self.progress.add_task(f"demo {at.config.format}", total=at.config.steps, values="")
+        self.progress.update(self.tasks[at.config], completed=at.step, values=f"loss {at.loss:.2f}")

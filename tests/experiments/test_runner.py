@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from cluster_helpers import Cluster
+from helpers import tiny_grid
 
 from mdm_interp import cli
 from mdm_interp.config import ModelConfig, TrainConfig
@@ -21,7 +22,7 @@ from mdm_interp.experiments import analysis, runner
 from mdm_interp.experiments.analysis import ENTRY_POINTS, Analysis, discover
 from mdm_interp.experiments.results import Result
 from mdm_interp.experiments.runner import measure_all
-from mdm_interp.experiments.subjects import Lab
+from mdm_interp.experiments.subjects import Lab, demos, train_one_demo
 from mdm_interp.training.loop import train, train_ensemble
 from mdm_interp.training.runs import Run
 
@@ -135,6 +136,32 @@ def test_the_runs_of_another_packages_analyses_are_measured_side_by_side_once(
     assert (again[0], processes(again[1])) == (results[0], {os.getpid()}), "a single share needs no other process"
     assert [{**row, "process": 0} for row in again[1].rows] == [{**row, "process": 0} for row in results[1].rows]
     assert sorted(path.name for path in out.iterdir()) == [f"{name}.json" for name in NAMES], "no parts are left"
+
+
+def test_demos_are_trained_first_and_once_beside_what_needs_none(
+    planted: list[Analysis], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two analyses of checkpoints ask for the same demos, and one analysis of runs for none."""
+    given: list[tuple[Any, ...]] = []
+
+    def recorded(function: Any, tasks: Any, **_: Any) -> None:
+        given.extend(tasks)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "side_by_side", recorded)
+    of_demos = [analysis for analysis in discover() if analysis.kind == "demos"][:2]
+    with tiny_grid(), pytest.raises(KeyboardInterrupt):
+        measure_all([planted[0], *of_demos], Lab(n_seeds=2, root=tmp_path / "runs", workers=2), tmp_path / "out")
+    trained = [args[1] for function, args in given if function is train_one_demo]
+    with tiny_grid():
+        assert trained == demos(range(2))
+    assert [function is train_one_demo for function, _ in given] == sorted(
+        (function is train_one_demo for function, _ in given), reverse=True
+    )
+    assert {args[0] for function, args in given if function is not train_one_demo} == {
+        planted[0].name,
+        *(analysis.name for analysis in of_demos),
+    }
 
 
 def test_an_error_in_one_analysis_does_not_lose_the_others(planted: list[Analysis], tmp_path: Path) -> None:
