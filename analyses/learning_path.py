@@ -136,8 +136,8 @@ def takeaway(result: Result) -> str:
     def through(setting: str, phase: str) -> str:
         of = {"setting": setting, "loss": "reverse", "phase": phase}
         total = summary.at("fall", **of)
-        parts = ", ".join(f"{group} {-summary.at(group, **of).value:+.2f}" for group in list(GROUPS)[:4])
-        return f"{-total.value:+.2f} ({parts})" if total.n else "none"
+        parts = [f"{-summary.at(group, **of).value:+.2f}" for group in list(GROUPS)[:2]]
+        return f"{-total.value:+.2f} ({', '.join(parts)})" if total.n else "none"
 
     missing = summary.where("missing_share").frame["value"].max()
     shown = [setting for setting in SETTINGS if len(summary.where("fall", setting=setting))]
@@ -149,8 +149,9 @@ def takeaway(result: Result) -> str:
         == {"above"}
     ]
     return (
-        f"Change of the reverse loss over training, in nats, and through which parts: {told}. Storage lowered it, and "
-        f"by more than another answer's, in: {', '.join(lowered) or 'none'}. What the parts leave out is at most "
+        "Change of the reverse loss over training, in nats, and in brackets that through storage and that through "
+        f"routing: {told}. Storage lowered it, and by more than another answer's, in: "
+        f"{', '.join(lowered) or 'none'}. What the parts leave out is at most "
         f"{missing:.1%} of a change."
     )
 

@@ -97,9 +97,9 @@ def load_checkpoint(
         cfg = format.read_config(config, asked)
     except UserError as error:
         raise UserError(f"{folder / 'config.json'}: {error}") from error
-    mask_id = cfg.mask_token_id if format.settable else config.get("mask_token_id")
+    mask_id = cfg.mask_token_id if format.convertible else config.get("mask_token_id")
     tokenizer = load_tokenizer(folder, config.get("pad_token_id"), mask_id, cfg.d_vocab, format.mask_token)
-    if format.settable:
+    if format.convertible:
         cfg = _with_direction(folder, config, asked, cfg, tokenizer)
     stored = read_headers(folder)
     model = HookedTransformer(cfg, init_weights=False)

@@ -116,6 +116,11 @@ class Format:
     ignored: ClassVar[str] = r"(^|\.)rotary_emb\.inv_freq$"
     """Tensors passed over: frequencies that old files store, and that follow from `rope_theta`."""
 
+    @property
+    def convertible(self) -> bool:
+        """Whether the format's class is causal, and models of it may be used otherwise."""
+        return "attention" in self.settable and self.fixed.get("attention") == "causal"
+
     # ---- config.json
 
     def read_config(self, config: Mapping[str, Any], asked: Mapping[str, Any] | None = None) -> ModelConfig:
@@ -165,7 +170,7 @@ class Format:
         Raises:
             UserError: something asked for is not `settable`.
         """
-        if fixed := [name for name in asked if name not in self.settable]:
+        if fixed := [name for name in asked if not self.convertible or name not in self.settable]:
             raise UserError(
                 f"{fixed[0]}: {asked[fixed[0]]!r} cannot be set, as format {self.name} says it; leave it out"
             )

@@ -81,7 +81,7 @@ class HuggingFaceFormat(Format):
         if layer_types is not None and (not isinstance(layer_types, list) or {*layer_types} - {"full_attention"}):
             problems.append(f"layer_types is {config['layer_types']!r:.80}, and only 'full_attention' is supported")
         causal = values["attention"] == "causal"
-        if "attention" not in self.settable and config.get("is_causal", causal) is not causal:
+        if not self.convertible and config.get("is_causal", causal) is not causal:
             problems.append(f"is_causal is {config['is_causal']!r}, and only {causal} is supported")
 
     def write_rest(self, cfg: ModelConfig, config: dict[str, Any], problems: list[str]) -> None:
