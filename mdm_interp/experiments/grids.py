@@ -235,7 +235,8 @@ def path_grid(seeds: Sequence[int]) -> list[TrainConfig]:
     and rope where one side only is masked; for every third seed, as each run is trained once more, and `SIDELESS`
     schemes for one. All are in other grids too. A quick run has the first variant alone."""
     made: list[tuple[Scheme, Objective, int]] = [(scheme, objective, 1) for scheme, objective in VARIANTS.values()]
-    made += [("rope", "any_order", MANY_HEADS), *(("rope", objective, 1) for objective in OBJECTIVES[1:3])]
+    made.append(("rope", "any_order", MANY_HEADS))
+    made.extend(("rope", objective, 1) for objective in OBJECTIVES[1:3])
     return [
         small_model(WORLDS["relation_cycle"], scheme, objective, seed, n_heads=n_heads)
         for seed in seeds[: max(1, len(seeds) // 3)]
