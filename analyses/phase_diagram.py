@@ -86,14 +86,17 @@ class Column:
 @cache
 def columns() -> tuple[Column, ...]:
     """Return the columns of the whole map."""
-    return tuple(
-        Column(axis_of(point), name_of(point), {run.digest(): run.model.n_heads for run in configs_of(point)})
-        for point in SWEEP.points or ()
-    )
+    return columns_of(SWEEP)
 
 
-def configs_of(point: Point) -> list[TrainConfig]:
-    return Sweep(base=SWEEP.base, grid=SWEEP.grid, points=[point]).configs
+def columns_of(sweep: Sweep) -> tuple[Column, ...]:
+    """Return a column for each point of a sweep."""
+    found = []
+    for point in sweep.points or ():
+        configs = Sweep(base=sweep.base, grid=sweep.grid, points=[point]).configs
+        runs = {config.digest(): config.model.n_heads for config in configs}
+        found.append(Column(axis_of(point), name_of(point), runs))
+    return tuple(found)
 
 
 def axis_of(point: Point) -> str:

@@ -13,6 +13,7 @@ import check_helpers
 import jaxtyping
 import pytest
 import torch
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from cli_helpers import Ended
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 check_helpers.install()
 os.fsync = lambda _: None  # no test outlives a power failure, and each waits for the disk a thousand times
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
+
+# A busy machine takes its time.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 
 
 SLOW = {f"test_{name}" for name in ("repeatability", "runner", "subjects", "exhibits", "parallel", "provenance")}
@@ -77,6 +82,7 @@ def real_grid(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in helpers.REAL.items():
         monkeypatch.setattr(helpers.grids, name, value)
     monkeypatch.setattr(helpers.scope, "LEARNT", helpers.REAL_LEARNT)
+    monkeypatch.setattr(helpers.phase_diagram, "SWEEP", helpers.REAL_MAP)
 
 
 @pytest.fixture

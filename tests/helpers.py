@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 
 REAL = {name: getattr(grids, name) for name in ("WORLDS", "small_model", "pool_world", "QUICK_SEEDS")}
 REAL["WORLDS"] = dict(grids.WORLDS)
-REAL_LEARNT = scope.LEARNT
+REAL_LEARNT, REAL_MAP = scope.LEARNT, phase_diagram.SWEEP
 """What :func:`tiny_grid` replaces, as it was."""
 
 TINY: dict[str, Any] = {"d_model": 16, "n_heads": 4, "n_layers": 2, "d_vocab": 13, "n_ctx": 12}
@@ -144,7 +143,8 @@ def tiny_grid() -> Iterator[None]:
         patch.setattr(scope, "LEARNT", 0.15)  # what so short a training reaches
         patch.setattr(phase_diagram, "LEARNT", 0.18)
         patch.setattr(phase_diagram, "SWEEP", TINY_MAP)
-        patch.setattr(phase_diagram, "columns", cache(phase_diagram.columns.__wrapped__))
+        columns = phase_diagram.columns_of(REAL_MAP) + phase_diagram.columns_of(TINY_MAP)  # committed results, too
+        patch.setattr(phase_diagram, "columns", lambda: columns)
         patch.setattr(subjects, "train_all", train_here)
         patch.setattr(subjects, "DEMO", TINY_DEMO)
         patch.setattr(subjects, "side_by_side", one_after_the_other)

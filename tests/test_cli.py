@@ -348,7 +348,7 @@ def test_reproduce_writes_what_it_says_and_works_once(
         "no PNGs: there is no browser",
         "1 figure in figures/quick; open figures/quick/index.html",
     ]
-    assert len(work.trained) == len(work.measured) == 15
+    assert len(work.trained) == len(work.measured) == 12
     assert all(steps == sorted(set(steps)) for steps in work.measured.values())
     measured = {run: list(steps) for run, steps in work.measured.items()}
     assert [path.name for path in (tmp_path / "figures").iterdir()] == ["quick"]
@@ -363,7 +363,7 @@ def test_reproduce_writes_what_it_says_and_works_once(
     before = contents(tmp_path)
 
     assert mdm_interp(*ONLY, 1) == ended
-    assert (len(work.trained), work.measured) == (15, measured), "trained or measured a second time"
+    assert (len(work.trained), work.measured) == (12, measured), "trained or measured a second time"
     assert contents(tmp_path) == before, "the same results make other files"
 
     assert mdm_interp(*ONLY, 2).code == 0
@@ -404,7 +404,7 @@ def test_one_analysis_runs_alone(mdm_interp: Callable[..., Ended], tmp_path: Pat
     ended = mdm_interp(*asked, entry=partial(run_one, reversal_curse.ANALYSIS))
     assert ended.code == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "store"]
-    assert len(list((tmp_path / "store").iterdir())) == len(work.trained) == 15
+    assert len(list((tmp_path / "store").iterdir())) == len(work.trained) == 12
 
 
 @pytest.mark.slow

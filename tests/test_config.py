@@ -213,6 +213,7 @@ OTHER_VALUES: dict[type[Config], tuple[dict[str, Any], dict[str, Any]]] = {
             "seq_len": 9,
             "gap": (2, 3),
             "reversed_share": 0.5,
+            "noise": 0.1,
         },
     ),
     TrainConfig: (

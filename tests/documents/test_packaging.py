@@ -75,7 +75,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
         entry_points = archive.read(f"{info}/entry_points.txt").decode()
     packaged = [ROOT / "mdm_interp" / "py.typed", *(ROOT / "mdm_interp" / "viz" / "assets").iterdir()]
     packaged += [path for package in ("mdm_interp", "analyses") for path in (ROOT / package).rglob("*.py")]
-    packaged += (ROOT / "mdm_interp").rglob("*.pyi")
+    packaged += [*(ROOT / "mdm_interp").rglob("*.pyi"), *(ROOT / "analyses").glob("*.yaml")]
     assert {name for name in names if not name.startswith(info)} == {str(path.relative_to(ROOT)) for path in packaged}
     assert f"{info}/licenses/LICENSE" in names
     assert "[console_scripts]\nmdm-interp = mdm_interp.cli:main" in entry_points

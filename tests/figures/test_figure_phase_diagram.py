@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import planted_result
+from helpers import REAL_MAP, planted_result
 
 from analyses import phase_diagram
-from analyses.phase_diagram import AXES, EXPLAINING, HEADS, KNOWN, SWEEP, coarse, columns, settings_of, share
+from analyses.phase_diagram import AXES, EXPLAINING, HEADS, KNOWN, coarse, columns_of, settings_of, share
 from mdm_interp.experiments.results import Result
 from mdm_interp.stats import held_out
+
+COLUMNS = columns_of(REAL_MAP)
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +27,7 @@ def planted(reverse: Callable[[int, int], float], told: str | None, *, unlearnt:
     """A map on which `reverse` gives the outcome of each column and number of heads, and `told` is it, rising or
     falling at random otherwise."""
     chooser, rows = np.random.default_rng(0), []
-    for at, column in enumerate(columns()):
+    for at, column in enumerate(COLUMNS):
         for run, n_heads in column.runs.items():
             if any(row["run"] == run for row in rows):
                 continue
@@ -48,35 +50,35 @@ def gradual(at: int, n_heads: int) -> float:
 
 
 def test_every_point_of_the_file_is_a_column_of_one_axis_with_a_name_of_its_own() -> None:
-    names = [column.name for column in columns()]
-    assert len(set(names)) == len(names) == len(SWEEP.points or ())
-    assert [column.axis for column in columns() if not column.axis] == [""]
-    assert {column.axis for column in columns()} == {"", *AXES}
+    names = [column.name for column in COLUMNS]
+    assert len(set(names)) == len(names) == len(REAL_MAP.points or ())
+    assert [column.axis for column in COLUMNS if not column.axis] == [""]
+    assert {column.axis for column in COLUMNS} == {"", *AXES}
     fields = {field for fields in AXES.values() for field in fields}
-    assert {field for point in SWEEP.points or () for field in point} == fields
-    digests = {config.digest() for config in SWEEP.configs}
-    assert {run for column in columns() for run in column.runs} == digests
-    assert all(sorted(set(column.runs.values())) == HEADS for column in columns())
+    assert {field for point in REAL_MAP.points or () for field in point} == fields
+    digests = {config.digest() for config in REAL_MAP.configs}
+    assert {run for column in COLUMNS for run in column.runs} == digests
+    assert all(sorted(set(column.runs.values())) == HEADS for column in COLUMNS)
 
 
-def test_the_coarse_map_is_part_of_the_whole_one() -> None:
-    whole = {run for column in columns() for run in column.runs}
+def test_the_coarse_map_is_part_of_the_whole_one(real_grid: None) -> None:
+    whole = {run for column in COLUMNS for run in column.runs}
     assert {config.digest() for config in coarse(range(3))} <= whole
     assert len(coarse(range(3))) == 5 and len(coarse(range(10))) == 30
 
 
 def test_a_setting_is_the_mean_of_its_seeds_and_left_out_unless_all_learnt_it() -> None:
-    first, *_ = columns()[0].runs
+    first, *_ = COLUMNS[0].runs
     result = planted(gradual, None)
     table = settings_of(result)
     row = table[(table["axis"] == "") & (table["n_heads"] == 1)].iloc[0]
-    assert (row["reverse"], row["n"]) == (pytest.approx(gradual(0, 1), abs=1e-6), 2)
-    early = result.frame[(result.frame["stage"] == "early") & result.frame["run"].isin(columns()[0].runs)]
-    of_one = early[early["run"].map(columns()[0].runs) == 1]
+    assert (row["reverse"], len(row["runs"])) == (pytest.approx(gradual(0, 1), abs=1e-6), 2)
+    early = result.frame[(result.frame["stage"] == "early") & result.frame["run"].isin(COLUMNS[0].runs)]
+    of_one = early[early["run"].map(COLUMNS[0].runs) == 1]
     assert row["alignment"] == pytest.approx(of_one["alignment"].mean())
     assert row["reverse_early"] == pytest.approx(of_one["reverse_probability"].mean())
     without = settings_of(planted(gradual, None, unlearnt=first))
-    row = without[(without["axis"] == "") & (without["n_heads"] == columns()[0].runs[first])].iloc[0]
+    row = without[(without["axis"] == "") & (without["n_heads"] == COLUMNS[0].runs[first])].iloc[0]
     assert np.isnan(row["reverse"]) and row["reverse_end"] > 0
 
 
@@ -94,7 +96,7 @@ def test_where_nothing_predicts_it_the_sentence_says_so() -> None:
     assert "(* not surely less)" in said
 
 
-def test_a_coarse_map_says_where_it_holds_and_no_more() -> None:
+def test_a_coarse_map_says_where_it_holds_and_no_more(real_grid: None) -> None:
     whole = planted(lambda at, n_heads: 0.9 if n_heads == 1 else 0.1, None)
     kept = {config.digest() for config in coarse(range(3))}
     rows = [row for row in whole.rows if row["run"] in kept]

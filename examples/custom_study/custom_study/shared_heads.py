@@ -13,7 +13,7 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from mdm_interp import Analysis, HookedTransformer, Query, Result, Run, Summary, TrainConfig, predict, stages
-from mdm_interp.experiments.grids import MANY_HEADS, MDM_SCHEMES, head_grid
+from mdm_interp.experiments.grids import MANY_HEADS, head_grid
 from mdm_interp.viz import FORWARD, GREY, REVERSE, Panels
 
 QUERIES = {"forward": FORWARD, "reverse": REVERSE}
@@ -89,7 +89,7 @@ def takeaway(result: Result) -> str:
 
     return (
         "Nats that the reverse answer loses without the head that forward answers need most: "
-        f"{', '.join(map(said, MDM_SCHEMES))}."
+        f"{', '.join(map(said, dict.fromkeys(result.frame['scheme'])))}."
     )
 
 
@@ -102,7 +102,8 @@ def draw(result: Result) -> Panels:
             ("chosen", f"head that forward queries need most, {side} query", color, "circle"),
             ("others", "control: the other heads", GREY, "diamond-open"),
         ):
-            estimates = {scheme: result.summary.at(head, scheme=scheme, query=side) for scheme in MDM_SCHEMES}
+            schemes = dict.fromkeys(result.frame["scheme"])
+            estimates = {scheme: result.summary.at(head, scheme=scheme, query=side) for scheme in schemes}
             panel.estimates(estimates, name=name, color=shade, symbol=symbol, upright=True)
     return panels
 
