@@ -263,7 +263,7 @@ def draw(result: Result) -> Panels:
     shown = settings[["axis", "setting"]].drop_duplicates()
     for quantity, title in QUANTITIES.items():
         first, last = quantity == "reverse", quantity == list(QUANTITIES)[-1]
-        y = {"type": "category", "tickfont": {"size": 12}, "title": "heads" if first else None}
+        y = {"type": "category", "tickfont": {"size": 12}, "title": "heads"}
         x = {"type": "category", "tickangle": 60, "tickfont": {"size": 12}, "title": "setting"}
         height = max(90, 28 * settings["n_heads"].nunique())
         title += " (–: not learnt so far)" if first else ""

@@ -83,6 +83,7 @@ def real_grid(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(helpers.grids, name, value)
     monkeypatch.setattr(helpers.scope, "LEARNT", helpers.REAL_LEARNT)
     monkeypatch.setattr(helpers.phase_diagram, "SWEEP", helpers.REAL_MAP)
+    monkeypatch.setattr(helpers.phase_diagram, "LEARNT", helpers.REAL_MAP_LEARNT)
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 
 REAL = {name: getattr(grids, name) for name in ("WORLDS", "small_model", "pool_world", "QUICK_SEEDS")}
 REAL["WORLDS"] = dict(grids.WORLDS)
-REAL_LEARNT, REAL_MAP = scope.LEARNT, phase_diagram.SWEEP
+REAL_LEARNT, REAL_MAP, REAL_MAP_LEARNT = scope.LEARNT, phase_diagram.SWEEP, phase_diagram.LEARNT
 """What :func:`tiny_grid` replaces, as it was."""
 
 TINY: dict[str, Any] = {"d_model": 16, "n_heads": 4, "n_layers": 2, "d_vocab": 13, "n_ctx": 12}
@@ -113,7 +113,7 @@ TINY_MAP = Sweep(
     base={
         "model": {"d_model": 16},
         "facts": {"n_entities": 9, "n_filler": 4},
-        **{"steps": 30, "batch_size": 16, "warmup": 1, "n_checkpoints": 4},
+        **{"steps": 150, "batch_size": 16, "lr": 1e-2, "warmup": 1, "n_checkpoints": 8},
     },
     grid={"model.n_heads": [1, 2, 4, 8], "seed": [0, 1]},
     points=[

@@ -481,7 +481,8 @@ def has_marks(trace: Any) -> bool:
     drawn = [trace.z] if trace.type == "heatmap" else [trace.x, trace.y]
     values = [np.asarray(axis) for axis in drawn]
     if trace.type == "heatmap" and trace.text is not None:
-        values = [values[0][np.asarray(trace.text) != ""]]  # a cell that says nothing is of what was not measured
+        # A cell that says nothing is of what was not measured, a dash of what is not defined.
+        values = [values[0][~np.isin(np.asarray(trace.text), ["", "–"])]]
     numbers = [axis.astype(float) for axis in values if axis.dtype.kind not in "US"]
     return all(axis.size for axis in values) and all(np.isfinite(axis).all() for axis in numbers) and bool(numbers)
 
