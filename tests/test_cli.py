@@ -367,7 +367,7 @@ def test_reproduce_writes_what_it_says_and_works_once(
     assert contents(tmp_path) == before, "the same results make other files"
 
     assert mdm_interp(*ONLY, 2).code == 0
-    assert len(work.trained) == len(work.measured) == 21
+    assert len(work.trained) == len(work.measured) == 16
     assert {run.config.seed for run in work.trained[15:]} == {1}
 
 
