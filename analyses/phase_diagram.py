@@ -186,9 +186,9 @@ def settings_of(result: Result) -> pd.DataFrame:
     `runs` are its runs; settings that several axes have in common are in one row per axis.
     """
     frame, rows, known = result.frame, [], set[str]()
-    numbers = [*EXPLAINING, *(f"{name}_null" for name in EXPLAINING), "exposures"]
-    numbers += ["forward_probability", "reverse_probability"]
-    frame = frame.astype(dict.fromkeys(numbers, float))
+    explaining = [*EXPLAINING, *(f"{name}_null" for name in EXPLAINING)]
+    others = ["exposures", "forward_probability", "reverse_probability"]
+    frame = frame.astype(dict.fromkeys([*explaining, *others], float))
     for column in columns():
         at = frame.assign(n_heads=frame["run"].map(column.runs)).dropna(subset=["n_heads"])
         if at.empty or set(at["run"]) <= known:  # nothing of its own
@@ -203,7 +203,7 @@ def settings_of(result: Result) -> pd.DataFrame:
                     **{"axis": column.axis, "setting": column.name, "n_heads": int(n_heads)},
                     "runs": tuple(of_setting["run"].unique()),
                     "reverse": learnt["reverse_probability"].mean(),
-                    **{name: early[name].mean() for name in numbers if name != "exposures"},
+                    **{name: early[name].mean() for name in explaining},
                     "forward_end": end["forward_probability"].mean(),
                     "reverse_end": end["reverse_probability"].mean(),
                     "exposures": learnt["exposures"].mean(),

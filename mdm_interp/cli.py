@@ -261,7 +261,7 @@ def probe(
     analyses = _chosen(usable, only)
     loading: dict[str, Any] = {"device_map": device_map} if device_map else {"device": check_device(device)}
     loading |= {"dtype": dtype, "revision": revision}
-    loading |= {"attention": attention, "readout_shift": readout_shift, "mask_token_id": mask_token_id}
+    loading |= _used_as(attention, readout_shift, mask_token_id)
     opened = open_probe(checkpoint, facts, templates=templates, limit=limit, twin=twin, **loading)
     console, drawn = Console(stderr=True), []
     with progress_bars() as bars:
@@ -307,7 +307,7 @@ def influence(
     if kind not in KINDS:
         raise UserError(f"--kind: {kind!r} is none of {', '.join(KINDS)}; choose one")
     loading: dict[str, Any] = {"device": check_device(device), "dtype": dtype, "revision": revision}
-    loading |= {"attention": attention, "readout_shift": readout_shift, "mask_token_id": mask_token_id}
+    loading |= _used_as(attention, readout_shift, mask_token_id)
     opened = open_probe(checkpoint, facts, templates=templates, limit=limit, **loading)
     print(write_influence(opened, train, out, kind=kind, top=top, n_draws=draws, seed=seed))
 
@@ -334,12 +334,17 @@ def attention(
     """Write a page that shows the attention patterns of every layer and head over TEXT."""
     from mdm_interp import viz
 
-    loading = {"dtype": dtype, "attention": reads, "readout_shift": readout_shift, "mask_token_id": mask_token_id}
+    loading = {"dtype": dtype, **_used_as(reads, readout_shift, mask_token_id)}
     chosen: dict[str, Any] = {"layers": _numbers("--layers", layers), "heads": _numbers("--heads", heads)}
     page = viz.attention(
         _opened(subject, runs, device, **loading), text, **chosen, rows=_numbers("--rows", rows), source=source
     )
     print(page.save(out))
+
+
+def _used_as(attention: str | None, readout_shift: int | None, mask_token_id: int | None) -> dict[str, Any]:
+    """Return what `load_checkpoint` is told of a converted model."""
+    return {"attention": attention, "readout_shift": readout_shift, "mask_token_id": mask_token_id}
 
 
 def _numbers(option: str, text: str | None) -> list[int] | None:
