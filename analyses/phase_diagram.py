@@ -19,7 +19,7 @@ import pandas as pd
 import yaml
 
 from mdm_interp import Analysis, Result, Run, Summary, TrainConfig, where
-from mdm_interp.experiments.grids import MANY_HEADS, is_quick
+from mdm_interp.experiments.grids import MANY_HEADS, every_third, is_quick
 from mdm_interp.experiments.scope import Moment, counted, reaching, stages
 from mdm_interp.experiments.sweep import Point, Sweep
 from mdm_interp.interventions import transplant_routes
@@ -129,7 +129,7 @@ def coarse(seeds: Sequence[int]) -> list[TrainConfig]:
     other facts both ways, with 1 and with 4 heads. A quick run has depth with 1 head only, and no other facts both
     ways."""
     of = {axis: [point for point in SWEEP.points or () if axis_of(point) == axis] for axis in ("", *AXES)}
-    few, deep = list(seeds[: max(1, len(seeds) // 3)]), of["depth"]
+    few, deep = list(every_third(seeds)), of["depth"]
 
     def with_heads(heads: list[int], points: list[Point]) -> list[TrainConfig]:
         return Sweep(base=SWEEP.base, grid={"model.n_heads": heads, "seed": few}, points=points).configs

@@ -70,6 +70,8 @@ VARIANTS: dict[str, tuple[Scheme, Objective]] = {
 """What most figures compare: MDMs under four position schemes, and an ARM."""
 SIDELESS: tuple[Scheme, ...] = ("alibi", "none")
 """Schemes whose scores cannot tell sides apart: a reverse query is answered as its mirror image."""
+OF_FEW_SEEDS = OTHER_SCHEMES + SIDELESS
+"""Schemes that one-head MDMs have for every second seed only."""
 
 
 def variant_of(config: TrainConfig) -> str:
@@ -85,27 +87,27 @@ def every_second(seeds: Sequence[int]) -> Sequence[int]:
     return seeds[: max(1, len(seeds) // 2)]
 
 
+def every_third(seeds: Sequence[int]) -> Sequence[int]:
+    """Return a third of the seeds, at least one."""
+    return seeds[: max(1, len(seeds) // 3)]
+
+
 def is_quick(seeds: Sequence[int]) -> bool:
     """Tell whether a run has so few seeds because it has to end soon."""
     return len(seeds) <= QUICK_SEEDS
 
 
 def grid(seeds: Sequence[int], worlds: Sequence[str] = tuple(WORLDS)) -> list[TrainConfig]:
-    """Return every variant in every world; in `two_role`, the control, for every second seed, and so under
-    `SIDELESS` schemes in a quick run."""
+    """Return every variant in every world; in `two_role`, the control, and under `OF_FEW_SEEDS` for every second
+    seed."""
     few = every_second(seeds)
     return [
         small_model(WORLDS[world], position, objective, seed)
         for world in worlds
         for seed in (few if world == "two_role" else seeds)
         for position, objective in VARIANTS.values()
-        if seed in few or position not in _of_few_seeds(seeds)
+        if seed in few or position not in OF_FEW_SEEDS
     ]
-
-
-def _of_few_seeds(seeds: Sequence[int]) -> tuple[Scheme, ...]:
-    """Return the schemes that one-head MDMs have for every second seed only."""
-    return OTHER_SCHEMES + (SIDELESS if is_quick(seeds) else ())
 
 
 def cycle_grid(seeds: Sequence[int]) -> list[TrainConfig]:
@@ -119,14 +121,13 @@ def cycle_mdm_grid(seeds: Sequence[int]) -> list[TrainConfig]:
 
 
 def scheme_grid(seeds: Sequence[int]) -> list[TrainConfig]:
-    """Return MDMs under all six position schemes, in the world with filler; `OTHER_SCHEMES`, and in a quick run
-    `SIDELESS` ones, for every second seed."""
+    """Return MDMs under all six position schemes, in the world with filler; `OF_FEW_SEEDS` for every second seed."""
     few = every_second(seeds)
     return [
         small_model(WORLDS["relation_cycle"], scheme, "any_order", seed)
         for seed in seeds
         for scheme in SCHEMES
-        if seed in few or scheme not in _of_few_seeds(seeds)
+        if seed in few or scheme not in OF_FEW_SEEDS
     ]
 
 
@@ -138,17 +139,18 @@ there."""
 
 def objective_grid(seeds: Sequence[int], worlds: Sequence[str] = tuple(WORLDS)) -> list[TrainConfig]:
     """Return every objective under every position scheme of `MDM_SCHEMES` in `relation_cycle`, and what masks one side
-    only under `CONTROL_SCHEMES` in `two_role`; any-order masking for every seed, the others for every second one, and
-    in a quick run under `CONTROL_SCHEMES` alone. Any-order masking gives a source of `relation_cycle` two answers,
-    single-sided masking one; in `two_role` every objective gives it one."""
-    few, configs = every_second(seeds), grid(seeds, worlds)
+    only under `CONTROL_SCHEMES` in `two_role`; any-order masking for the seeds of :func:`grid`, the others for every
+    second one, under `SIDELESS` schemes for every third, and in a quick run under `CONTROL_SCHEMES` alone. Any-order
+    masking gives a source of `relation_cycle` two answers, single-sided masking one; in `two_role` every objective
+    gives it one."""
+    configs = grid(seeds, worlds)
     for world in worlds:
         control = world == "two_role"
         configs += [
             small_model(WORLDS[world], scheme, objective, seed)
-            for seed in few
-            for objective in (OBJECTIVES[1:3] if control else OBJECTIVES[1:])
             for scheme in (CONTROL_SCHEMES if control or is_quick(seeds) else MDM_SCHEMES)
+            for seed in (every_third(seeds) if scheme in SIDELESS else every_second(seeds))
+            for objective in (OBJECTIVES[1:3] if control else OBJECTIVES[1:])
         ]
     return list({config.digest(): config for config in configs}.values())
 
@@ -167,12 +169,12 @@ MASK_RATES = (0.15, 0.5)
 def attention_grid(seeds: Sequence[int]) -> list[TrainConfig]:
     """Return every objective with every attention, and masking at fixed rates, under rope with one head: in the world
     with filler, and in a pool of which half of the facts show that the one relation, as in `A is B`, holds either way.
-    They are made for every second seed, in a quick run in the first world alone."""
-    worlds = [WORLDS["relation_cycle"], *([] if is_quick(seeds) else [pool_world(0.5)])]
+    They are made for every second seed and, in the pool, for every third; in a quick run in the first world alone."""
+    made = [(WORLDS["relation_cycle"], seed) for seed in every_second(seeds)]
+    made += [] if is_quick(seeds) else [(pool_world(0.5), seed) for seed in every_third(seeds)]
     return [
         config
-        for facts in worlds
-        for seed in every_second(seeds)
+        for facts, seed in made
         for config in (
             *(small_model(facts, "rope", objective, seed, attention=seen) for objective, seen in CELLS.values()),
             *(small_model(facts, "rope", "any_order", seed, mask_rate=rate) for rate in MASK_RATES),
@@ -186,13 +188,13 @@ DEPTH_SCHEMES: tuple[Scheme, ...] = ("rope", "alibi")
 
 def depth_grid(seeds: Sequence[int]) -> list[TrainConfig]:
     """Return MDMs of 1, 2 and 4 layers, with and without MLP, under `DEPTH_SCHEMES`, in the world with filler; for
-    every third seed, as deep models train for long. A quick run has neither the deepest nor the second scheme."""
+    every third seed, as deep models train for long. The second scheme lacks the deepest, and a quick run both."""
     quick = is_quick(seeds)
     return [
         small_model(WORLDS["relation_cycle"], scheme, "any_order", seed, n_layers=n_layers, mlp=mlp)
-        for seed in seeds[: max(1, len(seeds) // 3)]
+        for seed in every_third(seeds)
         for scheme in (DEPTH_SCHEMES[:1] if quick else DEPTH_SCHEMES)
-        for n_layers in (DEPTHS[:-1] if quick else DEPTHS)
+        for n_layers in (DEPTHS[:-1] if quick or scheme != DEPTH_SCHEMES[0] else DEPTHS)
         for mlp in (False, True)
     ]
 
@@ -206,15 +208,15 @@ MANY_HEADS = 4
 def head_grid(seeds: Sequence[int]) -> list[TrainConfig]:
     """Return models of 1, 2, 4 and 8 heads in the world with filler: the width shared out among the heads, and 1 and 4
     heads of 16 and of 64 dimensions each, under `HEAD_SCHEMES`; and every variant with 4 heads. They are made for
-    every second seed; rope with the width shared out, and learned positions with 4 heads, for every seed. A quick run
-    has 1 and 4 heads that share the width, rope for every seed and learned positions for one."""
+    every second seed; 1 and 4 heads that share the width under rope, and 4 under learned positions, for every seed. A
+    quick run has 1 and 4 heads that share the width, rope for every seed and learned positions for one."""
     quick, few = is_quick(seeds), every_second(seeds)
     counts = (1, MANY_HEADS) if quick else HEADS
     shapes: list[tuple[int, int | None]] = [(n_heads, None) for n_heads in counts]
     shapes += [] if quick else [(1, 16), (MANY_HEADS, 64)]
     made: list[tuple[int, Scheme, Objective, int, int | None]] = []
     for seed in seeds:
-        for n_heads in counts:
+        for n_heads in (1, MANY_HEADS):
             made.append((seed, "rope", "any_order", n_heads, None))
         if not quick:
             made.append((seed, "learned", "any_order", MANY_HEADS, None))
@@ -239,7 +241,7 @@ def path_grid(seeds: Sequence[int]) -> list[TrainConfig]:
     made.extend(("rope", objective, 1) for objective in OBJECTIVES[1:3])
     return [
         small_model(WORLDS["relation_cycle"], scheme, objective, seed, n_heads=n_heads)
-        for seed in seeds[: max(1, len(seeds) // 3)]
+        for seed in every_third(seeds)
         for scheme, objective, n_heads in (made[:1] if is_quick(seeds) else made)
         if seed == seeds[0] or scheme not in SIDELESS
     ]
@@ -258,22 +260,21 @@ POOL_MODELS: dict[str, tuple[Scheme, Objective, int, float]] = {
 
 
 POOL_CONTRASTS = ("MDM rope, d_head 64, base 1e6", "MDM learned, d_head 64")
-"""What is compared for every seed; the others are for every second one."""
+"""What is compared for every seed where the share is extreme; all else is for every second one."""
 
 
 def pool_grid(seeds: Sequence[int]) -> list[TrainConfig]:
     """Return one-head models of a pool in which every entity is in one fact, so that training shows a tested fact's
     source on one side only, while a share of *other* facts is shown both ways. A quick run has one seed of the two
     extremes."""
-    few, shares = every_second(seeds), BOTH_WAYS
-    if is_quick(seeds):
-        seeds, shares = few, (BOTH_WAYS[0], BOTH_WAYS[-1])
+    few, extremes = every_second(seeds), (BOTH_WAYS[0], BOTH_WAYS[-1])
+    seeds, shares = (few, extremes) if is_quick(seeds) else (seeds, BOTH_WAYS)
     return [
         small_model(pool_world(share), scheme, objective, seed, d_head=d_head, rotary_base=base)
         for seed in seeds
         for share in shares
         for name, (scheme, objective, d_head, base) in POOL_MODELS.items()
-        if seed in few or name in POOL_CONTRASTS
+        if seed in few or (name in POOL_CONTRASTS and share in extremes)
     ]
 
 
