@@ -328,6 +328,13 @@ DIFFERENT: dict[str, dict[str, str]] = {
         "return_type": "anything but these four is an error; `loss` of a masked diffusion model needs `targets`",
     },
     "hooks": {
+        (
+            "blocks.{l}.attn.q_norm.hook_scale blocks.{l}.attn.q_norm.hook_normalized "
+            "blocks.{l}.attn.k_norm.hook_scale blocks.{l}.attn.k_norm.hook_normalized"
+        ): (
+            "has a row for each head of each position, `[batch pos head …]`; `hook_q_normalized` and "
+            "`hook_k_normalized` are new: what rotates, gain included"
+        ),
         "hook_pos_embed": "there under learned and sinusoidal positions only; under ALiBi the classic one never fires",
         "blocks.{l}.hook_attn_in": (
             "not there with grouped keys. Edits of it reach `hook_q_input` and its kin, which in the classic model "
@@ -396,10 +403,6 @@ ABSENT: dict[str, dict[str, str]] = {
             "blocks.{l}.ln2_post.hook_normalized"
         ): "norms are before attention and MLP only",
         "blocks.{l}.attn.hook_attn_input": "no shortformer positions",
-        (
-            "blocks.{l}.attn.q_norm.hook_scale blocks.{l}.attn.q_norm.hook_normalized "
-            "blocks.{l}.attn.k_norm.hook_scale blocks.{l}.attn.k_norm.hook_normalized"
-        ): "no norms of queries and keys",
         "blocks.{l}.mlp.hook_mid blocks.{l}.mlp.ln.hook_scale blocks.{l}.mlp.ln.hook_normalized": (
             "no activation functions with a norm (`solu_ln`)"
         ),
@@ -415,14 +418,12 @@ ABSENT: dict[str, dict[str, str]] = {
             "is `position`, where `standard` is `learned`, `rotary` is `rope` and `relative_positional_bias` is "
             "`t5_bias`; read from a classic config"
         ),
-        "d_vocab_out": "is `d_vocab`",
         "n_params": "`model.n_params_total` counts all parameters",
         "use_attn_scale attn_scale": "scores are divided by √`d_head`",
         "scale_attn_by_inverse_layer_idx attn_scores_soft_cap clip_qkv use_logn_attn train_seq_length": (
             "no other scaling of scores"
         ),
         "use_local_attn window_size attn_types": "no local attention",
-        "use_qk_norm": "no norms of queries and keys",
         "use_attention_sinks": "no attention sinks",
         "ungroup_grouped_query_attention": "keys and values are grouped in hooks, and ungrouped in stacked weights",
         (
@@ -470,7 +471,7 @@ def example_models() -> list[HookedTransformer]:
         "n_ctx": 7,
     }
     causal = ModelConfig(**sizes, attention="causal", position="learned", normalization_type="LN")
-    gated = ModelConfig(**sizes, n_key_value_heads=2, gated_mlp=True, act_fn="silu", mask_token_id=12)
+    gated = ModelConfig(**sizes, n_key_value_heads=2, gated_mlp=True, act_fn="silu", mask_token_id=12, use_qk_norm=True)
     return [HookedTransformer(cfg) for cfg in (causal, gated)]
 
 

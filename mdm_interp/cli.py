@@ -36,7 +36,8 @@ Workers = Annotated[
 Executor = Annotated[str, typer.Option(help="local: processes on this machine; dask: the workers of a Dask scheduler.")]
 Address = Annotated[str | None, typer.Option(help="The Dask scheduler's, as in tcp://host:8786.")]
 Reads = Annotated[
-    str | None, typer.Option("--attention", help="bidirectional or causal, of a converted model whose class is causal.")
+    str | None,
+    typer.Option("--attention", help="bidirectional, block_causal or causal, where the files do not say it."),
 ]
 Shift = Annotated[
     int | None,
@@ -44,6 +45,13 @@ Shift = Annotated[
 ]
 MaskId = Annotated[
     int | None, typer.Option("--mask-token-id", min=0, help="Of a converted model. Default: as its files say.")
+]
+BlockSize = Annotated[
+    int | None, typer.Option("--block-size", min=1, help="Of block-causal attention. Default: as its files say.")
+]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", help="JSON file, for a checkpoint without a config.json: what that would say."),
 ]
 Only = Annotated[list[str] | None, typer.Option(help="Only this analysis; may be given again.")]
 FIGURES = Path("figures")
@@ -247,6 +255,8 @@ def probe(
     attention: Reads = None,
     readout_shift: Shift = None,
     mask_token_id: MaskId = None,
+    block_size: BlockSize = None,
+    config: ConfigFile = None,
 ) -> None:
     """Ask a checkpoint facts, forward and in reverse: routes, evidence, gradients and predictions, layer by layer."""
     from rich.console import Console
@@ -261,7 +271,7 @@ def probe(
     analyses = _chosen(usable, only)
     loading: dict[str, Any] = {"device_map": device_map} if device_map else {"device": check_device(device)}
     loading |= {"dtype": dtype, "revision": revision}
-    loading |= _used_as(attention, readout_shift, mask_token_id)
+    loading |= _used_as(attention, readout_shift, mask_token_id, block_size, config)
     opened = open_probe(checkpoint, facts, templates=templates, limit=limit, twin=twin, **loading)
     console, drawn = Console(stderr=True), []
     with progress_bars() as bars:
@@ -298,6 +308,8 @@ def influence(
     attention: Reads = None,
     readout_shift: Shift = None,
     mask_token_id: MaskId = None,
+    block_size: BlockSize = None,
+    config: ConfigFile = None,
 ) -> None:
     """Find the training sentences that help or hurt a checkpoint's answers most, forward and in reverse."""
     from mdm_interp.devices import check_device
@@ -307,7 +319,7 @@ def influence(
     if kind not in KINDS:
         raise UserError(f"--kind: {kind!r} is none of {', '.join(KINDS)}; choose one")
     loading: dict[str, Any] = {"device": check_device(device), "dtype": dtype, "revision": revision}
-    loading |= _used_as(attention, readout_shift, mask_token_id)
+    loading |= _used_as(attention, readout_shift, mask_token_id, block_size, config)
     opened = open_probe(checkpoint, facts, templates=templates, limit=limit, **loading)
     print(write_influence(opened, train, out, kind=kind, top=top, n_draws=draws, seed=seed))
 
@@ -329,12 +341,14 @@ def attention(
     reads: Reads = None,
     readout_shift: Shift = None,
     mask_token_id: MaskId = None,
+    block_size: BlockSize = None,
+    config: ConfigFile = None,
     runs: Root = DEFAULT_ROOT,
 ) -> None:
     """Write a page that shows the attention patterns of every layer and head over TEXT."""
     from mdm_interp import viz
 
-    loading = {"dtype": dtype, **_used_as(reads, readout_shift, mask_token_id)}
+    loading = {"dtype": dtype, **_used_as(reads, readout_shift, mask_token_id, block_size, config)}
     chosen: dict[str, Any] = {"layers": _numbers("--layers", layers), "heads": _numbers("--heads", heads)}
     page = viz.attention(
         _opened(subject, runs, device, **loading), text, **chosen, rows=_numbers("--rows", rows), source=source
@@ -342,9 +356,17 @@ def attention(
     print(page.save(out))
 
 
-def _used_as(attention: str | None, readout_shift: int | None, mask_token_id: int | None) -> dict[str, Any]:
-    """Return what `load_checkpoint` is told of a converted model."""
-    return {"attention": attention, "readout_shift": readout_shift, "mask_token_id": mask_token_id}
+def _used_as(
+    attention: str | None, readout_shift: int | None, mask_token_id: int | None, block_size: int | None, config: Any
+) -> dict[str, Any]:
+    """Return what `load_checkpoint` is told that no file says."""
+    return {
+        "attention": attention,
+        "readout_shift": readout_shift,
+        "mask_token_id": mask_token_id,
+        "block_size": block_size,
+        "config": config,
+    }
 
 
 def _numbers(option: str, text: str | None) -> list[int] | None:

@@ -31,7 +31,7 @@ from mdm_interp.errors import UserError
 from mdm_interp.files import write_text
 
 Scheme = Literal["rope", "alibi", "t5_bias", "none", "learned", "sinusoidal"]
-Attention = Literal["bidirectional", "causal"]
+Attention = Literal["bidirectional", "causal", "block_causal"]
 Objective = Literal["any_order", "source_only", "target_only", "left_to_right", "causal"]
 World = Literal["two_role", "relation_cycle", "symmetric_pool"]
 Filler = Literal["none", "constant", "random"]
@@ -119,6 +119,86 @@ class Config(BaseModel):
             raise UserError(f"{path}: {one_line(error)}") from error
 
 
+class RotaryScaling(Config):
+    """How RoPE's angles are stretched for sequences longer than those first trained on.
+
+    Source: arXiv 2309.00071 for `yarn`; transformers, `modeling_rope_utils`, for all; formulas at
+    :class:`~mdm_interp.models.positions.Rope`.
+    """
+
+    rope_type: Literal["linear", "llama3", "yarn"]
+    factor: PositiveFloat
+    """By what slow planes are slowed down."""
+    original_max_position_embeddings: PositiveInt | None = None
+    """The longest sequence first trained on; of llama3 and yarn."""
+    low_freq_factor: PositiveFloat | None = None
+    high_freq_factor: PositiveFloat | None = None
+    """llama3 only: planes that turn fewer times than the one over the original length are slowed down, those that turn
+    more often than the other are not."""
+    beta_fast: PositiveFloat | None = None
+    beta_slow: PositiveFloat | None = None
+    """yarn only: the same, from the slow end."""
+    attention_factor: PositiveFloat = 1.0
+    """yarn only: what queries and keys are multiplied by each."""
+    truncate: bool = True
+    """yarn only: whether the first and the last plane that is slowed down in part are rounded outwards."""
+
+    @model_validator(mode="after")
+    def _check(self) -> RotaryScaling:
+        needed = {
+            "linear": (),
+            "llama3": ("original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
+            "yarn": ("original_max_position_embeddings", "beta_fast", "beta_slow"),
+        }[self.rope_type]
+        for name in needed:
+            if getattr(self, name) is None:
+                raise ValueError(f"{name}: missing, and rope_type {self.rope_type!r} needs it; add it")
+        own = {"rope_type", "factor", *needed, *(("attention_factor", "truncate") if self.rope_type == "yarn" else ())}
+        for name, field in type(self).model_fields.items():
+            if name not in own and getattr(self, name) != field.default:
+                raise ValueError(f"{name}: {getattr(self, name)} is not of rope_type {self.rope_type!r}; leave it out")
+        if self.low_freq_factor and self.high_freq_factor and self.low_freq_factor >= self.high_freq_factor:
+            raise ValueError(
+                f"low_freq_factor: {self.low_freq_factor} is not below high_freq_factor {self.high_freq_factor}; swap "
+                "them"
+            )
+        return self
+
+
+class Experts(Config):
+    """MLPs of which each token goes through a few (:class:`~mdm_interp.models.layers.MoE`)."""
+
+    num_experts: PositiveInt
+    experts_per_token: PositiveInt
+    d_expert: PositiveInt
+    """Width of each."""
+    n_shared: NonNegativeInt = 0
+    """How many more every token goes through."""
+    n_groups: PositiveInt = 1
+    """Into how many groups experts are divided."""
+    topk_groups: PositiveInt = 1
+    """From how many groups a token's experts are."""
+    n_dense_layers: NonNegativeInt = 0
+    """How many of the first layers have an MLP of `d_mlp` instead."""
+    routed_scale: PositiveFloat = 1.0
+    """What the experts' outputs are multiplied by together."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Experts:
+        if self.num_experts % self.n_groups or self.topk_groups > self.n_groups:
+            raise ValueError(
+                f"n_groups: {self.n_groups} groups do not divide num_experts {self.num_experts}, or are fewer than "
+                f"topk_groups {self.topk_groups}; correct them"
+            )
+        most = self.num_experts // self.n_groups * self.topk_groups
+        if self.experts_per_token > most:
+            raise ValueError(
+                f"experts_per_token: {self.experts_per_token} is more than the {most} experts of topk_groups "
+                f"{self.topk_groups}; lower it"
+            )
+        return self
+
+
 class ModelConfig(Config):
     """Architecture of a :class:`~mdm_interp.models.transformer.HookedTransformer`.
 
@@ -129,6 +209,8 @@ class ModelConfig(Config):
     n_heads: PositiveInt
     d_vocab: PositiveInt
     """Rows of the embedding, mask token included."""
+    d_vocab_out: PositiveInt | None = Field(default=None, exclude_if=lambda columns: columns is None)
+    """How many tokens can be predicted, the first ones, if not all. Written to files only where it is set."""
     n_ctx: PositiveInt
     """Longest sequence."""
     n_layers: PositiveInt = 1
@@ -137,10 +219,18 @@ class ModelConfig(Config):
     n_key_value_heads: PositiveInt | None = None
     """Fewer than n_heads means grouped-query attention. Default: n_heads."""
     qkv_bias: bool = False
+    use_qk_norm: bool = Field(default=False, exclude_if=lambda used: not used)
+    """Whether each head's queries and keys go through an RMSNorm before positions act on them. Written to files only
+    where it is set, like the other fields that say so."""
     attention: Attention = "bidirectional"
+    """block_causal: every token reads its own block of `block_size` positions and all blocks before it."""
+    block_size: PositiveInt | None = Field(default=None, exclude_if=lambda size: size is None)
+    """block_causal only; written to files only there."""
 
     position: Scheme = "rope"
     rotary_base: PositiveFloat = 10_000.0
+    rotary_scaling: RotaryScaling | None = Field(default=None, exclude_if=lambda scaling: scaling is None)
+    """Default: angles as `rotary_base` gives them. Written to files only where it is set."""
     rotary_dim: PositiveInt | None = None
     """How many of a head's dimensions rotate. Default: all of them."""
     rotary_adjacent_pairs: bool = False
@@ -151,6 +241,8 @@ class ModelConfig(Config):
     d_mlp: PositiveInt | None = None
     """Width of the MLP. Default: no MLP (attention only)."""
     gated_mlp: bool = False
+    experts: Experts | None = Field(default=None, exclude_if=lambda experts: experts is None)
+    """Default: one MLP in each layer. Written to files only where it is set."""
     act_fn: Literal["relu", "gelu", "gelu_new", "silu"] = "gelu"
     normalization_type: Literal["RMS", "LN"] | None = "RMS"
     eps: PositiveFloat = 1e-5
@@ -196,11 +288,25 @@ class ModelConfig(Config):
         for name, value in defaults.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
+        if self.d_vocab_out == self.d_vocab:
+            object.__setattr__(self, "d_vocab_out", None)
+        if self.d_vocab_out is not None and (self.d_vocab_out > self.d_vocab or self.tie_word_embeddings):
+            raise ValueError(
+                f"d_vocab_out: {self.d_vocab_out} must be below d_vocab {self.d_vocab}, and embeddings not tied; leave "
+                "it out"
+            )
+        if (self.block_size is None) is (self.attention == "block_causal"):
+            raise ValueError(
+                f"block_size: {self.block_size} does not go with {self.attention} attention; give block_causal "
+                "attention its block_size, and no other attention one"
+            )
         self._check_heads()
         if self.position == "t5_bias":
             self._check_buckets()
         if self.gated_mlp and self.d_mlp is None:
             raise ValueError("gated_mlp: true needs an MLP; set d_mlp to its width")
+        if self.experts is not None and not (self.gated_mlp and self.normalization_type == "RMS"):
+            raise ValueError("experts: they are gated MLPs after RMSNorm; set gated_mlp, d_mlp and normalization_type")
         if self.mask_token_id is not None and self.mask_token_id >= self.d_vocab:
             raise ValueError(
                 f"mask_token_id: {self.mask_token_id} is outside the vocabulary; d_vocab must be at least "
@@ -214,6 +320,8 @@ class ModelConfig(Config):
                 f"n_key_value_heads: {self.kv_heads} does not divide n_heads {self.n_heads}; use a divisor"
             )
         if self.position != "rope":
+            if self.rotary_scaling is not None:
+                raise ValueError(f"rotary_scaling: position {self.position!r} rotates nothing; leave it out")
             return
         if self.head_dim % 2 and self.rotary_dim == self.head_dim:
             raise ValueError(
@@ -222,6 +330,11 @@ class ModelConfig(Config):
             )
         if not self.rotary_dim or self.rotary_dim % 2 or self.rotary_dim > self.head_dim:
             raise ValueError(f"rotary_dim: {self.rotary_dim} must be even and at most d_head ({self.head_dim})")
+        if self.rotary_dim != self.head_dim and self.rotary_scaling and self.rotary_scaling.attention_factor != 1:
+            raise ValueError(
+                f"rotary_scaling.attention_factor: {self.rotary_scaling.attention_factor} is for all of a head, and "
+                f"only {self.rotary_dim} of its {self.head_dim} dimensions rotate (rotary_dim); set it to 1"
+            )
 
     def _check_buckets(self) -> None:
         buckets, fewest = self.relative_attention_num_buckets, 2 if self.is_causal else 4
@@ -257,6 +370,22 @@ class ModelConfig(Config):
     @property
     def is_causal(self) -> bool:
         return self.attention == "causal"
+
+    @property
+    def score_scale(self) -> float:
+        """What products of queries and keys are multiplied by: 1 / sqrt(d_head), and yarn's factor of both."""
+        factor = 1.0 if self.rotary_scaling is None else self.rotary_scaling.attention_factor
+        return self.head_dim**-0.5 * factor**2
+
+    @property
+    def reach(self) -> int | None:
+        """Attention reads up to the end of a block of so many positions, its own: 1 where it is causal; None where it
+        reads all."""
+        return {"bidirectional": None, "causal": 1, "block_causal": self.block_size}[self.attention]
+
+    def n_readable(self, position: int, n_pos: int) -> int:
+        """Return how many of a sequence's first positions can be read from one of them."""
+        return n_pos if self.reach is None else min(n_pos, (position // self.reach + 1) * self.reach)
 
 
 class FactConfig(Config):
@@ -387,8 +516,13 @@ class TrainConfig(Config):
             )
         if self.objective == "causal" and not self.model.is_causal:
             raise ValueError(
-                "objective: 'causal' does not go with bidirectional attention, which sees the token to predict; set "
-                "model.attention to 'causal', or objective to 'left_to_right'"
+                f"objective: 'causal' does not go with {self.model.attention} attention, which sees the token to "
+                "predict; set model.attention to 'causal', or objective to 'left_to_right'"
+            )
+        if self.model.attention == "block_causal":
+            raise ValueError(
+                "model.attention: 'block_causal' is for checkpoints, as reverse queries ask about later blocks; train "
+                "'bidirectional' or 'causal'"
             )
         if self.mask_rate is not None and self.objective != "any_order":
             raise ValueError(f"mask_rate: {self.objective!r} masks at no rate; leave it out, or use 'any_order'")

@@ -18,9 +18,16 @@ from helpers import seeded
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-FORMATS = ("llada", "dream", "llama", "qwen2")
+FORMATS = ("llada", "dream", "llama", "qwen2", "qwen3", "a2d-qwen3", "a2d-qwen2", "a2d-llama", "sdar")
+FORMATS += ("nemotron_labs_diffusion",)
+FULL = ("llada", "dream", "a2d-qwen3", "a2d-qwen2", "a2d-llama", "nemotron_labs_diffusion")
+"""Those whose attention is bidirectional."""
+MDMS = (*FULL, "sdar")
+SHIFTED = ("dream", "llama", "qwen2", "qwen3")
+BIASED = ("dream", "qwen2", "a2d-qwen2")
+QK_NORMS = ("qwen3", "a2d-qwen3", "sdar")
 SENTENCES = [
     "Mary Lee Pfeiffer is the mother of Tom Cruise.",
     "Tom Cruise's mother is Mary Lee Pfeiffer, and his father is Thomas Cruise Mapother III.",
@@ -36,7 +43,13 @@ SPECIAL_TOKENS = {
     "llada": ["<|startoftext|>", "<|endoftext|>", "[gMASK]", "<|mdm_mask|>"],
     "dream": ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|beginoftext|>", "<|mask|>"],
     "llama": ["<|begin_of_text|>", "<|end_of_text|>"],
-    "qwen2": ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+    **{format: ["<|endoftext|>", "<|im_start|>", "<|im_end|>"] for format in ("qwen2", "qwen3")},
+    **{
+        format: ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|mask|>"]
+        for format in ("a2d-qwen3", "a2d-qwen2", "a2d-llama")
+    },
+    "sdar": ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|MASK|>"],
+    "nemotron_labs_diffusion": ["<s>", "</s>", "<SPECIAL_9>", "<SPECIAL_10>"],
 }
 VOCAB = 320
 """Rows of the embedding: more than there are tokens, as released."""
@@ -148,6 +161,62 @@ RELEASED: dict[str, dict[str, Any]] = {
         "rope_theta": 500000.0,
     },
 }
+QWEN3_CONFIG: dict[str, Any] = {
+    **{name: value for name, value in QWEN2_CONFIG.items() if name != "use_mrope"},
+    "architectures": ["Qwen3ForCausalLM"],
+    "attention_bias": False,
+    "head_dim": 6,
+    "model_type": "qwen3",
+    "rope_scaling": None,
+    "sliding_window": None,
+}
+A2D: dict[str, Any] = {"mask_token_id": N_BPE + 3, "pad_token_id": N_BPE, "sliding_window": None}
+RELEASED |= {
+    "qwen3": QWEN3_CONFIG,
+    "a2d-qwen3": {**QWEN3_CONFIG, **A2D, "architectures": ["A2DQwen3LMHeadModel"], "model_type": "a2d-qwen3"},
+    "a2d-qwen2": {**QWEN2_CONFIG, **A2D, "architectures": ["A2DQwen2LMHeadModel"], "model_type": "a2d-qwen2"},
+    "a2d-llama": {
+        **RELEASED["llama"],
+        **A2D,
+        "eos_token_id": N_BPE,
+        "architectures": ["A2DLlamaLMHeadModel"],
+        "model_type": "a2d-llama",
+    },
+    "sdar": {
+        **QWEN3_CONFIG,
+        "architectures": ["SDARForCausalLM"],
+        "auto_map": {"AutoModelForCausalLM": "modeling_sdar.SDARForCausalLM"},
+        "block_size": 4,
+        "debug": False,
+        "ep_size": 1,
+        "fuse_cross_entropy": True,
+        "mask_token_id": N_BPE + 3,
+        "micro_forward": False,
+        "model_type": "sdar",
+        "skip_checkpoint": False,
+        "use_deepep": False,
+    },
+    "nemotron_labs_diffusion": {
+        **RELEASED["llama"],
+        "architectures": ["NemotronLabsDiffusionModel"],
+        "block_size": 32,
+        "dlm_paradigm": "bidirectional",
+        "head_dim": 6,
+        "mask_token_id": N_BPE + 2,
+        "mlp_bias": False,
+        "model_type": "nemotron_labs_diffusion",
+        "rope_scaling": {
+            "rope_type": "yarn",
+            "factor": 16.0,
+            "original_max_position_embeddings": 64,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+        },
+        "rope_theta": 1000000.0,
+    },
+}
 """config.json as released, with every size made small."""
 
 
@@ -159,7 +228,7 @@ class Checkpoint:
     tensors: dict[str, Tensor]
 
 
-def hugging_face_shapes(config: dict[str, Any], *, bias: bool) -> dict[str, tuple[int, ...]]:
+def hugging_face_shapes(config: dict[str, Any], *, bias: bool, qk_norm: bool) -> dict[str, tuple[int, ...]]:
     d_model, d_mlp, vocab = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     d_head = config.get("head_dim") or d_model // heads
@@ -173,6 +242,8 @@ def hugging_face_shapes(config: dict[str, Any], *, bias: bool) -> dict[str, tupl
             shapes[f"{block}.self_attn.{name}_proj.weight"] = (width, d_model)
             if bias:
                 shapes[f"{block}.self_attn.{name}_proj.bias"] = (width,)
+        if qk_norm:
+            shapes |= {f"{block}.self_attn.{name}_norm.weight": (d_head,) for name in ("q", "k")}
         shapes |= {
             f"{block}.self_attn.o_proj.weight": (d_model, heads * d_head),
             f"{block}.mlp.gate_proj.weight": (d_mlp, d_model),
@@ -205,8 +276,12 @@ def as_hugging_face(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def llada_name(name: str) -> str:
-    """A Llama tensor's name in LLaDA."""
+def name_in(format: str, name: str) -> str:
+    """A Llama tensor's name in a format."""
+    if format == "nemotron_labs_diffusion":
+        return name.replace("model.", "encoder.").replace("lm_head.", "diffusion_head.")
+    if format != "llada":
+        return name
     for theirs, ours in (
         ("model.embed_tokens", "model.transformer.wte"),
         ("model.norm", "model.transformer.ln_f"),
@@ -227,12 +302,12 @@ def llada_name(name: str) -> str:
 def random_tensors(format: str, config: dict[str, Any], seed: int = 0) -> dict[str, Tensor]:
     """Weights large enough that every one of them shows in the logits; no gain is 1 and no bias 0."""
     generator = seeded(seed)
-    shapes = hugging_face_shapes(as_hugging_face(config), bias=format in ("dream", "qwen2"))
+    shapes = hugging_face_shapes(as_hugging_face(config), bias=format in BIASED, qk_norm=format in QK_NORMS)
     tensors = {}
     for name, shape in shapes.items():
         drawn = torch.randn(shape, generator=generator)
         drawn = 1 + 0.3 * drawn if "norm" in name else 0.3 * drawn
-        tensors[llada_name(name) if format == "llada" else name] = drawn
+        tensors[name_in(format, name)] = drawn
     return tensors
 
 
@@ -287,27 +362,40 @@ def write_checkpoint(
 
 
 def reference_logits(made: Checkpoint, tokens: Tensor, *, converted: bool = False) -> Tensor:
-    """transformers' logits for the same weights. LLaDA's are Llama's and Dream's Qwen2's, with a mask that hides
-    nothing, as are those of a Llama or Qwen2 that was `converted` to be bidirectional."""
+    """transformers' logits for the same weights. LLaDA's and Nemotron's are Llama's, Dream's Qwen2's and SDAR's
+    Qwen3's, with a mask that hides nothing or, of SDAR, later blocks; as are those of a causal model that was
+    `converted` to be bidirectional."""
     config = as_hugging_face(made.config)
-    llama, qwen2 = (LlamaConfig, LlamaForCausalLM), (Qwen2Config, Qwen2ForCausalLM)
-    peer_classes: tuple[Any, Any] = llama if made.format in ("llada", "llama") else qwen2
+    peer_classes: tuple[Any, Any] = (LlamaConfig, LlamaForCausalLM)
+    if made.format in QK_NORMS:
+        peer_classes = (Qwen3Config, Qwen3ForCausalLM)
+    elif made.format in BIASED:
+        peer_classes = (Qwen2Config, Qwen2ForCausalLM)
     config_class, model_class = peer_classes
     sizes = {
         name: config[name]
         for name in HUGGING_FACE_CONFIG
         if name in config and name not in ("rope_theta", "torch_dtype")
     }
-    theta = config["rope_theta"] if "rope_theta" in config else config["rope_parameters"]["rope_theta"]
-    peer = model_class(config_class(**sizes, rope_parameters={"rope_type": "default", "rope_theta": theta})).eval()
-    named = {name: tensor.float() for name, tensor in made.tensors.items()}
-    if made.format == "llada":
-        named = {name: named[llada_name(name)] for name in peer.state_dict() if llada_name(name) in named}
+    sizes |= {"head_dim": config["head_dim"]} if "head_dim" in config else {}
+    rope = {"rope_type": "default", "rope_theta": config.get("rope_theta")}
+    rope |= {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+    rope.pop("llama_4_scaling_beta", None)
+    peer = model_class(config_class(**sizes, rope_parameters=rope)).eval()
+    held = {name: tensor.float() for name, tensor in made.tensors.items()}
+    named = {name: held[name_in(made.format, name)] for name in peer.state_dict() if name_in(made.format, name) in held}
+    assert len(named) == len(held)
     missing, unexpected = peer.load_state_dict(named, strict=False)
     assert not unexpected and set(missing) <= {"lm_head.weight"} and bool(missing) == config["tie_word_embeddings"]
     peer.tie_weights()
-    full = converted or made.format in ("llada", "dream")
-    mask = torch.zeros(len(tokens), 1, tokens.shape[1], tokens.shape[1]) if full else None
+    mask = None
+    if converted or made.format in MDMS:
+        block = torch.arange(tokens.shape[1]) // (
+            made.config["block_size"] if made.format == "sdar" else len(tokens[0])
+        )
+        hidden = block[:, None] < block
+        mask = torch.zeros(hidden.shape).masked_fill(hidden, torch.finfo(torch.float32).min)
+        mask = mask.expand(len(tokens), 1, -1, -1)
     with torch.no_grad():
         return peer(input_ids=tokens, attention_mask=mask).logits
 
@@ -352,8 +440,8 @@ def write_tokenizer(folder: Path, format: str, *, special: Sequence[str] | None 
         "llada": {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
         "dream": {"bos_token": "<|beginoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
         "llama": {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"},
-        "qwen2": {"bos_token": None, "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
-    }[format]
+        "nemotron_labs_diffusion": {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"},
+    }.get(format, {"bos_token": None, "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"})
     if format != "dream":
         settings["tokenizer_class"] = "Qwen2Tokenizer" if format == "qwen2" else "PreTrainedTokenizerFast"
         tokenizer.save(str(folder / "tokenizer.json"))

@@ -33,6 +33,13 @@ REAL["WORLDS"] = dict(grids.WORLDS)
 REAL_LEARNT, REAL_MAP, REAL_MAP_LEARNT = scope.LEARNT, phase_diagram.SWEEP, phase_diagram.LEARNT
 """What :func:`tiny_grid` replaces, as it was."""
 
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 2.0, "beta_slow": 0.5}
+YARN |= {"attention_factor": 1.2}
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 16}
+LLAMA3 |= {"low_freq_factor": 0.5, "high_freq_factor": 2.0}
+"""Scaled rotary embeddings whose planes of 4 dimensions and more are slowed down wholly, in part and not at all."""
+EXPERTS = {"num_experts": 6, "experts_per_token": 2, "d_expert": 10, "n_shared": 1, "n_groups": 3, "topk_groups": 2}
+EXPERTS |= {"n_dense_layers": 1, "routed_scale": 2.5}
 TINY: dict[str, Any] = {"d_model": 16, "n_heads": 4, "n_layers": 2, "d_vocab": 13, "n_ctx": 12}
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints of LLaDA, Dream, Llama and Qwen2, and a `HookedTransformer`'s own, to and from disk.
+"""Checkpoints of masked diffusion models, of the ARMs beside them, and of any `HookedTransformer`, to and from disk.
 
     model = load_checkpoint("GSAI-ML/LLaDA-8B-Base", device="cuda", dtype="bfloat16")
     model.tokenizer, model.cfg.mask_token_id, model.cfg.readout_shift
@@ -24,11 +24,15 @@ from transformers import PreTrainedTokenizerFast
 from mdm_interp.checkpoints.dream import Dream
 from mdm_interp.checkpoints.format import Format, find_format
 from mdm_interp.checkpoints.llada import LLaDA
+from mdm_interp.checkpoints.llada2 import LLaDA2
 from mdm_interp.checkpoints.llama import Llama
 from mdm_interp.checkpoints.native import Native
+from mdm_interp.checkpoints.nemotron import Nemotron
 from mdm_interp.checkpoints.placement import DeviceMap, place
 from mdm_interp.checkpoints.qwen2 import Qwen2
-from mdm_interp.checkpoints.tokenizers import FILES, find_mask, load_tokenizer, save_tokenizer
+from mdm_interp.checkpoints.qwen3 import SDAR, A2DLlama, A2DQwen2, A2DQwen3, Qwen3
+from mdm_interp.checkpoints.smdm import SMDM
+from mdm_interp.checkpoints.tokenizers import FILES, find_added_mask, find_mask, load_tokenizer, save_tokenizer
 from mdm_interp.checkpoints.weights import (
     DTYPES,
     check_tied,
@@ -47,7 +51,8 @@ from mdm_interp.models.transformer import HookedTransformer
 
 __all__ = ["FORMATS", "load_checkpoint", "save_checkpoint"]
 
-FORMATS: dict[str, Format] = {format.name: format for format in (LLaDA(), Dream(), Llama(), Qwen2(), Native())}
+OF_MDMS = (LLaDA(), Dream(), A2DQwen3(), A2DQwen2(), A2DLlama(), SDAR(), Nemotron(), SMDM(), LLaDA2())
+FORMATS: dict[str, Format] = {format.name: format for format in (*OF_MDMS, Llama(), Qwen2(), Qwen3(), Native())}
 
 ADAPTER = "adapter_config.json"
 DOWNLOADED = ["config.json", ADAPTER, "model*.safetensors", "model.safetensors.index.json", *FILES]
@@ -64,6 +69,8 @@ def load_checkpoint(
     attention: Attention | None = None,
     readout_shift: int | None = None,
     mask_token_id: int | None = None,
+    block_size: int | None = None,
+    config: Mapping[str, Any] | str | Path | None = None,
 ) -> HookedTransformer:
     """Load a checkpoint as a `HookedTransformer`, with `.tokenizer` if it has a tokenizer's files.
 
@@ -71,37 +78,43 @@ def load_checkpoint(
     that is being read.
 
     Args:
-        source: A folder, or a Hugging Face hub id (`HF_HUB_OFFLINE=1` keeps to what huggingface_hub has cached).
+        source: A folder, a Hugging Face hub id (`HF_HUB_OFFLINE=1` keeps to what huggingface_hub has cached), or with
+            `config` a safetensors file.
         device: `cpu`, `cuda`, … or `auto`.
         dtype: `float32`, `bfloat16`, … Default: what most of the weights are stored in.
         device_map: In place of `device`, for models larger than one GPU: `auto`, or a device for each module (see
             :mod:`mdm_interp.checkpoints.placement`).
         revision: Branch, tag or commit of a hub id.
-        attention: `bidirectional` for a Llama or Qwen2 that was converted to masked diffusion and kept its class' name,
-            `causal` for one that only looks like it.
+        attention: `bidirectional` for a Llama, Qwen2 or Qwen3 that was converted to masked diffusion and kept its
+            class' name, `causal` for one that only looks like it; `block_causal` for a model that reads its own block
+            and all before it.
         readout_shift: Of a converted model: 0 if a mask's token is predicted at the mask, -1 if one position before.
-        mask_token_id: Of a converted model; default: that of config.json, or of the tokenizer.
+        mask_token_id: Where no file says it; default: that of config.json, of added_tokens.json, or of the tokenizer.
+        block_size: Of block-causal attention; default: that of config.json.
+        config: What config.json would say, for a checkpoint without one: its fields, or a JSON file. Of SMDM:
+            `{"model_type": "smdm", "n_head": …}`.
 
     Raises:
         UserError: the source cannot be found, is not a checkpoint of a format in :data:`FORMATS`, is damaged, or
-            contradicts itself; the device cannot be used; or whether a model is causal is not to be told.
+            contradicts itself; the device cannot be used; or no file says how a model attends or which token is its
+            mask.
     """
-    folder = _find(source, revision)
-    config = _read_config(folder)
+    folder, weights = _find(source, revision, config is not None)
+    said, place_of = _read_config(folder, config)
     options = {"attention": attention, "readout_shift": readout_shift, "mask_token_id": mask_token_id}
+    options["block_size"] = block_size
     asked = {name: value for name, value in options.items() if value is not None}
     try:
-        format = find_format(config, FORMATS.values())
-        if asked.get("attention") == "bidirectional" and "mask_token_id" not in asked:
-            asked |= {"mask_token_id": config["mask_token_id"]} if config.get("mask_token_id") is not None else {}
-        cfg = format.read_config(config, asked)
+        format = find_format(said, FORMATS.values())
+        if config is not None:
+            said = format.complete(said, {name: of.shape for name, of in read_headers(folder, weights).items()})
+        cfg = format.read_config(said, asked)
     except UserError as error:
-        raise UserError(f"{folder / 'config.json'}: {error}") from error
-    mask_id = cfg.mask_token_id if format.convertible else config.get("mask_token_id")
-    tokenizer = load_tokenizer(folder, config.get("pad_token_id"), mask_id, cfg.d_vocab, format.mask_token)
+        raise UserError(f"{place_of}: {error}") from error
+    cfg, tokenizer = _read_tokenizer(folder, format, said, cfg)
     if format.convertible:
-        cfg = _with_direction(folder, config, asked, cfg, tokenizer)
-    stored = read_headers(folder)
+        _check_direction(folder, said, asked, cfg, tokenizer)
+    stored = read_headers(folder, weights)
     model = HookedTransformer(cfg, init_weights=False)
     try:
         common = most_common_dtype(stored)
@@ -118,23 +131,52 @@ def load_checkpoint(
     return model.to(loaded_dtype)  # type: ignore[return-value]
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def _read_config(folder: Path, given: Mapping[str, Any] | str | Path | None) -> tuple[dict[str, Any], str]:
+    """Return what config.json says, or what is given in its place, and what messages call it."""
+    if given is not None:
+        if (folder / "config.json").exists():
+            raise UserError(f"config: {folder} has a config.json of its own; leave config out, or correct that file")
+        return (dict(given), "config") if isinstance(given, Mapping) else (read_json(Path(given)), str(given))
     if (folder / ADAPTER).exists() and not (folder / "config.json").exists():
         raise UserError(
             f"{folder}: holds a PEFT adapter ({ADAPTER}) and no model; merge it into its base model "
             "(`model.merge_and_unload().save_pretrained(…)`) and load that"
         )
-    return read_json(folder / "config.json")
+    return read_json(folder / "config.json"), str(folder / "config.json")
 
 
-def _with_direction(
+def _read_tokenizer(
+    folder: Path, format: Format, config: Mapping[str, Any], cfg: ModelConfig
+) -> tuple[ModelConfig, PreTrainedTokenizerFast | None]:
+    """Load the tokenizer, and complete the config of an MDM by its mask where config.json does not say it.
+
+    Raises:
+        UserError: a file is damaged, or none says which token is the mask.
+    """
+    known, token = cfg.mask_token_id, format.mask_token
+    asked_with_masks = not cfg.is_causal and "mask_token_id" in format.settable
+    if known is None and asked_with_masks and (added := find_added_mask(folder)):
+        token, known = added
+    tokenizer = load_tokenizer(folder, config.get("pad_token_id"), known, cfg.d_vocab, token)
+    if known is None and asked_with_masks:
+        mask = find_mask(tokenizer)
+        if tokenizer is None or mask is None:
+            raise UserError(
+                f"mask_token_id: neither config.json nor the tokenizer of {folder} says which it is; give it "
+                "(mask_token_id=…, --mask-token-id)"
+            )
+        tokenizer.mask_token, known = mask, tokenizer.convert_tokens_to_ids(mask)
+    return cfg.model_copy(update={"mask_token_id": known}), tokenizer
+
+
+def _check_direction(
     folder: Path,
     config: Mapping[str, Any],
     asked: Mapping[str, Any],
     cfg: ModelConfig,
     tokenizer: PreTrainedTokenizerFast | None,
-) -> ModelConfig:
-    """Complete the config of a model whose class is causal, which a converted one may have kept.
+) -> None:
+    """Check what is known of a model whose class is causal, which a converted one may have kept.
 
     Raises:
         UserError: something says that it was converted, and the options do not say whether; or they leave out what no
@@ -156,20 +198,11 @@ def _with_direction(
             )
         if asked:
             raise UserError(f"{next(iter(asked))}: is of a bidirectional model; give attention='bidirectional', too")
-        return cfg
-    if cfg.is_causal:
-        return cfg
-    if "readout_shift" not in asked:
+    elif not cfg.is_causal and "readout_shift" not in asked:
         raise UserError(
             "readout_shift: no file says where a converted model predicts a mask's token; give 0 (at the mask) or -1 "
             "(one position before)"
         )
-    if cfg.mask_token_id is not None:
-        return cfg
-    if tokenizer is None or mask is None:
-        raise UserError(f"mask_token_id: neither config.json nor the tokenizer of {folder} says which it is; give it")
-    tokenizer.mask_token = mask
-    return cfg.model_copy(update={"mask_token_id": tokenizer.mask_token_id})
 
 
 def save_checkpoint(
@@ -180,7 +213,7 @@ def save_checkpoint(
     config.json is written last: a folder without one is not whole. Files of a checkpoint that was there are replaced.
 
     Args:
-        format: `llada`, `dream`, `llama`, `qwen2`, or `mdm_interp`, which holds every model.
+        format: One of :data:`FORMATS`: `llada`, `dream`, `qwen3`, …, or `mdm_interp`, which holds every model.
         max_shard_size: Bytes, or a string like `5GB`, from which on weights are split over several files.
 
     Raises:
@@ -240,17 +273,19 @@ def _same_constants(scheme: PositionScheme, own: PositionScheme) -> bool:
     )
 
 
-def _find(source: str | Path, revision: str | None) -> Path:
-    """Return the folder of a checkpoint, downloaded if `source` is a hub id."""
+def _find(source: str | Path, revision: str | None, configured: bool) -> tuple[Path, str | None]:
+    """Return the folder of a checkpoint, downloaded if `source` is a hub id, and the name of its file if it is one."""
     folder = Path(source).expanduser()
-    if folder.is_dir():
+    if folder.is_dir() or (configured and folder.suffix == ".safetensors" and folder.is_file()):
         if revision is not None:
-            raise UserError(f"revision: {revision!r} is for hub ids, and {source} is a folder; leave it out")
-        return folder
+            raise UserError(f"revision: {revision!r} is for hub ids, and {source} is a path; leave it out")
+        return (folder, None) if folder.is_dir() else (folder.parent, folder.name)
     if not isinstance(source, str) or folder.exists() or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", source):
         raise UserError(f"{source}: not a folder, nor a Hugging Face hub id; give one of them")
     try:
-        return Path(snapshot_download(source, revision=revision, allow_patterns=DOWNLOADED, ignore_patterns="*/*"))
+        return Path(
+            snapshot_download(source, revision=revision, allow_patterns=DOWNLOADED, ignore_patterns="*/*")
+        ), None
     except Exception as error:  # of huggingface_hub, of the network or of the disk: there is no common base
         reason = " ".join(str(error).split())
         raise UserError(

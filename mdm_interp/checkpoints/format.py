@@ -73,7 +73,8 @@ HARMLESS = re.compile(
     r"|top_p|typical_p|repetition_penalty|length_penalty|no_repeat_ngram_size|encoder_no_repeat_ngram_size"
     r"|bad_words_ids|num_return_sequences|remove_invalid_values|exponential_decay_length_penalty|suppress_tokens"
     r"|begin_suppress_tokens|max_window_layers|rope_full_precision|alibi_bias_max"
-    r"|attention_layer_norm_with_affine|weight_decay|unsloth_.*|ignore_keys.*"
+    r"|attention_layer_norm_with_affine|weight_decay|unsloth_.*|ignore_keys.*|attn_implementation"
+    r"|debug|ep_size|micro_forward|skip_checkpoint|use_deepep|fuse_cross_entropy|\w+_loss_weight|dp_varying_mask_ratio"
 )
 """Fields that say nothing of what a model computes when it is asked: names, ids, training, generation."""
 
@@ -84,6 +85,8 @@ class Format:
     name: ClassVar[str]
     architecture: ClassVar[str]
     """The class that config.json's `architectures` names."""
+    aliases: ClassVar[tuple[str, ...]] = ()
+    """Other classes that compute the same."""
     model_type: ClassVar[str]
     fixed: ClassVar[dict[str, Any]] = {}
     """ModelConfig fields that all models of the format share."""
@@ -123,6 +126,10 @@ class Format:
 
     # ---- config.json
 
+    def complete(self, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        """Return config.json with what the shapes of the tensors say."""
+        return dict(config)
+
     def read_config(self, config: Mapping[str, Any], asked: Mapping[str, Any] | None = None) -> ModelConfig:
         """Return the model that config.json describes.
 
@@ -136,26 +143,26 @@ class Format:
         asked, filled = dict(asked or {}), self._documented_of(config)
         self.check_settable(asked)
         problems, config = list[str](), {**config, **filled}
+        read = {*self.read, *self.fields.values(), *self.optional.values()}
         own = {field: (value,) for field, value in (self.supported | self.required).items()}
         for field, values in {**NEUTRAL, **own}.items():
-            if field in self.read:
+            if field in read:
                 continue
             got = config.get(field, MISSING)
             if got is MISSING and field in self.required:
                 problems.append(f"{field} is missing")
             elif got is not MISSING and not any(_is(got, value) for value in values):
                 problems.append(f"{field} is {got!r:.80}, and only {values[0]!r} is supported")
-        for field in ("rope_scaling", "rope_parameters"):
-            if not _is_plain(config.get(field)):
-                problems.append(f"{field} is {config[field]!r:.120}, and only rope_type 'default' is supported")
-        values = {**self.fixed, **asked}
+        values = dict(self.fixed)
         for ours, theirs in self.fields.items():
-            if config.get(theirs) is None:
-                problems.append(f"{theirs} is {'missing' if theirs not in config else 'null'}")
-            else:
+            if config.get(theirs) is not None:
                 values[ours] = config[theirs]
+            elif ours not in asked:
+                problems.append(f"{theirs} is {'missing' if theirs not in config else 'null'}")
         values |= {ours: config[theirs] for ours, theirs in self.optional.items() if config.get(theirs) is not None}
-        self.read_rest(config, values, problems)
+        values |= asked
+        self.read_rest(config, values, asked, problems)
+        self.read_rope(config, values, problems)
         if problems:
             raise UserError(
                 f"{few(problems, '; ')} (format {self.name}); give the config.json that was released with the weights"
@@ -170,7 +177,7 @@ class Format:
         Raises:
             UserError: something asked for is not `settable`.
         """
-        if fixed := [name for name in asked if not self.convertible or name not in self.settable]:
+        if fixed := [name for name in asked if name not in self.settable]:
             raise UserError(
                 f"{fixed[0]}: {asked[fixed[0]]!r} cannot be set, as format {self.name} says it; leave it out"
             )
@@ -194,6 +201,7 @@ class Format:
             said = few([f"{field} {value!r}" for field, value in filled.items()])
             warnings.warn(f"config.json lacks what {self.architecture} documents as {said}; that is used", stacklevel=4)
         known = {*NEUTRAL, *self.supported, *self.required, *self.fields.values(), *self.optional.values()}
+        known.add("original_max_position_embeddings")
         known |= {*self.derived.values(), *self.read, "rope_scaling", "rope_parameters"}
         if unknown := [field for field in config if field not in known and not HARMLESS.fullmatch(field)]:
             warnings.warn(
@@ -212,8 +220,17 @@ class Format:
                 message = re.sub(rf"\b{ours}\b", theirs, message)
             raise UserError(message) from error
 
-    def read_rest(self, config: Mapping[str, Any], values: dict[str, Any], problems: list[str]) -> None:
-        """Put what takes more than a name into `values`, and what is wrong into `problems`."""
+    def read_rest(
+        self, config: Mapping[str, Any], values: dict[str, Any], asked: Mapping[str, Any], problems: list[str]
+    ) -> None:
+        """Put what takes more than a name into `values`, which has what was asked for, and what is wrong into
+        `problems`."""
+
+    def read_rope(self, config: Mapping[str, Any], values: dict[str, Any], problems: list[str]) -> None:
+        """Do so with what is said of rotary embedding beside its base: here, refuse to scale it."""
+        for field in ("rope_scaling", "rope_parameters"):
+            if not is_plain(config.get(field)):
+                problems.append(f"{field} is {config[field]!r:.120}, and only rope_type 'default' is supported")
 
     def write_config(self, cfg: ModelConfig) -> dict[str, Any]:
         """Write config.json of a model, without what belongs to its tokenizer.
@@ -253,6 +270,14 @@ class Format:
             return self.tensors[parameter]
         return self.tensors[re.sub(r"(?<=blocks\.)\d+", "*", parameter)].replace("*", layer[0])
 
+    def tensor_names(self, parameter: str, cfg: ModelConfig) -> list[str]:
+        """Return the tensors that a parameter is stacked from: of most parameters one, which it is, not stacked."""
+        return [self.tensor_name(parameter)]
+
+    def part(self, parameter: str, tensor: Tensor, cfg: ModelConfig) -> Tensor:
+        """Return what of a tensor of the file is a parameter's: all of it, unless tensors hold several."""
+        return tensor
+
     def to_stored(self, parameter: str, tensor: Tensor, cfg: ModelConfig) -> Tensor:
         """Return a parameter in the layout of the file."""
         return _rearranged(parameter, tensor, cfg, inverse=True)
@@ -276,7 +301,7 @@ def _is(got: Any, value: Any) -> bool:
     return got == value and isinstance(got, bool) == isinstance(value, bool)
 
 
-def _is_plain(rope: Any) -> bool:
+def is_plain(rope: Any) -> bool:
     """Tell whether a rope_scaling or rope_parameters field leaves rotary embedding as it is."""
     if rope is None:
         return True
@@ -298,7 +323,7 @@ def find_format(config: Mapping[str, Any], formats: Iterable[Format]) -> Format:
             f"architectures: {architectures!r:.80} is no list of class names; give the config.json released"
         )
     formats = list(formats)
-    by_class = [format for format in formats if format.architecture in architectures]
+    by_class = [format for format in formats if {format.architecture, *format.aliases} & {*map(str, architectures)}]
     by_type = [format for format in formats if format.model_type == model_type]
     named = by_class if architectures else by_type
     if len(named) != 1 or (model_type is not None and named != by_type):

@@ -71,7 +71,9 @@ class LLaDA(Format):
     read: ClassVar[tuple[str, ...]] = ("mlp_ratio", "vocab_size", "multi_query_attention")
     mask_token = "<|mdm_mask|>"
 
-    def read_rest(self, config: Mapping[str, Any], values: dict[str, Any], problems: list[str]) -> None:
+    def read_rest(
+        self, config: Mapping[str, Any], values: dict[str, Any], asked: Mapping[str, Any], problems: list[str]
+    ) -> None:
         """Read three fields that may be null and then follow from others: that is the format's definition, not a
         default."""
         otherwise: dict[str, Callable[[Mapping[str, Any]], Any]] = {
@@ -103,6 +105,8 @@ class LLaDA(Format):
             problems.append(f"d_head is {cfg.head_dim}, not d_model / n_heads")
         config |= {"n_kv_heads": cfg.kv_heads, "multi_query_attention": None, "mlp_hidden_size": cfg.d_mlp}
         config |= {"vocab_size": cfg.d_vocab, "embedding_size": cfg.d_vocab, "rope_full_precision": True}
+        if cfg.rotary_scaling is not None:
+            problems.append("rotary_scaling is set")
         if cfg.d_mlp is None:
             problems.append("d_mlp is not set")
 

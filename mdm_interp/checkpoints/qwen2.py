@@ -22,7 +22,9 @@ class Qwen2(HuggingFaceFormat):
     read: ClassVar[tuple[str, ...]] = (*HuggingFaceFormat.read, "sliding_window")
     settable: ClassVar[tuple[str, ...]] = CONVERTIBLE
 
-    def read_rest(self, config: Mapping[str, Any], values: dict[str, Any], problems: list[str]) -> None:
-        super().read_rest(config, values, problems)
+    def read_rest(
+        self, config: Mapping[str, Any], values: dict[str, Any], asked: Mapping[str, Any], problems: list[str]
+    ) -> None:
+        super().read_rest(config, values, asked, problems)
         if config.get("sliding_window") is not None and "use_sliding_window" not in config:
             problems.append("use_sliding_window is missing, so whether sliding_window is in use is not known")

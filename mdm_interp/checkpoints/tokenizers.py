@@ -89,6 +89,14 @@ def find_mask(tokenizer: PreTrainedTokenizerFast | None) -> str | None:
     return named[0] if len(named) == 1 else None
 
 
+def find_added_mask(folder: Path) -> tuple[str, int] | None:
+    """Return the mask in added_tokens.json and its id, if it is the only token there that is called so."""
+    path = folder / "added_tokens.json"
+    added = read_json(path) if path.exists() else {}
+    named = [(token, index) for token, index in added.items() if "mask" in token.lower() and isinstance(index, int)]
+    return named[0] if len(named) == 1 else None
+
+
 def qwen2_backend(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Tokenizer:
     """Build Qwen2's byte-level BPE, as transformers' `Qwen2Tokenizer` builds it."""
     backend = Tokenizer(BPE(vocab=vocab, merges=merges, continuing_subword_prefix="", end_of_word_suffix=""))

@@ -65,14 +65,19 @@ def open_shard(path: Path) -> Iterator[Any]:
         raise UserError(f"{path}: cannot be read as safetensors ({error}); download the file again") from error
 
 
-def read_headers(folder: Path) -> dict[str, StoredTensor]:
+def read_headers(folder: Path, file: str | None = None) -> dict[str, StoredTensor]:
     """List every tensor of a checkpoint, by name; no weights are read.
+
+    Args:
+        file: Which holds all of them; default: what the folder has.
 
     Raises:
         UserError: there are no safetensors, a shard is missing or damaged, or index and shards disagree.
     """
     placed: dict[str, str] | None = None
-    if (folder / SINGLE).exists():
+    if file is not None:
+        files = [file]
+    elif (folder / SINGLE).exists():
         files = [SINGLE]
     elif (folder / INDEX).exists():
         placed = _read_index(folder)
@@ -136,24 +141,28 @@ def most_common_dtype(stored: Mapping[str, StoredTensor]) -> torch.dtype:
 
 def match_tensors(
     model: HookedTransformer, format: Format, stored: Mapping[str, StoredTensor]
-) -> dict[str, StoredTensor]:
-    """Return which tensor each parameter of `model` takes; the model may be on `meta`.
+) -> dict[str, dict[str, StoredTensor]]:
+    """Return which tensors each parameter of `model` takes, by name; the model may be on `meta`.
 
     Raises:
         UserError: tensors are missing, unknown or of another shape than config.json says; all are listed.
     """
-    cfg, found, problems = model.cfg, {}, []
+    cfg, found, problems = model.cfg, dict[str, dict[str, StoredTensor]](), list[str]()
     unknown = {name for name in stored if not re.search(format.ignored, name)}
     for parameter, weight in model.named_parameters():
-        name = format.tensor_name(parameter)
-        unknown.discard(name)
-        shape = tuple(format.to_stored(parameter, weight.to("meta"), cfg).shape)
-        if name not in stored:
-            problems.append(f"{name} is missing")
-        elif stored[name].shape != shape:
-            problems.append(f"{name} is {list(stored[name].shape)}, not {list(shape)}")
-        else:
-            found[parameter] = stored[name]
+        names = format.tensor_names(parameter, cfg)
+        unknown -= set(names)
+        found[parameter] = {name: stored[name] for name in names if name in stored}
+        problems += [f"{name} is missing" for name in names if name not in stored]
+        shape = tuple(format.to_stored(parameter, weight.to("meta"), cfg).shape)[len(names) > 1 :]
+        for name, tensor in found[parameter].items():
+            try:
+                got = tuple(format.part(parameter, torch.empty(tensor.shape, device="meta"), cfg).shape)
+            except (RuntimeError, IndexError):  # it cannot be divided into what it should hold
+                got = tensor.shape
+            if got != shape:
+                held = "" if got == tensor.shape else f" and holds {list(got)}"
+                problems.append(f"{name} is {list(tensor.shape)}{held}, not {list(shape)}")
     if cfg.tie_word_embeddings:
         unknown.discard(format.tensor_name("unembed.W_U"))  # a copy that `check_tied` compares
     problems += [f"{name} is unknown" for name in sorted(unknown)]
@@ -196,22 +205,37 @@ def check_tied(format: Format, stored: Mapping[str, StoredTensor]) -> None:
 def load_weights(
     model: HookedTransformer,
     format: Format,
-    found: Mapping[str, StoredTensor],
+    found: Mapping[str, Mapping[str, StoredTensor]],
     devices: Mapping[str, torch.device],
     dtype: torch.dtype,
 ) -> None:
     """Replace the parameters of `model` by those on disk, one after the other, shard by shard."""
-    by_shard: dict[Path, list[str]] = {}
-    for parameter, tensor in found.items():
-        by_shard.setdefault(tensor.path, []).append(parameter)
-    for path, parameters in by_shard.items():
+    by_shard: dict[Path, list[tuple[str, str, int]]] = {}
+    for parameter, tensors in found.items():
+        for index, (name, tensor) in enumerate(tensors.items()):
+            by_shard.setdefault(tensor.path, []).append((parameter, name, index))
+    stacks: dict[str, Tensor] = {}
+    for path, wanted in by_shard.items():
         with open_shard(path) as shard:
-            for parameter in parameters:
+            for parameter, name, index in wanted:
                 # The tensor read is a view of the mapped file: without a copy it would keep all of the file mapped.
-                weight = shard.get_tensor(format.tensor_name(parameter)).to(devices[parameter], dtype, copy=True)
-                module, _, leaf = parameter.rpartition(".")
-                weight = format.from_stored(parameter, weight, model.cfg)
-                setattr(model.get_submodule(module), leaf, nn.Parameter(weight))
+                part = format.part(parameter, shard.get_tensor(name), model.cfg)
+                if len(found[parameter]) == 1:
+                    _set(model, format, parameter, part.to(devices[parameter], dtype, copy=True))
+                    continue
+                if parameter not in stacks:
+                    shape = (len(found[parameter]), *part.shape)
+                    stacks[parameter] = torch.empty(shape, dtype=dtype, device=devices[parameter])
+                stacks[parameter][index].copy_(part)
+    for parameter, stack in stacks.items():
+        _set(model, format, parameter, stack)
+
+
+def _set(model: HookedTransformer, format: Format, parameter: str, weight: Tensor) -> None:
+    module, _, leaf = parameter.rpartition(".")
+    owner = model.get_submodule(module)
+    trained = getattr(owner, leaf).requires_grad
+    setattr(owner, leaf, nn.Parameter(format.from_stored(parameter, weight, model.cfg), requires_grad=trained))
 
 
 def save_weights(model: HookedTransformer, format: Format, folder: Path, max_shard_size: int | str) -> None:

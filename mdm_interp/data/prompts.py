@@ -207,7 +207,8 @@ def make_prompts(table: FactTable, tokenizer: Any, cfg: ModelConfig, kind: Kind 
     reverse for the left one. Its answer is unmasked, since each token is read before it is seen.
 
     Special tokens that the tokenizer adds of itself stay. A pair is skipped when a name shares a token with the words
-    around it, or has other tokens in the reverse sentence, or when a shifted model would have to predict position 0.
+    around it, or has other tokens in the reverse sentence, when a shifted model would have to predict position 0, or
+    when block-causal attention does not reach from the answer to the source.
 
     Args:
         tokenizer: A fast Hugging Face tokenizer.
@@ -316,6 +317,8 @@ class _Asker:
             raise _Unaskable("answer and source have the same tokens", text.strip())
         if answered[0] + (cfg.readout_shift or 0) < 0:
             raise _Unaskable("the answer is at position 0, where a shifted model has no prediction", text.strip())
+        if not cfg.is_causal and given[1] > cfg.n_readable(answered[0] + (cfg.readout_shift or 0), len(tokens)):
+            raise _Unaskable("the source is in a later block than the answer, which cannot read it", text.strip())
         if cfg.is_causal:
             tokens = tokens[: answered[1]]
         else:

@@ -73,7 +73,7 @@ class Query:
         """Return the positions whose logits predict the answer's tokens in a model with `cfg.readout_shift`.
 
         Raises:
-            UserError: a position has no prediction, or a causal model cannot see the source from there.
+            UserError: a position has no prediction, or the source cannot be read from there.
         """
         assert cfg.readout_shift is not None
         rows = tuple(position + cfg.readout_shift for position in range(*self.answer_span))
@@ -81,10 +81,13 @@ class Query:
             raise UserError(
                 "answer_span: position 0 has no prediction in a shifted model; put the answer further right"
             )
-        if cfg.is_causal and self.source_span[1] - 1 > rows[0]:
+        if self.source_span[1] > cfg.n_readable(rows[0], len(self.tokens)):
+            advice = (
+                "ask for the query pairs of the 'causal' objective" if cfg.is_causal else "put it in an earlier block"
+            )
             raise UserError(
-                f"source_span: {self.source_span} lies right of readout position {rows[0]}, where a causal model "
-                "cannot see it; ask for the query pairs of the 'causal' objective"
+                f"source_span: {self.source_span} lies right of readout position {rows[0]}, where a model with "
+                f"{cfg.attention} attention cannot see it; {advice}"
             )
         return rows
 

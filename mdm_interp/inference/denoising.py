@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mdm_interp.errors import UserError
-from mdm_interp.models.inputs import require_predictions
+from mdm_interp.models.inputs import forbid_mask, require_predictions
 
 FillOrder = Literal["confidence", "random", "left_to_right"]
 """Which blanks come first: where the model is most certain of its choice, any, or from the left."""
@@ -60,9 +60,7 @@ def fill_blanks(
             return
         logits = model(tokens, **padding)
         rows, at = blank.nonzero(as_tuple=True)
-        seen = logits[rows, at + shift].float()
-        if cfg.mask_token_id is not None:
-            seen[:, cfg.mask_token_id] = float("-inf")
+        seen = forbid_mask(logits[rows, at + shift].float(), cfg.mask_token_id)
         probs = seen.softmax(-1)
         if temperature > 0:
             choice = torch.multinomial((seen / temperature).softmax(-1), 1, generator=generator).squeeze(-1)

@@ -27,6 +27,7 @@ from mdm_interp.data.queries import Query, QueryBatch, QueryPair, at_once, batch
 from mdm_interp.data.worlds import FactWorld
 from mdm_interp.errors import UserError
 from mdm_interp.models.bridge import hooked
+from mdm_interp.models.inputs import forbid_mask
 from mdm_interp.models.layers import precise
 from mdm_interp.models.protocol import HookedModel
 
@@ -260,9 +261,7 @@ def _pass(model: HookedModel, asking: dict[tuple[int, ...], list[_Answer]]) -> N
     padding = None if bool((lengths == tokens.shape[1]).all()) else real
     rows = precise(model(tokens, attention_mask=padding, readout=(places + cfg.readout_shift).clamp(min=0)))
 
-    allowed = rows.clone()
-    if cfg.mask_token_id is not None:
-        allowed[..., cfg.mask_token_id] = -torch.inf
+    allowed = forbid_mask(rows.clone(), cfg.mask_token_id)
     probability, choice = (found.tolist() for found in allowed.softmax(-1).max(-1))
     turns: list[tuple[_Answer, int, tuple[int, int]]] = []  # whose, at which position, and where in `rows`
     for i, answers in enumerate(asking.values()):

@@ -22,7 +22,7 @@ from mdm_interp.data.queries import QueryBatch, QueryPair, collate, mirrored_pos
 from mdm_interp.errors import UserError
 from mdm_interp.inference.prediction import answer_loss
 from mdm_interp.models.bridge import hooked
-from mdm_interp.models.layers import attention_scores, per_query_head
+from mdm_interp.models.layers import attention_scores, content_hooks, per_query_head
 from mdm_interp.models.protocol import HookedModel
 
 At = Bool[Tensor, "pair pos"] | None
@@ -112,13 +112,15 @@ def even_routes(
         mirrored = -torch.arange(scores.shape[-1], device=scores.device)
         rotated = (position.rotate(content[kind], mirrored) for kind in ("q", "k"))
         q, k = (per_query_head(x, model.cfg.n_heads, dim=2).transpose(1, 2) for x in rotated)
-        turned = attention_scores(q, k, position.bias(mirrored, mirrored))
+        turned = attention_scores(q, k, position.bias(mirrored, mirrored), model.cfg.score_scale)
         masked = scores <= torch.finfo(scores.dtype).min / 2
         edited = (rows[:, None, :, None] & chosen[hook.layer()][:, None, None]).to(scores.device)
         return torch.where(edited & ~masked, (scores + turned) / 2, scores)
 
     hooks: list[tuple[str, Callable]] = [
-        (name, partial(keep, kind)) for kind in ("q", "k") for name in hook_names(model, f"attn.hook_{kind}", layers)
+        (name, partial(keep, kind))
+        for kind, hook in zip(("q", "k"), content_hooks(model.cfg), strict=True)
+        for name in hook_names(model, f"attn.hook_{hook}", layers)
     ]
     hooks += [(name, project) for name in hook_names(model, "attn.hook_attn_scores", layers)]
     with model.hooks(fwd_hooks=hooks):

@@ -20,7 +20,8 @@ from transformer_lens.hook_points import HookPoint
 from mdm_interp.data.queries import QueryBatch
 from mdm_interp.errors import UserError
 from mdm_interp.models.bridge import BridgedTransformer
-from mdm_interp.models.layers import attention_scores, per_query_head, precise
+from mdm_interp.models.inputs import within_reach
+from mdm_interp.models.layers import attention_scores, content_hooks, per_query_head, precise
 from mdm_interp.models.protocol import HookedModel
 
 T = TypeVar("T")
@@ -62,10 +63,11 @@ class LayerView:
         key_pos = torch.arange(k.shape[2], device=k.device)
         bias = self.model.pos_embed.bias(self.batch.readout.flatten(), key_pos)
         bias = None if bias is None else rearrange(bias, "head (q s) key_pos -> q head s key_pos", q=len(q))
-        scores = attention_scores(q, k, bias).transpose(1, 2)
+        scores = attention_scores(q, k, bias, cfg.score_scale).transpose(1, 2)
         forbidden = torch.finfo(scores.dtype).min
-        if cfg.is_causal:
-            scores = scores.masked_fill(key_pos > self.batch.readout[:, :, None, None], forbidden)
+        reached = within_reach(cfg.reach, self.batch.readout[:, :, None, None], key_pos)
+        if reached is not None:
+            scores = scores.masked_fill(~reached, forbidden)
         padding = self.batch.attention_mask
         return scores if padding is None else scores.masked_fill(~padding[:, None, None], forbidden)
 
@@ -106,8 +108,12 @@ def on_cpu(kept: Sequence[Shaped[Tensor, "..."]], dim: int) -> Shaped[Tensor, ".
     return torch.stack([layer.to(there) for layer in kept], dim).cpu()
 
 
+KEYS = ("k", "k_normalized", "rot_k")
+"""Hooks of keys, of which all positions are read."""
+
+
 def _rotated(model: HookedModel) -> tuple[str, str]:
-    return ("rot_q", "rot_k") if model.cfg.position == "rope" else ("q", "k")
+    return ("rot_q", "rot_k") if model.cfg.position == "rope" else content_hooks(model.cfg)
 
 
 def _hooks(
@@ -120,7 +126,7 @@ def _hooks(
         def hook(x: Tensor, hook: HookPoint) -> None:
             if kind in ("attn_scores", "pattern"):
                 x = x.transpose(1, 2)
-            x = x if kind in ("v", "k", "rot_k") else batch.at_readout(x)
+            x = x if kind in ("v", *KEYS) else batch.at_readout(x)
             seen[kind] = precise(x)
 
         return prefix + kind, hook

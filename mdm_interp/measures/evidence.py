@@ -40,7 +40,9 @@ def readout_directions(
     The final norm's gain is included and, for LayerNorm, its centering. The directions are in float32 at least.
     """
     model = hooked(model)
-    tokens = torch.arange(model.cfg.d_vocab, device=model.W_U.device) if tokens is None else tokens.to(model.W_U.device)
+    tokens = (
+        torch.arange(model.W_U.shape[1], device=model.W_U.device) if tokens is None else tokens.to(model.W_U.device)
+    )
     directions = model.residual_directions(tokens)
     return directions - directions.mean(-1, keepdim=True) if model.cfg.normalization_type == "LN" else directions
 

@@ -118,7 +118,7 @@ def uniform_share(model: HookedModel, query: Query) -> float:
     """Return the share of attention that a source gets from attention spread evenly over what the readout sees; mean
     over answer tokens."""
     cfg = hooked(model).cfg
-    seen = [row + 1 if cfg.is_causal else len(query.tokens) for row in query.readout(cfg)]
+    seen = [cfg.n_readable(row, len(query.tokens)) for row in query.readout(cfg)]
     return sum(len(query.source) / count for count in seen) / len(seen)
 
 
@@ -168,7 +168,7 @@ def rope_predictions(model: HookedModel, query_pairs: Sequence[QueryPair], sampl
         for side, offset in zip(scores, offsets, strict=True):
             different, which = offset[members].unique(return_inverse=True)
             at_own = score_at_offset(products, rope, different)[which, torch.arange(len(members))]
-            side[members] = at_own + still * cfg.head_dim**-0.5
+            side[members] = at_own + still * cfg.score_scale
         # A product of what does not rotate varies in one part only: root of 2.
         products = torch.cat([products, 2**0.5 * still[..., None].to(products.dtype)], dim=-1)
         of_planes = (products - products.mean(0)).abs().pow(2)

@@ -110,10 +110,11 @@ def _distances(model: HookedModel, query_pairs: Sequence[QueryPair]) -> Float[Te
 def rope_parity(model: HookedModel, query_pairs: Sequence[QueryPair]) -> Parity:
     """Compute parity per plane in closed form, from the forward query's content and the distance alone:
 
-        even  a_p cos(phi_p) cos(delta theta_p) / sqrt(d_head),  odd  -a_p sin(phi_p) sin(delta theta_p) / sqrt(d_head).
+        even  a_p cos(phi_p) cos(delta theta_p) c,  odd  -a_p sin(phi_p) sin(delta theta_p) c,
 
-    Dimensions that do not rotate make one last plane, which is all even. Summed over planes this is `score_parity` in
-    the first layer; in deeper ones the reverse query has other content.
+    with c = 1 / sqrt(d_head), times yarn's factor (`ModelConfig.score_scale`). Queries and keys are those that rotate,
+    after their norms if there are any. Dimensions that do not rotate make one last plane, which is all even. Summed
+    over planes this is `score_parity` in the first layer; in deeper ones the reverse query has other content.
 
     Raises:
         UserError: the model has no RoPE, there are no pairs or none shared, a span has several tokens, or the sources
@@ -131,7 +132,7 @@ def rope_parity(model: HookedModel, query_pairs: Sequence[QueryPair]) -> Parity:
     if 2 * len(rope.theta) < rope.cfg.head_dim:
         still = (content.q * content.k)[..., rope.cfg.rotary_dim :].double().sum(-1, keepdim=True)
         even, odd = torch.cat([even, still], dim=-1), torch.cat([odd, torch.zeros_like(still)], dim=-1)
-    return Parity(even * rope.cfg.head_dim**-0.5, odd * rope.cfg.head_dim**-0.5)
+    return Parity(even * rope.cfg.score_scale, odd * rope.cfg.score_scale)
 
 
 def plane_spectrum(model: HookedModel, query_pairs: Sequence[QueryPair]) -> Float[Tensor, "layer head plane"]:
@@ -168,7 +169,7 @@ def plane_energy(model: HookedModel, query_pairs: Sequence[QueryPair]) -> PlaneE
     """Compute each plane's energy, and how much of it tells left from right. If the phases of the products z_p were
     uniformly distributed, the odd part's mean square would be the mean of
 
-        |z_p|^2 sin^2(delta theta_p) / (2 d_head).
+        |z_p|^2 sin^2(delta theta_p) c^2 / 2,  c as in :func:`rope_parity`.
 
     Raises:
         UserError: as in :func:`rope_parity`.
@@ -184,7 +185,7 @@ def plane_energy(model: HookedModel, query_pairs: Sequence[QueryPair]) -> PlaneE
         wavelength=2 * torch.pi / rope.theta,
         energy_share=plane_spectrum(model, query_pairs)[0].mean(0),
         odd_energy=odd,
-        odd_uniform=(z.abs().pow(2) * turned / 2 / rope.cfg.head_dim).mean((0, 1)),
+        odd_uniform=(z.abs().pow(2) * turned / 2 * rope.cfg.score_scale**2).mean((0, 1)),
     )
 
 
@@ -192,20 +193,26 @@ def route_coupling(model: HookedModel, query_pairs: Sequence[QueryPair]) -> Floa
     """Compute the inner product of the gradients of s(+delta) and s(-delta) with respect to (W_Q, W_K) of one head, the
     attention's normalised inputs x held fixed. With equal content in both queries it is
 
-        [|x_i|^2 sum_p |k_p|^2 cos(2 delta theta_p) + |x_j|^2 sum_p |q_p|^2 cos(2 delta theta_p)] / d_head,
+        [|x_i|^2 sum_p |k_p|^2 cos(2 delta theta_p) + |x_j|^2 sum_p |q_p|^2 cos(2 delta theta_p)] c^2,
 
-    where dimensions that do not rotate (all of them outside RoPE) have theta 0. Where it is positive, raising the score
-    on one side raises it on the other. Where content differs (absolute schemes, deeper layers), each square is the
-    inner product of the two queries' own.
+    with c as in :func:`rope_parity`, where dimensions that do not rotate (all of them outside RoPE) have theta 0. Where
+    it is positive, raising the score on one side raises it on the other. Where content differs (absolute schemes,
+    deeper layers), each square is the inner product of the two queries' own.
 
     Raises:
         UserError: there are no pairs or none shared, a span has several tokens, the sources do not mirror each other
-            about the readout, or the model rotates otherwise than RoPE.
+            about the readout, the model rotates otherwise than RoPE, or it normalises queries and keys, so that scores
+            are no longer products of (W_Q, W_K) with the inputs.
 
     Source: docs/theory.md, section 7.
     """
     require_shared(query_pairs, "route coupling")
     model = hooked(model)
+    if model.cfg.use_qk_norm:
+        raise UserError(
+            "model: it normalises queries and keys (use_qk_norm), for which route_coupling has no closed form; use "
+            "gram with SourceAttention, which differentiates through the norms"
+        )
     distance, sides = _distances(model, query_pairs), ("forward", "reverse")
     queries = {side: [getattr(pair, side) for pair in query_pairs] for side in sides}
     forward, reverse = (compute_content(model, queries[side]) for side in sides)
@@ -215,7 +222,7 @@ def route_coupling(model: HookedModel, query_pairs: Sequence[QueryPair]) -> Floa
     inputs_i, inputs_j = (at_f * at_r).sum(-1)[..., None], (from_f * from_r).sum(-1)[..., None]  # [pair layer 1]
     by_query = inputs_i * _turned_product(model, forward.k, reverse.k, -turn)
     by_key = inputs_j * _turned_product(model, forward.q, reverse.q, turn)
-    return (by_query + by_key) / model.cfg.head_dim
+    return (by_query + by_key) * model.cfg.score_scale**2
 
 
 def _turned_product(

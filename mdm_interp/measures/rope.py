@@ -19,7 +19,7 @@ from mdm_interp.measures.capture import on_cpu
 from mdm_interp.measures.nulls import other_facts
 from mdm_interp.measures.routes import readout_weights
 from mdm_interp.models.bridge import hooked
-from mdm_interp.models.layers import per_query_head
+from mdm_interp.models.layers import content_hooks, per_query_head
 from mdm_interp.models.positions import Rope
 from mdm_interp.models.protocol import HookedModel
 from mdm_interp.stats.correlations import correlate
@@ -61,6 +61,7 @@ def compute_content(model: HookedModel, queries: Sequence[Query]) -> Content:
     model = hooked(model)
     cfg: ModelConfig = model.cfg
     kept: dict[str, list[Tensor]] = {"q": [], "k": []}
+    hook_of = dict(zip(kept, content_hooks(cfg), strict=True))
     for batch in batches(queries, cfg):
         reduced: dict[str, dict[int, Tensor]] = {kind: {} for kind in kept}
 
@@ -72,7 +73,7 @@ def compute_content(model: HookedModel, queries: Sequence[Query]) -> Content:
         weights = {"q": readout_weights(batch, torch.float64), "k": batch.source}
         hooks = [
             (
-                f"blocks.{layer}.attn.hook_{kind}",
+                f"blocks.{layer}.attn.hook_{hook_of[kind]}",
                 partial(reduce, into=reduced[kind], layer=layer, weights=weights[kind]),
             )
             for kind in kept
@@ -135,7 +136,7 @@ def spread(x: Float[Tensor, "query layer head d_head"]) -> Contrast[Float[Tensor
 def plane_products(content: Content, rope: Rope) -> Tensor:
     """Compute conj(q_p) k_p per rotating plane, complex `[query layer head plane]`.
 
-    The score at offset delta is the real part of their sum turned by `exp(i delta theta_p)`, over sqrt(d_head).
+    The score at offset delta is the real part of their sum turned by `exp(i delta theta_p)`, times `score_scale`.
     """
     return rope.planes(content.q).conj() * rope.planes(content.k)
 
@@ -152,7 +153,7 @@ def score_at_offset(
     angle = offset.to(torch.float64)[:, None] * rope.theta
     turn = torch.polar(torch.ones_like(angle), angle).to(products.dtype)
     turned = einsum(products, turn, "query layer head plane, offset plane -> offset query layer head")
-    return turned.real * rope.cfg.head_dim**-0.5
+    return turned.real * rope.cfg.score_scale
 
 
 def isotropic_correlation(
@@ -217,9 +218,7 @@ def distance_correlation(
     content = compute_content(model, [pair.forward for pair in query_pairs])
     products = plane_products(content, rope).to(torch.complex128)
     still = (content.q * content.k)[..., rope.cfg.rotary_dim :].double().sum(-1)
-    right, left = (
-        score_at_offset(products, rope, at) + still * rope.cfg.head_dim**-0.5 for at in (distance, -distance)
-    )
+    right, left = (score_at_offset(products, rope, at) + still * rope.cfg.score_scale for at in (distance, -distance))
     # Dimensions that do not rotate act as planes that turn by 0; a real product varies in one part only: root of 2.
     products = torch.cat([products, 2**0.5 * still[..., None].to(products.dtype)], dim=-1)
     theta = torch.cat([rope.theta, rope.theta.new_zeros(1)])

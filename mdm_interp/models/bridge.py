@@ -106,7 +106,7 @@ class BridgedTransformer:
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         read = (cache[f"blocks.0.attn.hook_{kind}"].float() for kind in ("q", "k"))
         q, k = (per_query_head(scheme.rotate(x, positions), self.cfg.n_heads, dim=2).transpose(1, 2) for x in read)
-        scores = attention_scores(q, k, scheme.bias(positions, positions))
+        scores = attention_scores(q, k, scheme.bias(positions, positions), self.cfg.score_scale)
         if self.cfg.is_causal:
             scores = scores.masked_fill(positions > positions[:, None], float("-inf"))
         return torch.allclose(scores.softmax(-1), cache["blocks.0.attn.hook_pattern"].float(), atol=1e-2)

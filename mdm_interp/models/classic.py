@@ -29,7 +29,8 @@ NORMS = {"LN": "LN", "LNPre": "LN", "RMS": "RMS", "RMSPre": "RMS", None: None}
 ACTIVATIONS = {"gelu_fast": "gelu_new", "gelu_pytorch_tanh": "gelu_new"}
 """Other names of the tanh approximation of GELU."""
 
-SAME = {name for name in ModelConfig.model_fields if name not in ("attention", "position", "qkv_bias", "readout_shift")}
+OWN = {"attention", "block_size", "experts", "position", "qkv_bias", "readout_shift", "rotary_scaling"}
+SAME = ModelConfig.model_fields.keys() - OWN
 """Fields of ours that the classic config has by the same name, or could."""
 
 VARIANTS: dict[str, Any] = {
@@ -40,7 +41,7 @@ VARIANTS: dict[str, Any] = {
     "init_mode": "gpt2",
     "n_devices": 1,
     **dict.fromkeys(("rotary_base_local", "clip_qkv", "num_experts", "quantization_method")),
-    **dict.fromkeys(("scale_attn_by_inverse_layer_idx", "use_local_attn", "use_qk_norm", "use_logn_attn"), False),
+    **dict.fromkeys(("scale_attn_by_inverse_layer_idx", "use_local_attn", "use_logn_attn"), False),
     **dict.fromkeys(("use_attention_sinks", "ungroup_grouped_query_attention", "use_dynamic_ntk_rope"), False),
     **dict.fromkeys(("use_NTK_by_parts_rope", "use_yarn_rope", "parallel_attn_mlp", "post_embedding_ln"), False),
     **dict.fromkeys(("use_normalization_before_and_after", "use_hook_tokens", "load_in_4bit"), False),
@@ -58,7 +59,7 @@ NOTED = {
 }
 """Fields that say where a model comes from, or are read only if one of the variants is on."""
 
-READ = {"positional_embedding_type", "attention_dir", "attn_only", "seed", "d_vocab_out", "attn_scale", "final_rms"}
+READ = {"positional_embedding_type", "attention_dir", "attn_only", "seed", "attn_scale", "final_rms"}
 """Fields that are read by rules of their own."""
 
 _TABLES = re.compile(r"\.attn\.(mask|IGNORE|rotary_sin|rotary_cos)$")
@@ -146,14 +147,12 @@ def _require_plain(values: Mapping[str, Any]) -> None:
 
 def _require_same_maths(values: Mapping[str, Any], model: ModelConfig) -> None:
     """Refuse values by which the classic model would compute something else."""
-    scale, out, final_rms = values.get("attn_scale", -1), values.get("d_vocab_out", -1), values.get("final_rms", False)
+    scale, final_rms = values.get("attn_scale", -1), values.get("final_rms", False)
     if scale not in (-1, None) and abs(scale - model.head_dim**0.5) > 1e-6:
         raise UserError(
             f"attn_scale: scores are divided by sqrt(d_head) {model.head_dim**0.5:.6g} here, not by {scale}; leave it "
             "out"
         )
-    if out not in (-1, None, model.d_vocab):
-        raise UserError(f"d_vocab_out: {out} is not d_vocab {model.d_vocab}, and here they are one; leave it out")
     if final_rms and model.normalization_type != "RMS":
         raise UserError("final_rms: all norms are of one kind here; leave it out, or set normalization_type to 'RMS'")
 

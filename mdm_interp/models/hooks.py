@@ -28,7 +28,8 @@ SWITCHES = {
 _OF_BRIDGES = re.compile(r"\.attn(?=\.hook_([qkv]_input|attn_in)$)")
 """What a `TransformerBridge` has in the names of split inputs, and TransformerLens' patching with it."""
 
-PER_HEAD = {"q", "k", "v", "rot_q", "rot_k", "z", "result", "q_input", "k_input", "v_input", "attn_in"}
+PER_HEAD = {"q", "k", "v", "q_normalized", "k_normalized", "rot_q", "rot_k", "z", "result", "q_input", "k_input"}
+PER_HEAD |= {"v_input", "attn_in"}
 """Hooks on activations of shape [batch pos head …]."""
 
 Names = str | Callable[[str], bool] | Iterable[str] | None

@@ -1,9 +1,9 @@
-"""What a model is given: token ids and masks, checked before anything is computed."""
+"""What a model is given, token ids and masks, checked before anything is computed; and where its outputs are read."""
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 
@@ -62,11 +62,29 @@ def places(real: Bool[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
     return (torch.arange(n_pos, device=real.device) - before).clamp(min=0)
 
 
+def within_reach(
+    reach: int | None, query_pos: Int[Tensor, "..."], key_pos: Int[Tensor, "..."]
+) -> Bool[Tensor, "..."] | None:
+    """Tell which keys queries may read, by their places alone, which broadcast; None: all.
+
+    Args:
+        reach: `ModelConfig.reach`.
+    """
+    return None if reach is None else key_pos // reach <= query_pos // reach
+
+
 def rows_at(
     x: Shaped[Tensor, "batch pos *rest"], positions: Int[Tensor, "batch row"]
 ) -> Shaped[Tensor, "batch row *rest"]:
     """Return the rows of `x` at some positions of each sequence."""
     return x[torch.arange(len(x), device=x.device)[:, None], positions.to(x.device)]
+
+
+def forbid_mask(logits: Float[Tensor, "*rows d_vocab"], mask_token_id: int | None) -> Float[Tensor, "*rows d_vocab"]:
+    """Set the mask's logits to -inf, in place: what is filled in is never a mask. Some models cannot predict one."""
+    if mask_token_id is not None and mask_token_id < logits.shape[-1]:
+        logits[..., mask_token_id] = -torch.inf
+    return logits
 
 
 def require_predictions(masked: Bool[Tensor, "batch pos"], real: Bool[Tensor, "batch pos"] | None) -> None:

@@ -32,15 +32,15 @@ def precise(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
 
 class Norm(nn.Module):
-    """RMSNorm or LayerNorm. `hook_scale` [batch pos 1] is what the residual is divided by, `hook_normalized`
-    [batch pos d_model] the quotient, before gain and bias. Computed in float32 at least."""
+    """RMSNorm, or if `centered` LayerNorm, of the residual stream or, with one gain for all heads, of their queries or
+    keys. `hook_scale` [batch pos *head 1] is what they are divided by, `hook_normalized` [batch pos *head width] the
+    quotient, before gain and bias. Computed in float32 at least."""
 
-    def __init__(self, cfg: ModelConfig) -> None:
+    def __init__(self, width: int, eps: float, *, centered: bool = False) -> None:
         super().__init__()
-        self.centered = cfg.normalization_type == "LN"
-        self.eps = cfg.eps
-        self.w = nn.Parameter(torch.ones(cfg.d_model))
-        self.b = nn.Parameter(torch.zeros(cfg.d_model)) if self.centered else None
+        self.centered, self.eps = centered, eps
+        self.w = nn.Parameter(torch.ones(width))
+        self.b = nn.Parameter(torch.zeros(width)) if centered else None
         self.hook_scale = CheckedHookPoint()
         self.hook_normalized = CheckedHookPoint()
 
@@ -67,7 +67,9 @@ class NoNorm(nn.Module):
 
 
 def make_norm(cfg: ModelConfig) -> nn.Module:
-    return NoNorm() if cfg.normalization_type is None else Norm(cfg)
+    if cfg.normalization_type is None:
+        return NoNorm()
+    return Norm(cfg.d_model, cfg.eps, centered=cfg.normalization_type == "LN")
 
 
 class Attention(nn.Module):
@@ -95,6 +97,9 @@ class Attention(nn.Module):
         self.register_parameter("b_O", None)
 
         self.hook_q, self.hook_k, self.hook_v = (CheckedHookPoint() for _ in range(3))
+        if cfg.use_qk_norm:
+            self.q_norm, self.k_norm = Norm(d_head, cfg.eps), Norm(d_head, cfg.eps)
+            self.hook_q_normalized, self.hook_k_normalized = CheckedHookPoint(), CheckedHookPoint()
         if cfg.position == "rope":
             self.hook_rot_q, self.hook_rot_k = CheckedHookPoint(), CheckedHookPoint()
         self.hook_attn_scores, self.hook_pattern = CheckedHookPoint(), CheckedHookPoint()
@@ -112,6 +117,8 @@ class Attention(nn.Module):
         q = self.hook_q(_project(query_input, self.W_Q, self.b_Q))
         k = self.hook_k(_project(key_input, self.W_K, self.b_K))
         v = self.hook_v(_project(value_input, self.W_V, self.b_V))
+        if self.cfg.use_qk_norm:
+            q, k = self.hook_q_normalized(self.q_norm(q)), self.hook_k_normalized(self.k_norm(k))
         positions = torch.arange(q.shape[1], device=q.device)
         if self.cfg.position == "rope":
             q, k = self.hook_rot_q(position.rotate(q, positions)), self.hook_rot_k(position.rotate(k, positions))
@@ -142,11 +149,12 @@ class Attention(nn.Module):
                 v,
                 attn_mask=_additive(bias, allowed),
                 is_causal=only_causal and bias is None,
+                scale=self.cfg.score_scale,
                 enable_gqa=k.shape[1] != q.shape[1],
             )
             return z.transpose(1, 2)
 
-        scores = attention_scores(q, k, bias)
+        scores = attention_scores(q, k, bias, self.cfg.score_scale)
         if allowed is not None:
             scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
         pattern = self.hook_attn_scores(scores).softmax(-1)
@@ -168,6 +176,11 @@ def _project(
     return projected if bias is None else projected + bias
 
 
+def content_hooks(cfg: ModelConfig) -> tuple[str, str]:
+    """Return what the hooks of queries and keys are called that positions act on, after `hook_`."""
+    return ("q_normalized", "k_normalized") if cfg.use_qk_norm else ("q", "k")
+
+
 def per_query_head(x: Shaped[Tensor, "*kv_heads"], n_heads: int, dim: int) -> Shaped[Tensor, "*heads"]:
     """Repeat keys, values or weights of grouped heads, along dimension `dim`, for every query head that reads them."""
     return x if x.shape[dim] == n_heads else x.repeat_interleave(n_heads // x.shape[dim], dim=dim)
@@ -177,9 +190,11 @@ def attention_scores(
     q: Float[Tensor, "batch head query_pos d_head"],
     k: Float[Tensor, "batch head key_pos d_head"],
     bias: Float[Tensor, "*batch head query_pos key_pos"] | None,
+    scale: float,
 ) -> Float[Tensor, "batch head query_pos key_pos"]:
-    """Compute q k / sqrt(d_head), and add the bias of the position scheme; nothing is masked yet."""
-    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    """Compute q k times `scale` (`ModelConfig.score_scale`), and add the bias of the position scheme; nothing is masked
+    yet."""
+    scores = q @ k.transpose(-1, -2) * scale
     return scores if bias is None else scores + bias.to(scores.dtype)
 
 
@@ -197,13 +212,12 @@ class MLP(nn.Module):
     b_gate: nn.Parameter | None
     b_out: nn.Parameter | None
 
-    def __init__(self, cfg: ModelConfig) -> None:
+    def __init__(self, cfg: ModelConfig, width: int) -> None:
         super().__init__()
-        assert cfg.d_mlp is not None
         self.activation = ACTIVATIONS[cfg.act_fn]
-        self.W_in = nn.Parameter(torch.empty(cfg.d_model, cfg.d_mlp))
-        self.W_out = nn.Parameter(torch.empty(cfg.d_mlp, cfg.d_model))
-        self.W_gate = nn.Parameter(torch.empty(cfg.d_model, cfg.d_mlp)) if cfg.gated_mlp else None
+        self.W_in = nn.Parameter(torch.empty(cfg.d_model, width))
+        self.W_out = nn.Parameter(torch.empty(width, cfg.d_model))
+        self.W_gate = nn.Parameter(torch.empty(cfg.d_model, width)) if cfg.gated_mlp else None
         for name in ("b_in", "b_gate", "b_out"):
             self.register_parameter(name, None)
         self.hook_pre, self.hook_post = CheckedHookPoint(), CheckedHookPoint()
@@ -217,6 +231,71 @@ class MLP(nn.Module):
             gate = self.activation(self.hook_pre(_affine(x, self.W_gate, self.b_gate)))
             post = gate * self.hook_pre_linear(_affine(x, self.W_in, self.b_in))
         return _affine(self.hook_post(post), self.W_out, self.b_out)
+
+
+class MoE(nn.Module):
+    """Experts, each a gated MLP, of which every token goes through those that its router scores highest.
+
+        s = sigmoid(x W_router),
+        chosen: the highest of s + expert_bias, among the groups whose two highest of these sum up to most,
+        out = routed_scale * sum over chosen e of (s_e / sum of chosen s) MLP_e(x), plus the shared MLP of x.
+
+    Hooks: `hook_router` [batch pos expert] is `x W_router`, `hook_expert_weights` [batch pos expert] what each expert's
+    output is multiplied by, 0 where it is not chosen: an edit chooses others. `hook_pre`, `hook_pre_linear`,
+    `hook_post` [row d_expert] and `hook_expert_out` [row d_model] have a row for each expert and token that goes
+    through it, expert by expert (:meth:`rows`). `shared` has an MLP's hooks.
+
+    Source: arXiv 2412.19437, section 2.1.2; transformers, `models/deepseek_v3`, whose routing LLaDA2 shares.
+    """
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        assert cfg.experts is not None
+        self.cfg, self.activation = cfg.experts, ACTIVATIONS[cfg.act_fn]
+        n_experts, width = self.cfg.num_experts, self.cfg.d_expert
+        self.W_router = nn.Parameter(torch.empty(cfg.d_model, n_experts))
+        self.expert_bias = nn.Parameter(torch.zeros(n_experts), requires_grad=False)  # chooses, and is in no product
+        self.W_gate = nn.Parameter(torch.empty(n_experts, cfg.d_model, width))
+        self.W_in = nn.Parameter(torch.empty(n_experts, cfg.d_model, width))
+        self.W_out = nn.Parameter(torch.empty(n_experts, width, cfg.d_model))
+        self.shared = MLP(cfg, self.cfg.n_shared * width) if self.cfg.n_shared else None
+        self.hook_router, self.hook_expert_weights = CheckedHookPoint(), CheckedHookPoint()
+        self.hook_pre, self.hook_pre_linear, self.hook_post = (CheckedHookPoint() for _ in range(3))
+        self.hook_expert_out = CheckedHookPoint()
+
+    def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        weights = self.hook_expert_weights(self._weights(self.hook_router(precise(x) @ precise(self.W_router))))
+        expert, token = self.rows(weights)
+        counts = torch.bincount(expert, minlength=self.cfg.num_experts).tolist()
+        read = x.flatten(0, 1)[token]
+
+        def each(rows: Tensor, weight: Tensor) -> Tensor:
+            return torch.cat([part @ weight[index] for index, part in enumerate(rows.split(counts))])
+
+        gate = self.activation(self.hook_pre(each(read, self.W_gate)))
+        post = self.hook_post(gate * self.hook_pre_linear(each(read, self.W_in)))
+        written = self.hook_expert_out(each(post, self.W_out)) * weights.flatten(0, 1)[token, expert, None].to(x.dtype)
+        out = torch.zeros_like(x).flatten(0, 1).index_add(0, token, written).view_as(x)
+        return out if self.shared is None else out + self.shared(x)
+
+    def _weights(self, router: Float[Tensor, "batch pos expert"]) -> Float[Tensor, "batch pos expert"]:
+        cfg, scores = self.cfg, router.sigmoid()
+        biased = scores + precise(self.expert_bias)
+        if cfg.n_groups > 1:
+            groups = biased.unflatten(-1, (cfg.n_groups, -1))
+            pairs = groups.topk(min(2, groups.shape[-1])).values.sum(-1)
+            best = torch.zeros_like(pairs, dtype=torch.bool).scatter(-1, pairs.topk(cfg.topk_groups).indices, True)
+            biased = groups.masked_fill(~best[..., None], -torch.inf).flatten(-2)
+        chosen = biased.topk(cfg.experts_per_token).indices
+        kept = scores.gather(-1, chosen)
+        kept = kept / (kept.sum(-1, keepdim=True) + 1e-20) if cfg.experts_per_token > 1 else kept
+        return torch.zeros_like(scores).scatter(-1, chosen, cfg.routed_scale * kept)
+
+    @staticmethod
+    def rows(weights: Float[Tensor, "batch pos expert"]) -> tuple[Int[Tensor, "row"], Int[Tensor, "row"]]:
+        """Return the expert of each row, and its token among those of all sequences one after the other."""
+        expert, token = (weights.detach().flatten(0, 1).T != 0).nonzero(as_tuple=True)
+        return expert, token
 
 
 def _affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -234,13 +313,14 @@ class Block(nn.Module):
     hook_out_is_single_residual_stream = True
     """Read by TransformerLens' logit lens, which else takes the residual stream for one of several."""
 
-    def __init__(self, cfg: ModelConfig) -> None:
+    def __init__(self, cfg: ModelConfig, layer: int) -> None:
         super().__init__()
         self.ln1, self.attn = make_norm(cfg), Attention(cfg)
         self.hook_resid_pre, self.hook_attn_out, self.hook_resid_post = (CheckedHookPoint() for _ in range(3))
         self.hook_q_input, self.hook_k_input, self.hook_v_input = (CheckedHookPoint() for _ in range(3))
         self.hook_attn_in = CheckedHookPoint() if cfg.kv_heads == cfg.n_heads else None
-        self.mlp = None if cfg.attn_only else MLP(cfg)
+        dense = cfg.experts is None or layer < cfg.experts.n_dense_layers
+        self.mlp = None if cfg.d_mlp is None else MLP(cfg, cfg.d_mlp) if dense else MoE(cfg)
         if not cfg.attn_only:
             self.ln2 = make_norm(cfg)
             self.hook_resid_mid, self.hook_mlp_in, self.hook_mlp_out = (CheckedHookPoint() for _ in range(3))
@@ -305,7 +385,7 @@ class Unembed(nn.Module):
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
-        self.W_U = nn.Parameter(torch.empty(cfg.d_model, cfg.d_vocab))
+        self.W_U = nn.Parameter(torch.empty(cfg.d_model, cfg.d_vocab_out or cfg.d_vocab))
         self.register_parameter("b_U", None)
 
     def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:

@@ -70,17 +70,17 @@ class PositionScheme(nn.Module):
 
 class Rope(PositionScheme):
     """Rotary embedding (Su et al., arXiv 2104.09864): plane p of queries and keys turns by `position * theta_p`,
-    theta_p = base^(-2p / rotary_dim).
+    theta_p = base^(-2p / rotary_dim), or as `cfg.rotary_scaling` stretches that.
 
     Sign: at offset `delta = key_pos - query_pos` the score is
-    `Re sum_p conj(q_p) k_p exp(i delta theta_p) / sqrt(d_head)`, with the planes as complex numbers (:meth:`planes`).
+    `Re sum_p conj(q_p) k_p exp(i delta theta_p) score_scale`, with the planes as complex numbers (:meth:`planes`).
     """
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__(cfg)
         assert cfg.rotary_dim is not None
         exponent = torch.arange(0, cfg.rotary_dim, 2, dtype=torch.float64) / cfg.rotary_dim
-        self.theta: Float[Tensor, "plane"] = cfg.rotary_base**-exponent
+        self.theta: Float[Tensor, "plane"] = _stretched(cfg.rotary_base**-exponent, cfg)
         """Radians per position, in float64. Not a buffer: `model.to(dtype)` would round it."""
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -110,6 +110,40 @@ class Rope(PositionScheme):
         else:
             rotated = torch.cat(turned, dim=-1)
         return torch.cat([rotated.to(x.dtype), passed], dim=-1) if passed.shape[-1] else rotated.to(x.dtype)
+
+
+def _stretched(theta: Float[Tensor, "plane"], cfg: ModelConfig) -> Float[Tensor, "plane"]:
+    """Stretch RoPE's angles: each becomes `theta ((1 - kept) / factor + kept)`.
+
+    Under linear scaling nothing is kept. Under llama3, with `n_p = original length * theta_p / (2 pi)` turns over the
+    original length, `kept` rises from 0 at `low_freq_factor` turns to 1 at `high_freq_factor`, linearly in `n_p`. Under
+    yarn it falls from 1 to 0 linearly in p, between the planes that turn `beta_fast` and `beta_slow` times.
+
+    Source: transformers, `modeling_rope_utils`; arXiv 2309.00071, section 3.
+    """
+    scaling = cfg.rotary_scaling
+    if scaling is None:
+        return theta
+    kept = torch.zeros_like(theta)
+    if scaling.rope_type != "linear":
+        assert scaling.original_max_position_embeddings is not None and cfg.rotary_dim is not None
+        length = scaling.original_max_position_embeddings
+        if scaling.rope_type == "llama3":
+            assert scaling.low_freq_factor is not None and scaling.high_freq_factor is not None
+            low, high = scaling.low_freq_factor, scaling.high_freq_factor
+            kept = ((length * theta / (2 * math.pi) - low) / (high - low)).clamp(0, 1)
+        else:
+            assert scaling.beta_fast is not None and scaling.beta_slow is not None
+            first, last = (
+                cfg.rotary_dim * math.log(length / (2 * math.pi * turns)) / (2 * math.log(cfg.rotary_base))
+                for turns in (scaling.beta_fast, scaling.beta_slow)
+            )
+            if scaling.truncate:
+                first, last = math.floor(first), math.ceil(last)
+            first, last = max(first, 0), min(last, cfg.rotary_dim - 1)
+            plane = torch.arange(len(theta), dtype=theta.dtype)
+            kept = 1 - ((plane - first) / (last - first or 1e-3)).clamp(0, 1)
+    return theta * ((1 - kept) / scaling.factor + kept)
 
 
 class Alibi(PositionScheme):

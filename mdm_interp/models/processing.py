@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mdm_interp.errors import UserError
-from mdm_interp.models.layers import Norm, TiedUnembed, Unembed, per_query_head
+from mdm_interp.models.layers import MLP, MoE, Norm, TiedUnembed, Unembed, per_query_head
 from mdm_interp.models.text import Texts
 
 ModelT = TypeVar("ModelT", bound="ProcessedWeights")
@@ -61,8 +61,7 @@ class ProcessedWeights(Texts):
             ]
             _fold(block.ln1, attention, fold_biases)
             if block.mlp is not None:
-                gate = [] if block.mlp.W_gate is None else [(block.mlp, "W_gate", "b_gate")]
-                _fold(block.ln2, [(block.mlp, "W_in", "b_in"), *gate], fold_biases)
+                _fold(block.ln2, _readers(block.mlp), fold_biases)
         _fold(self.ln_final, [(unembed, "W_U", "b_U")], fold_biases)
         return self
 
@@ -148,11 +147,11 @@ class ProcessedWeights(Texts):
             for name, weight in (("b_Q", attn.W_Q), ("b_K", attn.W_K), ("b_V", attn.W_V)):
                 _add_bias(attn, name, weight.new_zeros(weight.shape[0], weight.shape[2]))
             _add_bias(attn, "b_O", attn.W_O.new_zeros(attn.W_O.shape[-1]))
-            if block.mlp is not None:
+            if isinstance(block.mlp, MLP):
                 _add_bias(block.mlp, "b_in", block.mlp.W_in.new_zeros(block.mlp.W_in.shape[1]))
                 _add_bias(block.mlp, "b_out", block.mlp.W_out.new_zeros(block.mlp.W_out.shape[1]))
         if isinstance(self.unembed, Unembed):
-            _add_bias(self.unembed, "b_U", self.W_U.new_zeros(self.cfg.d_vocab))
+            _add_bias(self.unembed, "b_U", self.W_U.new_zeros(self.W_U.shape[1]))
         return self
 
     def _own_unembed(self) -> Unembed:
@@ -164,6 +163,16 @@ class ProcessedWeights(Texts):
             self._configure(tie_word_embeddings=False)
             self.setup()
         return self.unembed
+
+
+def _readers(mlp: MLP | MoE) -> list[tuple[nn.Module, str, str]]:
+    """List the weights of an MLP, or of experts, that read the residual stream, and what their biases are called."""
+    readers: list[tuple[nn.Module, str, str]] = [(mlp, "W_in", "b_in")]
+    readers += [] if mlp.W_gate is None else [(mlp, "W_gate", "b_gate")]
+    if isinstance(mlp, MoE):
+        readers.append((mlp, "W_router", "b_router"))
+        readers += [] if mlp.shared is None else _readers(mlp.shared)
+    return readers
 
 
 def _fold(norm: nn.Module, readers: list[tuple[nn.Module, str, str]], fold_biases: bool) -> None:

@@ -28,7 +28,7 @@ from mdm_interp.errors import UserError
 from mdm_interp.models.classic import ClassicConfig, read_classic_config, read_classic_weights
 from mdm_interp.models.generation import Generation
 from mdm_interp.models.hooks import CheckedHookPoint
-from mdm_interp.models.inputs import check_token_ids, places, read_mask, require_predictions, rows_at
+from mdm_interp.models.inputs import check_token_ids, places, read_mask, require_predictions, rows_at, within_reach
 from mdm_interp.models.layers import Block, Embed, TiedUnembed, Unembed, make_norm, precise
 from mdm_interp.models.positions import POSITION_SCHEMES
 from mdm_interp.models.text import Input, PaddingSide
@@ -64,7 +64,9 @@ class HookedTransformer(Generation):
     `blocks.{l}.hook_attn_out|mlp_out`, `blocks.{l}.attn.hook_q|k|v|rot_q|rot_k|attn_scores|pattern|z|result`,
     `blocks.{l}.hook_attn_in|q_input|k_input|v_input|mlp_in`, `blocks.{l}.mlp.hook_pre|pre_linear|post`,
     `blocks.{l}.ln1|ln2.hook_scale|hook_normalized` and the same of `ln_final`. `rot_*` exist under rope, `mid`, `mlp`
-    and `ln2` with an MLP.
+    and `ln2` with an MLP; with `cfg.use_qk_norm` also `blocks.{l}.attn.q_norm|k_norm.hook_scale|hook_normalized` and
+    `blocks.{l}.attn.hook_q_normalized|k_normalized`, which is what positions act on: gain included. Layers of experts
+    (`cfg.experts`) have the hooks of :class:`~mdm_interp.models.layers.MoE` in `mlp`.
 
     Initial weights are drawn from a normal distribution of `cfg.initializer_range`, from `generator` if given. With
     `init_weights=False` they are on the `meta` device, where they take neither time nor memory, until a checkpoint's
@@ -100,7 +102,7 @@ class HookedTransformer(Generation):
             self.embed = Embed(cfg)
         self.pos_embed = POSITION_SCHEMES[cfg.position](cfg)  # its constants are computed, so never on `meta`
         with weights_on:
-            self.blocks = TypedModuleList([Block(cfg) for _ in range(cfg.n_layers)])
+            self.blocks = TypedModuleList([Block(cfg, layer) for layer in range(cfg.n_layers)])
             self.ln_final = make_norm(cfg)
             self.unembed = TiedUnembed(self.embed) if cfg.tie_word_embeddings else Unembed(cfg)
         self.hook_embed = CheckedHookPoint()
@@ -354,11 +356,16 @@ class HookedTransformer(Generation):
     def _allowed(
         self, resid: Float[Tensor, "batch pos d_model"], real: Bool[Tensor, "batch pos"] | None
     ) -> Bool[Tensor, "#batch 1 query_pos key_pos"] | None:
-        """Return which key positions each query may read; None where nothing is padded."""
-        if real is None:
+        """Return which key positions each query may read; None where nothing is padded and attention has no blocks of
+        several positions. Blocks are counted from the first token that is no padding."""
+        if real is None and self.cfg.attention != "block_causal":
             return None
+        at = torch.arange(resid.shape[1], device=resid.device)[None] if real is None else places(real.to(resid.device))
+        reached = within_reach(self.cfg.reach, at[:, None, :, None], at[:, None, None, :])
+        if real is None:
+            return reached
         allowed = real.to(resid.device)[:, None, None, :].expand(-1, 1, resid.shape[1], -1)
-        return allowed.tril() if self.cfg.is_causal else allowed
+        return allowed if reached is None else allowed & reached
 
     # ---- switches, and where the model is
 

@@ -14,7 +14,7 @@ from transformer_lens.utilities import TypedModuleList, composition_scores
 from mdm_interp.errors import UserError
 from mdm_interp.models.hooks import CheckedHooks
 from mdm_interp.models.inputs import check_token_ids
-from mdm_interp.models.layers import Attention, Block, Embed, Norm, TiedUnembed, Unembed, per_query_head, precise
+from mdm_interp.models.layers import Attention, Block, Embed, MoE, Norm, TiedUnembed, Unembed, per_query_head, precise
 from mdm_interp.models.positions import PositionScheme
 
 
@@ -55,6 +55,8 @@ class Weights(CheckedHooks):
     def _stacked(self, part: str, name: str, *zeros: int) -> Tensor:
         """Stack a parameter over layers; `zeros` is its shape in a layer, for a bias that may not be there."""
         layers = []
+        if part == "mlp" and self.cfg.experts is not None:
+            raise UserError(f"{name}: layers of experts have no MLP to be stacked; read it as blocks[layer].mlp.{name}")
         for block in self.blocks:
             weight = getattr(getattr(block, part), name)
             layers.append((block.attn.W_Q.new_zeros(zeros) if weight is None else weight).to(self.W_E.device))
@@ -116,7 +118,7 @@ class Weights(CheckedHooks):
 
     @property
     def b_U(self) -> Float[Tensor, "d_vocab"]:
-        return self.W_U.new_zeros(self.cfg.d_vocab) if self.unembed.b_U is None else self.unembed.b_U
+        return self.W_U.new_zeros(self.W_U.shape[1]) if self.unembed.b_U is None else self.unembed.b_U
 
     @property
     def QK(self) -> FactoredMatrix:
@@ -189,7 +191,8 @@ class Weights(CheckedHooks):
         for block in self.blocks[: layer + int(mlp_input)]:
             total = total if block.attn.b_O is None else total + block.attn.b_O.to(total)
         for block in self.blocks[:layer] if include_mlp_biases else ():
-            total = total if block.mlp is None or block.mlp.b_out is None else total + block.mlp.b_out.to(total)
+            bias = None if block.mlp is None or isinstance(block.mlp, MoE) else block.mlp.b_out
+            total = total if bias is None else total + bias.to(total)
         return total
 
     def residual_directions(self, tokens: Int[Tensor, "*tokens"]) -> Float[Tensor, "*tokens d_model"]:
@@ -199,6 +202,6 @@ class Weights(CheckedHooks):
         Raises:
             UserError: a token is outside the vocabulary.
         """
-        check_token_ids("tokens", tokens, self.cfg.d_vocab)
+        check_token_ids("tokens", tokens, self.W_U.shape[1])
         directions = precise(self.W_U.T[tokens])
         return directions * self.ln_final.w if isinstance(self.ln_final, Norm) else directions

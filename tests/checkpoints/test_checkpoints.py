@@ -15,8 +15,13 @@ from typing import Any
 import pytest
 import torch
 from checkpoint_helpers import (
+    BIASED,
     FORMATS,
+    FULL,
+    MDMS,
+    QK_NORMS,
     RELEASED,
+    SHIFTED,
     VOCAB,
     Checkpoint,
     reference_logits,
@@ -40,6 +45,7 @@ from transformers import (
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 from mdm_interp.checkpoints import FORMATS as FORMATS_OF
@@ -199,6 +205,10 @@ def test_padding_changes_nothing(format: str, tmp_path: Path) -> None:
         ("dream", "bidirectional", -1, 304),
         ("llama", "causal", -1, None),
         ("qwen2", "causal", -1, None),
+        ("qwen3", "causal", -1, None),
+        *((format, "bidirectional", 0, 303) for format in ("a2d-qwen3", "a2d-qwen2", "a2d-llama")),
+        ("sdar", "block_causal", 0, 303),
+        ("nemotron_labs_diffusion", "bidirectional", 0, 302),
     ],
 )
 def test_attention_shift_mask_and_context_come_from_the_format_and_config(
@@ -213,14 +223,15 @@ def test_attention_shift_mask_and_context_come_from_the_format_and_config(
     later = tokens.clone()
     later[:, -1] = (later[:, -1] + 1) % VOCAB
     unmoved = torch.allclose(logits_of(model, tokens)[:, 0], logits_of(model, later)[:, 0], atol=1e-6)
-    assert unmoved == (attention == "causal")
+    assert unmoved == (attention != "bidirectional")
 
 
 # ---- files that transformers writes, and files that it reads
 
 
 @pytest.mark.parametrize(
-    ("config_class", "model_class"), [(LlamaConfig, LlamaForCausalLM), (Qwen2Config, Qwen2ForCausalLM)]
+    ("config_class", "model_class"),
+    [(LlamaConfig, LlamaForCausalLM), (Qwen2Config, Qwen2ForCausalLM), (Qwen3Config, Qwen3ForCausalLM)],
 )
 @pytest.mark.parametrize("max_shard_size", ["5GB", "10KB"])
 @pytest.mark.parametrize("tied", [False, True])
@@ -241,7 +252,7 @@ def test_what_transformers_saves_loads(
         assert_close(logits_of(load_checkpoint(tmp_path), tokens), peer(tokens).logits, atol=TOLERANCE, rtol=0)
 
 
-@pytest.mark.parametrize("format", ["llama", "qwen2"])
+@pytest.mark.parametrize("format", ["llama", "qwen2", "qwen3"])
 @pytest.mark.parametrize("tied", [False, True])
 def test_what_is_saved_loads_in_transformers(format: str, tied: bool, tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "first", format, **in_format(format, tied=tied))
@@ -257,8 +268,8 @@ def test_what_is_saved_loads_in_transformers(format: str, tied: bool, tmp_path: 
 def test_both_spellings_of_config_json_give_one_model(format: str, tmp_path: Path) -> None:
     def to_v5(config: dict[str, Any]) -> None:
         theta = config.pop("rope_theta")
-        config.pop("rope_scaling", None)
-        config["rope_parameters"] = {"rope_type": "default", "rope_theta": theta}
+        scaling = config.pop("rope_scaling", None) or {"rope_type": "default"}
+        config["rope_parameters"] = {**scaling, "rope_theta": theta}
         config["dtype"] = config.pop("torch_dtype")
 
     write_checkpoint(tmp_path / "v4", format)
@@ -297,7 +308,7 @@ def test_released_formats_round_trip_exactly(
     assert saved.keys() == made.tensors.keys()
     assert all(torch.equal(saved[name], tensor) for name, tensor in made.tensors.items())
     config = json.loads((tmp_path / "second" / "config.json").read_text())
-    told = {name: made.config[name] for name in config if name in made.config}
+    told = {name: made.config[name] for name in config if name in made.config and name != "rope_scaling"}
     assert {name: config[name] for name in told} == told
     assert_same_models(load_checkpoint(tmp_path / "second"), model)
 
@@ -390,11 +401,12 @@ def test_a_sinusoidal_model_that_was_converted_is_saved(dtype: torch.dtype, tmp_
 def test_any_shape_goes_out_and_comes_back(
     format: str, heads: tuple[int, int], half: int, layers: int, d_mlp: int, tied: bool, seed: int, tmp_path: Path
 ) -> None:
-    full, biased = format in ("llada", "dream"), format in ("dream", "qwen2")
+    blocks = {"attention": "block_causal", "block_size": 3} if format == "sdar" else {}
     model = random_model(
         seed=seed, d_model=2 * half * heads[0], n_heads=heads[0], n_key_value_heads=heads[1], n_layers=layers,
-        d_mlp=d_mlp, gated_mlp=True, act_fn="silu", qkv_bias=biased, attention="bidirectional" if full else "causal",
-        readout_shift=0 if format == "llada" else -1, mask_token_id=12 if full else None, tie_word_embeddings=tied,
+        d_mlp=d_mlp, gated_mlp=True, act_fn="silu", qkv_bias=format in BIASED, use_qk_norm=format in QK_NORMS,
+        readout_shift=-1 if format in SHIFTED else 0, mask_token_id=12 if format in MDMS else None,
+        tie_word_embeddings=tied, **{"attention": "bidirectional" if format in FULL else "causal", **blocks},
     )  # fmt: skip
     save_checkpoint(model, tmp_path, format, max_shard_size=2000)
     assert_same_models(load_checkpoint(tmp_path), model)
@@ -430,6 +442,10 @@ def test_a_loaded_model_no_longer_needs_its_files(tmp_path: Path) -> None:
         ("llada", {"mask_token_id": None}, "mask_token_id is not set"),
         ("llama", {"rotary_dim": 2}, "rotary_dim is 2, not d_head 4"),
         ("llada", {"d_head": 6}, "d_head is 6, not d_model / n_heads"),
+        ("llada", {"rotary_scaling": {"rope_type": "linear", "factor": 2.0}}, "rotary_scaling is set"),
+        ("llama", {"use_qk_norm": True}, "use_qk_norm is True, not False"),
+        ("llama", {"d_vocab_out": 12}, "d_vocab_out is 12, not None"),
+        ("a2d-qwen3", {"attention": "block_causal", "block_size": 4}, "attention is 'block_causal'"),
         ("qwen2", {"rotary_adjacent_pairs": True}, "rotary_adjacent_pairs is True, not False"),
         ("llama", {"d_mlp": None, "gated_mlp": False}, "d_mlp is not set"),
     ],
@@ -437,11 +453,10 @@ def test_a_loaded_model_no_longer_needs_its_files(tmp_path: Path) -> None:
 def test_a_format_that_cannot_hold_a_model_says_why(
     format: str, changes: dict[str, Any], reason: str, tmp_path: Path
 ) -> None:
-    full = format in ("llada", "dream")
     fits = {
-        "d_mlp": 24, "gated_mlp": True, "act_fn": "silu", "qkv_bias": format in ("dream", "qwen2"),
-        "attention": "bidirectional" if full else "causal", "readout_shift": 0 if format == "llada" else -1,
-        "mask_token_id": 12 if full else None,
+        "d_mlp": 24, "gated_mlp": True, "act_fn": "silu", "qkv_bias": format in BIASED,
+        "use_qk_norm": format in QK_NORMS, "attention": "bidirectional" if format in FULL else "causal",
+        "readout_shift": -1 if format in SHIFTED else 0, "mask_token_id": 12 if format in MDMS else None,
     }  # fmt: skip
     save_checkpoint(random_model(**fits), tmp_path / "fits", format)
     with pytest.raises(UserError, match=f"format: '{format}' cannot hold this model .*{reason}.*use 'mdm_interp'"):
@@ -451,7 +466,7 @@ def test_a_format_that_cannot_hold_a_model_says_why(
 
 def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match="format: 'gguf' is unknown; choose among llada, dream, llama, qwen2, mdm_interp"
+        UserError, match=r"format: 'gguf' is unknown; choose among llada, dream, a2d-qwen3, .*, qwen3, mdm_interp"
     ):
         save_checkpoint(random_model(), tmp_path, "gguf")
 
@@ -754,9 +769,15 @@ def test_code_of_a_checkpoint_is_never_run(tmp_path: Path) -> None:
 # ---- config.json
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
-    *((format, {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling is ") for format in FORMATS),
-    ("llama", {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_scaling is .*llama3"),
-    ("qwen2", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6}}, "rope_parameters is .*yarn"),
+    ("llada", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling is "),
+    *((format, {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_scaling is ") for format in FORMATS),
+    ("llama", {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_scaling.low_freq_factor: missing"),
+    ("qwen3", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "wide": 1}}, "rope_scaling is .*wide in it is not"),
+    ("qwen2", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6}}, "rope_parameters.factor: missing"),
+    ("qwen3", {"attention_bias": True}, "attention_bias is True"),
+    ("sdar", {"block_size": None}, "block_size is missing, so give it .*--block-size"),
+    ("sdar", {"block_size": 0}, "block_size: .*got 0"),
+    ("nemotron_labs_diffusion", {"dlm_paradigm": "autoregressive"}, "dlm_paradigm is 'autoregressive', and only bid"),
     ("qwen2", {"rope_parameters": {"rope_theta": 1e6, "partial_rotary_factor": 0.5}}, "rope_parameters is .*partial"),
     ("qwen2", {"rope_parameters": {"rope_theta": 1e4}}, "rope_theta is 1000000.0 but rope_parameters"),
     *((format, {"quantization_config": {"bits": 4}}, "quantization_config is ") for format in FORMATS),
@@ -767,7 +788,8 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"mlp_bias": True}, "mlp_bias is True"),
     *((format, {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5, and only 1.0") for format in FORMATS),
     *((format, {"final_logit_softcapping": 30.0}, "final_logit_softcapping is 30.0") for format in FORMATS),
-    *((format, {"block_size": 32}, "block_size is 32, and only None") for format in FORMATS),
+    ("llada", {"block_size": 32}, "block_size is 32, and only None"),
+    *((format, {"block_size": 32}, "block_size is 32, so say whether") for format in ("llama", "qwen3", "a2d-qwen3")),
     ("llama", {"sliding_window": 4096}, "sliding_window is 4096"),
     ("llama", {"layer_types": ["sliding_attention"]}, "layer_types is "),
     ("dream", {"is_causal": True}, "is_causal is True"),
@@ -822,10 +844,12 @@ NEEDED = {
         "vocab_size", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings", "hidden_act", "rope_theta",
     ],
 }  # fmt: skip
+NEEDED |= {format: NEEDED["llama"] for format in ("qwen3", "a2d-qwen3", "a2d-qwen2", "sdar")}
+NEEDED["nemotron_labs_diffusion"] = [*NEEDED["llama"], "dlm_paradigm"]
 NEEDED["qwen2"] = [*NEEDED["llama"], "use_sliding_window"]
 NEEDED["dream"] = [*NEEDED["llama"], "mask_token_id"]
 DOCUMENTED = ("num_key_value_heads", "tie_word_embeddings", "rope_theta")
-NEEDED["llama"] = [field for field in NEEDED["llama"] if field not in DOCUMENTED]
+NEEDED["llama"] = NEEDED["a2d-llama"] = [field for field in NEEDED["llama"] if field not in DOCUMENTED]
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -835,7 +859,9 @@ def test_every_field_of_the_families_is_computed_refused_or_known_to_change_noth
     families = [family().to_dict() for family in (LlamaConfig, Qwen2Config, Qwen3Config, MistralConfig, Gemma2Config)]
     fields = {field for config in [*families, *RELEASED.values()] for field in config} | {"partial_rotary_factor"}
     fields -= {"mlp_ratio"}  # counts only where mlp_hidden_size is null
-    fields -= {"sliding_window"} if format in ("qwen2", "dream") else set()  # and this where use_sliding_window is true
+    fields -= {"block_size" if format == "nemotron_labs_diffusion" else "dlm_paradigm"}  # the other paradigm's
+    if "use_sliding_window" in RELEASED[format]:
+        fields -= {"sliding_window"}  # and this where use_sliding_window is true
     described, plain = FORMATS_OF[format], RELEASED[format]
     before = described.read_config(plain)
     for field in sorted(field for field in fields if not HARMLESS.fullmatch(field)):
@@ -876,7 +902,7 @@ def test_a_llama_from_before_some_fields_has_what_is_documented_of_them(tmp_path
 # ---- models that were converted to masked diffusion and kept the class of a causal one
 
 
-@pytest.mark.parametrize("format", ["llama", "qwen2"])
+@pytest.mark.parametrize("format", ["llama", "qwen2", "qwen3"])
 @pytest.mark.parametrize("shift", [0, -1])
 def test_a_converted_model_is_read_as_the_options_say(format: str, shift: int, tmp_path: Path) -> None:
     made = write_checkpoint(tmp_path, format, auto_map={"AutoModel": "modeling.Model"})
@@ -891,7 +917,7 @@ def test_a_converted_model_is_read_as_the_options_say(format: str, shift: int, t
     assert_close(logits_of(causal, tokens), reference_logits(made, tokens), atol=TOLERANCE, rtol=0)
 
 
-@pytest.mark.parametrize("format", ["llama", "qwen2"])
+@pytest.mark.parametrize("format", ["llama", "qwen2", "qwen3"])
 @pytest.mark.parametrize(
     ("changes", "sign"),
     [({"auto_map": {}}, "auto_map"), ({"mask_token_id": 5}, "mask_token_id"), ({"is_causal": False}, "is_causal")],
@@ -938,6 +964,10 @@ def test_the_mask_of_a_converted_model_may_be_its_tokenizers(named: bool, tmp_pa
     [
         ("llada", {"attention": "causal"}, "attention: 'causal' cannot be set, as format llada says it"),
         ("dream", {"readout_shift": 0}, "readout_shift: 0 cannot be set, as format dream says it"),
+        ("a2d-qwen3", {"readout_shift": -1}, "readout_shift: -1 cannot be set"),
+        ("a2d-qwen3", {"attention": "causal"}, "attention is to be 'causal', and the format's models are bidirec"),
+        ("a2d-qwen3", {"block_size": 4}, "block_size: 4 does not go with bidirectional attention"),
+        ("a2d-qwen3", {"attention": "block_causal"}, "block_size is missing, so give it"),
         ("qwen2", {"mask_token_id": 3}, "mask_token_id: is of a bidirectional model; give attention='bidirectional'"),
         ("qwen2", {"attention": "bidirectional", "readout_shift": 2, "mask_token_id": 1}, "readout_shift: .*2"),
         ("qwen2", {"attention": "bidirectional", "readout_shift": 0, "mask_token_id": 999}, "mask_token_id: 999"),

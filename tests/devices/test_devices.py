@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 from device_helpers import PRETENDED, accelerator
-from helpers import random_model, seeded
+from helpers import EXPERTS, YARN, random_model, seeded
 from torch import Tensor
 
 from mdm_interp import interventions, viz
@@ -63,6 +63,8 @@ SHAPE: dict[str, Any] = {"d_vocab": WORLD.config.d_vocab, "mask_token_id": WORLD
 MODELS: dict[str, dict[str, Any]] = {
     "rope": {"n_layers": 1},
     "deep": {"n_key_value_heads": 2, "qkv_bias": True, "d_mlp": 24, "gated_mlp": True, "rotary_dim": 2},
+    "normed": {"use_qk_norm": True, "d_head": 6, "n_key_value_heads": 2, "rotary_scaling": YARN, "d_mlp": 24},
+    "experts": {"experts": EXPERTS, "d_mlp": 24, "gated_mlp": True, "act_fn": "silu"},
     "learned": {"position": "learned", "normalization_type": "LN", "d_mlp": 24, "tie_word_embeddings": True},
     "buckets": {"position": "t5_bias"},
     "causal": {"position": "alibi", "attention": "causal"},
@@ -115,8 +117,8 @@ class Asked:
 
 
 Call = Callable[[HookedTransformer, Asked], Any]
-BIDIRECTIONAL = ("rope", "deep", "learned", "buckets")
-ROTATING = ("rope", "deep")
+BIDIRECTIONAL = ("rope", "deep", "normed", "experts", "learned", "buckets")
+ROTATING = ("rope", "deep", "normed")
 CALLS: dict[str, tuple[Call, tuple[str, ...]]] = {}
 """By name, a call and the models that it is for."""
 
@@ -316,7 +318,8 @@ def routes_of_facts(model: HookedTransformer, asked: Asked) -> Any:
 @call(*BIDIRECTIONAL)
 def parities(model: HookedTransformer, asked: Asked) -> Any:
     found = parity.score_parity(model, asked.pairs)
-    return found, parity.direction_selectivity(found, asked.pairs), parity.route_coupling(model, asked.pairs)
+    coupled = None if model.cfg.use_qk_norm else parity.route_coupling(model, asked.pairs)
+    return found, parity.direction_selectivity(found, asked.pairs), coupled
 
 
 @call(*ROTATING)
@@ -403,7 +406,7 @@ for _name in ("transplant_routes", "share_routes", "ablate_storage", "ablate_rou
     call(*BIDIRECTIONAL, name=_name)(partial(_edit, edit=getattr(interventions, _name)))
 
 
-@call("rope", "deep", "buckets")
+@call("rope", "deep", "normed", "buckets")
 def project_even_routes(model: HookedTransformer, asked: Asked) -> Any:
     some = [(0, 1), (model.cfg.n_layers - 1, 2)]
     effects = [interventions.project_even_routes(model, pairs, heads=some) for pairs in (asked.pairs, asked.named)]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import random_model, seeded
+from helpers import EXPERTS, LLAMA3, YARN, random_model, seeded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_helpers import SHAPE, llama_bridge, mirrored_pairs, native_peer
@@ -53,6 +53,12 @@ MODELS: dict[str, dict[str, Any]] = {
     "t5, causal": {"position": "t5_bias", "attention": "causal"},
     "learned, tied": {"position": "learned", "tie_word_embeddings": True, **GATED},
     "learned, causal": {"position": "learned", "attention": "causal", "normalization_type": "LN"},
+    "normalised heads": {"use_qk_norm": True, "n_key_value_heads": 2, "rotary_scaling": YARN, **GATED},
+    "normalised, causal": {"use_qk_norm": True, "position": "alibi", "attention": "causal", "qkv_bias": True},
+    "blocks": {"attention": "block_causal", "block_size": 2, "rotary_scaling": LLAMA3, "d_head": 8},
+    "experts": {"experts": EXPERTS, "use_qk_norm": True, "rotary_dim": 2, "n_key_value_heads": 2, **GATED},
+    "experts, blocks": {"experts": {**EXPERTS, "n_shared": 0}, "attention": "block_causal", "block_size": 4, **GATED},
+    "fewer predictions": {"d_vocab_out": 12, "d_mlp": 20},
     "as Dream": {"readout_shift": -1, "n_key_value_heads": 2, "qkv_bias": True, **GATED},
 }
 
@@ -209,7 +215,7 @@ def test_attention_to_the_source(name: str, layer: int, head: int | None) -> Non
     model = double_model(name)
     layer %= model.cfg.n_layers
     found = gram(model, QUERIES, loss=SourceAttention(layer, head))
-    parameters = dict(model.named_parameters())
+    parameters = {path: parameter for path, parameter in model.named_parameters() if parameter.requires_grad}
     flat: dict[Part, list[Tensor]] = {}
     for query in QUERIES:
         share = attention_to_source(model, query, layer, head)

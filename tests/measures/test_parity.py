@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import random_model, seeded
+from helpers import LLAMA3, YARN, random_model, seeded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -50,6 +50,8 @@ rotations = st.fixed_dictionaries(
         "seed": st.integers(0, 99),
     }
 )
+contents = st.fixed_dictionaries({"use_qk_norm": st.booleans(), "rotary_scaling": st.sampled_from([None, LLAMA3])})
+"""How queries and keys come about that rotate, and by what angles."""
 
 
 def double(**changes: Any) -> HookedTransformer:
@@ -94,9 +96,9 @@ def test_a_planted_preference_for_the_right_is_odd_and_positive() -> None:
 
 
 @settings(max_examples=15, deadline=None)
-@given(changes=rotations)
-def test_the_planes_add_up_to_the_measured_parity(changes: dict[str, Any]) -> None:
-    model = double(position="rope", n_layers=1, **changes)
+@given(changes=rotations, content=contents)
+def test_the_planes_add_up_to_the_measured_parity(changes: dict[str, Any], content: dict[str, Any]) -> None:
+    model = double(position="rope", n_layers=1, **changes, **content)
     planes, measured = rope_parity(model, PAIRS), score_parity(model, PAIRS)
     still = changes["rotary_dim"] < 4
     assert planes.even.shape[-1] == changes["rotary_dim"] // 2 + still
@@ -154,13 +156,16 @@ def gradients(model: HookedTransformer, query: Query, layer: int, head: int, inp
         model.pos_embed.rotate((inputs @ weight + bias)[:, None], places)[:, 0]
         for weight, bias in zip(weights, biases, strict=True)
     )
-    score = q[at] @ k[stands] * model.cfg.head_dim**-0.5
+    factor = 1.0 if model.cfg.rotary_scaling is None else model.cfg.rotary_scaling.attention_factor
+    score = (factor * q[at]) @ (factor * k[stands]) * model.cfg.head_dim**-0.5
     return torch.cat([gradient.flatten() for gradient in torch.autograd.grad(score, weights)])
 
 
 @settings(max_examples=12, deadline=None)
-@given(changes=rotations, position=st.sampled_from(["rope", "rope", "alibi", "learned"]))
+@given(changes=rotations, position=st.sampled_from(["rope", "yarn", "alibi", "learned"]))
 def test_route_coupling_agrees_with_autograd(changes: dict[str, Any], position: str) -> None:
+    if position == "yarn":
+        changes, position = changes | {"rotary_scaling": YARN, "rotary_dim": None}, "rope"
     model = double(position=position, **changes)
     coupling = route_coupling(model, PAIRS[:3])
     for row, pair in enumerate(PAIRS[:3]):
@@ -174,6 +179,24 @@ def test_route_coupling_agrees_with_autograd(changes: dict[str, Any], position: 
                 )
                 scale = (forward.norm() * reverse.norm()).item()
                 assert abs(coupling[row, layer, head] - forward @ reverse) <= 1e-5 * scale
+
+
+def test_normalised_queries_have_no_closed_coupling() -> None:
+    with pytest.raises(UserError, match=r"model: it normalises queries and keys .* SourceAttention"):
+        route_coupling(double(use_qk_norm=True), PAIRS)
+
+
+@pytest.mark.parametrize("changes", [{"rotary_scaling": YARN}, {"rotary_scaling": YARN, "use_qk_norm": True}])
+def test_closed_forms_have_yarns_factor(changes: dict[str, Any]) -> None:
+    model = double(position="rope", n_layers=1, **changes)
+    planes, measured = rope_parity(model, PAIRS), score_parity(model, PAIRS)
+    assert_close(planes.even.sum(-1), measured.even, atol=1e-6, rtol=1e-6)
+    assert_close(planes.odd.sum(-1), measured.odd, atol=1e-6, rtol=1e-6)
+    plain = double(position="rope", n_layers=1, **{**changes, "rotary_scaling": {**YARN, "attention_factor": 1.0}})
+    assert_close(measured.even, 1.2**2 * score_parity(plain, PAIRS).even, atol=1e-6, rtol=1e-6)
+    energies = [plane_energy(one, PAIRS) for one in (model, plain)]
+    assert_close(energies[0].odd_uniform, 1.2**4 * energies[1].odd_uniform)
+    assert_close(energies[0].odd_energy, 1.2**4 * energies[1].odd_energy)
 
 
 def test_route_coupling_is_the_formula_for_equal_content() -> None:

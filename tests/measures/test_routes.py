@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from helpers import random_model, random_tokens, seeded, tiny_config
+from helpers import LLAMA3, YARN, random_model, random_tokens, seeded, tiny_config
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -50,6 +50,9 @@ ROTATIONS: dict[str, dict[str, Any]] = {
     "adjacent": {"rotary_adjacent_pairs": True},
     "part of the halves": {"rotary_dim": 4},
     "adjacent part": {"rotary_dim": 4, "rotary_adjacent_pairs": True},
+    "normalised": {"use_qk_norm": True},
+    "normalised part": {"use_qk_norm": True, "rotary_dim": 4, "rotary_scaling": LLAMA3},
+    "yarn": {"rotary_scaling": YARN},
 }
 
 
@@ -111,7 +114,8 @@ def test_a_masked_score_beside_the_source_leaves_the_route_finite(dtype: str, n_
 
 @pytest.mark.parametrize("attention", get_args(Attention))
 def test_content_is_the_query_at_the_readout_and_the_key_at_the_source(attention: str) -> None:
-    model = random_model(attention=attention, n_key_value_heads=2, qkv_bias=True)
+    block_size = 4 if attention == "block_causal" else None
+    model = random_model(attention=attention, block_size=block_size, n_key_value_heads=2, qkv_bias=True)
     content = compute_content(model, LEFT_SOURCES)
     for row, query in enumerate(LEFT_SOURCES):
         _, cache = model.run_with_cache(torch.tensor([query.tokens]))

@@ -23,7 +23,7 @@ from mdm_interp.errors import UserError
 from mdm_interp.measures.gradients.terms import Found, Terms, Weight, without_zeros
 from mdm_interp.models.hooks import in_use
 from mdm_interp.models.inputs import places
-from mdm_interp.models.layers import Norm, precise
+from mdm_interp.models.layers import MLP, MoE, Norm, precise
 from mdm_interp.models.positions import PositionScheme
 from mdm_interp.models.transformer import HookedTransformer
 
@@ -122,6 +122,22 @@ class Taps:
         """Start gradients at what enters a hook point, in float32 at least."""
         self.replace(point, lambda x: (self.leaf(name, precise(x.detach())).clone(),))
 
+    def mlp(self, path: str, mlp: MLP | MoE) -> None:
+        """Keep what an MLP's maps make, and what the last of them reads."""
+        self.before(f"{path}pre", mlp.hook_pre)
+        if mlp.W_gate is not None:
+            self.before(f"{path}pre_linear", mlp.hook_pre_linear)
+        self.after(f"{path}post", mlp.hook_post)
+
+    def experts(self, moe: MoE) -> None:
+        """Keep the same of all experts, row by row, of the shared ones, and of the router."""
+        self.mlp("experts.", moe)
+        self.before("experts.router", moe.hook_router)
+        self.after("experts.weights", moe.hook_expert_weights)
+        self.before("experts.out", moe.hook_expert_out)
+        if moe.shared is not None:
+            self.mlp("shared.", moe.shared)
+
     def norm(self, name: str, norm: nn.Module) -> None:
         """Keep the quotient and the output of a norm, each time that it is called."""
         if not isinstance(norm, Norm):
@@ -168,6 +184,7 @@ class _Backward:
             loss.check(model.cfg.n_layers, model.cfg.n_heads)
         self.model, self.queries, self.loss = model, queries, loss
         self.parameters = dict(model.named_parameters())
+        self.content_norms = ("q_norm", "k_norm") if model.cfg.use_qk_norm else ()
         self.position = PositionGradients(model.pos_embed, queries)
 
     def __call__(self) -> Iterator[list[Found]]:
@@ -205,7 +222,8 @@ class _Backward:
             for i, resid in enumerate(streams.pop()):
                 out, taps = kept.pop((layer, i), None) or self._layer(layer, weights, i, resid)
                 of_batch, d[i] = self._back(layer, i, out, taps, d[i])
-                unseen = layer == n_layers - 1 or self.model.cfg.is_causal or self.queries[i].attention_mask is not None
+                partly = self.model.cfg.reach is not None or self.queries[i].attention_mask is not None
+                unseen = layer == n_layers - 1 or partly
                 found.append(without_zeros(of_batch) if unseen else of_batch)
             yield found
         found = []
@@ -279,6 +297,8 @@ class _Backward:
             taps.inputs(("q_in", "k_in", "v_in"), attn)
             for name, point in (("q", attn.hook_q), ("k", attn.hook_k), ("v", attn.hook_v)):
                 taps.before(name, point)
+            for name in self.content_norms:
+                taps.norm(name, getattr(attn, name))
             if isinstance(self.loss, SourceAttention) and layer == self.loss.layer:
                 taps.before("pattern", attn.hook_pattern)
             taps.after("z", attn.hook_z)
@@ -288,11 +308,11 @@ class _Backward:
             if mlp is not None:
                 taps.norm("ln2", block.ln2)
                 taps.inputs(("mlp_in",), mlp)
-                taps.before("pre", mlp.hook_pre)
-                if mlp.W_gate is not None:
-                    taps.before("pre_linear", mlp.hook_pre_linear)
-                taps.after("post", mlp.hook_post)
                 taps.before("mlp_out", block.hook_mlp_out)
+            if isinstance(mlp, MLP):
+                taps.mlp("", mlp)
+            elif mlp is not None:
+                taps.experts(mlp)
             mask = self.queries[i].attention_mask
             return self._run(weights, given, attention_mask=mask, start_at_layer=layer, stop_at_layer=layer + 1), taps
 
@@ -331,12 +351,15 @@ class _Backward:
 
     @torch.no_grad()
     def _of_layer(self, layer: int, taps: Taps, at: Mapping[str, Tensor]) -> dict[Weight, list[Terms]]:
-        path, gated = f"blocks.{layer}", "pre_linear" in at
+        path = f"blocks.{layer}"
         maps = [("attn", "Q", "q_in", "q"), ("attn", "K", "k_in", "k"), ("attn", "V", "v_in", "v")]
         maps += [("attn", "O", "z", "attn_out")] if "result" not in at else []
-        maps += [("mlp", "gate", "mlp_in", "pre"), ("mlp", "in", "mlp_in", "pre_linear")] if gated else []
-        maps += [("mlp", "in", "mlp_in", "pre")] if "pre" in at and not gated else []
-        maps += [("mlp", "out", "post", "mlp_out")] if "pre" in at else []
+        for module, prefix in (("mlp", ""), ("mlp.shared", "shared.")):
+            pre, linear = f"{prefix}pre", f"{prefix}pre_linear"
+            maps += [(module, "gate", "mlp_in", pre), (module, "in", "mlp_in", linear)] if linear in at else []
+            maps += [(module, "in", "mlp_in", pre)] if pre in at and linear not in at else []
+            maps += [(module, "out", f"{prefix}post", "mlp_out")] if pre in at else []
+        maps += [("mlp", "router", "mlp_in", "experts.router")] if "experts.router" in at else []
         found: dict[Weight, list[Terms]] = {}
         for module, leaf, x, d in maps:
             found |= self._of_map(f"{path}.{module}.W_{leaf}", f"{path}.{module}.b_{leaf}", taps.read[x], at[d])
@@ -344,8 +367,34 @@ class _Backward:
             found |= self._of_map(f"{path}.attn.W_O", "", taps.read["z"], at["result"])
             if f"{path}.attn.b_O" in self.parameters:
                 found[f"{path}.attn.b_O", 0] = [Terms.of_vectors(at["attn_out"].sum(1))]
-        for norm in ("ln1", "ln2"):
+        if "experts.router" in at:
+            found |= self._of_experts(f"{path}.mlp", taps, at)
+        for norm in ("ln1", "ln2", *(f"attn.{name}" for name in self.content_norms)):
             found |= self._of_norm(f"{path}.{norm}", taps, at)
+        return found
+
+    def _of_experts(self, path: str, taps: Taps, at: Mapping[str, Tensor]) -> dict[Weight, list[Terms]]:
+        """Return what each expert's tokens add to its gradients; the others add 0."""
+        x = taps.read["mlp_in"]
+        expert, token = MoE.rows(taps.read["experts.weights"])
+        counts = torch.bincount(expert, minlength=taps.read["experts.weights"].shape[-1]).tolist()
+        found: dict[Weight, list[Terms]] = {}
+
+        def of_tokens(rows: Tensor, tokens: Tensor) -> Tensor:
+            return (
+                rows.new_zeros(x.shape[0] * x.shape[1], rows.shape[1])
+                .index_copy(0, tokens, rows)
+                .view(*x.shape[:2], rows.shape[1])
+            )
+
+        parts = [at[f"experts.{name}"].split(counts) for name in ("pre", "pre_linear", "out")]
+        for index, (tokens, post, pre, linear, out) in enumerate(
+            zip(token.split(counts), taps.read["experts.post"].split(counts), *parts, strict=True)
+        ):
+            if len(tokens):
+                maps = (("gate", x, pre), ("in", x, linear), ("out", of_tokens(post, tokens), out))
+                for leaf, read, d in maps:
+                    found[f"{path}.W_{leaf}", index] = Terms.of_map(read, of_tokens(d, tokens))
         return found
 
     @torch.no_grad()

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 COMPONENTS = ("embedding", "position", "Q", "K", "V", "O", "norms", "MLP", "unembedding")
-"""`embedding` is W_E (also when it is tied), `position` what a position scheme learns; biases go with their weights."""
+"""`embedding` is W_E (also when it is tied), `position` what a position scheme learns; biases and the
+gains of the norms of queries and keys go with their weights."""
 
 STORAGE, ROUTING = ("V", "O"), ("Q", "K")
 """The components that decide what is written once a source is attended, and how strongly it is attended."""
@@ -39,15 +40,20 @@ _BY_LEAF = {
     "W_gate": "MLP",
     "b_gate": "MLP",
     "W_out": "MLP",
+    "W_router": "MLP",
+    "expert_bias": "MLP",
     "b_out": "MLP",
     "W_U": "unembedding",
     "b_U": "unembedding",
 }
 
+_BY_MODULE = {"q_norm": "Q", "k_norm": "K"}
+
 
 def component_of(parameter: str) -> str:
     """Tell which of :data:`COMPONENTS` a parameter of a HookedTransformer belongs to, by its name."""
-    return "position" if parameter.startswith("pos_embed.") else _BY_LEAF[parameter.rsplit(".", 1)[-1]]
+    *path, leaf = parameter.split(".")
+    return "position" if path[0] == "pos_embed" else _BY_MODULE.get(path[-1]) or _BY_LEAF[leaf]
 
 
 def part_of(parameter: str) -> Part:

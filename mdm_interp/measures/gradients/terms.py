@@ -136,7 +136,7 @@ def _by_term(
 
     for weight in left:
         for one in left[weight]:
-            for other in right[weight]:
+            for other in right.get(weight, ()):  # an expert may be asked on one side only
                 with torch.no_grad():
                     by_term = functools.reduce(torch.mul, map(once, one.factors, other.factors))
                 yield weight, one, by_term

@@ -1,7 +1,7 @@
 // One layer at a time: its heads small, one of them large, and what one row of that one reads.
 const n = data.tokens.length, square = data.rows.length === n && n <= data.max_drawn;
 const layer = element("layer"), head = element("head"), row = element("row"), stretch = element("stretch");
-const HIDDEN = [200, 200, 200];  // what a causal model cannot read, in CircuitsVis' grey
+const HIDDEN = [200, 200, 200];  // what attention does not reach, in CircuitsVis' grey
 let shares;  // of the chosen layer: [head row token]
 let most = 1;  // which share has the full colour
 
@@ -26,7 +26,7 @@ function show(headAt) {
   const top = [...read.keys()].sort((a, b) => read[b] - read[a]).slice(0, 8);
   listValues(element("read"), top.map((at) => `${read[at].toFixed(4)}  ${labelOf(data, at)} (${at})`));
   if (square) {
-    drawPattern(element("pattern"), squareOf(headAt), data, { maskUpperTri: data.causal, maxValue: most, zoomed: true });
+    drawPattern(element("pattern"), squareOf(headAt), data, { maskUpperTri: data.reach === 1, maxValue: most, zoomed: true });
   } else {
     element("pattern").textContent =
       `Whole patterns are drawn of up to ${data.max_drawn} tokens whose rows are all here; read row by row instead.`;
@@ -46,7 +46,7 @@ function miniature(headAt) {
   const context = canvas.getContext("2d"), image = context.createImageData(n, n);
   for (let from = 0; from < n; from++) {
     rowOf(headAt, from).forEach((share, at) => {
-      const hidden = data.causal && at > from;
+      const hidden = data.reach !== null && Math.floor(at / data.reach) > Math.floor(from / data.reach);
       const colour = hidden ? HIDDEN : ATTENTION.map((full) => 255 + (full - 255) * Math.min(share / most, 1));
       image.data.set([...colour, 255], 4 * (from * n + at));
     });

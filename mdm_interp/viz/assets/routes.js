@@ -1,6 +1,6 @@
 // One head of one checkpoint at a time; all heads' routes above it, all checkpoints' below it.
 const SIDES = ["forward", "reverse"], STROKES = { forward: "solid", reverse: "dash" };
-const HIDDEN = "#c8c8c8";  // what a causal model cannot read, as CircuitsVis draws it
+const HIDDEN = "#c8c8c8";  // what attention does not reach, as CircuitsVis draws it
 const layer = element("layer"), head = element("head"), slider = element("checkpoint");
 const most = data.checkpoints.flatMap(({ route }) => SIDES.map((side) => route[side])).flat(3)
   .reduce((one, other) => Math.max(one, other), 1e-6);  // of all routes: one range of colours for all
@@ -47,7 +47,8 @@ function drawPatternOf(side, pattern) {
     return { tickvals: marked, ticktext: marked.map((at) => brief(labelOf(prompt, positions[at]))),
       tickfont: { size: positions.length > 24 ? 9 : 12 } };
   };
-  const hidden = (at, to) => data.causal && to > rows[at];  // left out, so that the grey behind them shows
+  const blockOf = (at) => Math.floor(at / data.reach);
+  const hidden = (at, to) => data.reach !== null && blockOf(to) > blockOf(rows[at]);  // left out, so that the grey behind them shows
   const map = { type: "heatmap", hoverongaps: false, xgap: 1, ygap: 1,
     z: pattern.map((row, at) => Array.from(row, (share, to) => (hidden(at, to) ? null : Number(share.toFixed(5))))),
     zmin: 0, zmax: 1, colorscale: SHADES, showscale: false, hoverinfo: "text",
@@ -55,7 +56,7 @@ function drawPatternOf(side, pattern) {
   const read = readoutRows(side);
   plot(element(`${side}-pattern`), `Attention of ${chosen()}, ${side} query${when()}`, [map], {
     height: rows.length === n ? Math.min(600, 200 + 26 * n) : 140 + 26 * rows.length,
-    plot_bgcolor: data.causal ? HIDDEN : "rgba(0,0,0,0)",
+    plot_bgcolor: data.reach !== null ? HIDDEN : "rgba(0,0,0,0)",
     xaxis: { ...shown([...tokens.keys()]), tickangle: -90 },
     yaxis: { ...shown(rows), autorange: "reversed" },
     shapes: [framed([source[0], source[1] - 1], [read[0], read.at(-1)], SOURCE)],

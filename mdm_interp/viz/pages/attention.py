@@ -11,6 +11,7 @@ from torch import Tensor
 from mdm_interp.data.queries import Query
 from mdm_interp.errors import UserError
 from mdm_interp.measures.capture import LayerView, capture
+from mdm_interp.models.inputs import forbid_mask
 from mdm_interp.viz.pages.page import Page, packed, places
 from mdm_interp.viz.pages.subject import Prompt, Subject
 
@@ -32,7 +33,7 @@ def attention(
     rows: Iterable[int] | None = None,
     source: str | None = None,
 ) -> Page:
-    """Show attention patterns: the full square of a bidirectional model, the triangle of a causal one.
+    """Show attention patterns: the full square of a bidirectional model, the triangle of a causal one, or blocks.
 
     Args:
         model: A HookedTransformer or TransformerBridge, or a Run, of which the last checkpoint is taken.
@@ -64,7 +65,7 @@ def attention(
 
     logits, patterns = capture(model, given.batch(shown, cfg.device), reduce, all_logits=True)
     data = given.marks() | {
-        "causal": bool(cfg.is_causal),
+        "reach": cfg.reach,
         "layers": of_layers,
         "heads": of_heads,
         "rows": shown,
@@ -72,7 +73,11 @@ def attention(
         "patterns": [pattern for pattern in patterns if pattern is not None],
         "filled": predictions(subject, given, logits[0]),
     }
-    kind = "causal attention: a token reads those up to it" if cfg.is_causal else "bidirectional attention"
+    kind = {
+        "bidirectional": "bidirectional attention",
+        "causal": "causal attention: a token reads those up to it",
+        "block_causal": f"attention in blocks: a token reads its own {cfg.block_size} tokens and those before them",
+    }[cfg.attention]
     about = f"{len(of_layers)} of {cfg.n_layers} layers, {len(of_heads)} of {cfg.n_heads} heads, {n} tokens, {kind}."
     if len(shown) < n:
         about += f" Attention is shown from {len(shown)} of the {n} positions."
@@ -87,9 +92,7 @@ def predictions(subject: Subject, given: Prompt, logits: Tensor) -> list[dict[st
     """
     if not given.readout:
         return []
-    seen = logits[list(given.readout)].float()
-    if subject.model.cfg.mask_token_id is not None:
-        seen[:, subject.model.cfg.mask_token_id] = float("-inf")
+    seen = forbid_mask(logits[list(given.readout)].float(), subject.model.cfg.mask_token_id)
     top = seen.softmax(-1).topk(min(TOP, seen.shape[-1]))
     return [
         {"readout": row, "tokens": list(subject.names(tokens)), "probabilities": probabilities}

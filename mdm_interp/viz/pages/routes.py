@@ -60,7 +60,7 @@ def routes(
     models = (model.model(step) for step in steps) if isinstance(model, Run) else iter([subject.model])
     checkpoints = [_measured(each, pair, prompts, rows, of_layers, of_heads) for each in models]
     data = {side: prompt.marks() | {"rows": rows[side]} for side, prompt in prompts.items()} | {
-        "causal": bool(cfg.is_causal),
+        "reach": cfg.reach,
         "layers": of_layers,
         "heads": of_heads,
         "steps": steps,
