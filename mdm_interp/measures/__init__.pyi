@@ -5,6 +5,7 @@ from . import evidence as evidence
 from . import fact_routes as fact_routes
 from . import gradients as gradients
 from . import heads as heads
+from . import lens as lens
 from . import nulls as nulls
 from . import parity as parity
 from . import representations as representations

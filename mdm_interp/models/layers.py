@@ -33,8 +33,8 @@ def precise(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
 class Norm(nn.Module):
     """RMSNorm, or if `centered` LayerNorm, of the residual stream or, with one gain for all heads, of their queries or
-    keys. `hook_scale` [batch pos *head 1] is what they are divided by, `hook_normalized` [batch pos *head width] the
-    quotient, before gain and bias. Computed in float32 at least."""
+    keys. `hook_scale` `[batch pos *head 1]` is what they are divided by, `hook_normalized` `[batch pos *head width]`
+    the quotient, before gain and bias. Computed in float32 at least."""
 
     def __init__(self, width: int, eps: float, *, centered: bool = False) -> None:
         super().__init__()
@@ -388,7 +388,7 @@ class Unembed(nn.Module):
         self.W_U = nn.Parameter(torch.empty(cfg.d_model, cfg.d_vocab_out or cfg.d_vocab))
         self.register_parameter("b_U", None)
 
-    def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
+    def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_vocab"]:
         return _affine(x, self.W_U, self.b_U)
 
 
@@ -405,5 +405,5 @@ class TiedUnembed(nn.Module):
     def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
         return self._embed[0].W_E.T
 
-    def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
+    def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_vocab"]:
         return x @ self.W_U

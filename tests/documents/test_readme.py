@@ -94,7 +94,8 @@ SAID: list[tuple[str, list[Quoted]]] = [
         ],
     ),
     (
-        r"the reverse probability is (\S+ \[.+?\]) with two heads, (\S+ \[.+?\]) with four and (\S+) with eight\.",
+        r"the reverse probability is (\S+ \[.+?\])\\\* with two heads, (\S+ \[.+?\]) with four and (\S+)\\\* with "
+        r"eight\.",
         [
             ("head_specialisation", "reverse_probability", heads(2), "[.2f]"),
             ("head_specialisation", "reverse_probability", heads(4), "[.2f]"),
@@ -102,7 +103,7 @@ SAID: list[tuple[str, list[Quoted]]] = [
         ],
     ),
     (
-        r"equals the forward one, which is (\S+) with one head and (\S+?)\\\* with four\.",
+        r"equals the forward one, which is (\S+?)\\\* with one head and (\S+?)\\\* with four\.",
         [
             ("reversal_curse", "forward_probability", {**CYCLE, "variant": "MDM alibi"}, ".2f"),
             ("reversal_curse", "forward_probability", {**MANY, "variant": "MDM alibi"}, ".2f"),

@@ -62,7 +62,7 @@ def test_the_patterns_are_those_of_a_cache(attention: str, position: str) -> Non
     _, cache = model.run_with_cache(torch.tensor([TOKENS]))
     expected = np.stack([cache["pattern", layer][0].numpy() for layer in range(2)])
     assert patterns(page) == pytest.approx(expected, abs=1e-5)
-    assert page.data["causal"] == (attention == "causal")
+    assert page.data["reach"] == (1 if attention == "causal" else None)
 
 
 @settings(max_examples=20, deadline=None)
@@ -98,6 +98,22 @@ def test_predictions_are_read_where_the_model_reads_them(shift: int) -> None:
     assert (page.data["masks"], page.data["readout"], filled["readout"]) == ([1], [1 + shift], 1 + shift)
     assert filled["tokens"] == [str(token) for token in top.indices.tolist()]
     assert filled["probabilities"] == pytest.approx(top.values.tolist(), rel=1e-5)
+
+
+@pytest.mark.parametrize("shift", [0, -1])
+def test_every_layer_is_read_as_the_last_one_is(shift: int) -> None:
+    model = random_model(readout_shift=shift, mask_token_id=12, d_mlp=20)
+    data = viz.attention(model, [3, 5, 12, 7, 12]).data
+    assert len(data["lens"]) == 2
+    for predicted, filled in zip(data["lens"][-1], data["filled"], strict=True):
+        assert predicted["tokens"] == filled["tokens"]
+        assert predicted["probabilities"] == pytest.approx(filled["probabilities"], rel=1e-5)
+    resid = model(torch.tensor([[3, 5, 12, 7, 12]]), stop_at_layer=1)
+    logits = model.unembed(model.ln_final(resid))[0, 2 + shift]
+    logits[12] = -torch.inf
+    first = data["lens"][0][0]
+    assert first["readout"] == 2 + shift and first["probabilities"][0] == pytest.approx(logits.softmax(-1).max().item())
+    assert viz.attention(model, [3, 5, 7]).data["lens"] == []
 
 
 def test_a_causal_model_without_masks_is_read_at_the_end() -> None:

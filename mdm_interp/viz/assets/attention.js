@@ -95,6 +95,25 @@ function listFilled() {
   }
 }
 
+// What the residual stream after each layer would predict: the answer appears where its row begins to say it.
+function listLens() {
+  if (!data.lens.length) return;
+  const table = element("lens").querySelector("table"), head = table.createTHead().insertRow();
+  const cell = (row, text, tag) => Object.assign(row.appendChild(document.createElement(tag)), { textContent: text });
+  cell(head, "after layer", "th").scope = "col";
+  data.lens[0].forEach(({ readout }) => (cell(head, `at ${labelOf(data, readout)} (${readout})`, "th").scope = "col"));
+  const body = table.createTBody();
+  data.lens.forEach((predicted, at) => {
+    const row = body.insertRow();
+    cell(row, at, "th").scope = "row";
+    predicted.forEach(({ tokens, probabilities }) => {
+      const best = cell(row, `${tokens[0]}  ${probabilities[0].toFixed(4)}`, "td");
+      best.title = tokens.map((token, place) => `${probabilities[place].toFixed(4)}  ${token}`).join("\n");
+    });
+  });
+  element("lens").hidden = false;
+}
+
 choices(layer, data.layers.map((number, at) => [at, number]));
 choices(head, data.heads.map((number, at) => [at, number]));
 choices(row, data.rows.map((position, at) => [at, `${position}: ${labelOf(data, position)}`]));
@@ -109,4 +128,5 @@ head.addEventListener("change", () => choose(Number(head.value)));
 row.addEventListener("change", () => show(Number(head.value)));
 stretch.addEventListener("change", drawHeads);
 listFilled();
+listLens();
 drawHeads();

@@ -6,11 +6,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from mdm_interp.data.queries import Query
 from mdm_interp.errors import UserError
 from mdm_interp.measures.capture import LayerView, capture
+from mdm_interp.measures.lens import read_out
 from mdm_interp.models.inputs import forbid_mask
 from mdm_interp.viz.pages.page import Page, packed, places
 from mdm_interp.viz.pages.subject import Prompt, Subject
@@ -71,7 +73,8 @@ def attention(
         "rows": shown,
         "max_drawn": MAX_DRAWN,
         "patterns": [pattern for pattern in patterns if pattern is not None],
-        "filled": predictions(subject, given, logits[0]),
+        "filled": predictions(subject, given, logits[0][list(given.readout)]),
+        "lens": _after_each_layer(subject, given),
     }
     kind = {
         "bidirectional": "bidirectional attention",
@@ -84,20 +87,22 @@ def attention(
     return Page("attention", f"Attention: {shortened(given)}", about, ("circuitsvis",), data)
 
 
-def predictions(subject: Subject, given: Prompt, logits: Tensor) -> list[dict[str, Any]]:
-    """Return the likeliest tokens at each readout position, with their probabilities; the mask is never one.
-
-    Args:
-        logits: [pos d_vocab].
-    """
-    if not given.readout:
-        return []
-    seen = forbid_mask(logits[list(given.readout)].float(), subject.model.cfg.mask_token_id)
+def predictions(subject: Subject, given: Prompt, logits: Float[Tensor, "readout d_vocab"]) -> list[dict[str, Any]]:
+    """Return the likeliest tokens at each readout position, with their probabilities; the mask is never one."""
+    seen = forbid_mask(logits.float(), subject.model.cfg.mask_token_id)
     top = seen.softmax(-1).topk(min(TOP, seen.shape[-1]))
     return [
         {"readout": row, "tokens": list(subject.names(tokens)), "probabilities": probabilities}
         for row, tokens, probabilities in zip(given.readout, top.indices.tolist(), top.values.tolist(), strict=True)
     ]
+
+
+def _after_each_layer(subject: Subject, given: Prompt) -> list[list[dict[str, Any]]]:
+    """Return what the residual stream after each layer would predict, read as the last one's is."""
+    model, at = subject.model, list(given.readout)
+    names = [f"blocks.{layer}.hook_resid_post" for layer in range(model.cfg.n_layers)]
+    _, cache = model.run_with_cache(given.batch(at, model.cfg.device).tokens, names_filter=names)
+    return [predictions(subject, given, read_out(model, cache[name][0, at])) for name in names] if at else []
 
 
 def shortened(given: Prompt, length: int = 60) -> str:

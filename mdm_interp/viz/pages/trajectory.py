@@ -108,7 +108,7 @@ class _WatchedBlanks:
         batch = state.batch(state.readout, self.cfg.device)
         logits, patterns = capture(self.subject.model, batch, reduce, all_logits=True)
         read = torch.stack([pattern for pattern in patterns if pattern is not None], dim=1)
-        predicted = predictions(self.subject, state, logits[0])
+        predicted = predictions(self.subject, state, logits[0][list(state.readout)])
         self.top |= dict(zip(state.masks, predicted, strict=True))
         self.read |= {position: rows.clone() for position, rows in zip(state.masks, read, strict=True)}
         self.favourites.append(

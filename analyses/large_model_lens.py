@@ -1,0 +1,120 @@
+"""In which layer a checkpoint's answers to natural-language facts appear at the mask, forward and in reverse, and which
+heads and MLPs write them."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from mdm_interp import CheckpointAnalysis, Probe, Result, Summary
+from mdm_interp.experiments.subjects import KINDS, demos
+from mdm_interp.measures.lens import lens, other_answers
+from mdm_interp.stats.estimates import Contrast
+from mdm_interp.stats.resampling import Draws, FactSample, rows_at
+from mdm_interp.viz import CHANCE, FORWARD, REVERSE, HeadMap, LayerCurves, Panels, draw_layers
+
+SIDES = ("forward", "reverse")
+NAMES = ("probability", "correct", "heads", "mlp", "appears")
+MEASURES = tuple(f"{side}_{name}" for side in SIDES for name in NAMES)
+
+
+def measure(probe: Probe) -> list[dict[str, Any]]:
+    """Give per checkpoint and kind one row per head, one per layer (head null) and one for the model (layer null too).
+
+    Of a layer `…_probability` is what its residual stream gives the answer's tokens, mean over them, `…_null` an
+    unrelated fact's answer of as many tokens, `…_correct` the share of tokens that are the likeliest there, `…_heads`
+    the nats that its heads together add to the answer's logits beyond that other answer's, `…_mlp` those of its MLP. A
+    head has its own `…_heads`. Of the model they are those of the last layer, and of all layers together; `…_appears`
+    is the layer from which on the answer is the likeliest, of facts whose answer is so in the end. `NAME_n` counts the
+    independent clusters of facts behind a number, and `facts` and `clusters` all there are.
+    """
+    rows: list[dict[str, Any]] = []
+    for kind in KINDS:
+        pairs = probe.pairs(kind)
+        sample = FactSample.of(pairs, probe.prompts[kind].templates)
+        levels = [dict[str, Any](), dict[str, Any](), dict[str, Any]()]
+        for side in SIDES:
+            queries = [getattr(pair, side) for pair in pairs]
+            seen = lens(probe.model, queries, other_answers(pairs, queries))
+            last = Contrast(seen.probability.effect[:, -1], seen.probability.null[:, -1])
+            of_each = (
+                {"heads": seen.heads},
+                {"correct": seen.correct, "heads": seen.heads.sum(2), "mlp": seen.mlps},
+                {
+                    "correct": seen.correct[:, -1],
+                    "heads": seen.heads.sum((1, 2)),
+                    "mlp": seen.mlps.sum(1),
+                    "appears": seen.appears,
+                },
+            )
+            for columns, values, probability in zip(levels, of_each, (None, seen.probability, last), strict=True):
+                shape = next(iter(values.values())).shape[1:]
+                nothing = Draws.nothing(shape)
+                told: dict[str, Any] = dict.fromkeys(NAMES, nothing) | {"probability": Contrast(nothing, nothing)}
+                told |= {name: sample.mean(of) for name, of in values.items()}
+                told |= {} if probability is None else {"probability": probability.map(sample.mean)}
+                columns |= {f"{side}_{name}": of for name, of in told.items()}
+        about = {"kind": kind, "layer": None, "head": None, **sample.counts}
+        for columns, axes in zip(levels, (("layer", "head"), ("layer",), ()), strict=True):
+            rows += rows_at(columns, axes, about)
+    return rows
+
+
+def summarize(result: Result) -> Summary:
+    """Give every measure of every model and kind."""
+    return Summary.read(result.frame[result.frame["layer"].isna()], ("checkpoint", "kind"), MEASURES)
+
+
+def takeaway(result: Result) -> str:
+    said = []
+    for kind in KINDS:
+        of = partial(result.summary.span, kind=kind)
+        if not of("forward_correct"):
+            continue
+        sentence = f"{kind}: {of('forward_correct')} of tokens right forward, {of('reverse_correct')} in reverse"
+        for side in SIDES:
+            sentence += f", {side} answers from layer {of(f'{side}_appears')}" if of(f"{side}_appears") else ""
+        sentence += (
+            f"; heads add {of('reverse_heads')} and MLPs {of('reverse_mlp')} nats to the reverse answer beyond another "
+            f"({of('forward_heads')} and {of('forward_mlp')} forward)"
+        )
+        said.append(sentence)
+    return f"What the mask's residual stream would answer after each layer. {'. '.join(said)}."
+
+
+SHOWN = (
+    LayerCurves(
+        "probability after the layer",
+        {
+            "forward_probability": ("forward", FORWARD),
+            "reverse_probability": ("reverse", REVERSE),
+            "reverse_probability_null": ("another fact's answer", CHANCE),
+        },
+    ),
+    LayerCurves("nats from heads", {"forward_heads": ("forward", FORWARD), "reverse_heads": ("reverse", REVERSE)}),
+    LayerCurves("nats from the MLP", {"forward_mlp": ("forward", FORWARD), "reverse_mlp": ("reverse", REVERSE)}),
+    HeadMap("each head, forward", "forward_heads", middle=0.0, limit=1.0),
+    HeadMap("each head, reverse", "reverse_heads", middle=0.0, limit=1.0),
+)
+
+
+def draw(result: Result) -> Panels:
+    return draw_layers(result.frame, SHOWN)
+
+
+ANALYSIS = CheckpointAnalysis(
+    name="large_model_lens",
+    question="In which layer does the answer appear at the mask, and what writes it there?",
+    configs=demos,
+    measure=measure,
+    of_twins=True,
+    summarize=summarize,
+    takeaway=takeaway,
+    draw=draw,
+    order=205,
+)
+
+if __name__ == "__main__":
+    from mdm_interp.cli import run_one
+
+    run_one(ANALYSIS)
