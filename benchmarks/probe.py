@@ -1,6 +1,7 @@
 """What probing a checkpoint of LLaDA-8B's shapes costs, next to running it.
 
     python -m benchmarks.probe [--width 16] [--layers 32] [--facts 100] [--device cpu] [--dtype float32] [--repeats 3]
+        [--only large_model_coupling]
 
 A checkpoint with random weights is written, 1/`width` as wide as LLaDA-8B (1 is full size: give it a GPU of 80 GB, and
 16 GB of disk), loaded, and asked invented facts, each stated once, by every analysis of `mdm-interp probe`. In the same
@@ -140,6 +141,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--only", action="append", help="an analysis; may be given again")
     given = parser.parse_args()
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -160,7 +162,9 @@ def main() -> None:
         bare[name] = timed(partial(run_bare, model, queries, backward))
         print(describe(f"bare {name}", bare[name], given.facts, {}), flush=True)
     costs = []
-    for module in ANALYSES:  # not what is installed: where there is a checkout only, nothing is
+    for module in (
+        one for one in ANALYSES if not given.only or one.ANALYSIS.name in given.only
+    ):  # not what is installed: where there is a checkout only, nothing is
         costs.append(timed(partial(module.measure, probe)))
         print(describe(module.ANALYSIS.name, costs[-1], given.facts, bare), flush=True)
     whole = Cost(sum(c.seconds for c in costs), max(c.memory for c in costs))

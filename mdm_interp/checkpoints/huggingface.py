@@ -144,8 +144,9 @@ class HuggingFaceFormat(Format):
             return None
         given = {key: rope[key] for key in keys if rope.get(key) is not None}
         if kind != "linear":
-            original = config.get("original_max_position_embeddings", config.get("max_position_embeddings"))
-            given.setdefault("original_max_position_embeddings", original)
+            given.setdefault("original_max_position_embeddings", config.get("max_position_embeddings"))
+            if config.get("original_max_position_embeddings") is not None:  # comes first in transformers, too
+                given["original_max_position_embeddings"] = config["original_max_position_embeddings"]
         try:
             if kind == "yarn":
                 scales = [float(given.pop(name, 0)) for name in ("factor", "mscale", "mscale_all_dim")]

@@ -122,6 +122,18 @@ def test_angles_are_those_of_transformers(
     assert cfg.score_scale == pytest.approx(attention_factor**2 / math.sqrt(d_head))
 
 
+def test_a_length_at_top_level_comes_first(tmp_path: Path) -> None:
+    said = {"original_max_position_embeddings": 16, "rope_scaling": ROPES["yarn"], "max_position_embeddings": 128}
+    write_checkpoint(tmp_path, "qwen3", head_dim=8, **said)
+    config = {name: value for name, value in RELEASED["qwen3"].items() if name not in ("rope_theta", "rope_scaling")}
+    rope = {**ROPES["yarn"], "rope_theta": 1e6}
+    peer = Qwen3Config(**{**config, **said, "head_dim": 8, "rope_scaling": None, "rope_parameters": rope})
+    theta, _ = ROPE_INIT_FUNCTIONS["yarn"](peer, torch.device("cpu"))
+    model = load_checkpoint(tmp_path)
+    assert isinstance(model.pos_embed, Rope)
+    assert_close(model.pos_embed.theta.float(), theta, rtol=1e-5, atol=0)
+
+
 def test_two_spellings_that_differ_are_refused(tmp_path: Path) -> None:
     ropes = {"rope_scaling": ROPES["yarn"], "rope_parameters": {**ROPES["yarn"], "rope_theta": 1e6}}
     write_checkpoint(tmp_path, "qwen3", **ropes)
@@ -202,7 +214,7 @@ def test_hooks_of_normalised_heads_hold_what_positions_act_on(pos: int) -> None:
         turned = model.pos_embed.rotate(out, torch.arange(pos))
         assert torch.equal(turned, cache[f"blocks.1.attn.hook_rot_{kind}"])
         lengths = (out / norm.w).norm(dim=-1)
-        assert_close(lengths, torch.full_like(lengths, 2.0), atol=1e-2, rtol=0), "sqrt(d_head), whatever the token"
+        assert_close(lengths, torch.full_like(lengths, 2.0), atol=1e-2, rtol=0)  # sqrt(d_head), whatever the token
 
 
 def test_a_model_without_normalised_heads_lacks_their_hooks() -> None:
