@@ -133,7 +133,8 @@ def draw(result: Result) -> Panels:
     panels, frame = Panels(), where(result.frame, stage="end")
     models = [(scheme, 1, False) for scheme in SCHEMES]
     models += [("rope", n_layers, mlp) for mlp in (False, True) for n_layers in DEPTHS if mlp or n_layers > 1]
-    models += [("alibi", max(DEPTHS), True)]
+    models += [("alibi", n_layers, True) for n_layers in DEPTHS if n_layers > 1]
+    models = [of for of in models if of in frame.set_index(["scheme", "n_layers", "mlp"]).index]
     places = ["forward", "reverse", *NAMES.values()]
     x = {"type": "category", "categoryarray": places, "range": [-0.5, len(places) - 0.5], "tickangle": 0}
     x |= {"title": "query, or edit of the reverse query", "tickfont": {"size": 12}}
@@ -143,12 +144,12 @@ def draw(result: Result) -> Panels:
         row = panels.row(titles, x=x, y={**PROBABILITY, "title": "probability of answer"}, ticks=last, ticks_height=40)
         for panel, (scheme, n_layers, mlp) in zip(row, shown, strict=True):
             _draw_edits(panel, where(frame, scheme=scheme, n_layers=n_layers, mlp=mlp))
-    deepest = f"rope, {max(DEPTHS)} layers: position patched"
-    titles = ["rope: head patched", "control", deepest, "control"]
-    row = panels.row(titles, x={"type": "category"}, y={"type": "category"}, widths=[1.0, 1.0, 1.5, 1.5], one_y=False)
     rope = where(frame, scheme="rope", mlp=False)
+    deepest = rope["n_layers"].max()
+    titles = ["rope: head patched", "control", f"rope, {deepest} layers: position patched", "control"]
+    row = panels.row(titles, x={"type": "category"}, y={"type": "category"}, widths=[1.0, 1.0, 1.5, 1.5], one_y=False)
     _draw_patches(row[:2], where(rope, n_layers=1, edit="head"), "seed", "head")
-    deep = where(rope, n_layers=max(DEPTHS), edit="position")
+    deep = where(rope, n_layers=deepest, edit="position")
     _draw_patches(row[2:], deep.assign(layer=deep["layer"] + 1), "layer", "position")
     return panels
 

@@ -519,6 +519,8 @@ class TrainConfig(Config):
                 f"objective: 'causal' does not go with {self.model.attention} attention, which sees the token to "
                 "predict; set model.attention to 'causal', or objective to 'left_to_right'"
             )
+        if self.model.experts is not None:
+            raise ValueError("model.experts: experts are for checkpoints, and are not trained here; leave them out")
         if self.model.attention == "block_causal":
             raise ValueError(
                 "model.attention: 'block_causal' is for checkpoints, as reverse queries ask about later blocks; train "

@@ -149,8 +149,10 @@ class HuggingFaceFormat(Format):
                 given["original_max_position_embeddings"] = config["original_max_position_embeddings"]
         try:
             if kind == "yarn":
-                scales = [float(given.pop(name, 0)) for name in ("factor", "mscale", "mscale_all_dim")]
-                given |= {"factor": rope.get("factor")}
+                scales = [
+                    float(given.get("factor", 0)),
+                    *(float(given.pop(name, 0)) for name in ("mscale", "mscale_all_dim")),
+                ]
                 given.setdefault("attention_factor", yarn_attention_factor(*scales))
                 given = {"beta_fast": 32.0, "beta_slow": 1.0, **given}
             return RotaryScaling(rope_type=kind, **self.own_scaling(given))  # type: ignore[arg-type]

@@ -142,14 +142,14 @@ def most_common_dtype(stored: Mapping[str, StoredTensor]) -> torch.dtype:
 def match_tensors(
     model: HookedTransformer, format: Format, stored: Mapping[str, StoredTensor]
 ) -> dict[str, dict[str, StoredTensor]]:
-    """Return which tensors each parameter of `model` takes, by name; the model may be on `meta`.
+    """Return which tensors each parameter and buffer of `model` takes, by name; the model may be on `meta`.
 
     Raises:
         UserError: tensors are missing, unknown or of another shape than config.json says; all are listed.
     """
     cfg, found, problems = model.cfg, dict[str, dict[str, StoredTensor]](), list[str]()
     unknown = {name for name in stored if not re.search(format.ignored, name)}
-    for parameter, weight in model.named_parameters():
+    for parameter, weight in model.state_dict(keep_vars=True).items():
         names = format.tensor_names(parameter, cfg)
         unknown -= set(names)
         found[parameter] = {name: stored[name] for name in names if name in stored}
@@ -218,31 +218,36 @@ def load_weights(
     for path, wanted in by_shard.items():
         with open_shard(path) as shard:
             for parameter, name, index in wanted:
+                part, device = format.part(parameter, shard.get_tensor(name), model.cfg), _device_of(parameter, devices)
                 # The tensor read is a view of the mapped file: without a copy it would keep all of the file mapped.
-                part = format.part(parameter, shard.get_tensor(name), model.cfg)
                 if len(found[parameter]) == 1:
-                    _set(model, format, parameter, part.to(devices[parameter], dtype, copy=True))
+                    _set(model, format, parameter, part.to(device, dtype, copy=True))
                     continue
                 if parameter not in stacks:
                     shape = (len(found[parameter]), *part.shape)
-                    stacks[parameter] = torch.empty(shape, dtype=dtype, device=devices[parameter])
+                    stacks[parameter] = torch.empty(shape, dtype=dtype, device=device)
                 stacks[parameter][index].copy_(part)
     for parameter, stack in stacks.items():
         _set(model, format, parameter, stack)
 
 
+def _device_of(name: str, devices: Mapping[str, torch.device]) -> torch.device:
+    """Return where a parameter goes; a buffer goes with the parameters of its module."""
+    module = name.rpartition(".")[0]
+    return devices.get(name) or next(device for other, device in devices.items() if other.startswith(f"{module}."))
+
+
 def _set(model: HookedTransformer, format: Format, parameter: str, weight: Tensor) -> None:
     module, _, leaf = parameter.rpartition(".")
-    owner = model.get_submodule(module)
-    trained = getattr(owner, leaf).requires_grad
-    setattr(owner, leaf, nn.Parameter(format.from_stored(parameter, weight, model.cfg), requires_grad=trained))
+    weight, owner = format.from_stored(parameter, weight, model.cfg), model.get_submodule(module)
+    setattr(owner, leaf, weight if leaf in dict(owner.named_buffers(recurse=False)) else nn.Parameter(weight))
 
 
 def save_weights(model: HookedTransformer, format: Format, folder: Path, max_shard_size: int | str) -> None:
     """Write all parameters under the format's names, and an index if they take more than one file."""
     tensors: dict[str, Tensor] = {
         format.tensor_name(name): format.to_stored(name, weight.detach(), model.cfg)
-        for name, weight in model.named_parameters()
+        for name, weight in model.state_dict(keep_vars=True).items()
     }
     split = split_torch_state_dict_into_shards(tensors, max_shard_size=max_shard_size)
     shards = folder.glob("model-[0-9]*-of-[0-9]*.safetensors")

@@ -248,13 +248,15 @@ class MoE(nn.Module):
     Source: arXiv 2412.19437, section 2.1.2; transformers, `models/deepseek_v3`, whose routing LLaDA2 shares.
     """
 
+    expert_bias: Tensor
+
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
         assert cfg.experts is not None
         self.cfg, self.activation = cfg.experts, ACTIVATIONS[cfg.act_fn]
         n_experts, width = self.cfg.num_experts, self.cfg.d_expert
         self.W_router = nn.Parameter(torch.empty(cfg.d_model, n_experts))
-        self.expert_bias = nn.Parameter(torch.zeros(n_experts), requires_grad=False)  # chooses, and is in no product
+        self.register_buffer("expert_bias", torch.zeros(n_experts))  # chooses, and is in no product
         self.W_gate = nn.Parameter(torch.empty(n_experts, cfg.d_model, width))
         self.W_in = nn.Parameter(torch.empty(n_experts, cfg.d_model, width))
         self.W_out = nn.Parameter(torch.empty(n_experts, width, cfg.d_model))

@@ -24,6 +24,7 @@ from checkpoint_helpers import (
     SHIFTED,
     VOCAB,
     Checkpoint,
+    name_in,
     reference_logits,
     write_checkpoint,
     write_json,
@@ -669,8 +670,7 @@ def test_buffers_of_old_files_are_passed_over(tmp_path: Path) -> None:
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_tied_unembedding_may_be_stored_if_it_is_the_embedding(format: str, tmp_path: Path) -> None:
     made = write_checkpoint(tmp_path, format, **in_format(format, tied=True))
-    names = {"llada": ("model.transformer.wte.weight", "model.transformer.ff_out.weight")}
-    embedding, unembedding = names.get(format, ("model.embed_tokens.weight", "lm_head.weight"))
+    embedding, unembedding = (name_in(format, name) for name in ("model.embed_tokens.weight", "lm_head.weight"))
     write_tensors(tmp_path, made.tensors | {unembedding: made.tensors[embedding].clone()})
     assert load_checkpoint(tmp_path).cfg.tie_word_embeddings
     for other in (made.tensors[embedding] + 1, made.tensors[embedding].half()):

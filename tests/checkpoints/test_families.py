@@ -704,6 +704,8 @@ def family_probe(name: str, folder: Path) -> Probe:
 
 FEW = 4
 """How many facts are asked."""
+ALIKE = "child,parent,parent_type\nUwe,Ivo,father\nAda,Eva,mother\nKarl,Hugo,father\n"
+"""Facts whose names have as many tokens: queries that are mirror images."""
 PAIRS = ("a2d-qwen3 / qwen3", "dream / qwen2", "llada / llama", "sdar", "nemotron_labs_diffusion", "smdm")
 PAIRS += ("llada2_moe",)
 
@@ -713,7 +715,7 @@ PAIRS += ("llada2_moe",)
 def test_every_analysis_and_page_works_on_it(name: str, tmp_path: Path) -> None:
     probe = family_probe(name, tmp_path)
     asked = [a for a in discover() if isinstance(a, CheckpointAnalysis) and (probe.twin or not a.needs_twin)]
-    assert len(asked) == 7 if probe.twin else 6
+    assert len(asked) == (8 if probe.twin else 7)
     for analysis in asked:
         result = analysis.probe(probe, tmp_path / "out")
         numbers = result.frame.select_dtypes("number")
@@ -723,6 +725,8 @@ def test_every_analysis_and_page_works_on_it(name: str, tmp_path: Path) -> None:
     pages = viz.attention(probe.model, pair.forward), viz.routes(probe.model, pair)
     for page in (*pages, viz.trajectory(probe.model, pair.forward)):
         assert page.save(tmp_path / "page.html").stat().st_size > 10_000
-    pairs = [pair for pair in probe.pairs("positional") if len(pair.forward.answer) == len(pair.forward.source)]
+    (tmp_path / "alike.csv").write_text(ALIKE, encoding="utf-8")
+    pairs = make_prompts(load_facts(tmp_path / "alike.csv"), probe.model.tokenizer, probe.model.cfg).pairs
+    pairs = [pair for pair in pairs if len(pair.forward.answer) == len(pair.forward.source)]
     for edit in (transplant_routes, ablate_storage, ablate_routes, project_even_routes):
         assert edit(probe.model, pairs[:2]).after.effect.isfinite().all()

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from analyses import route_parity
-from mdm_interp.experiments.grids import OTHER_SCHEMES, SCHEMES
+from mdm_interp.experiments.grids import OF_FEW_SEEDS, SCHEMES
 from mdm_interp.experiments.results import Result, tidy
 
 
@@ -41,7 +41,7 @@ def test_the_summary_follows_from_the_rows(tiny_result: Callable[[str], Result])
                 "reverse_probability": summary.at("reverse_probability", **of),
             }
             for name, estimate in found.items():
-                assert estimate.n == (1 if scheme in OTHER_SCHEMES else 2)
+                assert estimate.n == (1 if scheme in OF_FEW_SEEDS else 2)
                 assert estimate.value == pytest.approx(mean([r[name] for r in rows]), rel=1e-4, abs=1e-7)
             over_null = mean([r["selectivity"] - r["null"] for r in rows])
             assert summary.at("over_null", **of).value == pytest.approx(over_null, rel=1e-4, abs=1e-7)

@@ -41,7 +41,6 @@ _BY_LEAF = {
     "b_gate": "MLP",
     "W_out": "MLP",
     "W_router": "MLP",
-    "expert_bias": "MLP",
     "b_out": "MLP",
     "W_U": "unembedding",
     "b_U": "unembedding",
