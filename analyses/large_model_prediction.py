@@ -7,7 +7,7 @@ from typing import Any
 
 from mdm_interp import CheckpointAnalysis, Probe, Result, Summary, where
 from mdm_interp.experiments.subjects import demos
-from mdm_interp.measures.answers import answer_all, mean_over_facts, questions
+from mdm_interp.measures.answers import N_DRAWS, SEED, answer_all, mean_over_facts, questions
 from mdm_interp.stats.resampling import FactSample
 from mdm_interp.stats.tables import as_columns, estimate_in
 from mdm_interp.viz import CHANCE, FORWARD, REVERSE, Panels, checkpoints_and_kinds
@@ -23,6 +23,7 @@ LABELS = {
     ("one_shot", "known"): "one shot",
     ("confidence", "known"): "confidence",
     ("left_to_right", "known"): "left to right",
+    ("bound", "known"): "bound",
     ("one_shot", "unknown"): "one shot, length unknown",
     ("confidence", "unknown"): "confidence, length unknown",
     ("left_to_right", "unknown"): "left to right, length unknown",
@@ -76,9 +77,12 @@ def takeaway(result: Result) -> str:
         kinds = list(frame["kind"].unique())
         reverse = ", ".join(f"{kind} reverse {told(kind, 'reverse')}" for kind in kinds)
         said.append(f"{checkpoint} ({LABELS[order, 'known']}): forward {told(kinds[0], 'forward')}, {reverse}")
+    bounded = (result.frame["order"] == "bound").any()
     return (
         f"Exact matches, number of tokens known. {'; '.join(said)}. Two numbers: asked for the left entity and for the "
         "right one. A causal model has one order and can be asked for the last entity only."
+        + f" The bound is masked diffusion's, on the log-likelihood, from {N_DRAWS} draws of masks."
+        * bool(bounded)
     )
 
 
@@ -120,6 +124,7 @@ ANALYSIS = CheckpointAnalysis(
     summarize=summarize,
     takeaway=takeaway,
     draw=draw,
+    settings={"draws": N_DRAWS, "seed": SEED},
     order=240,
 )
 

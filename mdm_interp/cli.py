@@ -246,6 +246,7 @@ def probe(
     out: Annotated[Path, typer.Option(help="Where results and figures go.")],
     twin: Annotated[str | None, typer.Option(help="A second checkpoint to put beside it, for instance an ARM.")] = None,
     templates: Annotated[Path | None, typer.Option(help="YAML file of the sentences that state the facts.")] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="State facts in the checkpoint's chat template.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many facts.")] = None,
     only: Only = None,
     device: Device = "auto",
@@ -272,7 +273,7 @@ def probe(
     loading: dict[str, Any] = {"device_map": device_map} if device_map else {"device": check_device(device)}
     loading |= {"dtype": dtype, "revision": revision}
     loading |= _used_as(attention, readout_shift, mask_token_id, block_size, config)
-    opened = open_probe(checkpoint, facts, templates=templates, limit=limit, twin=twin, **loading)
+    opened = open_probe(checkpoint, facts, templates=templates, limit=limit, twin=twin, chat=chat, **loading)
     console, drawn = Console(stderr=True), []
     with progress_bars() as bars:
         bar = bars.add_task("probing", total=len(analyses), values="")

@@ -26,8 +26,9 @@ QWEN2_SPLIT = (
 """How Qwen2 splits text before its BPE (transformers, models/qwen2)."""
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 EXTRA = ("additional_special_tokens", "extra_special_tokens")
+CHAT = "chat_template.jinja"
 FILES = ("tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json", "tokenizer_config.json")
-FILES += ("special_tokens_map.json",)
+FILES += ("special_tokens_map.json", CHAT)
 
 
 def load_tokenizer(
@@ -57,6 +58,8 @@ def load_tokenizer(
         kept = {
             name: settings[name] for name in ("model_max_length", "chat_template") if settings.get(name) is not None
         }
+        if (folder / CHAT).exists():  # comes first in transformers, too
+            kept["chat_template"] = (folder / CHAT).read_text(encoding="utf-8")
         tokenizer = PreTrainedTokenizerFast(
             tokenizer_object=backend,
             extra_special_tokens=[token for token in extra if token not in named.values()],
@@ -64,7 +67,7 @@ def load_tokenizer(
             **named,
             **kept,
         )
-    except (TypeError, KeyError, ValueError) as error:
+    except (OSError, TypeError, KeyError, ValueError) as error:
         raise UserError(
             f"{folder}: the tokenizer's files do not fit together ({error}); download them again"
         ) from error

@@ -148,6 +148,8 @@ class Prompts:
     """Which template each pair is from."""
     skipped: tuple[Skipped, ...]
     """The table's skipped rows, then what could not be asked of the others, once per template and answer."""
+    chat: bool = False
+    """Whether each sentence is what an assistant says in a chat."""
 
     def answered_last(self, direction: Direction) -> dict[tuple[int, int], QueryPair]:
         """Return by fact and template the pair whose query in this direction has its answer after its source."""
@@ -199,7 +201,9 @@ def load_facts(path: str | Path, templates: FactTemplates | str | Path | None = 
     return FactTable(rows, templates, tuple(skipped))
 
 
-def make_prompts(table: FactTable, tokenizer: Any, cfg: ModelConfig, kind: Kind = "positional") -> Prompts:
+def make_prompts(
+    table: FactTable, tokenizer: Any, cfg: ModelConfig, kind: Kind = "positional", *, chat: bool = False
+) -> Prompts:
     """Return the query pairs of every fact in every template.
 
     An MDM is asked for either entity, with as many masks as the name has tokens, and both queries of a pair have the
@@ -213,10 +217,11 @@ def make_prompts(table: FactTable, tokenizer: Any, cfg: ModelConfig, kind: Kind 
     Args:
         tokenizer: A fast Hugging Face tokenizer.
         cfg: The model that will be asked.
+        chat: Whether each sentence is what an assistant says in the tokenizer's chat template (:func:`in_chat`).
 
     Raises:
-        UserError: the tokenizer gives no offsets or is of another model, the model has no mask token, or no pair can
-            be asked.
+        UserError: the tokenizer gives no offsets or is of another model, the model has no mask token, no pair can be
+            asked, or a chat is asked for without a template that can be used.
     """
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(
@@ -224,7 +229,7 @@ def make_prompts(table: FactTable, tokenizer: Any, cfg: ModelConfig, kind: Kind 
         )
     if not cfg.is_causal and cfg.mask_token_id is None:
         raise UserError("mask_token_id: None, and a bidirectional model is asked with masks; set it in the config")
-    asker = _Asker(tokenizer, cfg)
+    asker = _Asker(tokenizer, cfg, chat)
     found: list[tuple[QueryPair, int]] = []
     skipped = list(table.skipped)
     for row, values in table.rows.items():
@@ -239,7 +244,7 @@ def make_prompts(table: FactTable, tokenizer: Any, cfg: ModelConfig, kind: Kind 
     if not found:
         raise UserError(f"facts: no {kind} query of {len(table.rows)} rows can be asked; {skipped[len(table.skipped)]}")
     found.sort(key=lambda entry: max(len(entry[0].forward.tokens), len(entry[0].reverse.tokens)))
-    return Prompts(kind, table, [pair for pair, _ in found], [index for _, index in found], tuple(skipped))
+    return Prompts(kind, table, [pair for pair, _ in found], [index for _, index in found], tuple(skipped), chat)
 
 
 def right_answers(queries: Sequence[Query]) -> list[frozenset[tuple[int, ...]]]:
@@ -252,6 +257,17 @@ def right_answers(queries: Sequence[Query]) -> list[frozenset[tuple[int, ...]]]:
     return [frozenset(answers[words]) for words in around]
 
 
+def encode(tokenizer: Any, text: str, spans: dict[str, Span], chat: bool) -> tuple[Any, str, dict[str, Span]]:
+    """Encode a rendered sentence, in a chat if asked; return the whole text, too, and where the columns' values are in
+    it."""
+    if not chat:
+        return tokenizer(text, return_offsets_mapping=True), text, spans
+    whole = in_chat(tokenizer, text)
+    start = whole.index(f"{LEAD}{text}") + len(LEAD)
+    moved = {column: (first + start, stop + start) for column, (first, stop) in spans.items()}
+    return tokenizer(whole, return_offsets_mapping=True, add_special_tokens=False), whole, moved
+
+
 def render(sentence: str, values: Mapping[str, str]) -> tuple[str, dict[str, Span]]:
     """Return `sentence` after a space, its columns filled in, and the characters that each column's value takes."""
     text, spans = " ", {}
@@ -261,6 +277,28 @@ def render(sentence: str, values: Mapping[str, str]) -> tuple[str, dict[str, Spa
             spans[column] = (len(text), len(text) + len(values[column]))
             text += values[column]
     return text, spans
+
+
+INSTRUCTION, LEAD = "State a fact.", "Here is a fact:"
+"""What a user of a chat asks, and how the answer begins, so that the sentence comes after a space."""
+
+
+def in_chat(tokenizer: Any, sentence: str) -> str:
+    """Return the chat in which an assistant states a sentence, in the words of the tokenizer's own template.
+
+    Raises:
+        UserError: the tokenizer has no chat template, or it cannot be used, or does not keep the sentence as it is.
+    """
+    if not tokenizer.chat_template:
+        raise UserError("chat: the tokenizer has no chat template; leave chat out")
+    turns = [{"role": "user", "content": INSTRUCTION}, {"role": "assistant", "content": f"{LEAD}{sentence}"}]
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False)
+    except Exception as error:  # a template may do anything that its sandbox allows, and fail at it
+        raise UserError(f"chat: the tokenizer's chat template fails ({' '.join(str(error).split())[:200]})") from error
+    if not isinstance(text, str) or text.count(f"{LEAD}{sentence}") != 1:
+        raise UserError("chat: the tokenizer's chat template does not hold what the assistant says once, as it is")
+    return text
 
 
 class _Unaskable(Exception):
@@ -275,6 +313,7 @@ class _Asker:
 
     tokenizer: Any
     cfg: ModelConfig
+    chat: bool
 
     @cached_property
     def special(self) -> set[int]:
@@ -300,7 +339,7 @@ class _Asker:
     def query(self, sentence: str, values: Mapping[str, str], answer: str, source: str) -> Query:
         """Ask for the column `answer` of one sentence, given the column `source`."""
         cfg, (text, characters) = self.cfg, render(sentence, values)
-        encoded = self.tokenizer(text, return_offsets_mapping=True)
+        encoded, text, characters = encode(self.tokenizer, text, characters, self.chat)
         tokens, offsets = encoded["input_ids"], encoded["offset_mapping"]
         if max(tokens, default=0) >= cfg.d_vocab:
             raise UserError(

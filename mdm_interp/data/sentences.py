@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mdm_interp.config import ModelConfig
-from mdm_interp.data.queries import QueryBatch
+from mdm_interp.data.queries import QueryBatch, Span
 from mdm_interp.errors import UserError
 from mdm_interp.models.inputs import check_token_ids
 
@@ -56,6 +56,7 @@ def mask_copies(
     n_draws: int,
     seed: int,
     kept: Collection[int] = (),
+    spans: Sequence[Span] | None = None,
     max_tokens: int = 2048,
 ) -> MaskedCopies:
     """Draw masked copies of sentences. A causal model gets each sentence once, as it is.
@@ -66,6 +67,7 @@ def mask_copies(
     Args:
         seed: Draws the masks. The draws of a sentence depend on those before it.
         kept: Tokens that are never masked, such as special ones.
+        spans: What of each sentence is predicted, given the rest; default: all of it.
         max_tokens: How many tokens a batch has at most.
 
     Raises:
@@ -81,7 +83,8 @@ def mask_copies(
     sentence: list[int] = []
     for index, tokens in enumerate(map(list, sentences)):
         check_token_ids("sentences", torch.tensor(tokens, dtype=torch.long), cfg.d_vocab)
-        asked = [at for at, token in enumerate(tokens) if at + shift >= 0 and token not in kept]
+        within = range(len(tokens)) if spans is None else range(*spans[index])
+        asked = [at for at in within if at + shift >= 0 and tokens[at] not in kept]
         if not asked or len(tokens) > cfg.n_ctx:
             raise UserError(
                 f"sentences: number {index} has {len(tokens)} tokens, {len(asked)} to predict, and the model takes 1 "
@@ -103,7 +106,9 @@ def mask_copies(
         _collate(copies[first : first + size], [sentences[i] for i in sentence[first : first + size]], cfg)
         for first in range(0, len(copies), size)
     ]
-    return MaskedCopies(tuple(batches), torch.tensor(sentence), torch.tensor([w for *_, w in copies]).double())
+    return MaskedCopies(
+        tuple(batches), torch.tensor(sentence), torch.tensor([w for *_, w in copies], dtype=torch.float64)
+    )
 
 
 def _collate(

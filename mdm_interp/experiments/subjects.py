@@ -70,11 +70,21 @@ class Probe:
     """Another model, asked about the same facts."""
 
     @classmethod
-    def of(cls, name: str, model: Any, table: FactTable, tokenizer: Any = None, twin: Probe | None = None) -> Probe:
+    def of(
+        cls,
+        name: str,
+        model: Any,
+        table: FactTable,
+        tokenizer: Any = None,
+        twin: Probe | None = None,
+        *,
+        chat: bool = False,
+    ) -> Probe:
         """Return a model, asked about the facts of a table.
 
         Args:
             tokenizer: Default: the model's.
+            chat: Whether facts are stated in the tokenizer's chat template.
 
         Raises:
             UserError: there is no tokenizer, or no fact can be asked.
@@ -82,7 +92,8 @@ class Probe:
         model, tokenizer = hooked(model), tokenizer or model.tokenizer
         if tokenizer is None:
             raise UserError(f"{name}: has no tokenizer, which the facts are phrased in; add its tokenizer.json")
-        return cls(name, model, {kind: make_prompts(table, tokenizer, model.cfg, kind) for kind in KINDS}, twin)
+        prompts = {kind: make_prompts(table, tokenizer, model.cfg, kind, chat=chat) for kind in KINDS}
+        return cls(name, model, prompts, twin)
 
     def pairs(self, kind: Kind) -> list[QueryPair]:
         return self.prompts[kind].pairs
@@ -144,6 +155,7 @@ def open_probe(
     templates: FactTemplates | str | Path | None = None,
     limit: int | None = None,
     twin: str | Path | None = None,
+    chat: bool = False,
     **loading: Any,
 ) -> Probe:
     """Load a checkpoint and phrase the facts in its tokens.
@@ -154,6 +166,7 @@ def open_probe(
         templates: How to state them.
         limit: Ask about the first so many usable facts only.
         twin: A second checkpoint, asked about the same facts.
+        chat: Whether facts are stated in the tokenizers' chat templates, as instruct checkpoints expect.
         loading: `device`, `dtype`, `device_map` of `load_checkpoint`, and others of its options, which are not the
             twin's.
 
@@ -168,8 +181,8 @@ def open_probe(
         alike = {name: value for name, value in loading.items() if name in ("device", "dtype", "device_map")}
         of_twin = Path(twin).absolute().name
         of_twin += " (twin)" if of_twin == name else ""  # run1/final and run2/final stay apart
-        other = Probe.of(of_twin, load_checkpoint(twin, **alike), table)
-    return Probe.of(name, model, table, twin=other)
+        other = Probe.of(of_twin, load_checkpoint(twin, **alike), table, chat=chat)
+    return Probe.of(name, model, table, twin=other, chat=chat)
 
 
 def each_checkpoint(probes: Iterable[Probe]) -> list[Probe]:

@@ -1,4 +1,4 @@
-"""What a model answers: denoising step by step, and the prediction of answers of known and unknown length.
+"""What a model answers: denoising step by step, the prediction of answers of known and unknown length, and likelihoods.
 
 Training and what goes on inside the model do not belong here.
 """

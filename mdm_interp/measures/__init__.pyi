@@ -12,4 +12,5 @@ from . import representations as representations
 from . import rope as rope
 from . import routes as routes
 from . import signatures as signatures
+from . import sinks as sinks
 from . import trajectory as trajectory

@@ -17,8 +17,9 @@ import torch
 from jaxtyping import Float
 from numpy import ndarray
 
-from mdm_interp.data.prompts import Kind, Prompts, render, right_answers
+from mdm_interp.data.prompts import Kind, Prompts, encode, render, right_answers
 from mdm_interp.data.queries import Direction, Query, QueryPair
+from mdm_interp.inference.likelihood import bound
 from mdm_interp.inference.prediction import Filled, Filling, Order, attempts, fill, orders, settle
 from mdm_interp.measures.nulls import draw, of_unrelated_facts
 from mdm_interp.models.bridge import hooked
@@ -30,6 +31,8 @@ Side = Literal["left", "right"]
 Length = Literal["known", "unknown"]
 """Whether the model is told how many tokens the answer has."""
 Measure = Literal["exact match", "log-likelihood", "rank"]
+Way = Order | Literal["bound"]
+"""An order of filling an answer in, or the masked-diffusion bound, which takes all of them."""
 Answers = Contrast[Float[ndarray, "question"]]
 """What each question's answer gets; null: what another fact's answer gets, NaN where there is none."""
 
@@ -76,7 +79,7 @@ def sentence_ends(prompts: Prompts, tokenizer: Any, pair: QueryPair, template: i
     if direction == "reverse" and prompts.kind == "positional":
         left, right = table.templates.entities
         sentence, values = stated.forward, {**values, left: values[right], right: values[left]}
-    tokens = tokenizer(render(sentence, values)[0])["input_ids"]
+    tokens = encode(tokenizer, *render(sentence, values), prompts.chat)[0]["input_ids"]
     after = tokens[query.answer_span[1] : query.answer_span[1] + 1]
     return {*after, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])}
 
@@ -101,10 +104,11 @@ def with_answer(query: Query, answer: tuple[int, ...], causal: bool) -> Query:
     return replace(query, tokens=tokens, answer=answer)
 
 
-def answer_all(model: HookedModel, asked: Sequence[Question]) -> dict[tuple[Order, Length, Measure], Answers]:
+def answer_all(model: HookedModel, asked: Sequence[Question]) -> dict[tuple[Way, Length, Measure], Answers]:
     """Ask all questions in every order of filling in their answers, for every measure: whether the answer is filled in
     if the model is told its length and if it is not, the answer's log-likelihood (nats), and the rank of its worst
-    token. The null of an exact match is the share of other facts' answers that were filled in.
+    token. The null of an exact match is the share of other facts' answers that were filled in. Of an MDM the bound on
+    the log-likelihood is estimated, too (:func:`~mdm_interp.inference.likelihood.bound`).
 
     Questions that are the same to the model are asked once.
     """
@@ -115,7 +119,11 @@ def answer_all(model: HookedModel, asked: Sequence[Question]) -> dict[tuple[Orde
     return {name: Contrast(found.effect[at], found.null[at]) for name, found in _answered(hooked(model), different)}
 
 
-def _answered(model: HookedModel, asked: Sequence[Question]) -> Iterator[tuple[tuple[Order, Length, Measure], Answers]]:
+N_DRAWS, SEED = 8, 0
+"""Of the masks for the bound."""
+
+
+def _answered(model: HookedModel, asked: Sequence[Question]) -> Iterator[tuple[tuple[Way, Length, Measure], Answers]]:
     alike, every = (other_answers(asked, same_length=same) for same in (True, False))
     controls = {
         i: with_answer(asked[i].query, answer, model.cfg.is_causal)
@@ -146,6 +154,10 @@ def _answered(model: HookedModel, asked: Sequence[Question]) -> Iterator[tuple[t
         rank = np.array([float(max(answer.ranks)) for answer in read])
         yield (order, "known", "log-likelihood"), _split(log_probability, list(controls), len(queries))
         yield (order, "known", "rank"), _split(rank, list(controls), len(queries))
+    if not model.cfg.is_causal:
+        told = [*queries, *controls.values()]
+        found = bound(model, [q.statement for q in told], [q.answer_span for q in told], n_draws=N_DRAWS, seed=SEED)
+        yield ("bound", "known", "log-likelihood"), _split(found.value.numpy(), list(controls), len(queries))
 
 
 def _split(values: Float[ndarray, "read"], controlled: Sequence[int], n: int) -> Answers:

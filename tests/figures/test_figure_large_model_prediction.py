@@ -16,11 +16,13 @@ from probe_helpers import result_of, tiny_probe
 from analyses import large_model_prediction as analysis
 from mdm_interp.experiments.results import Result
 from mdm_interp.experiments.subjects import KINDS, Probe
+from mdm_interp.inference.likelihood import bound
 from mdm_interp.inference.prediction import Filled, Filling, infill, infill_any_length, orders, predict
 from mdm_interp.measures.answers import Question, questions
 from mdm_interp.models.bridge import hooked
 from mdm_interp.stats.tables import estimate_in
 
+CASE = ("relational", "reverse", "left")
 COLUMNS = ("value", "value_low", "value_high", "value_n")
 
 
@@ -41,7 +43,8 @@ def rows_of(result: Result, **equal: Any) -> list[dict[str, Any]]:
 def test_rows_are_every_order_of_either_model(probe: Probe, result: Result) -> None:
     assert len({tuple(row) for row in result.rows}) == 1 and next(iter(result.rows[0])) == "checkpoint"
     dream, qwen2 = (rows_of(result, checkpoint=f"tiny-{name}") for name in ("dream", "qwen2"))
-    assert len(dream) == 2 * 2 * 2 * 3 * 4  # kinds, directions, sides, orders, measures (exact match twice)
+    # kinds, directions, sides; orders, measures (exact match twice); the bound's likelihood
+    assert len(dream) == 2 * 2 * 2 * (3 * 4 + 1)
     assert len(qwen2) == 2 * 2 * 4
     assert {row["order"] for row in qwen2} == {"left_to_right"}
     assert {(row["direction"], row["asked"]) for row in qwen2} == {("forward", "right"), ("reverse", "left")}
@@ -57,6 +60,15 @@ def by_facts(values: Any, asked: list[Question]) -> float:
     for question, value in zip(asked, values, strict=True):
         facts.setdefault(question.pair.fact, []).append(float(value))
     return float(np.mean([np.mean(of_fact) for of_fact in facts.values()]))
+
+
+def test_the_bound_is_of_the_answer_given_the_rest(probe: Probe, result: Result) -> None:
+    asked = [q for q in questions(probe.model, probe.prompts) if (q.kind, q.direction, q.asked) == CASE]
+    found = bound(probe.model, [q.query.statement for q in asked], [q.query.answer_span for q in asked], n_draws=256)
+    (row,) = rows_of(result, **dict(zip(("kind", "direction", "asked"), CASE, strict=True)), order="bound")
+    assert (row["checkpoint"], row["measure"]) == ("tiny-dream", "log-likelihood")
+    assert row["value"] == pytest.approx(by_facts(found.value, asked), rel=0.05)
+    assert row["value_null"] < 0
 
 
 @pytest.mark.parametrize("name", ["dream", "qwen2"])
