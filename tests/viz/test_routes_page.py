@@ -161,7 +161,7 @@ def test_the_text_says_what_the_numbers_say() -> None:
 def test_parity_is_undefined_where_it_is_and_says_why(arm: Run) -> None:
     page = viz.routes(arm, arm.query_pairs()[0])
     found = page.data["checkpoints"][-1]
-    assert page.data["causal"]
+    assert page.data["reach"] == 1
     assert found["parity"] is None
     assert "undefined for pairs that share neither answer nor source (an ARM's)" in found["reason"]
     one_sided = QueryPair(PAIR.forward, PAIR.forward, 0, "left")
@@ -212,7 +212,7 @@ def test_mistakes_are_named(run: Run, arm: Run) -> None:
         viz.routes(model, PAIR, layers=[2])
     with pytest.raises(UserError, match=r"^heads: \[\] is no choice from 0 to 3"):
         viz.routes(model, PAIR, heads=[])
-    with pytest.raises(UserError, match=r"a causal model cannot see it; ask for the query pairs of the 'causal' obj"):
+    with pytest.raises(UserError, match=r"a model with causal attention cannot see it; ask for"):
         viz.routes(arm, run.query_pairs()[0])
     with pytest.raises(UserError, match=r"^prompt: token 99 is outside the model's vocabulary of 13"):
         stray = Query((99, MASK), (1,), (1, 2), (0, 1))

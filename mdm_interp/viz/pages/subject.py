@@ -36,7 +36,7 @@ class Prompt:
 
     def batch(self, rows: Sequence[int], device: Any) -> QueryBatch:
         """Return the prompt as a batch of one, read at `rows`."""
-        at, nothing = torch.tensor([list(rows)]), torch.zeros(1, len(rows), dtype=torch.long)
+        at, nothing = torch.tensor([list(rows)], dtype=torch.long), torch.zeros(1, len(rows), dtype=torch.long)
         tokens, all_of_them = torch.tensor([self.tokens]), torch.ones(1, len(rows), dtype=torch.bool)
         batch = QueryBatch(tokens, None, at, nothing, all_of_them, torch.zeros_like(tokens, dtype=torch.bool))
         return batch.to(torch.device(device))
