@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +66,7 @@ def mask_copies(
     m-th of n_draws equal parts of 1 to L, so that few copies see few and many masks.
 
     Args:
-        seed: Draws the masks. The draws of a sentence depend on those before it.
+        seed: Draws the masks. A sentence is drawn alike whatever others there are.
         kept: Tokens that are never masked, such as special ones.
         spans: What of each sentence is predicted, given the rest; default: all of it.
         max_tokens: How many tokens a batch has at most.
@@ -78,7 +79,7 @@ def mask_copies(
     """
     if n_draws < 1:
         raise UserError(f"n_draws: {n_draws} draws say nothing; use at least 1")
-    generator, shift = torch.Generator().manual_seed(seed), cfg.readout_shift or 0
+    generator, shift = torch.Generator(), cfg.readout_shift or 0
     copies: list[tuple[list[int], list[int], float]] = []  # tokens, positions to predict, weight
     sentence: list[int] = []
     for index, tokens in enumerate(map(list, sentences)):
@@ -90,6 +91,7 @@ def mask_copies(
                 f"sentences: number {index} has {len(tokens)} tokens, {len(asked)} to predict, and the model takes 1 "
                 f"to {cfg.n_ctx}; leave it out"
             )
+        generator.manual_seed(random.Random(f"{seed} {tokens} {asked}").getrandbits(63))
         for draw in range(1 if cfg.is_causal else n_draws):
             sentence.append(index)
             if cfg.is_causal:

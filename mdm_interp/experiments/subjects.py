@@ -92,7 +92,9 @@ class Probe:
         model, tokenizer = hooked(model), tokenizer or model.tokenizer
         if tokenizer is None:
             raise UserError(f"{name}: has no tokenizer, which the facts are phrased in; add its tokenizer.json")
-        prompts = {kind: make_prompts(table, tokenizer, model.cfg, kind, chat=chat) for kind in KINDS}
+        prompts: dict[Kind, Prompts] = {
+            kind: make_prompts(table, tokenizer, model.cfg, kind, chat=chat) for kind in KINDS
+        }
         return cls(name, model, prompts, twin)
 
     def pairs(self, kind: Kind) -> list[QueryPair]:

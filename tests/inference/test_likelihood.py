@@ -24,7 +24,7 @@ def exact(model, tokens: tuple[int, ...], span: range) -> float:
         for masked in combinations(span, count):
             noisy = torch.tensor([[MASK if at in masked else token for at, token in enumerate(tokens)]])
             told = model(noisy)[0].log_softmax(-1)
-            own = sum(told[at + shift, tokens[at]] for at in masked)
+            own = torch.stack([told[at + shift, tokens[at]] for at in masked]).sum()
             total += own.item() / count / comb(len(span), count)  # L / l, in the mean over L numbers l
     return total
 
@@ -53,6 +53,8 @@ def test_draws_are_repeatable_and_more_of_them_err_less() -> None:
     model = random_model(mask_token_id=MASK)
     first, again, other = (bound(model, SENTENCES, n_draws=32, seed=seed).value for seed in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other)
+    alone = bound(model, SENTENCES[1:], n_draws=32, seed=1).value
+    assert_close(alone, first[1:], msg="a sentence's draws depend on others")
     few, many = (bound(model, SENTENCES, n_draws=n).error for n in (16, 1024))
     assert (many < few / 3).all()
     assert bound(model, SENTENCES, n_draws=1).error.isnan().all()
@@ -63,7 +65,8 @@ def test_a_causal_model_says_it_exactly() -> None:
     found = bound(model, SENTENCES, n_draws=5)
     for value, tokens in zip(found.value, SENTENCES, strict=True):
         told = model(torch.tensor([tokens]))[0].log_softmax(-1)
-        assert_close(value, sum(told[at - 1, tokens[at]] for at in range(1, len(tokens))).detach(), atol=1e-9, rtol=0)
+        own = torch.stack([told[at - 1, tokens[at]] for at in range(1, len(tokens))]).sum()
+        assert_close(value, own.detach(), atol=1e-9, rtol=0)
     assert not found.error.any()
 
 
