@@ -175,6 +175,13 @@ class HuggingFaceFormat(Format):
         config |= {"rope_theta": cfg.rotary_base, "rope_scaling": scaling, "use_cache": True, "attention_dropout": 0.0}
 
 
+class DiffusionFormat(HuggingFaceFormat):
+    """What the formats of masked diffusion models share: config.json may say the mask, and others leave it out."""
+
+    optional: ClassVar[dict[str, str]] = HuggingFaceFormat.optional | {"mask_token_id": "mask_token_id"}
+    settable: ClassVar[tuple[str, ...]] = UNSAID
+
+
 def yarn_attention_factor(factor: float, mscale: float = 0, mscale_all_dim: float = 0) -> float:
     """Compute what queries and keys are multiplied by where a config does not say: 1 + 0.1 log(factor), or the ratio of
     two such terms.

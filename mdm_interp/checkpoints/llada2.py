@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from mdm_interp.checkpoints.huggingface import LLAMA_LIKE, UNSAID, HuggingFaceFormat
+from mdm_interp.checkpoints.huggingface import LLAMA_LIKE, DiffusionFormat
 from mdm_interp.config import Experts, ModelConfig
 from mdm_interp.errors import UserError
 
@@ -33,7 +33,7 @@ EXPERTS = {
 """Fields of `Experts`, and what config.json calls them."""
 
 
-class LLaDA2(HuggingFaceFormat):
+class LLaDA2(DiffusionFormat):
     name = "llada2_moe"
     architecture = "LLaDA2MoeModelLM"
     model_type = "llada2_moe"
@@ -44,7 +44,6 @@ class LLaDA2(HuggingFaceFormat):
         "qkv_bias": False,
         "use_qk_norm": True,
     }
-    optional: ClassVar[dict[str, str]] = HuggingFaceFormat.optional | {"mask_token_id": "mask_token_id"}
     supported: ClassVar[dict[str, Any]] = {
         "use_qk_norm": True,
         "use_bias": False,
@@ -56,7 +55,7 @@ class LLaDA2(HuggingFaceFormat):
     }
     documented: ClassVar[dict[str, Any]] = {"block_size": 32}
     read: ClassVar[tuple[str, ...]] = (
-        *HuggingFaceFormat.read,
+        *DiffusionFormat.read,
         *EXPERTS.values(),
         *(
             "partial_rotary_factor",
@@ -66,7 +65,6 @@ class LLaDA2(HuggingFaceFormat):
             "moe_shared_expert_intermediate_size",
         ),
     )
-    settable: ClassVar[tuple[str, ...]] = UNSAID
     mask_token = "<|mask|>"
     tensors: ClassVar[dict[str, str]] = {
         "embed.W_E": "model.word_embeddings.weight",
@@ -121,12 +119,14 @@ class LLaDA2(HuggingFaceFormat):
         return tensor.split(sizes)[FUSED.index(leaf)]
 
     def to_stored(self, parameter: str, tensor: Tensor, cfg: ModelConfig) -> Tensor:
-        flipped = parameter.endswith("W_router") or _expert_weight(parameter, cfg) is not None
-        return tensor.mT if flipped else super().to_stored(parameter, tensor, cfg)
+        return tensor.mT if _is_flipped(parameter, cfg) else super().to_stored(parameter, tensor, cfg)
 
     def from_stored(self, parameter: str, tensor: Tensor, cfg: ModelConfig) -> Tensor:
-        flipped = parameter.endswith("W_router") or _expert_weight(parameter, cfg) is not None
-        return tensor.mT if flipped else super().from_stored(parameter, tensor, cfg)
+        return tensor.mT if _is_flipped(parameter, cfg) else super().from_stored(parameter, tensor, cfg)
+
+
+def _is_flipped(parameter: str, cfg: ModelConfig) -> bool:
+    return parameter.endswith("W_router") or _expert_weight(parameter, cfg) is not None
 
 
 def _expert_weight(parameter: str, cfg: ModelConfig) -> tuple[int, str, Experts] | None:

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from mdm_interp.checkpoints.huggingface import MDM, TENSORS, UNSAID, HuggingFaceFormat
+from mdm_interp.checkpoints.huggingface import MDM, TENSORS, DiffusionFormat
 from mdm_interp.checkpoints.llama import Llama
 from mdm_interp.config import Attention, ModelConfig
 
@@ -19,19 +19,17 @@ PARADIGMS: dict[str, Attention] = {"bidirectional": "bidirectional", "block_diff
 GROWTH = "llama_4_scaling_beta"
 
 
-class Nemotron(HuggingFaceFormat):
+class Nemotron(DiffusionFormat):
     name = "nemotron_labs_diffusion"
     architecture = "NemotronLabsDiffusionModel"
     model_type = "nemotron_labs_diffusion"
     fixed: ClassVar[dict[str, Any]] = {
         field: value for field, value in (Llama.fixed | MDM).items() if field != "attention"
     }
-    optional: ClassVar[dict[str, str]] = HuggingFaceFormat.optional | {"mask_token_id": "mask_token_id"}
     supported: ClassVar[dict[str, Any]] = Llama.supported
-    read: ClassVar[tuple[str, ...]] = (*HuggingFaceFormat.read, "dlm_paradigm")
-    settable: ClassVar[tuple[str, ...]] = UNSAID
-    rope_keys: ClassVar[dict[str, tuple[str, ...]]] = HuggingFaceFormat.rope_keys | {
-        "yarn": (*HuggingFaceFormat.rope_keys["yarn"], GROWTH)
+    read: ClassVar[tuple[str, ...]] = (*DiffusionFormat.read, "dlm_paradigm")
+    rope_keys: ClassVar[dict[str, tuple[str, ...]]] = DiffusionFormat.rope_keys | {
+        "yarn": (*DiffusionFormat.rope_keys["yarn"], GROWTH)
     }
     tensors: ClassVar[dict[str, str]] = {
         parameter: name.replace("model.", "encoder.").replace("lm_head.", "diffusion_head.")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from mdm_interp.checkpoints.huggingface import CONVERTIBLE, MDM, UNSAID
+from mdm_interp.checkpoints.huggingface import CONVERTIBLE, MDM, DiffusionFormat
 from mdm_interp.checkpoints.llama import Llama
 from mdm_interp.checkpoints.qwen2 import Qwen2
 
@@ -24,35 +24,32 @@ class Qwen3(Qwen2):
     settable: ClassVar[tuple[str, ...]] = CONVERTIBLE
 
 
-class A2DQwen3(Qwen3):
+class A2D(DiffusionFormat):
+    """What models have in common that A2D turned from ARMs into MDMs."""
+
+    mask_token = "<|mask|>"
+
+
+class A2DQwen3(A2D, Qwen3):
     name = "a2d-qwen3"
     architecture = "A2DQwen3LMHeadModel"
     aliases: ClassVar[tuple[str, ...]] = ("_A2DQwen3LMHeadModel",)
     model_type = "a2d-qwen3"
     fixed: ClassVar[dict[str, Any]] = Qwen3.fixed | MDM
-    optional: ClassVar[dict[str, str]] = Qwen3.optional | {"mask_token_id": "mask_token_id"}
-    settable: ClassVar[tuple[str, ...]] = UNSAID
-    mask_token = "<|mask|>"
 
 
-class A2DQwen2(Qwen2):
+class A2DQwen2(A2D, Qwen2):
     name = "a2d-qwen2"
     architecture = "A2DQwen2LMHeadModel"
     model_type = "a2d-qwen2"
     fixed: ClassVar[dict[str, Any]] = Qwen2.fixed | MDM
-    optional: ClassVar[dict[str, str]] = A2DQwen3.optional
-    settable: ClassVar[tuple[str, ...]] = UNSAID
-    mask_token = A2DQwen3.mask_token
 
 
-class A2DLlama(Llama):
+class A2DLlama(A2D, Llama):
     name = "a2d-llama"
     architecture = "A2DLlamaLMHeadModel"
     model_type = "a2d-llama"
     fixed: ClassVar[dict[str, Any]] = Llama.fixed | MDM
-    optional: ClassVar[dict[str, str]] = A2DQwen3.optional
-    settable: ClassVar[tuple[str, ...]] = UNSAID
-    mask_token = A2DQwen3.mask_token
 
 
 class SDAR(A2DQwen3):

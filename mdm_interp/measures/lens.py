@@ -135,8 +135,8 @@ def _read(model: HookedModel, batch: QueryBatch, others: Sequence[Other]) -> tup
         written = einsum(toward, W_O, "query span d, head d_head d -> query span head d_head")
         heads.append(torch.stack([mean(of_head, of_other=True) for of_head in (z * written).sum(-1).unbind(2)], 1))
         mlp = seen.get(f"blocks.{layer}.hook_mlp_out")
-        mlps.append(torch.zeros_like(total).masked_fill(~known, torch.nan) if mlp is None else
-                    mean((mlp.to(toward) * toward).sum(-1), of_other=True))  # fmt: skip
+        added = torch.zeros_like(toward) if mlp is None else mlp.to(toward)
+        mlps.append(mean((added * toward).sum(-1), of_other=True))
     by_layer = [torch.stack(of_layers, dim=1).cpu() for of_layers in (probability, null, correct, heads, mlps)]
     rest = total.cpu() - by_layer[3].sum((1, 2)) - by_layer[4].sum(1)
     return (*by_layer, rest)

@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from jaxtyping import Bool, Float, Int
+from einops import einsum
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from mdm_interp.data.queries import Query, QueryBatch, batches
 from mdm_interp.errors import UserError
+from mdm_interp.measures.routes import readout_weights
 from mdm_interp.models.bridge import hooked
 from mdm_interp.models.layers import precise
 from mdm_interp.models.protocol import HookedModel
@@ -78,30 +80,17 @@ def sinks(model: HookedModel, queries: Sequence[Query], threshold: float = THRES
     return Sinks(*(torch.cat(of_all) for of_all in zip(*parts, strict=True)))
 
 
-def received(
-    pattern: Float[Tensor, "query head query_pos key_pos"], real: Bool[Tensor, "query pos"] | None
-) -> Float[Tensor, "query head key_pos"]:
-    """Sum what each position receives, over the positions that read and are no padding; 1 in the mean."""
-    return pattern.sum(2) if real is None else (pattern * real[:, None, :, None]).sum(2)
-
-
 def _of_layer(
     pattern: Float[Tensor, "query head query_pos key_pos"], batch: QueryBatch, threshold: float
 ) -> tuple[Tensor, ...]:
     real = batch.attention_mask
     counted = torch.ones_like(batch.tokens, dtype=torch.bool) if real is None else real
     n = counted.sum(1)[:, None, None]
-    got = received(pattern, real)
+    got = (pattern * counted[:, None, :, None]).sum(2)  # by each position, from those that are no padding
     of_others = (n - got) / (n - 1).clamp(min=1)
     found = (got - of_others >= threshold) & counted[:, None]
-    rows = batch.at_readout(pattern.transpose(1, 2))  # [query span head key_pos]
-    answered = batch.answered[:, :, None]
-
-    def mean(x: Float[Tensor, "query span head"]) -> Float[Tensor, "query head"]:
-        return (x * answered).sum(1) / answered.sum(1)
-
-    at_sinks = mean((rows * found[:, None]).sum(-1))
-    at_source = mean((rows * batch.source[:, None, None]).sum(-1))
+    read = einsum(pattern, readout_weights(batch, pattern.dtype), "query head i j, query i -> query head j")
+    at_sinks, at_source = ((read * at).sum(-1) for at in (found, batch.source[:, None]))
     aside = (found & batch.source[:, None]).any(-1) | (1 - at_sinks < 1e-6)
     routes = (at_source / (1 - at_sinks)).masked_fill(aside, torch.nan)
     return (got * found).sum(-1) / n[..., 0], found.sum(-1).to(got), at_sinks, routes, got.sum(1).argmax(-1)

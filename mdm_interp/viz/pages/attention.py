@@ -100,9 +100,11 @@ def predictions(subject: Subject, given: Prompt, logits: Float[Tensor, "readout 
 def _after_each_layer(subject: Subject, given: Prompt) -> list[list[dict[str, Any]]]:
     """Return what the residual stream after each layer would predict, read as the last one's is."""
     model, at = subject.model, list(given.readout)
+    if not at:
+        return []
     names = [f"blocks.{layer}.hook_resid_post" for layer in range(model.cfg.n_layers)]
     _, cache = model.run_with_cache(given.batch(at, model.cfg.device).tokens, names_filter=names)
-    return [predictions(subject, given, read_out(model, cache[name][0, at])) for name in names] if at else []
+    return [predictions(subject, given, read_out(model, cache[name][0, at])) for name in names]
 
 
 def shortened(given: Prompt, length: int = 60) -> str:
