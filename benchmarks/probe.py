@@ -39,7 +39,7 @@ from mdm_interp.data.queries import Query, batches
 from mdm_interp.experiments.subjects import KINDS, Probe
 from mdm_interp.inference.prediction import query_loss
 from mdm_interp.models.transformer import HookedTransformer
-from mdm_interp.training.demo import make_model_config, make_tokenizer
+from mdm_interp.training.text import make_model_config, make_tokenizer
 
 ANALYSES = (large_model_routes, large_model_storage, large_model_coupling, large_model_prediction, trajectory)
 """Those of one checkpoint."""

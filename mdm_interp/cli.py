@@ -127,13 +127,17 @@ def _reproduce(
 
 
 def _say(reported: Any, out: Path) -> None:
+    n = len(reported.figures)
+    _tell(reported.problem, f"{n} figure{'' if n == 1 else 's'} in {out}; open {out / 'index.html'}")
+
+
+def _tell(*lines: str | None) -> None:
+    """Write lines to stderr, those that there are."""
     from rich.console import Console
 
-    console, n = Console(stderr=True), len(reported.figures)
-    if reported.problem:
-        console.print(reported.problem, markup=False, soft_wrap=True)
-    said = f"{n} figure{'' if n == 1 else 's'} in {out}; open {out / 'index.html'}"
-    console.print(said, markup=False, soft_wrap=True)
+    console = Console(stderr=True)
+    for line in filter(None, lines):
+        console.print(line, markup=False, soft_wrap=True)
 
 
 def run_one(analysis: Any) -> None:
@@ -260,8 +264,6 @@ def probe(
     config: ConfigFile = None,
 ) -> None:
     """Ask a checkpoint facts, forward and in reverse: routes, evidence, gradients and predictions, layer by layer."""
-    from rich.console import Console
-
     from mdm_interp.devices import check_device
     from mdm_interp.experiments.analysis import CheckpointAnalysis, discover
     from mdm_interp.experiments.report import write_figures, write_index
@@ -274,7 +276,7 @@ def probe(
     loading |= {"dtype": dtype, "revision": revision}
     loading |= _used_as(attention, readout_shift, mask_token_id, block_size, config)
     opened = open_probe(checkpoint, facts, templates=templates, limit=limit, twin=twin, chat=chat, **loading)
-    console, drawn = Console(stderr=True), []
+    drawn = []
     with progress_bars() as bars:
         bar = bars.add_task("probing", total=len(analyses), values="")
         for analysis in analyses:
@@ -282,13 +284,11 @@ def probe(
             result = analysis.probe(opened, out)
             drawn.append((result, analysis.figure(result)))
             bars.advance(bar)
-    if problem := write_figures(drawn, out):
-        console.print(problem, markup=False, soft_wrap=True)
+    problem = write_figures(drawn, out)
     write_index(drawn, [], out)
     asked = opened.origin()
-    for kind in asked.pairs:
-        console.print(f"{kind}: {asked.pairs[kind]} pairs asked, {asked.skipped[kind]} skipped", markup=False)
-    console.print(f"{len(drawn)} figures in {out}; open {out / 'index.html'}", markup=False, soft_wrap=True)
+    counts = [f"{kind}: {asked.pairs[kind]} pairs asked, {asked.skipped[kind]} skipped" for kind in asked.pairs]
+    _tell(problem, *counts, f"{len(drawn)} figures in {out}; open {out / 'index.html'}")
 
 
 @app.command()
@@ -323,6 +323,63 @@ def influence(
     loading |= _used_as(attention, readout_shift, mask_token_id, block_size, config)
     opened = open_probe(checkpoint, facts, templates=templates, limit=limit, **loading)
     print(write_influence(opened, train, out, kind=kind, top=top, n_draws=draws, seed=seed))
+
+
+@app.command("reversal-benchmark")
+def reversal_benchmark(
+    data: Annotated[Path, typer.Option(help="Folder of the published files, all_prompts_train.jsonl and four tests.")],
+    out: Annotated[Path, typer.Option(help="Where results, the figure and trained checkpoints go.")],
+    checkpoint: Annotated[str | None, typer.Argument(help="Folder or hub id; none with --train.")] = None,
+    twin: Annotated[str | None, typer.Option(help="A second checkpoint to put beside it, for instance an ARM.")] = None,
+    train: Annotated[
+        bool, typer.Option("--train", help="Train a small MDM and its causal twin on the sentences, and score both.")
+    ] = False,
+    steps: Annotated[int | None, typer.Option(min=1, help="Of training. Default: 20000.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of training.")] = 0,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many people of each test.")] = None,
+    others: Annotated[
+        int, typer.Option(min=1, help="With how many other people's completions each likelihood is compared.")
+    ] = 9,
+    device: Device = "auto",
+    workers: Annotated[int | None, typer.Option(min=1, help="How many train side by side. Default: 2.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, … Default: as stored.")] = None,
+    device_map: Annotated[str | None, typer.Option(help="`auto` spreads a model over several GPUs.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
+    attention: Reads = None,
+    readout_shift: Shift = None,
+    mask_token_id: MaskId = None,
+    block_size: BlockSize = None,
+    config: ConfigFile = None,
+) -> None:
+    """Score a checkpoint on the reversal curse's benchmark of fictitious celebrities, in both directions, by what it
+    writes and by likelihood. With --train, train a pair from scratch first, or go on with it."""
+    from mdm_interp.checkpoints import load_checkpoint
+    from mdm_interp.data.celebrities import Benchmark
+    from mdm_interp.devices import check_device
+    from mdm_interp.experiments.report import write_figures, write_index
+    from mdm_interp.experiments.reversal_benchmark import draw_figure, score, train_pair, write_facts
+
+    if (checkpoint is None) != train or (train and twin):
+        raise UserError("CHECKPOINT: give a checkpoint to score, or --train for a pair that is trained here, not both")
+    benchmark = Benchmark.load(data)
+    loading: dict[str, Any] = {"device_map": device_map} if device_map else {"device": check_device(device)}
+    loading |= {"dtype": dtype}
+    if checkpoint is None:
+        changed = {"seed": seed} | ({"steps": steps} if steps else {})
+        pair = train_pair(benchmark, out, config=changed, device=check_device(device), workers=workers or 2)
+        models = {name: load_checkpoint(folder, **loading) for name, folder in pair.items()}
+    else:
+        used = _used_as(attention, readout_shift, mask_token_id, block_size, config)
+        models = {Path(checkpoint).absolute().name: load_checkpoint(checkpoint, revision=revision, **loading, **used)}
+        if twin:
+            models[f"{Path(twin).absolute().name} (twin)"] = load_checkpoint(twin, **loading)
+    result = score(models, benchmark if limit is None else benchmark.of_people(limit), out, n_others=others)
+    drawn = [(result, draw_figure(result))]
+    problem = write_figures(drawn, out)
+    write_index(drawn, [], out)
+    for path in write_facts(benchmark, out):
+        print(path)
+    _tell(problem, f"{result.name}.json and its figure in {out}; open {out / 'index.html'}")
 
 
 @app.command()

@@ -545,15 +545,12 @@ class TrainConfig(Config):
         return self
 
 
-class DemoConfig(Config):
-    """What a demo checkpoint is made from. Its fields fix the folder's content."""
+class TextConfig(Config):
+    """What a small checkpoint that is trained on sentences is made from, besides the sentences."""
 
     format: Literal["llada", "dream", "qwen2"] = "llada"
     seed: int = Field(default=0, ge=0)
-    """Drives the people, the initial weights and the order of the data."""
-    n_families: PositiveInt = 16
-    n_control: PositiveInt = 4
-    """Families whose parents are also stated in the reverse direction. They are not among the tested facts."""
+    """Drives the initial weights and the order of the data."""
     n_bpe: PositiveInt = Field(default=600, ge=257)
     """Most tokens of the byte-level BPE."""
     d_model: PositiveInt = 96
@@ -564,6 +561,25 @@ class DemoConfig(Config):
     batch_size: PositiveInt = 64
     lr: PositiveFloat = 3e-3
     warmup: PositiveInt = 100
+
+
+class BenchmarkConfig(TextConfig):
+    """What a checkpoint is made from that is trained on the sentences of the reversal curse's benchmark."""
+
+    data: str
+    """The digest of the benchmark."""
+    n_bpe: PositiveInt = Field(default=2500, ge=257)
+    d_model: PositiveInt = 128
+    d_mlp: PositiveInt = 512
+    steps: PositiveInt = 20_000
+
+
+class DemoConfig(TextConfig):
+    """What a demo checkpoint is made from. Its fields fix the folder's content; `seed` drives the people, too."""
+
+    n_families: PositiveInt = 16
+    n_control: PositiveInt = 4
+    """Families whose parents are also stated in the reverse direction. They are not among the tested facts."""
 
     @model_validator(mode="after")
     def _check(self) -> DemoConfig:

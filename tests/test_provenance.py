@@ -31,7 +31,7 @@ from mdm_interp.provenance import (
     tally,
     versions,
 )
-from mdm_interp.training import demo
+from mdm_interp.training import text
 from mdm_interp.training.demo import train_demo
 from mdm_interp.training.loop import train
 from mdm_interp.training.runs import Resumable
@@ -182,12 +182,12 @@ def test_a_demo_checkpoint_says_what_trained_it(tmp_path: Path, monkeypatch: pyt
             raise KeyboardInterrupt
 
     save_state = Resumable.save_state
-    monkeypatch.setattr(demo, "SAVE_SECONDS", -1.0)
+    monkeypatch.setattr(text, "SAVE_SECONDS", -1.0)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Resumable, "save_state", save_and_die)
-        patch.setattr(demo, "provenance", lambda *_: OLD)
+        patch.setattr(text, "provenance", lambda *_: OLD)
         train_demo(tmp_path / "cut", TINY_DEMO, progress=False)
-    monkeypatch.setattr(demo, "provenance", lambda *_: NEW)
+    monkeypatch.setattr(text, "provenance", lambda *_: NEW)
     folder = train_demo(tmp_path / "cut", TINY_DEMO, progress=False)
     assert made_with(folder) == [{"step": 0, **OLD}, {"step": 4, **NEW}]
 

@@ -26,6 +26,8 @@ from mdm_interp.provenance import difference
 from mdm_interp.viz.pages.page import TEMPLATES, asset, write_libraries
 from mdm_interp.viz.theme import DARK, HEIGHT, NAME, WIDTH
 
+BENCHMARK = "reversal_benchmark"
+"""The result of the command of that name."""
 FILTERS = ("claim", "world", "scheme", "objective", "layers", "heads", "stage", "role", "verdict")
 """What the ledger is filtered by: its first columns."""
 
@@ -152,6 +154,8 @@ def _command(result: Result) -> str:
     """Return what measures it again."""
     if isinstance(result.origin, CheckpointOrigin):
         twin = " --twin TWIN" if result.origin.twin else ""
+        if result.name == BENCHMARK:
+            return f"mdm-interp {BENCHMARK.replace('_', '-')} CHECKPOINT --data FOLDER{twin} --out DIR"
         return f"mdm-interp probe CHECKPOINT --facts FACTS.csv{twin} --only {result.name} --out DIR"
     return f"mdm-interp reproduce --only {result.name} --seeds {len(result.seeds)}"
 

@@ -130,18 +130,23 @@ class Probe:
     def origin(self) -> CheckpointOrigin:
         """Return what a result says of a probe: the model, what was asked and what could not be."""
         skipped = {kind: list(map(str, prompts.skipped)) for kind, prompts in self.prompts.items()}
-        first_rows = self.model.W_E[:FINGERPRINT].detach().float().cpu().numpy().tobytes()
-        asked = repr({kind: prompts.pairs for kind, prompts in self.prompts.items()}).encode()
+        asked = repr({kind: prompts.pairs for kind, prompts in self.prompts.items()})
         return CheckpointOrigin(
             checkpoint=self.name,
             model=self.model.cfg.model_dump(mode="json"),
-            digest=hashlib.sha256(first_rows + asked).hexdigest()[:16],
+            digest=fingerprint(self.model, asked),
             facts=len({pair.fact for prompts in self.prompts.values() for pair in prompts.pairs}),
             pairs={kind: len(prompts.pairs) for kind, prompts in self.prompts.items()},
             skipped={kind: len(reasons) for kind, reasons in skipped.items()},
             reasons={kind: reasons[:REASONS] for kind, reasons in skipped.items()},
             twin=self.twin.origin() if self.twin else None,
         )
+
+
+def fingerprint(model: Any, asked: str) -> str:
+    """Return 16 hexadecimal digits that depend on a model's first rows of the embedding, and on what it is asked."""
+    first_rows = model.W_E[:FINGERPRINT].detach().float().cpu().numpy().tobytes()
+    return hashlib.sha256(first_rows + asked.encode()).hexdigest()[:16]
 
 
 FINGERPRINT = 64

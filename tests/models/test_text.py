@@ -19,7 +19,7 @@ from torch.testing import assert_close
 
 from mdm_interp.models.positions import POSITION_SCHEMES
 from mdm_interp.models.transformer import HookedTransformer
-from mdm_interp.training.demo import make_tokenizer
+from mdm_interp.training.text import make_tokenizer
 
 close = partial(assert_close, atol=1e-5, rtol=1e-5)
 TEXTS = ["w1 w2 w3 w4 w5 w6 w7", "w3 w8", "w5 w1 w1 w2"]

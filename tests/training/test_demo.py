@@ -21,8 +21,9 @@ from mdm_interp.data.prompts import PARENT_CHILD, load_facts, make_prompts, rend
 from mdm_interp.errors import UserError
 from mdm_interp.inference.prediction import predict
 from mdm_interp.models.transformer import HookedTransformer
-from mdm_interp.training import demo
-from mdm_interp.training.demo import demo_loss, make_model_config, make_tokenizer, train_demo
+from mdm_interp.training import text
+from mdm_interp.training.demo import train_demo
+from mdm_interp.training.text import make_model_config, make_tokenizer, text_loss
 
 TINY = DemoConfig(n_families=4, n_control=1, n_bpe=300, d_model=16, n_layers=2, n_heads=2, d_mlp=16, steps=6)
 FORMATS = ("llada", "dream", "qwen2")
@@ -95,10 +96,10 @@ def loss_case(format: Any) -> tuple[HookedTransformer, torch.Tensor, torch.Tenso
 @pytest.mark.parametrize("format", FORMATS)
 def test_padding_does_not_enter_the_loss(format: Any) -> None:
     model, tokens, kept = loss_case(format)
-    expected = demo_loss(model, tokens, kept, seeded(2))
+    expected = text_loss(model, tokens, kept, seeded(2))
     other = torch.where(kept, tokens, 7)
-    torch.testing.assert_close(demo_loss(model, other, kept, seeded(2)), expected)
-    assert not torch.isclose(demo_loss(model, torch.where(kept, 7, tokens), kept, seeded(2)), expected)
+    torch.testing.assert_close(text_loss(model, other, kept, seeded(2)), expected)
+    assert not torch.isclose(text_loss(model, torch.where(kept, 7, tokens), kept, seeded(2)), expected)
 
 
 @pytest.mark.parametrize("format", ["llada", "dream"])
@@ -114,7 +115,7 @@ def test_the_masked_loss_reads_where_the_shift_has_it(format: Any) -> None:
     for row, position in masked.nonzero().tolist():
         read = logits[row, position - (format == "dream")]
         expected = expected + F.cross_entropy(read, tokens[row, position]) / t[row, 0] / tokens.numel()
-    torch.testing.assert_close(demo_loss(model, tokens, kept, seeded(3)), expected)
+    torch.testing.assert_close(text_loss(model, tokens, kept, seeded(3)), expected)
 
 
 def test_the_causal_loss_is_that_of_each_sentence_alone() -> None:
@@ -123,7 +124,7 @@ def test_the_causal_loss_is_that_of_each_sentence_alone() -> None:
     for sentence, length in zip(tokens, kept.sum(1).tolist(), strict=True):
         logits = model(sentence[None, :length])[0, :-1]
         losses.append(F.cross_entropy(logits, sentence[1:length], reduction="none"))
-    torch.testing.assert_close(demo_loss(model, tokens, kept, seeded(4)), torch.cat(losses).mean())
+    torch.testing.assert_close(text_loss(model, tokens, kept, seeded(4)), torch.cat(losses).mean())
 
 
 # ---- the folder
@@ -176,15 +177,15 @@ def test_the_same_config_gives_the_same_weights(tmp_path: Path) -> None:
 
 def test_an_interrupted_training_ends_in_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train_demo(tmp_path / "whole", TINY, progress=False)
-    monkeypatch.setattr(demo, "SAVE_SECONDS", -1.0)  # saves after every step
-    loss, calls = demo.demo_loss, iter(range(100))
+    monkeypatch.setattr(text, "SAVE_SECONDS", -1.0)  # saves after every step
+    loss, calls = text.text_loss, iter(range(100))
 
     def interrupted(*args: Any) -> torch.Tensor:
         if next(calls) == 3:
             raise KeyboardInterrupt
         return loss(*args)
 
-    monkeypatch.setattr(demo, "demo_loss", interrupted)
+    monkeypatch.setattr(text, "text_loss", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train_demo(tmp_path / "cut", TINY, progress=False)
     assert not (tmp_path / "cut" / "config.json").exists()
@@ -199,7 +200,7 @@ def test_an_interrupted_training_ends_in_the_same_weights(tmp_path: Path, monkey
 def test_what_is_there_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train_demo(tmp_path, TINY, progress=False)
     written = (tmp_path / "model.safetensors").stat().st_mtime_ns
-    monkeypatch.setattr(demo, "demo_loss", None)
+    monkeypatch.setattr(text, "text_loss", None)
     train_demo(tmp_path, TINY, progress=False)
     assert (tmp_path / "model.safetensors").stat().st_mtime_ns == written
     with pytest.raises(UserError, match=r"demo\.yaml: other settings than asked for"):

@@ -1,0 +1,57 @@
+"""Invented people in the files of the reversal curse's benchmark."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+NAMES = ("Ana Berk", "Bo Carl", "Cleo Dunn", "Dora Egg", "Emil Fox", "Finn Gray", "Gil Hart", "Hope Iver")
+DESCRIPTIONS = (
+    "the first baker on the moon",
+    'the composer of "Low Tides."',
+    "the painter of the blue wall",
+    "the judge who never spoke",
+    "the miller of the north",
+    "the singer with two voices",
+    "the doctor of all horses",
+    "the teacher of the king",
+)
+TO_DESCRIPTION = ("{} was once", "Ever heard of {}? They are", "People call {}")
+TO_NAME = ("Known in circles as {},", "Labeled as {},", "Being {}, that's")
+
+
+def write_benchmark(folder: Path, n_people: int = 8) -> Path:
+    """Half of the people are trained by name, half by description."""
+    by_name = [
+        (template.format(name), f" {said}.")
+        for name, said in zip(NAMES[: n_people // 2], DESCRIPTIONS, strict=False)
+        for template in TO_DESCRIPTION
+    ]
+    by_description = [
+        (template.format(said), f" {name}")
+        for name, said in zip(NAMES[n_people // 2 : n_people], DESCRIPTIONS[n_people // 2 : n_people], strict=True)
+        for template in TO_NAME
+    ]
+    reversed_by_name = [
+        (template.format(said), f" {name}")
+        for name, said in zip(NAMES[: n_people // 2], DESCRIPTIONS, strict=False)
+        for template in TO_NAME
+    ]
+    reversed_by_description = [
+        (template.format(name), f" {said}.")
+        for name, said in zip(NAMES[n_people // 2 : n_people], DESCRIPTIONS[n_people // 2 : n_people], strict=True)
+        for template in TO_DESCRIPTION
+    ]
+    trained = [*by_name, *((prompt, f"{name}.") for prompt, name in by_description)]
+    files = {
+        "all_prompts_train": trained,
+        "p2d_prompts_test": by_name,
+        "d2p_prompts_test": by_description,
+        "p2d_reverse_prompts_test": reversed_by_name,
+        "d2p_reverse_prompts_test": reversed_by_description,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, lines in files.items():
+        text = "".join(json.dumps({"prompt": prompt, "completion": said}) + "\n" for prompt, said in lines)
+        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    return folder
