@@ -6,7 +6,7 @@
 Whatever is named here is imported when it is first used. Rooms, each using only those above it:
 
     errors, files, config                       mistakes, whole files, configurations
-    devices, parallel, tensors                  what runs on what, and side by side
+    devices, parallel, shards, tensors          what runs on what, and side by side
     meaning, provenance                         what code means, and what made a model or a result
     models                                      the transformer, its layers, hooks and position schemes
     data                                        queries, worlds of facts, facts in natural language

@@ -253,6 +253,11 @@ def probe(
     chat: Annotated[bool, typer.Option("--chat", help="State facts in the checkpoint's chat template.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many facts.")] = None,
     only: Only = None,
+    shards: Annotated[
+        int | None, typer.Option(min=1, help="Divide the facts among so many workers, each with the model.")
+    ] = None,
+    executor: Executor = "local",
+    address: Address = None,
     device: Device = "auto",
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, … Default: as stored.")] = None,
     device_map: Annotated[str | None, typer.Option(help="`auto` spreads a model over several GPUs.")] = None,
@@ -267,17 +272,25 @@ def probe(
     from mdm_interp.devices import check_device
     from mdm_interp.experiments.analysis import CheckpointAnalysis, discover
     from mdm_interp.experiments.report import write_figures, write_index
-    from mdm_interp.experiments.subjects import open_probe
+    from mdm_interp.experiments.subjects import open_probe, shared_probe
     from mdm_interp.parallel import progress_bars
 
+    place = _place(executor, address, None)
+    if shards is None and place is not None:
+        raise UserError(f"--executor: {executor} has nothing to do without --shards; say among how many workers")
+    if shards is not None and device_map:
+        raise UserError("--shards: each worker has the whole model on a device of its own; leave --device-map out")
     usable = [a for a in discover() if isinstance(a, CheckpointAnalysis) and (twin or not a.needs_twin)]
     analyses = _chosen(usable, only)
-    loading: dict[str, Any] = {"device_map": device_map} if device_map else {"device": check_device(device)}
-    loading |= {"dtype": dtype, "revision": revision}
+    loading: dict[str, Any] = {"dtype": dtype, "revision": revision}
     loading |= _used_as(attention, readout_shift, mask_token_id, block_size, config)
-    opened = open_probe(checkpoint, facts, templates=templates, limit=limit, twin=twin, chat=chat, **loading)
-    drawn = []
-    with progress_bars() as bars:
+    here = "cpu" if shards else device  # with shards, models that are asked are the workers'
+    where: dict[str, Any] = {"device_map": device_map} if device_map else {"device": check_device(here)}
+    opened = open_probe(checkpoint, facts, templates=templates, limit=limit, twin=twin, chat=chat, **where, **loading)
+    drawn, sharing = [], contextlib.nullcontext()
+    if shards:
+        sharing = shared_probe(opened, checkpoint, twin, shards, place, device=device, **loading)
+    with sharing, progress_bars() as bars:
         bar = bars.add_task("probing", total=len(analyses), values="")
         for analysis in analyses:
             bars.update(bar, values=analysis.name)

@@ -32,7 +32,8 @@ from pathlib import Path
 from typing import Any
 
 UNREAD = tuple(
-    f"mdm_interp.{module}" for module in ("cli", "experiments.claims", "meaning", "parallel", "provenance", "viz")
+    f"mdm_interp.{module}"
+    for module in ("cli", "experiments.claims", "meaning", "parallel", "provenance", "shards", "viz")
 )
 """Modules that no number depends on: how it is judged, shown and recorded, and by which process it is computed."""
 

@@ -136,8 +136,7 @@ def side_by_side(
     Raises:
         UserError: no scheduler answers, or it is gone before the calls are finished.
     """
-    place = _cluster(workers) if isinstance(workers, str) else _processes(min(workers, len(tasks)))
-    with place as (submit, reports):
+    with workers_of(workers if isinstance(workers, str) else min(workers, len(tasks))) as (submit, reports):
         pending = {submit(function, task) for task in tasks}
         while pending:
             done, pending = wait(pending, timeout=0.1, return_when=FIRST_COMPLETED)
@@ -154,6 +153,15 @@ def side_by_side(
 
 Place = tuple[Callable[[Callable[..., Any], tuple[Any, ...]], "Future[Any]"], Any]
 """What calls a function with a task there, and a queue of what is reported."""
+
+
+def workers_of(workers: int | str) -> contextlib.AbstractContextManager[Place]:
+    """Give so many processes here, or the workers of the Dask scheduler at an address, until this ends.
+
+    Raises:
+        UserError: no scheduler answers.
+    """
+    return _cluster(workers) if isinstance(workers, str) else _processes(workers)
 
 
 # ---- on a Dask cluster
@@ -217,7 +225,8 @@ def _processes(n: int) -> Iterator[Place]:
     """Give processes, which end with this, or with the process that this is."""
     context = multiprocessing.get_context("spawn")
     (watched, held), reports = context.Pipe(duplex=False), context.SimpleQueue()
-    pool = ProcessPoolExecutor(n, mp_context=context, initializer=_start_worker, initargs=(watched, reports))
+    given = (watched, reports, context.Value("i", 0))
+    pool = ProcessPoolExecutor(n, mp_context=context, initializer=_start_worker, initargs=given)
     try:
         yield partial(pool.submit, _work), reports
     except BaseException:
@@ -231,11 +240,19 @@ def _processes(n: int) -> Iterator[Place]:
 
 _reports: Any = None
 """Where a worker's reports go."""
+_number = 0
 
 
-def _start_worker(watched: Connection, reports: Any) -> None:
-    global _reports
+def worker_number() -> int:
+    """Return which of a machine's workers this process is, from 0."""
+    return _number
+
+
+def _start_worker(watched: Connection, reports: Any, started: Any) -> None:
+    global _reports, _number
     _reports = reports
+    with started.get_lock():
+        _number, started.value = started.value, started.value + 1
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all processes: the parent answers it
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, args=(watched,), daemon=True).start()

@@ -92,18 +92,16 @@ def read_lines(path: Path) -> list[tuple[str, str]]:
         raise UserError(
             f"{path}: cannot be read ({error}); give the folder of the published files, as --data"
         ) from error
-    found = []
+    found: list[tuple[str, str]] = []
     for number, line in enumerate(lines, start=1):
         try:
             read = json.loads(line)
-            prompt, completion = read["prompt"], read["completion"]
-            if not (isinstance(prompt, str) and isinstance(completion, str) and prompt.strip() and completion.strip()):
-                raise ValueError("a prompt or completion is no text, or empty")
-        except (ValueError, TypeError, LookupError, RecursionError) as error:
-            raise UserError(
-                f'{path}: line {number} is not {{"prompt": …, "completion": …}} ({str(error)[:100]}); correct it'
-            ) from error
-        found.append((prompt, completion))
+            texts = (read["prompt"], read["completion"])
+        except (ValueError, TypeError, LookupError, RecursionError):
+            texts = ()
+        if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+            raise UserError(f'{path}: line {number} is not {{"prompt": …, "completion": …}}, two texts; correct it')
+        found.append(texts)
     if not found:
         raise UserError(f"{path}: holds no lines; give the published file")
     return found

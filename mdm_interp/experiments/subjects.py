@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from mdm_interp.experiments.results import CheckpointOrigin
 from mdm_interp.files import DEFAULT_ROOT
 from mdm_interp.models.bridge import hooked
 from mdm_interp.parallel import Workers, find_place, progress_bars, side_by_side
+from mdm_interp.shards import Opening, shared
 from mdm_interp.stats.resampling import FactSample
 from mdm_interp.training.demo import train_demo
 from mdm_interp.training.loop import train_all
@@ -185,11 +187,35 @@ def open_probe(
         table = replace(table, rows=dict(list(table.rows.items())[:limit]))
     name, model, other = Path(checkpoint).absolute().name, load_checkpoint(checkpoint, **loading), None
     if twin is not None:
-        alike = {name: value for name, value in loading.items() if name in ("device", "dtype", "device_map")}
         of_twin = Path(twin).absolute().name
         of_twin += " (twin)" if of_twin == name else ""  # run1/final and run2/final stay apart
-        other = Probe.of(of_twin, load_checkpoint(twin, **alike), table, chat=chat)
+        other = Probe.of(of_twin, load_checkpoint(twin, **_of_twin(loading)), table, chat=chat)
     return Probe.of(name, model, table, twin=other, chat=chat)
+
+
+def shared_probe(
+    probe: Probe, checkpoint: str | Path, twin: str | Path | None, shards: int, workers: Workers, **loading: Any
+) -> contextlib.AbstractContextManager[None]:
+    """Share out what a probe and its twin are asked, while this lasts (:func:`~mdm_interp.shards.shared`).
+
+    Args:
+        checkpoint, twin, loading: As of :func:`open_probe`; `device` is the workers'.
+        shards: Into how many parts the facts are divided.
+        workers: How many processes, or the address of a Dask scheduler.
+    """
+    sides = [(probe, checkpoint, loading)]
+    if probe.twin is not None and twin is not None:
+        sides.append((probe.twin, twin, _of_twin(loading)))
+    openings = {}
+    for side, source, options in sides:
+        there = str(Path(source).absolute()) if Path(source).exists() else str(source)
+        openings[side.model] = Opening(load_checkpoint, there, options)
+    return shared(openings, shards, workers)
+
+
+def _of_twin(loading: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of loading that are a twin's, too."""
+    return {name: value for name, value in loading.items() if name in ("device", "dtype", "device_map")}
 
 
 def each_checkpoint(probes: Iterable[Probe]) -> list[Probe]:

@@ -18,6 +18,7 @@ from mdm_interp.data.queries import Span
 from mdm_interp.data.sentences import mask_copies
 from mdm_interp.inference.prediction import answer_loss
 from mdm_interp.models.bridge import hooked
+from mdm_interp.shards import shared_out
 
 N_DRAWS = 128
 """As many as LLaDA's evaluation takes."""
@@ -35,6 +36,7 @@ class Likelihood:
     seed: int
 
 
+@shared_out("sentences", "spans")
 @torch.no_grad()
 def bound(
     model: Any,

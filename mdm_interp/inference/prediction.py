@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,6 +30,7 @@ from mdm_interp.models.bridge import hooked
 from mdm_interp.models.inputs import forbid_mask
 from mdm_interp.models.layers import precise
 from mdm_interp.models.protocol import HookedModel
+from mdm_interp.shards import shared_out
 
 Order = Literal["one_shot", "confidence", "left_to_right"]
 ORDERS: tuple[Order, ...] = ("one_shot", "confidence", "left_to_right")
@@ -184,6 +185,13 @@ class Filled:
     """Of true tokens; 1 is the model's first choice."""
 
 
+def _around(filling: Filling) -> Hashable:
+    """Return the words around the answer: fillings of the same words go through the model together."""
+    tokens, (start, stop) = filling.query.tokens, filling.query.answer_span
+    return tokens[:start], tokens[stop:]
+
+
+@shared_out("fillings", together=_around)
 @torch.no_grad()
 def fill(model: HookedModel, fillings: Sequence[Filling]) -> list[Filled]:
     """Fill in all answers side by side. A sequence that several of them have become passes through the model once, and

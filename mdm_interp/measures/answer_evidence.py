@@ -26,6 +26,7 @@ from mdm_interp.measures.nulls import next_answers
 from mdm_interp.models.bridge import hooked
 from mdm_interp.models.layers import per_query_head
 from mdm_interp.models.protocol import HookedModel
+from mdm_interp.shards import shared_out
 from mdm_interp.stats.estimates import Contrast
 from mdm_interp.stats.resampling import Draws, FactSample
 
@@ -181,6 +182,8 @@ class _Contest:
         return torch.stack(judged)
 
 
+@shared_out("queries")
+@torch.no_grad()
 def _source_values(model: HookedModel, queries: Sequence[Query]) -> list[Float[Tensor, "query kv_head d_head"]]:
     """Return the values at each query's source, summed over its tokens; one entry per layer."""
 

@@ -28,6 +28,7 @@ from mdm_interp.models.inputs import forbid_mask
 from mdm_interp.models.layers import precise
 from mdm_interp.models.protocol import HookedModel
 from mdm_interp.models.transformer import HookedTransformer
+from mdm_interp.shards import shared_out
 from mdm_interp.stats.estimates import Contrast
 
 Other = tuple[int, ...] | None
@@ -70,6 +71,7 @@ def other_answers(query_pairs: Sequence[QueryPair], queries: Sequence[Query]) ->
     return draw(fitting, seed=0)
 
 
+@shared_out("queries", "others")
 @torch.no_grad()
 def lens(model: HookedModel, queries: Sequence[Query], others: Sequence[Other]) -> Lens:
     """Read every layer at the readout, and attribute the final logits to heads and MLPs.

@@ -22,6 +22,7 @@ from mdm_interp.models.bridge import hooked
 from mdm_interp.models.layers import content_hooks, per_query_head
 from mdm_interp.models.positions import Rope
 from mdm_interp.models.protocol import HookedModel
+from mdm_interp.shards import shared_out
 from mdm_interp.stats.correlations import correlate
 from mdm_interp.stats.estimates import Contrast
 
@@ -55,6 +56,7 @@ class Content:
     """At the source, summed over its tokens; grouped keys repeated per query head."""
 
 
+@shared_out("queries")
 @torch.no_grad()
 def compute_content(model: HookedModel, queries: Sequence[Query]) -> Content:
     """Compute the queries at the readout and the keys at the source of every query."""

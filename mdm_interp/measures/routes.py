@@ -19,6 +19,7 @@ from mdm_interp.measures.capture import LayerView, capture, on_cpu
 from mdm_interp.measures.nulls import other_facts
 from mdm_interp.models.bridge import hooked
 from mdm_interp.models.protocol import HookedModel
+from mdm_interp.shards import shared_out
 from mdm_interp.stats.correlations import correlate
 from mdm_interp.stats.estimates import Contrast
 
@@ -43,6 +44,7 @@ def readout_weights(batch: QueryBatch, dtype: torch.dtype) -> Float[Tensor, "que
     return weights.scatter_add(1, batch.readout, share)
 
 
+@shared_out("queries")
 @torch.no_grad()
 def compute_routes(model: HookedModel, queries: Sequence[Query]) -> Routes:
     """Compute the scores and attention from every query's readout to its source.

@@ -29,6 +29,7 @@ from mdm_interp.measures.routes import readout_weights
 from mdm_interp.models.bridge import hooked
 from mdm_interp.models.layers import precise
 from mdm_interp.models.protocol import HookedModel
+from mdm_interp.shards import shared_out
 from mdm_interp.stats.estimates import Contrast
 
 THRESHOLD = 3.0
@@ -55,6 +56,7 @@ class Sinks:
     """The position that a layer's heads together read most."""
 
 
+@shared_out("queries")
 @torch.no_grad()
 def sinks(model: HookedModel, queries: Sequence[Query], threshold: float = THRESHOLD) -> Sinks:
     """Find the sinks of every head over each query's text.
@@ -85,6 +87,7 @@ class WatchedSinks:
     """The position that a layer's heads together read most."""
 
 
+@shared_out("queries")
 @torch.no_grad()
 def watch_sinks(model: HookedModel, queries: Sequence[Query], steps: int, threshold: float = THRESHOLD) -> WatchedSinks:
     """Fill all the masks of every query in equal parts, the most certain first, and find the sinks of every state.

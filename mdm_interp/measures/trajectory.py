@@ -27,6 +27,7 @@ from mdm_interp.measures.nulls import draw, of_unrelated_facts
 from mdm_interp.models.bridge import hooked
 from mdm_interp.models.layers import per_query_head
 from mdm_interp.models.protocol import HookedModel
+from mdm_interp.shards import shared_out
 
 ENDINGS = ("correct", "probability", "filled_at")
 """What is known of each answer once it is filled."""
@@ -135,6 +136,7 @@ class _Watched:
         return logits
 
 
+@shared_out("queries")
 @torch.no_grad()
 def denoise_answers(model: HookedModel, queries: Sequence[Query], stages: int) -> Denoised:
     """Fill all the masks of every query, one per step, the most certain first, and watch its answer.

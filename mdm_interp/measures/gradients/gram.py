@@ -6,7 +6,7 @@ No gradient of a weight is ever formed. Formulas: docs/theory.md, section 5.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +21,7 @@ from mdm_interp.measures.gradients.bridged import bridge_backward
 from mdm_interp.measures.gradients.components import COMPONENTS, Part, part_of, parts_of
 from mdm_interp.measures.gradients.terms import Found, Weight, cross_products, own_products
 from mdm_interp.models.bridge import BridgedTransformer, hooked
+from mdm_interp.shards import is_shared, shared_out
 
 Components = Collection[str] | None
 """Which of :data:`~mdm_interp.measures.gradients.components.COMPONENTS`; None is all."""
@@ -103,16 +104,36 @@ def gram(
         right: Default: the same as `left`.
         loss: Computes each query's loss from the logits at its readout positions; default: the answer's, in nats. Or
             the attention that gradients are taken of instead.
-        report: Told after each step how many are done: the readout, each layer, and what comes before them.
+        report: Told after each step how many are done: the readout, each layer, and what comes before them. Where
+            workers share the queries, nobody is told.
 
     Raises:
         UserError: there are no queries, or the attention asked for is not there: no such layer or head, or a bridge.
 
     Source: docs/theory.md, section 5; arXiv 1510.01799.
     """
-    asked = [*left, *(right or [])]
     if not left or not (right is None or right):
         raise UserError("queries: gradients need at least one query on either side, got none")
+    if is_shared(model):
+        return _gram(model, left, left if right is None else right, loss, None)
+    return _gram(hooked(model), left, right, loss, report)
+
+
+def _joined(parts: Sequence[Gram], order: Tensor) -> Gram:
+    """Put together the products of some left queries each with all right ones."""
+    inner, squares = (torch.cat([getattr(part, name) for part in parts], 1) for name in ("inner", "left_squares"))
+    return replace(parts[0], inner=inner[:, order], left_squares=squares[:, order])
+
+
+@shared_out("left", merge=_joined)
+def _gram(
+    model: Any,
+    left: Sequence[Query],
+    right: Sequence[Query] | None,
+    loss: RowLoss | SourceAttention,
+    report: Callable[[int], None] | None,
+) -> Gram:
+    asked = [*left, *(right or [])]
     model = hooked(model)
     longest = max(len(query.tokens) for query in asked)
     size = max(1, min(TOKENS, MAX_LOGITS // model.cfg.d_vocab) // longest)

@@ -18,6 +18,7 @@ from mdm_interp.measures.gradients.components import GROUPS, Part, part_of, part
 from mdm_interp.measures.gradients.gram import TOKENS, gradients_of
 from mdm_interp.measures.gradients.terms import token_products
 from mdm_interp.models.bridge import hooked
+from mdm_interp.shards import shared_out
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,15 @@ class Influence:
         ]
 
 
+def _joined(parts: Sequence[Influence], order: Tensor) -> Influence:
+    """Put together what some sentences each do to all queries."""
+    inner = torch.cat([part.inner for part in parts], 1)[:, order]
+    longest = max(part.by_token.shape[1] for part in parts)
+    padded = [torch.nn.functional.pad(of, (0, 0, 0, longest - of.shape[1])) for of in (p.by_token for p in parts)]
+    return Influence(parts[0].parts, inner, torch.cat(padded)[order])
+
+
+@shared_out("training", merge=_joined)
 def influence(
     model: Any,
     training: Sequence[Sequence[int]] | Sequence[Query],
