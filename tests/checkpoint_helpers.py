@@ -8,6 +8,8 @@ reference_logits(made, tokens)                     # Llama's or Qwen2's, with a 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -470,3 +472,31 @@ def write_tokenizer(folder: Path, format: str, *, special: Sequence[str] | None 
         write_json(folder / "added_tokens.json", added)
     write_json(folder / "tokenizer_config.json", settings)
     return tokenizer
+
+
+MEASURE = """
+import json, sys
+from mdm_interp.checkpoints import load_checkpoint
+
+def kib(field):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(field))
+
+options = json.loads(sys.argv[3])
+load_checkpoint(sys.argv[1], **options)
+before = kib("VmRSS:")
+model = load_checkpoint(sys.argv[2], **options)
+weights = sum(parameter.nbytes for parameter in model.parameters())
+print((kib("VmHWM:") - before) * 1024, weights, kib("VmHWM:") > before + weights / 2048)
+"""
+
+
+def assert_holds_weights_and_one_shard(small: Path, big: Path, **options: Any) -> None:
+    """Loading `big`, in a process that has loaded `small`, takes at most 1.1 times the weights and the largest file."""
+    files = [big] if big.is_file() else list(big.glob("*.safetensors"))
+    largest = max(path.stat().st_size for path in files)
+    command = [sys.executable, "-c", MEASURE, str(small), str(big), json.dumps(options)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    peak, weights, above = done.stdout.split()
+    assert above == "True"  # the peak is of this load, not of what the process did before
+    assert int(peak) < 1.1 * int(weights) + largest

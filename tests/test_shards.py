@@ -220,7 +220,8 @@ def test_a_probe_in_shards_on_a_cluster(tmp_path: Path, mdm_interp: Callable[...
     asked = ["probe", tmp_path / "tiny-dream", "--facts", tmp_path / "facts.csv"]
     assert mdm_interp(*asked, "--out", tmp_path / "alone").code == 0
     with Cluster(tmp_path) as cluster:
-        cluster.worker(), cluster.worker()
+        for _ in range(2):
+            cluster.worker()
         options = ("--shards", 3, "--executor", "dask", "--address", cluster.address)
         ended = mdm_interp(*asked, "--out", tmp_path / "shards", *options)
     assert ended.code == 0, ended.err

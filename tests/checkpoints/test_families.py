@@ -15,6 +15,7 @@ from checkpoint_helpers import (
     N_BPE,
     RELEASED,
     VOCAB,
+    assert_holds_weights_and_one_shard,
     reference_logits,
     write_checkpoint,
     write_json,
@@ -587,6 +588,30 @@ def write_llada2(folder: Path, shards: int = 1, **changes: Any) -> dict[str, Ten
     write_tensors(folder, tensors, shards)
     write_json(folder / "config.json", {**LLADA2_CONFIG, **changes})
     return tensors
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_loading_experts_holds_the_weights_and_one_shard(dtype: str, tmp_path: Path) -> None:
+    """The tensors of a layer's experts are spread over all shards, and are one parameter."""
+    big: dict[str, Any] = {"hidden_size": 512, "num_hidden_layers": 4, "vocab_size": 4000, "num_experts": 32}
+    big |= {"moe_intermediate_size": 512, "intermediate_size": 2048, "num_attention_heads": 16, "head_dim": 64}
+    write_llada2(tmp_path / "small")
+    write_llada2(tmp_path / "big", **big, rotary_dim=32)
+    (tmp_path / "big" / "model.safetensors").unlink()
+    write_tensors(tmp_path / "big", llada2_tensors(**big), shards=10)
+    assert_holds_weights_and_one_shard(tmp_path / "small", tmp_path / "big", dtype=dtype, mask_token_id=1)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_loading_fused_tensors_holds_the_weights_and_the_file(tmp_path: Path) -> None:
+    save_file(smdm_tensors(n_head=16, groups=4, d_model=1024, d_mlp=3072, layers=8), tmp_path / "big.safetensors")
+    config = {"model_type": "smdm", "n_head": 16}
+    small = tmp_path / "small16.safetensors"
+    save_file(smdm_tensors(n_head=16, groups=4, d_model=64), small)
+    assert_holds_weights_and_one_shard(small, tmp_path / "big.safetensors", config=config)
 
 
 @pytest.mark.parametrize(("block", "pos"), [(4, 11), (32, 40)])
