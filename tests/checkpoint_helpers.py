@@ -53,6 +53,7 @@ SPECIAL_TOKENS = {
     "sdar": ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|MASK|>"],
     "nemotron_labs_diffusion": ["<s>", "</s>", "<SPECIAL_9>", "<SPECIAL_10>"],
 }
+CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 VOCAB = 320
 """Rows of the embedding: more than there are tokens, as released."""
 

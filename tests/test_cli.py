@@ -19,8 +19,10 @@ import plotly.io as pio
 import pytest
 import torch
 import yaml
+from checkpoint_helpers import CHATML, N_BPE, write_checkpoint
 from cli_helpers import Ended, assert_refused, contents
 from filelock import FileLock
+from probe_helpers import FACTS as PEOPLE
 from probe_helpers import tiny_probe
 
 from analyses import reversal_curse
@@ -30,8 +32,9 @@ from mdm_interp.cli import run_one
 from mdm_interp.config import FactConfig, ModelConfig, TrainConfig
 from mdm_interp.experiments import claims, grids, runner, subjects
 from mdm_interp.experiments.analysis import discover
+from mdm_interp.experiments.results import CheckpointOrigin, Result
 from mdm_interp.experiments.runner import Reported
-from mdm_interp.experiments.subjects import Lab
+from mdm_interp.experiments.subjects import Lab, open_probe
 from mdm_interp.measures.gradients import influence
 from mdm_interp.provenance import environment, stamp, versions
 from mdm_interp.tensors import save_tensors
@@ -644,3 +647,33 @@ def test_influence_writes_numbers_a_table_and_a_page(mdm_interp: Callable[..., E
             assert rows["influence"].sum() == pytest.approx(one["influence"])
     assert set(table["direction"]) == {"forward", "reverse"} and set(table["rank"]) <= {1, 2, -1, -2}
     assert_refused(mdm_interp("influence", *asked, "--kind", "odd"), "--kind: 'odd' is none of positional, relational")
+
+
+# ---- probe: what its options say of a checkpoint
+
+
+def probed(mdm_interp: Callable[..., Ended], *given: object) -> CheckpointOrigin:
+    """What the result says that was asked."""
+    ended = mdm_interp("probe", *given, "--out", "out", "--only", "large_model_sinks", "--limit", 3)
+    assert ended.code == 0, ended.err
+    origin = Result.load(Path("out") / "large_model_sinks.json").origin
+    assert isinstance(origin, CheckpointOrigin)
+    return origin
+
+
+def test_a_probe_asks_inside_a_chat(tmp_path: Path, mdm_interp: Callable[..., Ended]) -> None:
+    checkpoint, facts = tmp_path / "model", tmp_path / "facts.csv"
+    write_checkpoint(checkpoint, "a2d-qwen3", tokenizer=True, max_position_embeddings=512)
+    (checkpoint / "chat_template.jinja").write_text(CHATML, encoding="utf-8")
+    facts.write_text(PEOPLE, encoding="utf-8")
+    origin = probed(mdm_interp, checkpoint, "--facts", facts, "--chat")
+    assert origin.digest == open_probe(checkpoint, facts, limit=3, chat=True).origin().digest
+    assert origin.digest != open_probe(checkpoint, facts, limit=3).origin().digest
+
+
+def test_a_probe_is_told_what_no_file_says(tmp_path: Path, mdm_interp: Callable[..., Ended]) -> None:
+    tiny_probe(tmp_path, "qwen3")
+    options = ["--attention", "block_causal", "--readout-shift", 0, "--mask-token-id", N_BPE + 2, "--block-size", 64]
+    model = probed(mdm_interp, tmp_path / "tiny-qwen3", "--facts", tmp_path / "facts.csv", *options).model
+    found = [model[name] for name in ("attention", "readout_shift", "mask_token_id", "block_size")]
+    assert found == ["block_causal", 0, N_BPE + 2, 64]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from checkpoint_helpers import (
     write_tensors,
     write_tokenizer,
 )
+from cli_helpers import Ended
 from helpers import EXPERTS, random_model, random_tokens, seeded
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -38,6 +40,7 @@ from mdm_interp.config import ModelConfig
 from mdm_interp.data.prompts import load_facts, make_prompts
 from mdm_interp.errors import UserError
 from mdm_interp.experiments.analysis import CheckpointAnalysis, discover
+from mdm_interp.experiments.results import CheckpointOrigin, Result
 from mdm_interp.experiments.subjects import Probe, open_probe
 from mdm_interp.interventions import ablate_routes, ablate_storage, project_even_routes, transplant_routes
 from mdm_interp.models.positions import Rope
@@ -740,7 +743,7 @@ PAIRS += ("llada2_moe",)
 def test_every_analysis_and_page_works_on_it(name: str, tmp_path: Path) -> None:
     probe = family_probe(name, tmp_path)
     asked = [a for a in discover() if isinstance(a, CheckpointAnalysis) and (probe.twin or not a.needs_twin)]
-    assert len(asked) == (8 if probe.twin else 7)
+    assert len(asked) == (9 if probe.twin else 8)
     for analysis in asked:
         result = analysis.probe(probe, tmp_path / "out")
         numbers = result.frame.select_dtypes("number")
@@ -755,3 +758,13 @@ def test_every_analysis_and_page_works_on_it(name: str, tmp_path: Path) -> None:
     pairs = [pair for pair in pairs if len(pair.forward.answer) == len(pair.forward.source)]
     for edit in (transplant_routes, ablate_storage, ablate_routes, project_even_routes):
         assert edit(probe.model, pairs[:2]).after.effect.isfinite().all()
+
+
+def test_a_probe_reads_a_file_that_has_no_config(tmp_path: Path, mdm_interp: Callable[..., Ended]) -> None:
+    smdm_probe(tmp_path / "made")
+    write_json(tmp_path / "smdm.json", SMDM_CONFIG)
+    options = ("--config", "smdm.json", "--only", "large_model_sinks", "--limit", 2, "--out", "out")
+    ended = mdm_interp("probe", "made/smdm.safetensors", "--facts", "made/facts.csv", *options)
+    assert ended.code == 0, ended.err
+    origin = Result.load(tmp_path / "out" / "large_model_sinks.json").origin
+    assert isinstance(origin, CheckpointOrigin) and origin.model["n_heads"] == 4

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoint_helpers import write_checkpoint, write_json
+from checkpoint_helpers import CHATML, write_checkpoint, write_json
 from probe_helpers import FACTS
 
 from mdm_interp.checkpoints import load_checkpoint, save_checkpoint
@@ -14,8 +14,6 @@ from mdm_interp.data.prompts import INSTRUCTION, LEAD, load_facts, make_prompts
 from mdm_interp.errors import UserError
 from mdm_interp.experiments.subjects import KINDS, open_probe
 from mdm_interp.measures.answers import answer_all, questions
-
-CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 
 
 def checkpoint(folder: Path, format: str = "a2d-qwen3", template: str | None = CHATML, **changes: Any) -> Path:
