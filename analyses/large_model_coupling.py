@@ -6,10 +6,15 @@ from __future__ import annotations
 from typing import Any
 
 import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from mdm_interp import CheckpointAnalysis, Probe, Result, Summary, where
+from mdm_interp.experiments.claims import ClaimTest
+from mdm_interp.experiments.scope import scope_of
 from mdm_interp.experiments.subjects import KINDS, demos
-from mdm_interp.measures.gradients import ROUTING, STORAGE, gradient_alignment
+from mdm_interp.measures.gradients import ROUTING, STORAGE, Alignment, gradient_alignment
 from mdm_interp.stats.resampling import FactSample, places_above, rows_at
 from mdm_interp.stats.tables import estimates_in
 from mdm_interp.viz import CHANCE, GREEN, ORANGE, SKY, Panels
@@ -34,9 +39,14 @@ def measure(probe: Probe) -> list[dict[str, Any]]:
     the one-sided chance of so large an excess of the mean cosine over it if there were none, not adjusted, and
     `positive` the share of cosines above 0. `cosine_n` and `cosine_null_n` count the independent clusters of facts
     behind a cosine, and `facts` and `clusters` all there are.
+
+    Of a model with several layers there is one more row per cluster of facts that share names, which `seed` numbers:
+    the cosine in V and O in the first half of the layers less that in the second (`halves`), and that in the layer
+    where the other half of the clusters has the least (`least`); nulls as above.
     """
     rows: list[dict[str, Any]] = []
-    layers = list(range(probe.model.cfg.n_layers))
+    cfg = probe.model.cfg
+    layers = list(range(cfg.n_layers))
     for kind in KINDS:
         pairs = probe.pairs(kind)
         alignment, sample = gradient_alignment(probe.model, pairs), FactSample.of(pairs)
@@ -52,13 +62,38 @@ def measure(probe: Probe) -> list[dict[str, Any]]:
                 "positive": sample.mean((cosine.effect > 0).double()).value,
             }
             rows += rows_at(columns, (), {"kind": kind, "layer": layer, "group": name, **sample.counts})
+        if cfg.n_layers > 1:
+            scope = scope_of(cfg, f"{probe.name}, {kind}", "causal" if cfg.is_causal else "any_order")
+            rows += [{**scope, "stage": "end", "kind": kind, **row} for row in by_cluster(alignment, layers, sample)]
     return rows
+
+
+def by_cluster(alignment: Alignment, layers: list[int], sample: FactSample) -> list[dict[str, Any]]:
+    """Compare layers within each cluster of facts: the halves of the model, and the layer of least alignment, which is
+    looked for in every second cluster and read in the others."""
+    each = [alignment.fact_cosine(STORAGE, [layer]) for layer in layers]
+
+    def of_clusters(per_layer: list[Float[Tensor, "pair"]]) -> Float[Tensor, "cluster layer"]:
+        of_facts = sample.per_fact(torch.stack(per_layer, -1))
+        return torch.stack([of_facts[sample.of_facts == c].nanmean(0) for c in range(sample.n_clusters)])
+
+    own, null = of_clusters([one.effect for one in each]), of_clusters([one.null for one in each])
+    least = [own[1 - fold :: 2].nanmean(0).nan_to_num(torch.inf).argmin() for fold in (0, 1)]
+    half, columns = (len(layers) + 1) // 2, dict[str, Float[Tensor, "cluster"]]()
+    for name, values in (("", own), ("_null", null)):
+        columns[f"halves{name}"] = values[:, :half].nanmean(1) - values[:, half:].nanmean(1)
+        columns[f"least{name}"] = torch.stack([row[least[cluster % 2]] for cluster, row in enumerate(values)])
+    return [
+        {"seed": cluster, **{name: values[cluster].item() for name, values in columns.items()}}
+        for cluster in range(sample.n_clusters)
+    ]
 
 
 def summarize(result: Result) -> Summary:
     """Give the cosines of all layers together, and the share of layers in which a group's exceeds its null, all layers
     looked at (:func:`~mdm_interp.stats.resampling.places_above`); a share has no interval."""
     whole, layers = result.frame[result.frame["layer"].isna()], result.frame.dropna(subset="layer")
+    whole = whole.dropna(subset="group")
     shares = [
         {
             **dict(zip(BY, of, strict=True)),
@@ -104,6 +139,30 @@ def draw(result: Result) -> Panels:
     return panels
 
 
+def clusters(result: Result) -> pd.DataFrame:
+    """Return the rows of clusters of facts."""
+    return pd.DataFrame([row for row in result.rows if row.get("seed") is not None])
+
+
+CLAIMS = tuple(
+    ClaimTest(
+        claim="6",
+        measure=f"cosine of a fact's forward and reverse gradients in V and O, {of}",
+        effect=name,
+        null=f"{name}_null",
+        null_is="with other facts' reverse gradients that are asked for the same side",
+        side="above",
+        margin=margin,
+        rows=clusters,
+        unit="clusters of facts",
+    )
+    for of, name, margin in (
+        ("in a checkpoint's first half of layers less its second", "halves", 0.0),
+        ("in the layer of a checkpoint where other facts have the least", "least", 0.1),
+    )
+)
+"""What the authors report of depth: alignment in every layer, and more of it in early ones."""
+
 ANALYSIS = CheckpointAnalysis(
     name="large_model_coupling",
     question="In which layers does a step down a fact's forward loss lower its reverse loss?",
@@ -112,6 +171,7 @@ ANALYSIS = CheckpointAnalysis(
     summarize=summarize,
     takeaway=takeaway,
     draw=draw,
+    claims=CLAIMS,
     order=230,
 )
 

@@ -221,11 +221,12 @@ def summarize(result: Result) -> Summary:
     summary += Summary.of(learnt.assign(answered=answered), ("n_heads",), ("answered",))
     if len(learnt) < ENOUGH:
         return summary
-    explained = {name: held_out_r2(learnt[name], learnt["reverse"]) for name in (*EXPLAINING, *KNOWN)}
+    axes = learnt["axis"].replace("", next(iter(AXES)))  # what the others differ from is one with the first
+    explained = {name: held_out_r2(learnt[name], learnt["reverse"], axes) for name in (*EXPLAINING, *KNOWN)}
     for name, values in explained.items():
-        summary += Summary([Entry("explained", {"by": name}, halvings_estimate(values, len(learnt)))])
+        summary += Summary([Entry("explained", {"by": name}, halvings_estimate(values, axes.nunique()))])
         for known in KNOWN:
-            more = halvings_estimate(values - explained[known], len(learnt))
+            more = halvings_estimate(values - explained[known], axes.nunique())
             summary += Summary([Entry("explained_more", {"by": name, "than": known}, more)])
     return summary
 
@@ -248,13 +249,13 @@ def takeaway(result: Result) -> str:
 
     def beside(known: str) -> str:
         more = summary.at("explained_more", by=best, than=known)
-        return f"{KNOWN[known]} {summary.at('explained', by=known).value:.0%}" + ("" if more.side == "above" else "*")
+        judged = {"above": "less", "below": "more", "undecided": "not surely less"}[more.side]
+        return f"{KNOWN[known]} {summary.at('explained', by=known).value:.0%} ({judged})"
 
-    undecided = any(summary.at("explained_more", by=best, than=known).side != "above" for known in KNOWN)
     return (
-        f"{holds}. Of what a half-trained model shows, “{EXPLAINING[best]}” predicts best how well: it explains "
-        f"{found.value:.0%} [{found.low:.0%}, {found.high:.0%}] of the variance in settings that it was not fitted to; "
-        f"without looking inside, {', '.join(map(beside, KNOWN))}{' (* not surely less)' if undecided else ''}."
+        f"{holds}. Of what a half-trained model shows inside, “{EXPLAINING[best]}” predicts best how well: it explains "
+        f"{found.value:.0%} [{found.low:.0%}, {found.high:.0%}] of the variance along axes of the map that it was not "
+        f"fitted to. Without looking inside: {', '.join(map(beside, KNOWN))}."
     )
 
 
@@ -268,7 +269,8 @@ def draw(result: Result) -> Panels:
         height = max(90, 28 * settings["n_heads"].nunique())
         title += " (–: not learnt so far)" if first else ""
         (panel,) = panels.row([title], x=x, y=y, height=height, ticks=last, ticks_height=110)
-        written = settings[quantity].map("{:.2f}".format).replace("nan", "–")
+        written = settings[quantity].map("{:.2f}".format).str.replace(r"^(-?)0\.", r"\1.", regex=True)
+        written = written.replace("nan", "–")
         table, text = (
             settings.assign(cell=cells)
             .pivot(index="n_heads", columns="setting", values="cell")
@@ -280,7 +282,7 @@ def draw(result: Result) -> Panels:
         panel.matrix(table, limit=1.0, text=text.fillna(""), scale=UNITS.get(quantity, "share"))
         panel.scale.update(colorbar={"nticks": 3, "tickfont": {"size": 12}})
     if len(result.summary.where("explained")):
-        title = "What predicts reverse probability in settings that it was not fitted to"
+        title = "What predicts reverse probability along axes that it was not fitted to"
         x = {"title": "share of variance explained (R²)", "range": [-0.55, 1.05], "zeroline": True}
         (panel,) = panels.row([title], x=x, y={"title": "measured", "autorange": "reversed"}, height=240)
         for names, label, color in ((EXPLAINING, "looking inside", BLUE), (KNOWN, "without looking inside", GREY)):

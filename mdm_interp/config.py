@@ -572,6 +572,7 @@ class BenchmarkConfig(TextConfig):
     d_model: PositiveInt = 128
     d_mlp: PositiveInt = 512
     steps: PositiveInt = 20_000
+    batch_size: PositiveInt = 32
 
 
 class DemoConfig(TextConfig):

@@ -16,7 +16,9 @@ FEWEST = 8
 """Cases from which a prediction is fitted to one half and tested on the other."""
 
 
-def held_out_r2(x: ArrayLike, y: ArrayLike, *, seed: int = 0) -> Float[np.ndarray, "halving"]:
+def held_out_r2(
+    x: ArrayLike, y: ArrayLike, groups: ArrayLike | None = None, *, seed: int = 0
+) -> Float[np.ndarray, "halving"]:
     """Compute which share of the variance of `y` a monotone function of `x` explains in cases it was not fitted to.
 
     For each random halving, the function is fitted to one half by isotonic regression, rising or falling as the rank
@@ -24,9 +26,13 @@ def held_out_r2(x: ArrayLike, y: ArrayLike, *, seed: int = 0) -> Float[np.ndarra
     mean of the first. It is 0 where `x` says nothing, and below where what it says is wrong. The same seed halves
     equally many cases alike, so predictors can be compared halving by halving.
 
+    Args:
+        groups: Of the cases; those of a group, which are like each other, are in the same half, and half of the groups
+            are fitted. Default: each case by itself.
+
     Raises:
-        UserError: there are fewer than :data:`FEWEST` cases, not as many of one as of the other, or a number is
-            missing.
+        UserError: there are fewer than :data:`FEWEST` cases, not as many of one as of the other, a number is missing,
+            or there is one group only.
 
     Source: docs/theory.md, section 14.
     """
@@ -37,7 +43,12 @@ def held_out_r2(x: ArrayLike, y: ArrayLike, *, seed: int = 0) -> Float[np.ndarra
             "that have both"
         )
     chooser, n = np.random.default_rng(seed), len(cases[0])
-    return np.array([_r2(*cases, chooser.permutation(n)) for _ in range(N_HALVINGS)])
+    group = np.arange(n) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    n_groups = int(group.max()) + 1
+    if n_groups < 2:
+        raise UserError("groups: all cases are of one, and half of the groups are fitted; give two or more")
+    halvings = (chooser.permutation(n_groups)[: n_groups // 2] for _ in range(N_HALVINGS))
+    return np.array([_r2(*cases, np.isin(group, fitted)) for fitted in halvings])
 
 
 def halvings_estimate(values: Float[np.ndarray, "halving"], n: int) -> Estimate:
@@ -45,7 +56,7 @@ def halvings_estimate(values: Float[np.ndarray, "halving"], n: int) -> Estimate:
     the cases is how it varies over samples of all of them.
 
     Args:
-        n: How many cases there are.
+        n: How many cases there are, or groups of them.
 
     Source: Shao and Wu, A general theory for jackknife variance estimation, 1989.
     """
@@ -53,8 +64,8 @@ def halvings_estimate(values: Float[np.ndarray, "halving"], n: int) -> Estimate:
     return Estimate(float(values.mean()), float(low), float(high), n)
 
 
-def _r2(x: np.ndarray, y: np.ndarray, order: np.ndarray) -> float:
-    fitted, held = np.split(order, [len(order) // 2])
+def _r2(x: np.ndarray, y: np.ndarray, fitted: np.ndarray) -> float:
+    held = ~fitted
     mean = y[fitted].mean()
     around = np.square(y[held] - mean).sum()
     missed = np.square(y[held] - _monotone(x[fitted], y[fitted], x[held])).sum()

@@ -58,6 +58,7 @@ def train_demo(
         record="demo.yaml",
         prepare=write_facts,
         trainer=train_demo,
+        crop=False,
         device=device,
         progress=progress,
         report=report,

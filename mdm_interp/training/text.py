@@ -84,6 +84,7 @@ def train_text(
     record: str = "text.yaml",
     prepare: Callable[[], Any] | None = None,
     trainer: Callable[..., Any] | None = None,
+    crop: bool = True,
     device: str = "cpu",
     progress: bool = True,
     report: Callable[[int, float], Any] | None = None,
@@ -95,6 +96,8 @@ def train_text(
             config has to tell other sentences apart.
         prepare: Called once the folder is known to be one for this config, to write what else belongs there.
         trainer: Whose code `made_with.json` names. Default: this.
+        crop: Whether a batch is cut to its longest sentence, rather than padded to the longest of all: faster where
+            lengths differ, and another draw of masks.
         progress: Draw a progress bar with the loss.
         report: Called every few steps with the step and the loss, instead of drawing a bar.
 
@@ -114,7 +117,7 @@ def train_text(
         if prepare is not None:
             prepare()
         tokenizer = make_tokenizer(sentences, config)
-        training, bars = _Training(folder, config, trainer or train_text), progress_bars()
+        training, bars = _Training(folder, config, trainer or train_text, crop), progress_bars()
         bars.disable = report is not None or not progress
         bar = bars.add_task(f"{what} {config.format}", total=config.steps, values="")
 
@@ -182,6 +185,7 @@ class _Training(Resumable):
     folder: Path
     config: TextConfig
     trainer: Callable[..., Any]
+    crop: bool
 
     @property
     def state_path(self) -> Path:
@@ -208,7 +212,9 @@ class _Training(Resumable):
             for group in optimizer.param_groups:
                 group["lr"] = config.lr * min(1.0, step / config.warmup) * schedule[step - 1]
             drawn = torch.randint(len(tokens), (config.batch_size,), generator=generator)
-            loss = text_loss(model, tokens[drawn], kept[drawn], generator)
+            batch, real = tokens[drawn], kept[drawn]
+            longest = int(real.sum(1).max()) if self.crop else tokens.shape[1]
+            loss = text_loss(model, batch[:, :longest], real[:, :longest], generator)
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

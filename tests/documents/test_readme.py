@@ -16,6 +16,8 @@ from document_helpers import ROOT, blocks, check_command, targets
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
+from analyses import phase_diagram
+from analyses.phase_diagram import EXPLAINING
 from mdm_interp import cli
 from mdm_interp.config import TrainConfig
 from mdm_interp.experiments import grids
@@ -155,6 +157,66 @@ def test_every_finding_is_checked_and_has_its_seeds() -> None:
         for group, (analysis, quantity, of, _) in enumerate(quoted, start=1):
             starred = text[place.end(group) :].startswith("\\*")
             assert summary(analysis).at(quantity, **of).n == (5 if starred else FULL_SEEDS), of
+
+
+# ---- the map
+
+
+@cache
+def the_map() -> tuple[Any, Summary]:
+    result = phase_diagram.ANALYSIS.load(ROOT / "figures" / "map" / "phase_diagram.json")
+    return phase_diagram.settings_of(result), result.summary
+
+
+def explained(by: str, *, interval: bool = False) -> str:
+    estimate = the_map()[1].at("explained", by=by)
+    return f"{estimate.value:.2f}" + (f" [{estimate.low:.2f}, {estimate.high:.2f}]" if interval else "")
+
+
+def answered(n_heads: int) -> tuple[int, int]:
+    """In how many settings reverse queries are answered, of how many."""
+    estimate = the_map()[1].at("answered", n_heads=n_heads)
+    return round(estimate.value * estimate.n), estimate.n
+
+
+def on_the_map(setting: str, n_heads: int, quantity: str = "reverse") -> str:
+    settings = the_map()[0]
+    (value,) = settings[(settings["setting"] == setting) & (settings["n_heads"] == n_heads)][quantity].unique()
+    return f"{value:.2f}"
+
+
+def test_the_map_is_as_the_readme_says() -> None:
+    settings, said = the_map()[0], " ".join(README.split())
+    (one, of_one), (two, of_two), (four, of_four), (eight, of_eight) = map(answered, (1, 2, 4, 8))
+    assert f"of {len(settings.drop_duplicates('runs'))} settings" in said
+    assert f"in {one} of {of_one} settings with one head and {two} of {of_two} with two" in said
+    assert f"and in {four + eight} of {of_four + of_eight} with four or eight" in said
+    assert f"R² of {explained('route_gap', interval=True)} along" in said
+    assert f"tells as much ({explained('reverse_early')})" in said
+    less = the_map()[1].at("explained_more", by="route_gap", than="reverse_early")
+    assert less.side == "undecided" and max(EXPLAINING, key=lambda name: float(explained(name))) == "route_gap"
+
+
+def test_the_map_is_as_the_findings_say() -> None:
+    said = " ".join(FINDINGS.read_text(encoding="utf-8").split())
+    counts = [f"{n} of {of}" for n, of in map(answered, (1, 2, 4, 8))]
+    assert f"0.45 or more in {counts[0]} settings with one head, {counts[1]} with two, {counts[2]} with four" in said
+    assert f"and {counts[3]} with eight" in said
+    alone, two, both = (on_the_map(name, 1) for name in ("MLP", "2 layers", "2 layers, MLP"))
+    assert f"({alone} with one layer, {both} with two); two layers without give {two}." in said
+    wide = "64 dimensions, base 1e6"
+    four, eight = ((on_the_map(wide, n), on_the_map("base setting", n)) for n in (4, 8))
+    assert f"({four[0]} with four heads instead of {four[1]}, {eight[0]} with eight instead of {eight[1]})" in said
+    many, none = (on_the_map(f"{share}% both ways", 4) for share in (80, 0))
+    assert f"({many} with four heads and 80 % of them, {none} with none)" in said
+    short, long = (on_the_map(f"{steps} steps", 2, "reverse_end") for steps in ("1,000", "8,000"))
+    assert f"reverse probability is {short} after 1,000 steps and {long} after 8,000" in said
+    assert f"explains {explained('route_gap', interval=True)} of the variance" in said
+    assert f"gradient alignment in V and O {explained('alignment', interval=True)}." in said
+    assert f"How specialised heads are ({explained('specialisation')})" in said
+    assert f"at that point explains {explained('reverse_early')} as well" in said
+    unsure = ("specialisation", "odd_share", "storage_share", "exposures", "forward_end")
+    assert all(the_map()[1].at("explained", by=name).low < 0 for name in unsure)
 
 
 def test_alibi_answers_both_ways_alike() -> None:

@@ -53,13 +53,46 @@ def test_rows_are_means_over_facts_and_a_t_test_of_their_excess(probe: Probe, re
         assert (row["facts"], row["clusters"], row["cosine_n"], row["cosine_null_n"]) == (4, 4, 4, 4)
 
 
+def test_clusters_compare_the_halves_and_the_layer_of_least_alignment(probe: Probe, result: Result) -> None:
+    """The layer that a cluster is read in is the one where the clusters of other parity have the least."""
+    rows = analysis.clusters(result)
+    assert len(rows) == 2 * 4 and set(rows["seed"]) == {0, 1, 2, 3}
+    assert set(rows["scheme"]) == {"rope"} and set(rows["world"]) == {f"tiny-llada, {kind}" for kind in KINDS}
+    for kind in KINDS:
+        pairs = probe.pairs(kind)
+        facts, alignment = np.array([pair.fact for pair in pairs]), gradient_alignment(probe.model, pairs)
+        own, null = (
+            np.array([[side[facts == fact].mean() for side in of_layers] for fact in range(4)])
+            for of_layers in zip(
+                *(
+                    (cosine.effect.double().numpy(), cosine.null.double().numpy())
+                    for cosine in (alignment.fact_cosine(("V", "O"), [layer]) for layer in range(2))
+                ),
+                strict=True,
+            )
+        )
+        of_kind = rows[rows["kind"] == kind].sort_values("seed")
+        for name, values in (("", own), ("_null", null)):
+            assert of_kind[f"halves{name}"].tolist() == pytest.approx((values[:, 0] - values[:, 1]).tolist(), rel=1e-4)
+            least = [values[at, own[1 - at % 2 :: 2].mean(0).argmin()] for at in range(4)]
+            assert of_kind[f"least{name}"].tolist() == pytest.approx(least, rel=1e-4)
+    assert not any(np.isnan(entry.effect.value) for entry in result.summary)
+
+
+def test_a_model_of_one_layer_has_no_halves(tmp_path: Path) -> None:
+    probe = tiny_probe(tmp_path, "llada", facts=3, n_layers=1)
+    result = result_of(analysis.ANALYSIS, [probe], tmp_path)
+    assert analysis.clusters(result).empty
+
+
 def test_facts_that_share_a_parent_count_once(tmp_path: Path) -> None:
     probe = tiny_probe(tmp_path, "llada", facts=3)
     shared = "child,parent,parent_type\nTom,Mary,mother\nAnna,Mary,mother\nEmil,Finn,father\n"
     (tmp_path / "facts.csv").write_text(shared, encoding="utf-8")
     table = load_facts(tmp_path / "facts.csv")
     rows = analysis.measure(Probe.of("shared", probe.model, table))
-    assert {(row["facts"], row["clusters"], row["cosine_n"]) for row in rows} == {(3, 2, 2)}
+    counts = [(row["facts"], row["clusters"], row["cosine_n"]) for row in rows if "facts" in row]
+    assert set(counts) == {(3, 2, 2)} and len({row["seed"] for row in rows if "seed" in row}) == 2
 
 
 def of_32_layers(result: Result, p_values: dict[int, float]) -> Result:

@@ -49,6 +49,26 @@ def test_equal_numbers_of_x_have_one_prediction() -> None:
     assert held_out_r2(x, y)[0] == pytest.approx(1 - missed, abs=1e-12)
 
 
+def test_copies_on_both_sides_would_flatter_and_groups_keep_them_apart() -> None:
+    """Of numbers that say nothing, copies of a case tell its copies; where they are in one half, nothing is told."""
+    chooser = np.random.default_rng(2)
+    x, y = (np.repeat(chooser.normal(size=12), 6) for _ in range(2))
+    assert held_out_r2(x, y).mean() > held_out_r2(x, y, np.repeat(np.arange(12), 6)).mean() + 0.2
+
+
+def test_a_group_is_in_one_half(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = list[np.ndarray]()
+    monkeypatch.setattr(held_out, "_r2", lambda x, y, fitted: seen.append(fitted) or 0.0)
+    groups = np.array(list("aabbbbcddddeee"))
+    held_out_r2(np.arange(14), np.arange(14), groups)
+    for fitted in seen:
+        halves = {group: set(fitted[groups == group]) for group in "abcde"}
+        assert all(len(of) == 1 for of in halves.values())
+        assert sum(True in of for of in halves.values()) == 2
+    with pytest.raises(UserError, match="groups: all cases are of one"):
+        held_out_r2(np.arange(14), np.arange(14), np.zeros(14))
+
+
 @pytest.mark.parametrize("noise", [0.3, 1.0])
 def test_its_interval_covers_what_the_mean_over_samples_is(noise: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 100 samples of 60 cases, the intervals of 93 or more hold the mean over many others."""
