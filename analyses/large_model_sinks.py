@@ -89,19 +89,26 @@ def summarize(result: Result) -> Summary:
 
 
 def takeaway(result: Result) -> str:
-    said = []
-    for kind in KINDS:
-        of = partial(result.summary.span, kind=kind)
-        if not of("share"):
-            continue
-        sentence = f"{kind}: sinks take {of('share')} of attention (rows moved along: {of('share', null=True)})"
-        if of("masked"):
-            sentence += f", {of('masked')} while all but the source is masked and {of('written')} when it is written"
-        for side in SIDES:
-            sentence += f"; {side} {of(f'{side}_route')} of attention is on the source"
-            sentence += f", {of(f'{side}_aside')} of what sinks leave" if of(f"{side}_aside") else ""
-        said.append(sentence)
-    return f"Means over layers and heads, by kind of reverse query. {'. '.join(said)}."
+    of = partial(result.summary.span, kind=KINDS[0])
+    if not of("share"):
+        return "No pair could be asked."
+    shares = [
+        f"{entry.of['checkpoint']} {entry.effect.value:.2f} ({entry.null.value:.2f})"
+        for entry in result.summary.where("share", kind=KINDS[0])
+        if entry.null
+    ]
+    said = f"Sinks take of all attention over {KINDS[0]} reverse queries: {', '.join(shares)}"
+    said += (
+        f". The source gets {of('forward_route')} of the readout's attention forward, {of('reverse_route')} in reverse"
+    )
+    if of("forward_aside") and of("reverse_aside"):
+        said += f", and of what sinks leave {of('forward_aside')} and {of('reverse_aside')}"
+    if of("moved"):
+        said += (
+            f". While a sentence is denoised, the position that a layer reads most moves in {of('moved')} of the steps"
+        )
+        said += f" (from one sentence to another: {of('moved', null=True)})" if of("moved", null=True) else ""
+    return f"{said}. Means over layers and heads."
 
 
 SHOWN = (
@@ -118,6 +125,7 @@ SHOWN = (
             "written": ("written", PURPLE),
             "masked_null": ("rows moved along", CHANCE),
         },
+        undefined="a causal model<br>denoises nothing",
     ),
     LayerCurves(
         "share on the source",

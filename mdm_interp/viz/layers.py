@@ -38,6 +38,8 @@ class LayerCurves:
     """Measure to its name in the legend and its colour."""
     dotted: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     """Predictions, which have no interval."""
+    undefined: str = UNDEFINED
+    """What is said where there is nothing to draw."""
 
 
 def checkpoints_and_kinds(frame: pd.DataFrame) -> list[tuple[str, str]]:
@@ -57,7 +59,7 @@ def draw_layers(frame: pd.DataFrame, shown: Sequence[HeadMap | LayerCurves]) -> 
             axis = "head" if isinstance(one, HeadMap) else "layer"
             panel.x(title=axis if last else None)
             if not _draw(panel, of_place, one, scale=last):
-                panel.say(UNDEFINED)
+                panel.say(one.undefined if isinstance(one, LayerCurves) else UNDEFINED)
         row[0].y(title=f"<b>{checkpoint}</b><br>{kind} reverse<br>layer")
     return panels
 

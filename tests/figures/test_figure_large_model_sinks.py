@@ -56,8 +56,9 @@ def test_an_arm_denoises_nothing(tmp_path: Path) -> None:
     assert all(row["share"] is not None and row["forward_route"] is not None for row in result.rows)
     assert all(row[name] is None for row in result.rows for name in OF_LAYERS)
     said = large_model_sinks.takeaway(result)
-    assert "sinks take" in said and "masked" not in said
-    large_model_sinks.draw(result).figure()
+    assert "Sinks take" in said and "denoised" not in said
+    figure = large_model_sinks.draw(result).figure()
+    assert [trace.text for trace in traces(figure, mode="text")] == [("a causal model<br>denoises nothing",)] * 2
 
 
 @pytest.mark.parametrize("checkpoints", [1, 3])
@@ -67,7 +68,7 @@ def test_the_figure_shows_every_checkpoint_and_kind(result: Result, checkpoints:
     maps = traces(figure, type="heatmap")
     assert len(maps) == 2 * checkpoints
     assert maps[0].z[1][3] == at(result, "positional", 1, 3)["share"]
-    assert "while all but the source is masked" in large_model_sinks.takeaway(result)
+    assert "While a sentence is denoised" in large_model_sinks.takeaway(result)
 
 
 def test_one_fact_has_no_other(tmp_path: Path) -> None:
