@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import itertools
 import json
 import sys
 from pathlib import Path
@@ -198,18 +197,24 @@ def report(out: Out = FIGURES) -> None:
 @app.command()
 def verify(
     out: Out = FIGURES,
+    claim: Annotated[list[str] | None, typer.Option(help="Lines of this claim, as in 6; may be given again.")] = None,
+    scheme: Annotated[list[str] | None, typer.Option(help="Lines of this position scheme; may be given again.")] = None,
+    stage: Annotated[list[str] | None, typer.Option(help="Lines of this stage of training, such as end.")] = None,
+    verdict: Annotated[list[str] | None, typer.Option(help="Lines with this verdict, such as fails.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON array.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="One table.")] = False,
     readme: Annotated[Path | None, typer.Option(help="Also write the table of findings into this file.")] = None,
 ) -> None:
-    """Show the claims ledger: each claim of the paper, in every setting and at every stage that was measured, with its
-    effect, null, interval and computed verdict. Reads what `reproduce` measured."""
-    from rich.console import Console
-    from rich.table import Table
-
+    """Show on one screen what becomes of the paper's claims, or those lines of the claims ledger that are asked for:
+    each claim, in every setting and at every stage that was measured, with its effect, null, interval and computed
+    verdict. Reads what `reproduce` measured."""
     from mdm_interp.experiments.analysis import discover, ledger
-    from mdm_interp.experiments.claims import by_region, counts, save_ledger, write_findings
-    from mdm_interp.experiments.scope import scope_label
+    from mdm_interp.experiments.claims import as_json as written
+    from mdm_interp.experiments.claims import save_ledger, write_findings
+    from mdm_interp.experiments.verify import listing, select, summary, table
 
+    if as_json and as_csv:
+        raise UserError("--json --csv: these exclude each other; give one")
     judged = [analysis for analysis in discover() if analysis.claims]
     for analysis in judged:
         if not (out / f"{analysis.name}.json").exists():
@@ -218,29 +223,19 @@ def verify(
                 f"--only {analysis.name} --out {out}` first"
             )
     verdicts = ledger(judged, {analysis.name: analysis.load(out / f"{analysis.name}.json") for analysis in judged})
+    asked = {"claim": claim, "scheme": scheme, "stage": stage, "verdict": verdict}
+    chosen = select(verdicts, **asked)
     save_ledger(verdicts, out / "claims.json")
     if readme:
         write_findings(verdicts, readme)
     if as_json:
-        print((out / "claims.json").read_text(encoding="utf-8"), end="")
-        return
-    console, table = Console(), Table("claim", "scope", "effect", "null", "p", "verdict", "role", "figure")
-    for claim, group in itertools.groupby(verdicts, key=lambda verdict: verdict.claim["id"]):
-        lines = list(group)
-        for measure, of_measure in itertools.groupby(lines, key=lambda verdict: verdict.measure):
-            rows = list(of_measure)
-            table.add_section()
-            table.add_row(claim, f"{rows[0].claim['sentence']}\n{measure}; {rows[0].rule}", "", rows[0].null_is)
-            for row in rows:
-                scope, effect, null = scope_label(row.scope), str(row.effect), str(row.null)
-                said = f"{row.verdict}: {row.reading}" if row.reading else row.verdict
-                table.add_row("", scope, effect, null, f"{row.p:.2g}", said, row.role, row.figure)
-    console.print(table)
-    console.print(counts(verdicts).to_string())
-    console.print(
-        "\nAt the end, lines that support (🟢), contradict (🔴) or leave open (🟡) a claim of the paper, by region:"
-    )
-    console.print(by_region(verdicts).to_string())
+        print(written(chosen), end="")
+    elif as_csv:
+        print(table(chosen).to_csv(index=False, lineterminator="\n"), end="")
+    elif any(asked.values()):
+        print(listing(chosen))
+    else:
+        print(summary(verdicts))
 
 
 @app.command()

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -562,15 +563,27 @@ def test_verify_prints_and_writes_the_ledger(
     ledger = json.loads((tmp_path / "figures" / "claims.json").read_text())
     judged = {verdict["claim"]["id"] for verdict in ledger}  # tiny signatures are too alike for claim 7
     assert judged >= set(claims.CLAIMS) - {"7"}
-    assert all(f"\n{claim} " in printed.out for claim in judged), "the counts list every claim"
+    assert all(f"\n{claim} " in printed.out for claim in judged), "every claim has a row"
+    assert len(printed.out.splitlines()) <= 24 and max(map(len, printed.out.splitlines())) <= 80
     written = json.loads((tmp_path / "figures" / "claims.json").read_text())
     assert json.loads(mdm_interp("verify", "--json").out) == written
+    asked = ("--claim", "4", "--claim", "5", "--stage", "end")
+    chosen = [one for one in written if one["claim"]["id"] in ("4", "5") and one["scope"]["stage"] == "end"]
+    assert chosen and json.loads(mdm_interp("verify", *asked, "--json").out) == chosen
+    table = pd.read_csv(StringIO(mdm_interp("verify", *asked, "--csv").out))
+    assert table["effect.value"].tolist() == pytest.approx([one["effect"]["value"] for one in chosen])
+    listed = mdm_interp("verify", *asked).out
+    assert listed.count(", null ") == len(chosen) and listed.count("It holds where") == len(
+        {(one["claim"]["id"], one["measure"]) for one in chosen}
+    )
+    assert_refused(mdm_interp("verify", "--scheme", "rop"), "--scheme: the ledger has no 'rop'; there are rope")
+    assert_refused(mdm_interp("verify", "--csv", "--json"), "--json --csv: these exclude each other")
     assert {line["verdict"] for line in written} <= {"holds", "fails", "inconclusive"}
     text = (tmp_path / "README.md").read_text()
     assert text.startswith("before\n" + claims.MARKS[0])
     assert text.endswith(claims.MARKS[1] + "after\n")
     held = sum(line["verdict"] == "holds" and line["role"] in ("test", "arm") for line in written)
-    assert sum(int(count) for count in re.findall(r"holds (\d+)", text)) == held
+    assert sum(int(count) for count in re.findall(r"(\d+) holds", text)) == held
     (tmp_path / "README.md").write_text("no marks")
     assert_refused(mdm_interp("verify", "--readme", "README.md"), "README.md", "no place for the findings")
     assert (tmp_path / "README.md").read_text() == "no marks"

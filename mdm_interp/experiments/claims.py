@@ -339,9 +339,14 @@ def _check(test: Rule, figure: str, frame: pd.DataFrame, columns: Sequence[str])
 
 
 def save_ledger(verdicts: Sequence[Verdict], path: str | Path) -> None:
-    """Write a ledger as a JSON list, one verdict per line, atomically."""
+    """Write a ledger as :func:`as_json` has it, atomically."""
+    write_text(path, as_json(verdicts))
+
+
+def as_json(verdicts: Sequence[Verdict]) -> str:
+    """Return verdicts as a JSON list, one per line."""
     lines = ",\n".join(json.dumps(row, allow_nan=False) for row in tidy([asdict(verdict) for verdict in verdicts]))
-    write_text(path, f"[\n{lines}\n]\n")
+    return f"[\n{lines}\n]\n"
 
 
 def counts(verdicts: Sequence[Verdict]) -> pd.DataFrame:

@@ -403,6 +403,20 @@ def test_the_model_is_left_as_it_was() -> None:
     assert all(not module._forward_hooks and not module._forward_pre_hooks for module in model.modules())
 
 
+@pytest.mark.parametrize("name", ["layer norm, biases", "tied", "gated"])
+@pytest.mark.parametrize("in_one", [1, 7, 30])
+def test_a_large_vocabulary_comes_in_parts(name: str, in_one: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept of the readout at a time does not change what comes of all of it."""
+    model = double_model(**MODELS[name])
+    whole = gram(model, QUERIES[:2], QUERIES[1:])
+    told: list[int] = []
+    monkeypatch.setattr(backward, "LOGITS", in_one)
+    parts = gram(model, QUERIES[:2], QUERIES[1:], report=told.append)
+    for field in ("inner", "left_squares", "right_squares"):
+        assert_close(getattr(parts, field), getattr(whole, field), rtol=1e-12, atol=1e-12)
+    assert (len(told) > 4) == (name != "tied")
+
+
 def test_it_tells_how_far_it_is() -> None:
     told: list[int] = []
     gram(double_model(), QUERIES, report=told.append)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.hooks import RemovableHandle
 
-from mdm_interp.data.queries import QueryBatch
+from mdm_interp.data.queries import MAX_LOGITS, QueryBatch
 from mdm_interp.errors import UserError
 from mdm_interp.measures.gradients.terms import Found, Terms, Weight, without_zeros
 from mdm_interp.models.hooks import in_use
@@ -62,6 +62,9 @@ class SourceAttention:
                 )
 
 
+LOGITS = MAX_LOGITS // 4
+"""How many logits are computed at a time, and how many gradients at logits are kept: an eighth of a GB in float32, and
+as much again for each step from one to the other."""
 KEPT = 2**27
 """Entries of activations that are kept of the forward pass rather than computed again: half a GB in float32."""
 
@@ -168,7 +171,7 @@ def layer_by_layer(
     model: HookedTransformer, queries: Sequence[QueryBatch], loss: RowLoss | SourceAttention
 ) -> Iterator[list[Found]]:
     """Give every query's gradients, batch by batch: of the readout, of each layer from the last on, and of what comes
-    before the first. A tied embedding's are all in the last.
+    before the first. A tied embedding's are all in the last, and those of a large unembedding come part by part.
 
     Args:
         queries: Batches, in order.
@@ -195,17 +198,30 @@ class _Backward:
         last = streams.pop()
         d: list[Tensor] = []
         tied: list[Sequence[Terms]] = [()] * len(last)
+        found: list[Found]
         if attended is None:
-            found: list[Found] = []
             weights = self._weights("ln_final.", "embed." if self.model.cfg.tie_word_embeddings else "unembed.")
+            first, *others = self._parts_of_vocabulary()
+            found = []
             for i, resid in enumerate(last):
                 loss, taps = self._read(weights, i, resid)
                 at = taps.backward(loss, torch.ones_like(loss))
                 d.append(at["resid"])
-                of_batch = self._of_readout(i, taps, at)
+                of_batch = self._of_unembedding(i, taps, at, first) | self._of_norm("ln_final", taps, at)
                 tied[i] = of_batch.pop(("embed.W_E", 0), ())
                 found.append(of_batch)
+                del loss, taps, at  # before the next batch's logits
             yield found
+            for part in others:
+                found = []
+                for i, resid in enumerate(last):
+                    with torch.no_grad():
+                        _, taps = self._read(weights, i, resid)
+                    logits = taps.made["logits"].requires_grad_()
+                    at = torch.autograd.grad(self.loss(logits, self.queries[i]).sum(), logits)
+                    found.append(self._of_unembedding(i, taps, {"logits": at[0]}, part))
+                    del logits, taps, at
+                yield found
         else:
             for _ in range(above, n_layers):  # the readout, and the layers that come after the attention
                 yield [{} for _ in last]
@@ -397,16 +413,29 @@ class _Backward:
                     found[f"{path}.W_{leaf}", index] = Terms.of_map(read, of_tokens(d, tokens))
         return found
 
+    def _parts_of_vocabulary(self) -> list[slice]:
+        """Divide the vocabulary so that the gradients at all queries' logits in a part are :data:`LOGITS` at most.
+        A tied unembedding stays whole: its gradients wait for the embedding's."""
+        vocabulary = self.model.W_U.shape[1]
+        if self.model.cfg.tie_word_embeddings:
+            return [slice(vocabulary)]
+        rows = sum(batch.readout.numel() for batch in self.queries)
+        width = max(1, LOGITS // rows)
+        return [slice(start, start + width) for start in range(0, vocabulary, width)]
+
     @torch.no_grad()
-    def _of_readout(self, i: int, taps: Taps, at: Mapping[str, Tensor]) -> dict[Weight, list[Terms]]:
+    def _of_unembedding(self, i: int, taps: Taps, at: Mapping[str, Tensor], part: slice) -> dict[Weight, list[Terms]]:
+        """Return what one batch adds to the gradients of the unembedding, in a part of the vocabulary."""
         rows, error = taps.read["rows"], at["logits"]
         error = error.to(rows.device)
+        if error[..., part].shape != error.shape:
+            error = error[..., part].clone()  # the rest is let go
         if self.model.cfg.tie_word_embeddings:  # W_E has tokens first
             found = {("embed.W_E", 0): [Terms((error, rows), self.queries[i].readout)]}
         else:
             found = self._of_map("unembed.W_U", "unembed.b_U", rows, error)
             found["unembed.W_U", 0] = [replace(terms, at=self.queries[i].readout) for terms in found["unembed.W_U", 0]]
-        return found | self._of_norm("ln_final", taps, at)
+        return found
 
 
 class _Question(nn.Module):

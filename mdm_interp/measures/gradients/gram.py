@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mdm_interp.data.queries import MAX_LOGITS, Query, QueryBatch, batches
+from mdm_interp.data.queries import Query, QueryBatch, batches
 from mdm_interp.errors import UserError
 from mdm_interp.inference.prediction import answer_loss
-from mdm_interp.measures.gradients.backward import RowLoss, SourceAttention, layer_by_layer
+from mdm_interp.measures.gradients.backward import LOGITS, RowLoss, SourceAttention, layer_by_layer
 from mdm_interp.measures.gradients.bridged import bridge_backward
 from mdm_interp.measures.gradients.components import COMPONENTS, Part, part_of, parts_of
 from mdm_interp.measures.gradients.terms import Found, Weight, cross_products, own_products
@@ -104,8 +104,8 @@ def gram(
         right: Default: the same as `left`.
         loss: Computes each query's loss from the logits at its readout positions; default: the answer's, in nats. Or
             the attention that gradients are taken of instead.
-        report: Told after each step how many are done: the readout, each layer, and what comes before them. Where
-            workers share the queries, nobody is told.
+        report: Told after each step how many are done: the readout (each part of a large vocabulary), each layer, and
+            what comes before them. Where workers share the queries, nobody is told.
 
     Raises:
         UserError: there are no queries, or the attention asked for is not there: no such layer or head, or a bridge.
@@ -136,7 +136,7 @@ def _gram(
     asked = [*left, *(right or [])]
     model = hooked(model)
     longest = max(len(query.tokens) for query in asked)
-    size = max(1, min(TOKENS, MAX_LOGITS // model.cfg.d_vocab) // longest)
+    size = max(1, min(TOKENS, LOGITS // model.cfg.d_vocab) // longest)
     rows = list(_pieces(0, len(left), size))
     columns = rows if right is None else list(_pieces(len(left), len(asked), size))
 

@@ -1,0 +1,111 @@
+"""The claims ledger on a terminal: one screen of it, the lines that are asked for, or a table.
+
+print(summary(verdicts))                                       # a row for each claim, by region of the map
+print(listing(select(verdicts, claim=["6"], stage=["end"])))   # each line with its effect, null and verdict
+"""
+
+from __future__ import annotations
+
+import itertools
+import textwrap
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import asdict
+
+import pandas as pd
+
+from mdm_interp.errors import UserError, few
+from mdm_interp.experiments.claims import OUTCOMES, ROLES, SIGNS, Verdict, by_region
+from mdm_interp.experiments.results import tidy
+from mdm_interp.experiments.scope import scope_label
+
+WIDTH = 80
+"""Of a line, in characters."""
+MARKS = {"🟢": "+", "🔴": "-", "🟡": "?"}
+"""What tables of findings mark, in characters that every terminal has."""
+
+
+def select(verdicts: Sequence[Verdict], **asked: Collection[str] | None) -> list[Verdict]:
+    """Return the lines of a ledger that have one of the values asked for, in each of the fields that are asked for.
+
+    Args:
+        asked: Values of `claim`, `scheme`, `stage` and `verdict`; None for all.
+
+    Raises:
+        UserError: the ledger has no line with a value.
+    """
+    kept = list(verdicts)
+    for field, values in asked.items():
+        if values is None:
+            continue
+        there = list(dict.fromkeys(_value(verdict, field) for verdict in verdicts))
+        if unknown := sorted(set(values) - set(there)):
+            raise UserError(f"--{field}: the ledger has no {unknown[0]!r}; there are {few(there)}")
+        kept = [verdict for verdict in kept if _value(verdict, field) in values]
+    return kept
+
+
+def _value(verdict: Verdict, field: str) -> str:
+    if field == "claim":
+        return verdict.claim["id"]
+    return verdict.verdict if field == "verdict" else str(verdict.scope[field])
+
+
+def summary(verdicts: Sequence[Verdict]) -> str:
+    """Say on one screen what becomes of each claim, by region of the map."""
+    tested = [verdict for verdict in verdicts if verdict.role == "test"]
+    told = [f"{sum(one.verdict == outcome for one in tested)} {outcome}" for outcome in OUTCOMES]
+    rest = [
+        f"{sum(one.role == role for one in verdicts)} {role}"
+        for role in ROLES
+        if role != "test" and any(one.role == role for one in verdicts)
+    ]
+    table = by_region(verdicts).replace(MARKS, regex=True).replace(r" ([+?-])", r"\1", regex=True)
+    sentences = {verdict.claim["id"]: verdict.claim["sentence"] for verdict in verdicts}
+    columns = [max(len(_short(name)), *(len(cell) for cell in table[name])) + 2 for name in table.columns]
+    left = WIDTH - sum(columns)
+
+    def row(words: str, cells: Iterable[str]) -> str:
+        said = textwrap.shorten(words, left - 1, placeholder="…")
+        return f"{said:<{left}}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, columns, strict=True))
+
+    lines = ["Lines at the last stage that support (+), contradict (-) or leave open (?)", ""]
+    lines.append(row("claim", map(_short, table.columns)))
+    lines += [
+        row(f"{claim} {sentences[claim]}", cells) for claim, cells in zip(table.index, table.to_numpy(), strict=True)
+    ]
+    lines += [
+        "",
+        *textwrap.wrap(
+            f"{len(verdicts)} lines in all: {', '.join(told)}; counted apart: {', '.join(rest) or 'none'}. "
+            "--claim, --scheme, --stage and --verdict show lines, --csv and --json all that is known of them.",
+            WIDTH,
+        ),
+    ]
+    return "\n".join(lines)
+
+
+def _short(region: str) -> str:
+    return {"sources on one side": "one side", "several heads": "heads", "several layers": "layers"}.get(region, region)
+
+
+def listing(verdicts: Sequence[Verdict]) -> str:
+    """List lines of a ledger: under each claim and measure its rule, and for each setting effect, null and verdict."""
+    lines: list[str] = []
+    for _, group in itertools.groupby(verdicts, key=lambda one: (one.claim["id"], one.measure)):
+        of_measure = list(group)
+        first = of_measure[0]
+        heading = f"{first.claim['id']}  {first.claim['sentence']} Measured: {first.measure}. Null: {first.null_is}."
+        lines += [*([""] if lines else []), *textwrap.wrap(heading, WIDTH)]
+        lines += textwrap.wrap(f"It {first.rule}.", WIDTH, initial_indent="   ", subsequent_indent="   ")
+        for one in of_measure:
+            sign = MARKS[SIGNS[one.reading]] if one.reading in SIGNS else "?" if one.role == "test" else " "
+            lines.append(f" {sign} {scope_label(one.scope)}")
+            p = "" if pd.isna(one.p) else f", p {one.p:.2g}"
+            role = "" if one.role == "test" else f" ({one.role})"
+            lines.append(f"     {one.verdict}{role}: {one.effect}, null {one.null}{p}; {one.figure}")
+    return "\n".join(lines)
+
+
+def table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
+    """Return the ledger as a table, a row per line; what is nested has dotted names, as `effect.low`."""
+    return pd.json_normalize(tidy([asdict(verdict) for verdict in verdicts]))
