@@ -141,22 +141,22 @@ def ask(prompt: str, completion: str, tokenizer: Any, cfg: ModelConfig) -> Query
     """Return the query for a completion, whose source is all of the prompt; None where the two share a token or are too
     long for the model.
 
-    The text comes after a space, as in :mod:`mdm_interp.data.prompts`. Where the completion ends a sentence, a masked
-    diffusion model is shown that the text ends after the masks, if its tokenizer has a token that says so.
+    The text comes after a space, as in :mod:`mdm_interp.data.prompts`. A masked diffusion model, which would otherwise
+    fill in an end, is shown that the sentence and the text end after the masks: by a full stop where the completion has
+    none, and by the tokenizer's token for it if there is one.
     """
-    prompt = f" {prompt}"
-    encoded = tokenizer(prompt + completion, return_offsets_mapping=True)
+    prompt, stop = f" {prompt}", "" if completion.endswith(".") else "."
+    encoded = tokenizer(prompt + completion + stop, return_offsets_mapping=True)
     tokens, offsets = list(encoded["input_ids"]), encoded["offset_mapping"]
-    real = [at for at, (start, stop) in enumerate(offsets) if start < stop]
-    answer = [at for at in real if offsets[at][1] > len(prompt)]
-    if not answer or offsets[answer[0]][0] < len(prompt) or answer[0] == real[0]:
+    real, end = [at for at, span in enumerate(offsets) if span[0] < span[1]], len(prompt) + len(completion)
+    answer = [at for at in real if len(prompt) < offsets[at][1] <= end]
+    if not answer or offsets[answer[0]][0] < len(prompt) or offsets[answer[-1]][1] < end or answer[0] == real[0]:
         return None
     (first, last), answered = (answer[0], answer[-1] + 1), tuple(tokens[answer[0] : answer[-1] + 1])
     if not cfg.is_causal:
         assert cfg.mask_token_id is not None
-        ends = completion.endswith(".") and tokenizer.eos_token_id is not None
-        end = [tokenizer.eos_token_id] if ends else []
-        tokens = [*tokens[:first], *[cfg.mask_token_id] * len(answered), *end]
+        ended = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        tokens = [*tokens[:first], *[cfg.mask_token_id] * len(answered), *tokens[last : real[-1] + 1], *ended]
     else:
         tokens = tokens[:last]
     if len(tokens) > cfg.n_ctx or max(tokens) >= cfg.d_vocab:

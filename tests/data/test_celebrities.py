@@ -82,7 +82,9 @@ def test_a_completion_is_asked_after_its_prompt(causal: bool) -> None:
     shown = query.tokens[start:]
     assert shown == (query.answer if causal else (*[511] * (stop - start), used.eos_token_id))
     name = ask("Known as X,", " Bo", used, cfg)  # does not end a sentence
-    assert name is not None and name.tokens[-1] == (name.answer[-1] if causal else 511)
+    assert name is not None
+    after = name.tokens[name.answer_span[1] :]
+    assert after == (() if causal else (*used(".")["input_ids"], used.eos_token_id))
 
 
 def test_what_cannot_be_asked_is_none() -> None:
