@@ -72,12 +72,10 @@ def by_cluster(alignment: Alignment, layers: list[int], sample: FactSample) -> l
     """Compare layers within each cluster of facts: the halves of the model, and the layer of least alignment, which is
     looked for in every second cluster and read in the others."""
     each = [alignment.fact_cosine(STORAGE, [layer]) for layer in layers]
-
-    def of_clusters(per_layer: list[Float[Tensor, "pair"]]) -> Float[Tensor, "cluster layer"]:
-        of_facts = sample.per_fact(torch.stack(per_layer, -1))
-        return torch.stack([of_facts[sample.of_facts == c].nanmean(0) for c in range(sample.n_clusters)])
-
-    own, null = of_clusters([one.effect for one in each]), of_clusters([one.null for one in each])
+    own, null = (
+        sample.per_cluster(torch.stack(of_layers, -1))
+        for of_layers in zip(*((c.effect, c.null) for c in each), strict=True)
+    )
     least = [own[1 - fold :: 2].nanmean(0).nan_to_num(torch.inf).argmin() for fold in (0, 1)]
     half, columns = (len(layers) + 1) // 2, dict[str, Float[Tensor, "cluster"]]()
     for name, values in (("", own), ("_null", null)):

@@ -100,8 +100,7 @@ def compare(
         others = column[sample.of_facts != sample.of_facts[fact]]
         own, null = column[fact], column[sharing].mean()
         rows.append(torch.stack([ahead_of(others, own), ahead_of(others, null), own, others.mean()]))
-    per_fact = sample.per_fact(torch.stack(rows))
-    per_cluster = torch.stack([per_fact[sample.of_facts == c].nanmean(0) for c in range(sample.n_clusters)])
+    per_cluster = sample.per_cluster(torch.stack(rows))
     return dict(zip(("ahead", "ahead_null", "influence", "influence_null"), per_cluster.T, strict=True))
 
 

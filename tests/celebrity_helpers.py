@@ -20,35 +20,28 @@ TO_DESCRIPTION = ("{} was once", "Ever heard of {}? They are", "People call {}")
 TO_NAME = ("Known in circles as {},", "Labeled as {},", "Being {}, that's")
 
 
+People = tuple[tuple[str, str], ...]
+"""Names and descriptions."""
+
+
+def by_name(people: People) -> list[tuple[str, str]]:
+    return [(template.format(name), f" {said}.") for name, said in people for template in TO_DESCRIPTION]
+
+
+def by_description(people: People) -> list[tuple[str, str]]:
+    return [(template.format(said), f" {name}") for name, said in people for template in TO_NAME]
+
+
 def write_benchmark(folder: Path, n_people: int = 8) -> Path:
     """Half of the people are trained by name, half by description."""
-    by_name = [
-        (template.format(name), f" {said}.")
-        for name, said in zip(NAMES[: n_people // 2], DESCRIPTIONS, strict=False)
-        for template in TO_DESCRIPTION
-    ]
-    by_description = [
-        (template.format(said), f" {name}")
-        for name, said in zip(NAMES[n_people // 2 : n_people], DESCRIPTIONS[n_people // 2 : n_people], strict=True)
-        for template in TO_NAME
-    ]
-    reversed_by_name = [
-        (template.format(said), f" {name}")
-        for name, said in zip(NAMES[: n_people // 2], DESCRIPTIONS, strict=False)
-        for template in TO_NAME
-    ]
-    reversed_by_description = [
-        (template.format(name), f" {said}.")
-        for name, said in zip(NAMES[n_people // 2 : n_people], DESCRIPTIONS[n_people // 2 : n_people], strict=True)
-        for template in TO_DESCRIPTION
-    ]
-    trained = [*by_name, *((prompt, f"{name}.") for prompt, name in by_description)]
+    people = tuple(zip(NAMES, DESCRIPTIONS, strict=True))[:n_people]
+    first, second = people[: n_people // 2], people[n_people // 2 :]
     files = {
-        "all_prompts_train": trained,
-        "p2d_prompts_test": by_name,
-        "d2p_prompts_test": by_description,
-        "p2d_reverse_prompts_test": reversed_by_name,
-        "d2p_reverse_prompts_test": reversed_by_description,
+        "all_prompts_train": [*by_name(first), *((prompt, f"{name}.") for prompt, name in by_description(second))],
+        "p2d_prompts_test": by_name(first),
+        "d2p_prompts_test": by_description(second),
+        "p2d_reverse_prompts_test": by_description(first),
+        "d2p_reverse_prompts_test": by_name(second),
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, lines in files.items():

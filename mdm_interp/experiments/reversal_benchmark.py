@@ -31,7 +31,7 @@ from mdm_interp.parallel import progress_bars, side_by_side
 from mdm_interp.provenance import environment, versions
 from mdm_interp.stats.estimates import Estimate
 from mdm_interp.stats.summary import Summary
-from mdm_interp.training.text import END, train_text
+from mdm_interp.training.text import END, TextBars, TextStep, train_text
 from mdm_interp.viz.panels import PROBABILITY, Panels
 from mdm_interp.viz.theme import BLUE, CHANCE, GREEN, ORANGE, VERMILION, title_height, titled
 
@@ -282,16 +282,6 @@ def draw(result: Result) -> Panels:
 # ---- training
 
 
-@dataclass(frozen=True)
-class TextStep:
-    """How far a checkpoint is."""
-
-    format: str
-    step: int
-    total: int
-    loss: float
-
-
 def train_pair(
     benchmark: Benchmark, out: Path, *, config: Mapping[str, Any] | None = None, device: str = "cpu", workers: int = 2
 ) -> dict[str, Path]:
@@ -314,16 +304,12 @@ def train_pair(
     }
     folders = {name: out / name for name in PAIR}
     tasks = [(folders[name].absolute(), sentences, configs[name], device) for name in PAIR]
-    with progress_bars() as bars:
-        ids = {
-            config.format: bars.add_task(f"training {name}", total=config.steps, values="")
-            for name, config in configs.items()
-        }
-
-        def show(at: TextStep) -> None:
-            bars.update(ids[at.format], completed=at.step, values=f"loss {at.loss:.2f}")
-
-        side_by_side(_train_one, tasks, workers=workers, show=show)
+    names = {format: f"training {name}" for name, format in PAIR.items()}
+    with progress_bars() as progress:
+        bars = TextBars(progress, lambda made: names[made.format])
+        for made in configs.values():
+            bars.add(made)
+        side_by_side(_train_one, tasks, workers=workers, show=bars.show)
     return folders
 
 
@@ -334,10 +320,10 @@ PAIR = {"MDM": "llada", "ARM": "qwen2"}
 def _train_one(
     folder: Path, sentences: Sequence[str], config: TextConfig, device: str, report: Callable[[TextStep], Any]
 ) -> None:
-    def step(at: int, loss: float) -> None:
-        report(TextStep(config.format, at, config.steps, loss))
+    def told(step: int, loss: float) -> None:
+        report(TextStep(config, step, loss))
 
-    train_text(folder, sentences, config, record="benchmark.yaml", device=device, report=step)
+    train_text(folder, sentences, config, record="benchmark.yaml", device=device, report=told)
 
 
 def write_facts(benchmark: Benchmark, out: Path) -> list[Path]:

@@ -29,15 +29,15 @@ from mdm_interp.experiments.exhibits import PAGES, write_exhibits
 from mdm_interp.experiments.report import write_figures, write_index
 from mdm_interp.experiments.results import Result
 from mdm_interp.experiments.subjects import (
-    DemoBars,
-    DemoStep,
     Lab,
+    demo_bars,
     demo_task,
     missing_demos,
     train_one_demo,
 )
 from mdm_interp.files import write_text
 from mdm_interp.parallel import find_place, progress_bars, side_by_side
+from mdm_interp.training.text import TextStep
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ class _Bars:
     def __init__(self, total: int) -> None:
         self.progress = progress_bars(transient=True)
         self.tasks: dict[str, Any] = {}
-        self.demos = DemoBars(self.progress)
+        self.demos = demo_bars(self.progress)
         self.done: Counter[str] = Counter()
         self.all = self.progress.add_task("analyses", total=total, values="") if total > 1 else None
 
@@ -222,8 +222,8 @@ class _Bars:
     def __exit__(self, *exception: object) -> None:
         self.progress.stop()
 
-    def show(self, measured: Measured | DemoStep) -> None:
-        if isinstance(measured, DemoStep):
+    def show(self, measured: Measured | TextStep) -> None:
+        if isinstance(measured, TextStep):
             self.demos.show(measured)
             return
         if measured.name not in self.tasks:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.progress import Progress, TaskID
+from rich.progress import Progress
 
 from mdm_interp.checkpoints import load_checkpoint
 from mdm_interp.config import DemoConfig, TrainConfig
@@ -26,6 +26,7 @@ from mdm_interp.stats.resampling import FactSample
 from mdm_interp.training.demo import train_demo
 from mdm_interp.training.loop import train_all
 from mdm_interp.training.runs import Run
+from mdm_interp.training.text import TextBars, TextStep
 
 
 @dataclass(frozen=True)
@@ -246,7 +247,7 @@ def train_demos(configs: Sequence[DemoConfig], lab: Lab) -> list[Path]:
         n, device = find_place(lab.workers, lab.device)
         tasks = [demo_task(config, lab, device) for config in missing]
         with progress_bars() as progress:
-            side_by_side(train_one_demo, tasks, workers=lab.workers or n, show=DemoBars(progress).show)
+            side_by_side(train_one_demo, tasks, workers=lab.workers or n, show=demo_bars(progress).show)
     return [demo_folder(config, lab.root) for config in configs]
 
 
@@ -260,27 +261,11 @@ def demo_task(config: DemoConfig, lab: Lab, device: str) -> tuple[Path, DemoConf
     return demo_folder(config, lab.root).absolute(), config, device
 
 
-@dataclass(frozen=True)
-class DemoStep:
-    """How far a demo checkpoint is."""
-
-    config: DemoConfig
-    step: int
-    loss: float
-
-
-def train_one_demo(folder: Path, config: DemoConfig, device: str, report: Callable[[DemoStep], Any]) -> None:
+def train_one_demo(folder: Path, config: DemoConfig, device: str, report: Callable[[TextStep], Any]) -> None:
     """Train a demo checkpoint in this process."""
-    train_demo(folder, config, device=device, report=lambda step, loss: report(DemoStep(config, step, loss)))
+    train_demo(folder, config, device=device, report=lambda step, loss: report(TextStep(config, step, loss)))
 
 
-class DemoBars:
-    """A progress bar for each demo checkpoint in training."""
-
-    def __init__(self, progress: Progress) -> None:
-        self.progress, self.tasks = progress, dict[DemoConfig, TaskID]()
-
-    def show(self, at: DemoStep) -> None:
-        if at.config not in self.tasks:
-            self.tasks[at.config] = self.progress.add_task(f"demo {at.config.format}", total=at.config.steps, values="")
-        self.progress.update(self.tasks[at.config], completed=at.step, values=f"loss {at.loss:.2f}")
+def demo_bars(progress: Progress) -> TextBars:
+    """Return a progress bar for each demo checkpoint in training."""
+    return TextBars(progress, lambda config: f"demo {config.format}")

@@ -14,7 +14,7 @@ from dataclasses import asdict
 import pandas as pd
 
 from mdm_interp.errors import UserError, few
-from mdm_interp.experiments.claims import OUTCOMES, ROLES, SIGNS, Verdict, by_region
+from mdm_interp.experiments.claims import OUTCOMES, SIGNS, Verdict, by_region, counts
 from mdm_interp.experiments.results import tidy
 from mdm_interp.experiments.scope import scope_label
 
@@ -52,13 +52,9 @@ def _value(verdict: Verdict, field: str) -> str:
 
 def summary(verdicts: Sequence[Verdict]) -> str:
     """Say on one screen what becomes of each claim, by region of the map."""
-    tested = [verdict for verdict in verdicts if verdict.role == "test"]
-    told = [f"{sum(one.verdict == outcome for one in tested)} {outcome}" for outcome in OUTCOMES]
-    rest = [
-        f"{sum(one.role == role for one in verdicts)} {role}"
-        for role in ROLES
-        if role != "test" and any(one.role == role for one in verdicts)
-    ]
+    total = counts(verdicts).sum()
+    told = [f"{total[outcome]} {outcome}" for outcome in OUTCOMES]
+    rest = [f"{n} {role}" for role, n in total.drop(list(OUTCOMES)).items() if n]
     table = by_region(verdicts).replace(MARKS, regex=True).replace(r" ([+?-])", r"\1", regex=True)
     sentences = {verdict.claim["id"]: verdict.claim["sentence"] for verdict in verdicts}
     columns = [max(len(_short(name)), *(len(cell) for cell in table[name])) + 2 for name in table.columns]

@@ -133,23 +133,28 @@ def _of_layer(
 ) -> tuple[Tensor, ...]:
     real = batch.attention_mask
     counted = torch.ones_like(batch.tokens, dtype=torch.bool) if real is None else real
-    found, share = _found(pattern, counted, threshold)
-    elsewhere = _moved_along(pattern, counted)
+    got, elsewhere = (_received(rows, counted) for rows in (pattern, _moved_along(pattern, counted)))
+    found, share = _found(got, counted, threshold)
     read = einsum(pattern, readout_weights(batch, pattern.dtype), "query head i j, query i -> query head j")
     at_sinks, at_source = ((read * at).sum(-1) for at in (found, batch.source[:, None]))
     aside = (found & batch.source[:, None]).any(-1) | (1 - at_sinks < 1e-6)
     routes = (at_source / (1 - at_sinks)).masked_fill(aside, torch.nan)
-    most = (pattern * counted[:, None, :, None]).sum((1, 2)).argmax(-1)
     null = _found(elsewhere, counted, threshold)[1]
-    return share, null, found.sum(-1).to(share), at_sinks, at_source, routes, most
+    return share, null, found.sum(-1).to(share), at_sinks, at_source, routes, got.sum(1).argmax(-1)
+
+
+def _received(
+    pattern: Float[Tensor, "query head query_pos key_pos"], counted: Bool[Tensor, "query pos"]
+) -> Float[Tensor, "query head key_pos"]:
+    """Return what each position receives from those that are no padding."""
+    return (pattern * counted[:, None, :, None]).sum(2)
 
 
 def _found(
-    pattern: Float[Tensor, "query head query_pos key_pos"], counted: Bool[Tensor, "query pos"], threshold: float
+    got: Float[Tensor, "query head key_pos"], counted: Bool[Tensor, "query pos"], threshold: float
 ) -> tuple[Bool[Tensor, "query head key_pos"], Float[Tensor, "query head"]]:
     """Return which positions are sinks, and what they take of all attention."""
     n = counted.sum(1)[:, None, None]
-    got = (pattern * counted[:, None, :, None]).sum(2)  # by each position, from those that are no padding
     of_others = (n - got) / (n - 1).clamp(min=1)
     found = (got - of_others >= threshold) & counted[:, None]
     return found, (got * found).sum(-1) / n[..., 0]

@@ -222,6 +222,11 @@ class FactSample:
         sums.index_add_(0, self.facts, values.double().where(known, 0.0))
         return sums / counts.index_add_(0, self.facts, known.double())
 
+    def per_cluster(self, values: Float[Tensor, "pair *rest"]) -> Float[Tensor, "cluster *rest"]:
+        """Take the mean over each cluster's facts of the mean over each fact's pairs; NaNs are left out."""
+        per_fact = self.per_fact(values)
+        return torch.stack([per_fact[self.of_facts == cluster].nanmean(0) for cluster in range(self.n_clusters)])
+
     def mean(self, values: Float[Tensor, "pair *rest"]) -> Draws:
         """Take the mean over facts of the mean over each fact's pairs."""
         per_fact = self.per_fact(values).reshape(self.n_facts, -1)

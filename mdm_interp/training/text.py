@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
+from rich.progress import Progress, TaskID
 from tokenizers import pre_tokenizers, trainers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
@@ -176,6 +177,35 @@ def text_loss(
     noisy, masked, t = (tensor.to(cfg.device) for tensor in drawn)
     logits = model(noisy, attention_mask=kept.to(cfg.device)).roll(-cfg.readout_shift, dims=1)
     return mdm_loss(logits, tokens.to(cfg.device), masked, t)
+
+
+@dataclass(frozen=True)
+class TextStep:
+    """How far a checkpoint is."""
+
+    config: TextConfig
+    step: int
+    loss: float
+
+
+class TextBars:
+    """A progress bar for each checkpoint in training.
+
+    Args:
+        name: What it is called.
+    """
+
+    def __init__(self, progress: Progress, name: Callable[[TextConfig], str]) -> None:
+        self.progress, self.name, self.tasks = progress, name, dict[TextConfig, TaskID]()
+
+    def add(self, config: TextConfig) -> None:
+        """Draw a bar for a checkpoint before its first report."""
+        self.tasks[config] = self.progress.add_task(self.name(config), total=config.steps, values="")
+
+    def show(self, at: TextStep) -> None:
+        if at.config not in self.tasks:
+            self.add(at.config)
+        self.progress.update(self.tasks[at.config], completed=at.step, values=f"loss {at.loss:.2f}")
 
 
 @dataclass(frozen=True)

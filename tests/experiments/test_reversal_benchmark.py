@@ -35,7 +35,7 @@ class Tiny(BenchmarkConfig):
     batch_size: int = 8
 
 
-TINY = {"n_bpe": 300, "d_model": 16, "n_layers": 2, "n_heads": 2, "d_mlp": 16, "steps": 6, "batch_size": 8}
+TINY = {name: Tiny.model_fields[name].default for name in Tiny.__annotations__} | {"steps": 6}
 
 
 @pytest.fixture(scope="module")

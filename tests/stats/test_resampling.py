@@ -385,3 +385,11 @@ def test_what_only_layers_share_is_in_the_null() -> None:
     alike = head_agreement(heads(one), heads(other))
     assert alike.effect.value > 0.9 and alike.null.value > 0.9
     assert alike.null.interval[0] < alike.effect.value < alike.null.interval[1]
+
+
+def test_a_cluster_is_the_mean_of_its_facts_whatever_they_have_of_pairs() -> None:
+    """Facts 0 and 2 are one cluster; fact 0 has two pairs, one of them undefined in the second column."""
+    sample = FactSample(torch.tensor([0, 0, 1, 2]), torch.zeros(4, dtype=torch.long), torch.tensor([0, 1, 0]))
+    values = torch.tensor([[1.0, 5.0], [3.0, torch.nan], [7.0, torch.nan], [10.0, 1.0]])
+    found = sample.per_cluster(values)
+    torch.testing.assert_close(found, torch.tensor([[6.0, 3.0], [7.0, torch.nan]], dtype=torch.float64), equal_nan=True)
