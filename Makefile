@@ -27,13 +27,16 @@ reproduce: setup
 report: setup
 	$(BIN)/mdm-interp report $(ARGS)
 
-# In the order of their names, as otherwise the files with few tests, some of them long, would all come last.
+# In the order of their names, as otherwise the files with few tests, some of them long, would all come last. A process
+# that dies ends all: pytest-xdist would wait for ever for what it had left.
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --max-worker-restart=0
+
 test: dev
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(PYTEST) $(ARGS)
 
 # Without what opens a browser, trains models or builds environments.
 test-fast: dev
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow and not browser and not gpu" $(ARGS)
+	$(PYTEST) -m "not slow and not browser and not gpu" $(ARGS)
 
 lint: dev
 	$(BIN)/ruff check .

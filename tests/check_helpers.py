@@ -18,12 +18,15 @@ def install() -> None:
     """Check every function of the package that is imported from now on.
 
     jaxtyping's decorator checks arguments twice, once more after the call, to tell which one was wrong; that takes half
-    of the time of some tests.
+    of the time of some tests. Functions inside functions are left out: each call of the outer one would compile another
+    checker, which beartype keeps (gigabytes after a thousand backward passes).
     """
     original = jaxtyping.jaxtyped
 
     def jaxtyped(*, typechecker: Any) -> Callable[[Any], Any]:
         def decorate(made: Any) -> Any:
+            if "<locals>" in made.__qualname__:
+                return made
             if inspect.isfunction(made) and not inspect.isgeneratorfunction(made):
                 checked = original(once(made), typechecker=None)
                 return functools.wraps(made)(
