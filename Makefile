@@ -29,14 +29,12 @@ report: setup
 
 # In the order of their names, as otherwise the files with few tests, some of them long, would all come last. A process
 # that dies ends all: pytest-xdist would wait for ever for what it had left.
-PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --max-worker-restart=0
-
 test: dev
-	$(PYTEST) $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --max-worker-restart=0 $(ARGS)
 
 # Without what opens a browser, trains models or builds environments.
 test-fast: dev
-	$(PYTEST) -m "not slow and not browser and not gpu" $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --max-worker-restart=0 -m "not slow and not browser and not gpu" $(ARGS)
 
 lint: dev
 	$(BIN)/ruff check .
