@@ -163,12 +163,12 @@ class ClaimTest:
         Raises:
             UserError: the rows lack a column.
         """
-        frame, scope = self.rows(result), [*SCOPE, "stage"]
-        _check(self, result.name, frame, (*scope, "seed", self.effect, self.null))
-        defined = frame.dropna(subset=[self.effect, self.null])
-        for _, rows in defined.groupby(scope, sort=False, dropna=False):
-            named = {str(name): value for name, value in rows[scope].iloc[:1].to_dict("records")[0].items()}
-            per_seed = rows.groupby("seed")[[self.effect, self.null]].mean()
+        frame, scope, columns = self.rows(result), [*SCOPE, "stage"], [self.effect, self.null]
+        _check(self, result.name, frame, (*scope, "seed", *columns))
+        defined = frame[[*scope, "seed", *columns]].dropna(subset=columns)
+        seeds = defined.groupby([*scope, "seed"], sort=False, dropna=False)[columns].mean().reset_index()
+        for _, per_seed in seeds.groupby(scope, sort=False, dropna=False):
+            named = {str(name): value for name, value in per_seed[scope].iloc[:1].to_dict("records")[0].items()}
             found = Contrast(mean_estimate(per_seed[self.effect]), mean_estimate(per_seed[self.null]))
             role = role_of(named, self.identity(named), self.of_arms)
             yield Line(named, role, found, *self.lean(per_seed))
