@@ -3,14 +3,18 @@ whole names, in every order of filling them in, whether or not the number of tok
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import pandas as pd
+
 from mdm_interp import CheckpointAnalysis, Probe, Result, Summary, where
-from mdm_interp.experiments.subjects import demos
+from mdm_interp.experiments.subjects import demos_of_several_seeds
 from mdm_interp.measures.answers import N_DRAWS, SEED, answer_all, mean_over_facts, questions
+from mdm_interp.stats.estimates import Estimate
 from mdm_interp.stats.resampling import FactSample
 from mdm_interp.stats.tables import as_columns, estimate_in
-from mdm_interp.viz import CHANCE, FORWARD, REVERSE, Panels, checkpoints_and_kinds
+from mdm_interp.viz import CHANCE, FORWARD, PROBABILITY, REVERSE, Panels, checkpoints_and_kinds
 
 DIRECTIONS = {"forward": FORWARD, "reverse": REVERSE}
 SIDES = {"left": "circle", "right": "diamond-open"}
@@ -28,6 +32,9 @@ LABELS = {
     ("confidence", "unknown"): "confidence, length unknown",
     ("left_to_right", "unknown"): "left to right, length unknown",
 }
+USUAL = {"MDM": "confidence", "ARM": "left_to_right"}
+"""The order in which each kind of model is quoted."""
+NOTHING = Estimate(math.nan, math.nan, math.nan, 0)
 BY = ("checkpoint", "kind", "direction", "asked", "order", "length", "measure")
 
 
@@ -67,7 +74,7 @@ def takeaway(result: Result) -> str:
     """Say how often every checkpoint answers exactly in one order, with the length known."""
     said, exact = [], result.summary.where(measure="exact match", length="known")
     for (checkpoint, model), frame in result.frame.groupby(["checkpoint", "model"], sort=False):
-        order = "left_to_right" if model == "ARM" else "confidence"
+        order = USUAL[str(model)]
         found = exact.where(checkpoint=checkpoint, order=order)
 
         def told(kind: str, direction: str, found: Summary = found) -> str:
@@ -87,8 +94,10 @@ def takeaway(result: Result) -> str:
 
 
 def draw(result: Result) -> Panels:
+    """Draw exact matches of all checkpoints in their usual order, and below them every order and measure of each."""
     panels, frame = Panels(), result.frame
     frame = frame.assign(label=[LABELS[asked] for asked in zip(frame["order"], frame["length"], strict=True)])
+    draw_overview(panels, frame)
     places = checkpoints_and_kinds(frame)
     top = None
     for checkpoint, kind in places:
@@ -115,10 +124,28 @@ def draw(result: Result) -> Panels:
     return panels
 
 
+def draw_overview(panels: Panels, frame: pd.DataFrame) -> None:
+    """Draw exact matches, the number of tokens known."""
+    exact = where(frame, measure="exact match", length="known")
+    exact = exact[exact["order"] == exact["model"].map(USUAL)]
+    names, kinds = list(dict.fromkeys(frame["checkpoint"])), list(dict.fromkeys(frame["kind"]))
+    titles = [f"exact match, {kind} reverse" for kind in kinds]
+    row = panels.row(titles, x=PROBABILITY, y={"automargin": True}, height=50 + 36 * len(names))
+    for panel, kind in zip(row, kinds, strict=True):
+        for direction, color in DIRECTIONS.items():
+            for side, symbol in SIDES.items():
+                of_side = where(exact, kind=kind, direction=direction, asked=side)
+                found = {row["checkpoint"]: estimate_in(row, "value") for row in of_side.to_dict("records")}
+                estimates = {name: found.get(name, NOTHING) for name in names}
+                shift = {"forward": -0.14, "reverse": 0.14}[direction]
+                name = f"{direction}, asks for the {side} entity"
+                panel.estimates(estimates, name=name, color=color, symbol=symbol, shift=shift)
+
+
 ANALYSIS = CheckpointAnalysis(
     name="large_model_prediction",
     question="Can a checkpoint name the other entity, forward and in reverse?",
-    configs=demos,
+    configs=demos_of_several_seeds,
     measure=measure,
     of_twins=True,
     summarize=summarize,

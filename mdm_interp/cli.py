@@ -460,14 +460,22 @@ def _opened(subject: str, runs: Path, device: str, **loading: Any) -> Any:
 def demo_checkpoint(
     out: Annotated[Path, typer.Option(help="The checkpoint's folder.")],
     format: Annotated[str, typer.Option(help="llada, dream, or qwen2 (their causal twin).")] = "llada",
+    world: Annotated[
+        str, typer.Option(help="memorised: few facts, often; varied: many, most of them stated both ways.")
+    ] = "memorised",
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: Device = "auto",
 ) -> None:
     """Train a small checkpoint in a released format on sentences about invented people, with facts to probe it with."""
     from mdm_interp.config import DemoConfig
+    from mdm_interp.experiments.subjects import DEMOS
     from mdm_interp.training.demo import train_demo
 
-    print(train_demo(out, DemoConfig.model_validate({"format": format, "seed": seed}), device=device))
+    found = {name: made for name, made in DEMOS.items() if name == world}
+    if not found:
+        raise UserError(f"--world: {world!r} is none of {', '.join(DEMOS)}; choose one")
+    content = {**found[world].model_dump(), "format": format, "seed": seed}
+    print(train_demo(out, DemoConfig.model_validate(content), device=device))
 
 
 @app.command()

@@ -35,6 +35,8 @@ Attention = Literal["bidirectional", "causal", "block_causal"]
 Objective = Literal["any_order", "source_only", "target_only", "left_to_right", "causal"]
 World = Literal["two_role", "relation_cycle", "symmetric_pool"]
 Filler = Literal["none", "constant", "random"]
+DemoWorld = Literal["memorised", "varied"]
+TextFormat = Literal["llada", "dream", "qwen2"]
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 """What weights can be in."""
@@ -548,7 +550,7 @@ class TrainConfig(Config):
 class TextConfig(Config):
     """What a small checkpoint that is trained on sentences is made from, besides the sentences."""
 
-    format: Literal["llada", "dream", "qwen2"] = "llada"
+    format: TextFormat = "llada"
     seed: int = Field(default=0, ge=0)
     """Drives the initial weights and the order of the data."""
     n_bpe: PositiveInt = Field(default=600, ge=257)
@@ -578,6 +580,8 @@ class BenchmarkConfig(TextConfig):
 class DemoConfig(TextConfig):
     """What a demo checkpoint is made from. Its fields fix the folder's content; `seed` drives the people, too."""
 
+    world: DemoWorld = "memorised"
+    """Whether every sentence states one fact, or (varied) every second family has sentences that name both parents."""
     n_families: PositiveInt = 16
     n_control: PositiveInt = 4
     """Families whose parents are also stated in the reverse direction. They are not among the tested facts."""

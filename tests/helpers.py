@@ -153,7 +153,8 @@ def tiny_grid() -> Iterator[None]:
         columns = phase_diagram.columns_of(REAL_MAP) + phase_diagram.columns_of(TINY_MAP)  # committed results, too
         patch.setattr(phase_diagram, "columns", lambda: columns)
         patch.setattr(subjects, "train_all", train_here)
-        patch.setattr(subjects, "DEMO", TINY_DEMO)
+        for world in subjects.DEMOS:
+            patch.setitem(subjects.DEMOS, world, TINY_DEMO.model_copy(update={"world": world}))
         patch.setattr(subjects, "side_by_side", one_after_the_other)
         yield
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mdm_interp.config import DemoConfig
@@ -24,6 +24,11 @@ OTHER_TEMPLATES = {
     ),
 }
 PROFESSIONS = ("baker", "carpenter", "doctor", "farmer", "gardener", "judge", "miller", "painter", "singer", "teacher")
+BOTH_PARENTS = Template(
+    forward="{child}'s parents are {mother} and {father}.",
+    reverse="{mother} and {father} are the parents of {child}.",
+)
+"""Two facts in a sentence, stated in the direction of :data:`~mdm_interp.data.prompts.PARENT_CHILD`."""
 ONSETS, VOWELS, CODAS = ("b", "d", "f", "k", "l", "m", "n", "r", "s", "t", "v", "z"), "aeiou", ("", "", "l", "n", "r")
 
 
@@ -37,6 +42,10 @@ class People:
     """Parents stated in both directions."""
     others: list[Fact]
     """The profession or the city of each person, stated in both directions."""
+    together: list[Fact]
+    """Child, mother and father of tested families that are also named in one sentence, in the forward direction."""
+    together_control: list[Fact]
+    """The same of families whose parents are stated in both directions, in both."""
 
     def sentences(self) -> list[str]:
         """Return every training sentence, as the prompts of :mod:`mdm_interp.data.prompts` have it."""
@@ -44,6 +53,8 @@ class People:
             (fact, template.forward) for fact in self.tested + self.control for template in PARENT_CHILD.templates
         ]
         stated += [(fact, template.reverse) for fact in self.control for template in PARENT_CHILD.templates]
+        stated += [(family, BOTH_PARENTS.forward) for family in self.together + self.together_control]
+        stated += [(family, BOTH_PARENTS.reverse) for family in self.together_control]
         for fact in self.others:
             (kind,) = set(fact) & set(OTHER_TEMPLATES)
             stated += [(fact, said) for pair in OTHER_TEMPLATES[kind] for said in (pair.forward, pair.reverse)]
@@ -60,22 +71,26 @@ def make_people(config: DemoConfig) -> People:
     )
     pairs = [f"{first} {last}" for first in first_names for last in surnames]
     names = chooser.sample(pairs, n_people)
-    parents: list[list[Fact]] = [
-        [
-            dict(zip(PARENT_COLUMNS, (child, parent, kind), strict=True))
-            for parent, kind in ((mother, "mother"), (father, "father"))
-        ]
+    families: list[Fact] = [
+        {"child": child, "mother": mother, "father": father}
         for child, mother, father in zip(*[iter(names)] * 3, strict=True)
     ]
-    control, tested = parents[: config.n_control], parents[config.n_control :]
+    control, tested = families[: config.n_control], families[config.n_control :]
     values = {"profession": PROFESSIONS, "city": cities}
     others: list[Fact] = [
         {"person": name, kind: chooser.choice(values[kind])}
         for name, kind in zip(names, itertools.cycle(values), strict=False)
     ]
-    return People(
-        [fact for family in tested for fact in family], [fact for family in control for fact in family], others
-    )
+    together, together_control = (tested[::2], control[::2]) if config.world == "varied" else ([], [])
+    return People(_parents(tested), _parents(control), others, together, together_control)
+
+
+def _parents(families: Sequence[Fact]) -> list[Fact]:
+    return [
+        dict(zip(PARENT_COLUMNS, (family["child"], family[kind], kind), strict=True))
+        for family in families
+        for kind in ("mother", "father")
+    ]
 
 
 def _words(chooser: random.Random, count: int, syllables: int) -> list[str]:

@@ -23,7 +23,7 @@ from mdm_interp.errors import UserError
 from mdm_interp.experiments.claims import Rule, Verdict, judge
 from mdm_interp.experiments.results import CheckpointOrigin, Parts, Result, TrainedOrigin, tidy
 from mdm_interp.experiments.scope import Moment, rows_of, stages
-from mdm_interp.experiments.subjects import TWIN, Lab, Probe, each_checkpoint, open_probe, train_demos
+from mdm_interp.experiments.subjects import TWIN, Demo, Lab, Probe, each_checkpoint, open_probe, train_demos
 from mdm_interp.provenance import environment, tally, versions
 from mdm_interp.stats.summary import Summary
 from mdm_interp.training.demo import train_demo
@@ -167,18 +167,22 @@ class Analysis:
             parts.save(name, rows := tidy(self.rows(opened())))
         return rows
 
-    def stored_rows(self, run: Run, out: Path) -> list[dict[str, Any]] | None:
+    def opened(self, run: Any, device: str) -> Any:
+        """Return the subject that something trained is."""
+        return run
+
+    def stored_rows(self, run: Run | Demo, out: Path) -> list[dict[str, Any]] | None:
         """Return the rows of one run that `out` keeps, if measuring again would repeat them."""
-        return self._parts(run, out).load(run.folder.name)
+        return self._parts(run, out).load(run.config.digest())
 
-    def measured_rows(self, run: Run, out: Path) -> list[dict[str, Any]]:
+    def measured_rows(self, run: Run | Demo, out: Path, device: str = "cpu") -> list[dict[str, Any]]:
         """Return the rows of one run: from `out` if they are there, otherwise measured and kept there."""
-        return self._part(self._parts(run, out), run.folder.name, lambda: run)
+        return self._part(self._parts(run, out), run.config.digest(), lambda: self.opened(run, device))
 
-    def _parts(self, run: Run, out: Path) -> Parts:
+    def _parts(self, run: Run | Demo, out: Path) -> Parts:
         return Parts(out, self._planned(self._origin([run.config], run.config.seed), [run.config.seed]))
 
-    def gather(self, runs: Sequence[Run], out: Path) -> Result:
+    def gather(self, runs: Sequence[Run | Demo], out: Path) -> Result:
         """Return the result of runs whose rows `out` keeps, and save it there."""
         seeds = sorted({run.config.seed for run in runs})
         planned = self._planned(self._origin([run.config for run in runs], seeds[0]), seeds)
@@ -233,12 +237,12 @@ class CheckpointAnalysis(Analysis):
 
     def subjects(self, lab: Lab) -> dict[str, Callable[[], Probe]]:
         """Name the demo checkpoints, asked about the facts that training states one way, and say how each is opened."""
-        (twin,) = [config for config in self.configs(lab.seeds) if config.format == TWIN]
-        first, *others = [config for config in self.configs(lab.seeds) if config.format != TWIN]
-        measured = (first, *([twin] if self.of_twins else []), *others)
-        return {
-            config.digest(): partial(_open_demo, lab, config, twin if self.needs_twin else None) for config in measured
-        }
+        measured = [config for config in self.configs(lab.seeds) if self.of_twins or config.format != TWIN]
+        return {config.digest(): partial(_open_demo, lab, config, self.needs_twin) for config in measured}
+
+    def opened(self, run: Any, device: str) -> Probe:
+        """Return a demo checkpoint, asked about the facts that training states one way."""
+        return run.probe(device)
 
     def rows(self, subject: Probe) -> list[dict[str, Any]]:
         """Measure one checkpoint."""
@@ -252,10 +256,10 @@ class CheckpointAnalysis(Analysis):
         return self._stored(planned, out) or self._measured(planned, subjects, out)
 
 
-def _open_demo(lab: Lab, config: DemoConfig, twin: DemoConfig | None = None) -> Probe:
-    (folder,) = train_demos([config], lab)
-    probe = replace(open_probe(folder, folder / "facts.csv", device=lab.device), name=f"demo {config.format}")
-    return probe if twin is None else replace(probe, twin=_open_demo(lab, twin))
+def _open_demo(lab: Lab, config: DemoConfig, with_twin: bool) -> Probe:
+    (demo,) = train_demos([config], lab)
+    twin = _open_demo(lab, config.model_copy(update={"format": TWIN}), False) if with_twin else None
+    return replace(demo.probe(lab.device), twin=twin)
 
 
 def discover() -> list[Analysis]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mdm_interp.experiments.grids import scheme_grid
-from mdm_interp.experiments.subjects import Lab, demo_folder, demos, open_probe
+from mdm_interp.experiments.subjects import Demo, Lab, demos, open_probe
 from mdm_interp.training.runs import Run
 from mdm_interp.viz.pages.attention import attention
 from mdm_interp.viz.pages.page import Page
@@ -38,11 +38,10 @@ def _of_small_model(lab: Lab) -> Iterator[tuple[str, Page]]:
 
 
 def _of_demo(lab: Lab) -> Iterator[tuple[str, Page]]:
-    (config,) = [config for config in demos(lab.seeds) if config.format == "llada"]
-    folder = demo_folder(config, lab.root)
-    if not (folder / "config.json").exists():
+    demo = Demo.of(next(config for config in demos(lab.seeds) if config.format == "llada"), lab.root)
+    if not demo.finished:
         return
-    probe = open_probe(folder, folder / "facts.csv", limit=1)
+    probe = open_probe(demo.folder, demo.folder / "facts.csv", limit=1)
     model, pair = probe.model, probe.pairs("relational")[0]
     query, mask = pair.forward, probe.model.cfg.mask_token_id
     source_only = [token if at in range(*query.source_span) else mask for at, token in enumerate(query.tokens)]

@@ -18,9 +18,11 @@ from typing import Any
 import plotly.graph_objects as go
 import plotly.io as pio
 
+from mdm_interp.config import DemoConfig
 from mdm_interp.experiments.claims import OUTCOMES, Verdict, counts
 from mdm_interp.experiments.results import CheckpointOrigin, Result, TrainedOrigin
 from mdm_interp.experiments.scope import SCOPE, scope_label, setting_labels
+from mdm_interp.experiments.subjects import Demo
 from mdm_interp.files import write_text
 from mdm_interp.provenance import difference
 from mdm_interp.viz.pages.page import TEMPLATES, asset, write_libraries
@@ -196,8 +198,10 @@ def _runs(result: Result) -> dict[str, list[str]]:
     """Return the digests of the runs it was measured in, by setting as far as its rows tell them apart."""
     if not isinstance(result.origin, TrainedOrigin):
         return {}
-    formats = result.origin.formats if result.origin.kind == "demos" else {}
-    names = {digest: f"demo checkpoint, {format}" for digest, format in formats.items()}
+    names, other = dict[str, str](), ""
+    if result.origin.kind == "demos":
+        demos = [Demo.of(DemoConfig.model_validate(config), "") for config in result.origin.first_seed]
+        names, other = {demo.config.digest(): demo.name for demo in demos}, "demo checkpoints of other seeds"
     for row in result.rows:
         if "run" in row and row.get("world") is not None and set(SCOPE) <= row.keys():
             names[row["run"]] = scope_label({column: row[column] for column in SCOPE})
@@ -205,5 +209,5 @@ def _runs(result: Result) -> dict[str, list[str]]:
             names[row["run"]] = ", ".join(str(row[column]) for column in ("world", "variant") if column in row)
     groups: dict[str, list[str]] = {}
     for digest in result.origin.runs:
-        groups.setdefault(names.get(digest, ""), []).append(digest)
+        groups.setdefault(names.get(digest, other), []).append(digest)
     return groups

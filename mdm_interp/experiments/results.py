@@ -36,11 +36,6 @@ class TrainedOrigin(_Origin):
     first_seed: list[dict[str, Any]]
     """The configs of the first seed."""
 
-    @property
-    def formats(self) -> dict[str, str]:
-        """The format of each demo checkpoint, by its digest."""
-        return dict(zip(self.runs, (config["format"] for config in self.first_seed), strict=True))
-
 
 class CheckpointOrigin(_Origin):
     """A checkpoint, and what it was asked."""

@@ -28,13 +28,7 @@ from mdm_interp.experiments.claims import save_ledger
 from mdm_interp.experiments.exhibits import PAGES, write_exhibits
 from mdm_interp.experiments.report import write_figures, write_index
 from mdm_interp.experiments.results import Result
-from mdm_interp.experiments.subjects import (
-    Lab,
-    demo_bars,
-    demo_task,
-    missing_demos,
-    train_one_demo,
-)
+from mdm_interp.experiments.subjects import Demo, Lab, demo_bars
 from mdm_interp.files import write_text
 from mdm_interp.parallel import find_place, progress_bars, side_by_side
 from mdm_interp.training.text import TextStep
@@ -167,7 +161,8 @@ def measure_all(analyses: Sequence[Analysis], lab: Lab, out: Path) -> list[Resul
                     errors.append(error)
 
             there = replace(lab, root=lab.root.absolute(), device=device, workers=1)
-            tasks = [(train_one_demo, demo_task(config, lab, device)) for config in missing_demos(list(needed), lab)]
+            demos = [Demo.of(config, lab.root) for config in needed]
+            tasks = [(Demo.train, (demo, device)) for demo in demos if not demo.finished]
             tasks += [(_measure_share, (name, there, out.absolute(), share)) for name, share in shares]
             side_by_side(_call, tasks, workers=lab.workers or n, show=bars.show, finished=finished)
         else:

@@ -7,12 +7,12 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, cast
 
 from rich.progress import Progress
 
 from mdm_interp.checkpoints import load_checkpoint
-from mdm_interp.config import DemoConfig, TrainConfig
+from mdm_interp.config import DemoConfig, DemoWorld, TextFormat, TrainConfig
 from mdm_interp.data.prompts import FactTable, FactTemplates, Kind, Prompts, load_facts, make_prompts
 from mdm_interp.data.queries import Direction, Query, QueryPair
 from mdm_interp.errors import UserError
@@ -53,10 +53,6 @@ class Lab:
 
 
 KINDS: tuple[Kind, ...] = ("positional", "relational")
-DEMO = DemoConfig()
-"""What the demo checkpoints of `reproduce` have in common."""
-TWIN: Literal["qwen2"] = "qwen2"
-"""The format of the demo MDMs' causal twin."""
 
 
 @dataclass(frozen=True)
@@ -225,47 +221,83 @@ def each_checkpoint(probes: Iterable[Probe]) -> list[Probe]:
     return list({member.name: member for member in members}.values())
 
 
+DEMOS: dict[DemoWorld, DemoConfig] = {
+    "memorised": DemoConfig(),
+    "varied": DemoConfig(world="varied", n_families=40, n_control=28, n_bpe=900, steps=6000),
+}
+"""The demo checkpoints of `reproduce`, but for format and seed. The varied one was chosen by what pretraining data look
+like: many facts, most of them stated both ways, each seldom. Its steps are what learning its forward answers takes."""
+TWIN: TextFormat = "qwen2"
+"""The format of the demo MDMs' causal twin."""
+SEEDS_OF_ANSWERS = 3
+"""How many seeds of the varied demo in LLaDA's format are asked for their answers."""
+
+
 def demos(seeds: Sequence[int]) -> list[DemoConfig]:
-    """Return the demo checkpoints of `reproduce`, of the first seed, their intervals being over facts: LLaDA's, Dream's
-    and the twin's; in a quick run Dream's is left out, and the others learn half of the families, in a quarter of the
-    steps."""
-    formats, sizes = ("llada", "dream", TWIN), {}
+    """Return the demo checkpoints of `reproduce`, of the first seed, their intervals being over facts: of either world
+    LLaDA's format and the twin's, and Dream's memorised one. A quick run has the memorised world alone, without Dream,
+    half of the families, and a quarter of the steps."""
+    memorised, varied = DEMOS["memorised"], DEMOS["varied"]
+    wanted = [(memorised, ("llada", TWIN, "dream")), (varied, ("llada", TWIN))]
     if is_quick(seeds):
-        formats = ("llada", TWIN)
-        sizes = {"n_families": DEMO.n_families // 2, "n_control": DEMO.n_control // 2, "steps": DEMO.steps // 4}
-    return [DEMO.model_copy(update={"format": format, "seed": seeds[0], **sizes}) for format in formats]
+        sizes = {"n_families": memorised.n_families // 2, "n_control": memorised.n_control // 2}
+        wanted = [(memorised.model_copy(update={**sizes, "steps": memorised.steps // 4}), ("llada", TWIN))]
+    return [
+        world.model_copy(update={"format": format, "seed": seeds[0]}) for world, formats in wanted for format in formats
+    ]
 
 
-def demo_folder(config: DemoConfig, root: Path) -> Path:
-    """Return where the run store keeps a demo checkpoint."""
-    return root / "demos" / f"{config.format}-{config.digest()}"
+def demos_of_several_seeds(seeds: Sequence[int]) -> list[DemoConfig]:
+    """Return :func:`demos`, and the varied one in LLaDA's format of further seeds."""
+    found = demos(seeds)
+    varied = [config for config in found if (config.world, config.format) == ("varied", "llada")]
+    return found + [one.model_copy(update={"seed": seed}) for one in varied for seed in seeds[1:SEEDS_OF_ANSWERS]]
 
 
-def train_demos(configs: Sequence[DemoConfig], lab: Lab) -> list[Path]:
-    """Return the folders of the demo checkpoints of `configs`; those that the run store lacks are trained first."""
-    if missing := missing_demos(configs, lab):
+@dataclass(frozen=True)
+class Demo:
+    """A demo checkpoint of the run store, trained or not yet."""
+
+    config: DemoConfig
+    folder: Path
+
+    @classmethod
+    def of(cls, config: DemoConfig, root: str | Path) -> Demo:
+        return cls(config, Path(root).absolute() / "demos" / f"{config.format}-{config.digest()}")
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / "config.json").exists()
+
+    @property
+    def name(self) -> str:
+        """What results and figures call it."""
+        config = self.config
+        share, usual = (one.n_control / one.n_families for one in (config, DEMOS[config.world]))
+        parts = [f"demo {config.format}", *([config.world] if config.world != "memorised" else [])]
+        parts += [f"{share:.0%} both ways"] * (share != usual) + [f"seed {config.seed}"] * (config.seed > 0)
+        return ", ".join(parts)
+
+    def train(self, device: str, report: Callable[[TextStep], Any]) -> None:
+        """Train it here, or what is missing of it."""
+        train_demo(self.folder, self.config, device=device, report=lambda *at: report(TextStep(self.config, *at)))
+
+    def probe(self, device: str = "cpu") -> Probe:
+        """Open it, asked about the facts that training states one way."""
+        return replace(open_probe(self.folder, self.folder / "facts.csv", device=device), name=self.name)
+
+
+def train_demos(configs: Sequence[DemoConfig], lab: Lab) -> list[Demo]:
+    """Return the demo checkpoints of `configs`; those that the run store lacks are trained first."""
+    every = [Demo.of(config, lab.root) for config in configs]
+    if missing := [demo for demo in every if not demo.finished]:
         n, device = find_place(lab.workers, lab.device)
-        tasks = [demo_task(config, lab, device) for config in missing]
         with progress_bars() as progress:
-            side_by_side(train_one_demo, tasks, workers=lab.workers or n, show=demo_bars(progress).show)
-    return [demo_folder(config, lab.root) for config in configs]
-
-
-def missing_demos(configs: Sequence[DemoConfig], lab: Lab) -> list[DemoConfig]:
-    """Return which demo checkpoints the run store lacks."""
-    return [config for config in configs if not (demo_folder(config, lab.root) / "config.json").exists()]
-
-
-def demo_task(config: DemoConfig, lab: Lab, device: str) -> tuple[Path, DemoConfig, str]:
-    """Return what :func:`train_one_demo` is called with, in whatever process."""
-    return demo_folder(config, lab.root).absolute(), config, device
-
-
-def train_one_demo(folder: Path, config: DemoConfig, device: str, report: Callable[[TextStep], Any]) -> None:
-    """Train a demo checkpoint in this process."""
-    train_demo(folder, config, device=device, report=lambda step, loss: report(TextStep(config, step, loss)))
+            tasks = [(demo, device) for demo in missing]
+            side_by_side(Demo.train, tasks, workers=lab.workers or n, show=demo_bars(progress).show)
+    return every
 
 
 def demo_bars(progress: Progress) -> TextBars:
     """Return a progress bar for each demo checkpoint in training."""
-    return TextBars(progress, lambda config: f"demo {config.format}")
+    return TextBars(progress, lambda config: Demo.of(cast(DemoConfig, config), "").name)

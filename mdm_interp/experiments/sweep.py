@@ -4,6 +4,11 @@
     grid: {model.position: [rope, alibi], seed: [0, 1, 2]}
     measures: [route_correlation]
 
+    kind: demos                                                      # demo checkpoints instead
+    base: {world: varied, n_families: 40, n_bpe: 900, steps: 6000}
+    grid: {n_control: [7, 14, 21, 28]}
+    measures: [large_model_prediction]
+
 The table, `sweep.parquet`, has a row per measurement: the sweep's axes by their dotted names, `measure`, and what the
 measure says, as in results. It is there from the beginning, and replaced by a longer one as runs are done.
 """
@@ -16,28 +21,32 @@ import itertools
 import json
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pandas as pd
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
-from mdm_interp.config import Config, FactConfig, TrainConfig, one_line
+from mdm_interp.config import Config, DemoConfig, FactConfig, TrainConfig, one_line
 from mdm_interp.errors import UserError
 from mdm_interp.experiments.analysis import Analysis, discover
 from mdm_interp.experiments.results import plain, tidy
 from mdm_interp.experiments.scope import metrics_at, rows_of, stages
+from mdm_interp.experiments.subjects import Demo
 from mdm_interp.files import DEFAULT_ROOT, replacing
 from mdm_interp.parallel import Workers, find_place, progress_bars, side_by_side
-from mdm_interp.training.loop import Progressed, Report, ensembles, train_ensemble
+from mdm_interp.training.loop import Progressed, ensembles, train_ensemble
 from mdm_interp.training.runs import Run
+from mdm_interp.training.text import TextStep
 
 Point = dict[str, Any]
-"""Values of some fields of a :class:`~mdm_interp.config.TrainConfig`, by their dotted names."""
+"""Values of some fields of a config, by their dotted names."""
+Trained = Run | Demo
+"""What a sweep trains and measures."""
 
 
 class Distribution(Config):
@@ -92,15 +101,19 @@ class Sweep(Config):
     """Which runs there are, and what is measured of them. The runs are the product of a grid's fields, of points that
     are drawn, and of points that are listed, each with the fields of `base`."""
 
+    kind: Literal["runs", "demos"] = "runs"
+    """What is trained: runs of a :class:`~mdm_interp.config.TrainConfig`, or demo checkpoints of a
+    :class:`~mdm_interp.config.DemoConfig`."""
     base: dict[str, Any]
-    """Fields of a :class:`~mdm_interp.config.TrainConfig`. `model.d_vocab` and `model.n_ctx` follow the world, and
-    `model.attention` and `model.readout_shift` the objective, where they are not given."""
+    """Fields of these. A run's `model.d_vocab` and `model.n_ctx` follow the world, and `model.attention` and
+    `model.readout_shift` the objective, where they are not given."""
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default_factory=dict)
     """Values of fields, by their dotted names."""
     random: RandomPoints | None = None
     points: Annotated[list[Point], Field(min_length=1)] | None = None
     measures: list[str] = Field(default_factory=list)
-    """Names of analyses of runs. What training recorded is always in the table, as the measure `metrics`."""
+    """Names of analyses of what is trained. What the training of runs recorded is always in the table, as the measure
+    `metrics`."""
 
     @model_validator(mode="after")
     def _check(self) -> Sweep:
@@ -121,14 +134,14 @@ class Sweep(Config):
         return [*self.grid, *(self.random.over if self.random else ()), *self._listed]
 
     @cached_property
-    def configs(self) -> list[TrainConfig]:
-        """The runs' configs, equal ones once."""
+    def configs(self) -> list[Any]:
+        """The runs' configs, of the `kind` that they are, equal ones once."""
         of_grid = [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
         parts = [of_grid, self.random.points() if self.random else [{}], self.points or [{}]]
         points = ({**one, **two, **three} for one, two, three in itertools.product(*parts))
         return list({config.digest(): config for config in map(self._config, points)}.values())
 
-    def _config(self, point: Point) -> TrainConfig:
+    def _config(self, point: Point) -> Any:
         content = copy.deepcopy(self.base)
         for name, value in point.items():
             *sections, last = name.split(".")
@@ -138,8 +151,10 @@ class Sweep(Config):
             if not isinstance(section, dict):
                 raise ValueError(f"{name}: there is no such field, as {'.'.join(sections)} has none; correct its name")
             section[last] = copy.deepcopy(value)
-        prefix = "facts."
+        prefix = "" if self.kind == "demos" else "facts."
         try:
+            if self.kind == "demos":
+                return DemoConfig.model_validate(content)
             facts = FactConfig.model_validate(content.get("facts", {}))
             prefix, model = "", content.get("model")
             if isinstance(model, dict):
@@ -151,7 +166,7 @@ class Sweep(Config):
         except ValidationError as error:
             raise ValueError(f"{prefix}{_short(one_line(error))}{at(point)}") from error
 
-    def at(self, config: TrainConfig) -> Point:
+    def at(self, config: Config) -> Point:
         """Return where on the axes a run is."""
         return {axis: plain(functools.reduce(getattr, axis.split("."), config)) for axis in self.axes}
 
@@ -202,13 +217,14 @@ def run_sweep(
         UserError: a measure is not installed, the device cannot be used, or no scheduler answers.
     """
     root, out = Path(root).absolute(), Path(out).absolute()
-    measures = find_measures(sweep.measures)
-    runs = {config.digest(): Run.of(config, root) for config in sweep.configs}
+    measures = find_measures(sweep.measures, sweep.kind)
+    runs = {config.digest(): _trained_of(config, root) for config in sweep.configs}
     outcomes = {name: found for name, run in runs.items() if (found := _stored(run, out, measures))}
     missing = [run for name, run in runs.items() if name not in outcomes]
     n, device = find_place(workers, device) if missing else (1, device)
-    shares = ensembles([run for run in missing if not _is_finished(run)], device, n)
-    shares += [[run] for run in missing if _is_finished(run)]
+    unfinished = [run for run in missing if not _is_finished(run)]
+    shares: list[Sequence[Trained]] = [*ensembles([run for run in unfinished if isinstance(run, Run)], device, n)]
+    shares += [[run] for run in missing if isinstance(run, Demo) or run not in unfinished]
     root.mkdir(parents=True, exist_ok=True)
     table, lost = _Table(sweep, out / "sweep.parquet"), list[BaseException]()
     with _Bar(sweep, len(runs)) as bar:
@@ -221,20 +237,20 @@ def run_sweep(
                 bar.add(outcome)
             table.write(outcomes, if_due=True)
 
-        def run_all(shares: Sequence[Sequence[Run]]) -> None:
+        def run_all(shares: Sequence[Sequence[Trained]]) -> None:
             """Run shares; where a process died and took the others' with it, the lost ones again in ever smaller
             groups, so that what it died of is found and the rest is done."""
             if not shares:
                 return
-            tasks = [(share, device, out, sweep.measures) for share in shares]
+            tasks = [(share, device, out, sweep.measures, sweep.kind) for share in shares]
             side_by_side(_run_together, tasks, workers=workers or n, show=bar.show, finished=finished)
-            left = [share for share in shares if share[0].folder.name not in outcomes]
+            left = [share for share in shares if share[0].config.digest() not in outcomes]
             if len(left) == 1:
                 left = [[run] for run in left[0]]
             if isinstance(workers, str) or len(left) == 1:  # a cluster's workers die each for themselves
-                for run in itertools.chain(*left):
-                    outcomes[run.folder.name] = Outcome(run.folder.name, {}, _reason(lost[-1]))
-                    bar.add(outcomes[run.folder.name])
+                for name in (run.config.digest() for run in itertools.chain(*left)):
+                    outcomes[name] = Outcome(name, {}, _reason(lost[-1]))
+                    bar.add(outcomes[name])
             else:
                 run_all(left[: len(left) // 2])
                 run_all(left[len(left) // 2 :])
@@ -252,61 +268,67 @@ def run_sweep(
     return [outcomes[run] for run in runs]
 
 
-def find_measures(names: Sequence[str]) -> list[Analysis]:
-    """Return the installed analyses of runs that are named.
+def _trained_of(config: TrainConfig | DemoConfig, root: Path) -> Trained:
+    return Run.of(config, root) if isinstance(config, TrainConfig) else Demo.of(config, root)
+
+
+def find_measures(names: Sequence[str], kind: str = "runs") -> list[Analysis]:
+    """Return the installed analyses of runs, or of demos, that are named.
 
     Raises:
         UserError: there is none of a name.
     """
-    known = {analysis.name: analysis for analysis in discover() if analysis.kind == "runs"}
+    known = {one.name: one for one in discover() if one.kind == kind and not getattr(one, "needs_twin", False)}
     if unknown := [name for name in names if name not in known]:
-        raise UserError(f"measures: no analysis of runs {unknown[0]!r}; there are {', '.join(sorted(known))}")
+        raise UserError(f"measures: no analysis of {kind} {unknown[0]!r}; there are {', '.join(sorted(known))}")
     return [known[name] for name in dict.fromkeys(names)]
 
 
-def _is_finished(run: Run) -> bool:
+def _is_finished(run: Trained) -> bool:
     try:
         return run.finished
     except UserError:  # it is damaged, as training it will say
         return False
 
 
-def _stored(run: Run, out: Path, measures: Sequence[Analysis]) -> Outcome | None:
+def _stored(run: Trained, out: Path, measures: Sequence[Analysis]) -> Outcome | None:
     """Return the outcome of a run of which nothing is missing."""
     rows = {analysis.name: analysis.stored_rows(run, out) for analysis in measures}
     if not _is_finished(run) or None in rows.values():
         return None
     try:
-        return Outcome(
-            run.folder.name, {"metrics": _recorded(run), **{name: found or [] for name, found in rows.items()}}
-        )
+        found = {"metrics": _recorded(run)} if isinstance(run, Run) else {}
+        return Outcome(run.config.digest(), {**found, **{name: found or [] for name, found in rows.items()}})
     except UserError:  # so are its metrics
         return None
 
 
 def _run_together(
-    runs: Sequence[Run], device: str, out: Path, measures: Sequence[str], report: Report
+    runs: Sequence[Trained], device: str, out: Path, measures: Sequence[str], kind: str, report: Callable[..., Any]
 ) -> list[Outcome]:
     """Train runs together and measure each; if that fails, one by one, so that only those fail that are to blame."""
     try:
-        train_ensemble(runs, device, report)
+        train_ensemble([run for run in runs if isinstance(run, Run)], device, report)
+        for demo in runs:
+            if isinstance(demo, Demo):
+                demo.train(device, report)
     except Exception as error:
         if len(runs) == 1:
-            return [Outcome(runs[0].folder.name, {}, _reason(error))]
-        return [outcome for run in runs for outcome in _run_together([run], device, out, measures, report)]
-    return [_measured(run, out, find_measures(measures)) for run in runs]
+            return [Outcome(runs[0].config.digest(), {}, _reason(error))]
+        return [outcome for run in runs for outcome in _run_together([run], device, out, measures, kind, report)]
+    return [_measured(run, out, find_measures(measures, kind), device) for run in runs]
 
 
-def _measured(run: Run, out: Path, measures: Sequence[Analysis]) -> Outcome:
+def _measured(run: Trained, out: Path, measures: Sequence[Analysis], device: str) -> Outcome:
     rows, reasons = dict[str, list[dict[str, Any]]](), list[str]()
-    calls = {"metrics": partial(_recorded, run)}
-    calls |= {analysis.name: partial(analysis.measured_rows, run, out) for analysis in measures}
+    calls = {"metrics": partial(_recorded, run)} if isinstance(run, Run) else {}
+    calls |= {analysis.name: partial(analysis.measured_rows, run, out, device) for analysis in measures}
     for name, call in calls.items():
         try:
             rows[name] = call()
         except Exception as error:
             reasons.append(f"{name}: {_reason(error)}")
-    return Outcome(run.folder.name, rows, "; ".join(reasons))
+    return Outcome(run.config.digest(), rows, "; ".join(reasons))
 
 
 def _recorded(run: Run) -> list[dict[str, Any]]:
@@ -383,8 +405,11 @@ class _Bar:
     def __exit__(self, *exception: object) -> None:
         self.progress.stop()
 
-    def show(self, progressed: Progressed) -> None:
-        self.under_way[progressed.digest] = progressed.step / progressed.total
+    def show(self, progressed: Progressed | TextStep) -> None:
+        if isinstance(progressed, TextStep):
+            self.under_way[progressed.config.digest()] = progressed.step / progressed.config.steps
+        else:
+            self.under_way[progressed.digest] = progressed.step / progressed.total
         self._update()
 
     def add(self, outcome: Outcome) -> None:

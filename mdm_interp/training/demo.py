@@ -58,7 +58,6 @@ def train_demo(
         record="demo.yaml",
         prepare=write_facts,
         trainer=train_demo,
-        crop=False,
         device=device,
         progress=progress,
         report=report,

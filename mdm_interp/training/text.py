@@ -85,7 +85,6 @@ def train_text(
     record: str = "text.yaml",
     prepare: Callable[[], Any] | None = None,
     trainer: Callable[..., Any] | None = None,
-    crop: bool = True,
     device: str = "cpu",
     progress: bool = True,
     report: Callable[[int, float], Any] | None = None,
@@ -97,8 +96,6 @@ def train_text(
             config has to tell other sentences apart.
         prepare: Called once the folder is known to be one for this config, to write what else belongs there.
         trainer: Whose code `made_with.json` names. Default: this.
-        crop: Whether a batch is cut to its longest sentence, rather than padded to the longest of all: faster where
-            lengths differ, and another draw of masks.
         progress: Draw a progress bar with the loss.
         report: Called every few steps with the step and the loss, instead of drawing a bar.
 
@@ -118,7 +115,7 @@ def train_text(
         if prepare is not None:
             prepare()
         tokenizer = make_tokenizer(sentences, config)
-        training, bars = _Training(folder, config, trainer or train_text, crop), progress_bars()
+        training, bars = _Training(folder, config, trainer or train_text), progress_bars()
         bars.disable = report is not None or not progress
         bar = bars.add_task(f"{what} {config.format}", total=config.steps, values="")
 
@@ -215,7 +212,6 @@ class _Training(Resumable):
     folder: Path
     config: TextConfig
     trainer: Callable[..., Any]
-    crop: bool
 
     @property
     def state_path(self) -> Path:
@@ -243,7 +239,7 @@ class _Training(Resumable):
                 group["lr"] = config.lr * min(1.0, step / config.warmup) * schedule[step - 1]
             drawn = torch.randint(len(tokens), (config.batch_size,), generator=generator)
             batch, real = tokens[drawn], kept[drawn]
-            longest = int(real.sum(1).max()) if self.crop else tokens.shape[1]
+            longest = int(real.sum(1).max())
             loss = text_loss(model, batch[:, :longest], real[:, :longest], generator)
             optimizer.zero_grad()
             loss.backward()

@@ -19,6 +19,7 @@ from page_helpers import HOSTILE, expect, opened
 from plotly.offline import get_plotlyjs
 from report_helpers import QUESTION, SETTING, SUMMARY, TAKEAWAY, drawing, result, verdict
 
+from mdm_interp.config import DemoConfig
 from mdm_interp.experiments.analysis import CheckpointAnalysis, discover
 from mdm_interp.experiments.report import write_figures, write_index
 from mdm_interp.experiments.results import CheckpointOrigin, Result, TrainedOrigin
@@ -186,10 +187,12 @@ def test_a_figure_of_one_other_run_and_one_from_before_it_was_recorded(tmp_path:
 
 
 def test_a_figure_of_demo_checkpoints_names_them(tmp_path: Path) -> None:
-    formats: list[dict[str, Any]] = [{"format": "llada"}, {"format": "qwen2"}]
-    origin = TrainedOrigin(kind="demos", runs=["aa", "bb"], first_seed=formats)
+    configs = [DemoConfig(format="llada"), DemoConfig(format="qwen2")]
+    one, two = (config.digest() for config in configs)
+    dumped = [config.model_dump(mode="json") for config in configs]
+    origin = TrainedOrigin(kind="demos", runs=[one, two, "cc"], first_seed=dumped)
     said = text_of(write(tmp_path, (result(origin=origin), drawing())))
-    assert "demo checkpoint, llada: aa demo checkpoint, qwen2: bb" in said
+    assert f"demo llada: {one} demo qwen2: {two} demo checkpoints of other seeds: cc" in said
     assert "runs show" not in said
     assert "Of checkpoints" in said
 

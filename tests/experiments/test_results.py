@@ -244,12 +244,6 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         Result.load(tmp_path / "nowhere.json")
 
 
-def test_the_format_of_each_demo_checkpoint_is_told_by_its_digest() -> None:
-    configs = [{"format": "llada"}, {"format": "qwen2"}]
-    demos = TrainedOrigin(kind="demos", runs=["a", "b"], first_seed=configs)
-    assert demos.formats == {"a": "llada", "b": "qwen2"}
-
-
 # ---- what makes two measurements the same
 
 

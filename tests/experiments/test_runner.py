@@ -22,7 +22,7 @@ from mdm_interp.experiments import analysis, runner
 from mdm_interp.experiments.analysis import ENTRY_POINTS, Analysis, discover
 from mdm_interp.experiments.results import Result
 from mdm_interp.experiments.runner import measure_all
-from mdm_interp.experiments.subjects import Lab, demos, train_one_demo
+from mdm_interp.experiments.subjects import Demo, Lab, demos
 from mdm_interp.training.loop import train, train_ensemble
 from mdm_interp.training.runs import Run
 
@@ -152,13 +152,13 @@ def test_demos_are_trained_first_and_once_beside_what_needs_none(
     of_demos = [analysis for analysis in discover() if analysis.kind == "demos"][:2]
     with tiny_grid(), pytest.raises(KeyboardInterrupt):
         measure_all([planted[0], *of_demos], Lab(n_seeds=2, root=tmp_path / "runs", workers=2), tmp_path / "out")
-    trained = [args[1] for function, args in given if function is train_one_demo]
+    trained = [args[0].config for function, args in given if function is Demo.train]
     with tiny_grid():
         assert trained == demos(range(2))
-    assert [function is train_one_demo for function, _ in given] == sorted(
-        (function is train_one_demo for function, _ in given), reverse=True
+    assert [function is Demo.train for function, _ in given] == sorted(
+        (function is Demo.train for function, _ in given), reverse=True
     )
-    assert {args[0] for function, args in given if function is not train_one_demo} == {
+    assert {args[0] for function, args in given if function is not Demo.train} == {
         planted[0].name,
         *(analysis.name for analysis in of_demos),
     }

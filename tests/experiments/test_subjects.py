@@ -17,12 +17,23 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from analyses import large_model_coupling
 from mdm_interp.checkpoints import load_checkpoint, save_checkpoint
-from mdm_interp.config import FactConfig
+from mdm_interp.config import DemoConfig, FactConfig
 from mdm_interp.data.prompts import load_facts
 from mdm_interp.errors import UserError
 from mdm_interp.experiments.analysis import CheckpointAnalysis, discover
 from mdm_interp.experiments.results import CheckpointOrigin, Result
-from mdm_interp.experiments.subjects import KINDS, Lab, Probe, demos, each_checkpoint, open_probe, train_demos
+from mdm_interp.experiments.subjects import (
+    DEMOS,
+    KINDS,
+    Demo,
+    Lab,
+    Probe,
+    demos,
+    demos_of_several_seeds,
+    each_checkpoint,
+    open_probe,
+    train_demos,
+)
 from mdm_interp.measures.evidence import compute_evidence
 from mdm_interp.measures.gradients.alignment import gradient_alignment
 from mdm_interp.measures.parity import score_parity
@@ -122,9 +133,21 @@ def test_a_model_of_the_small_grid_is_measured_alike_as_a_checkpoint(tmp_path: P
         assert again.gram.cosine(group, [0]).equal(aligned.gram.cosine(group, [0]))
 
 
-def test_a_quick_run_has_one_demo_and_its_twin_and_a_full_one_two(real_grid: None) -> None:
-    assert [(demo.format, demo.seed) for demo in demos(range(3))] == [("llada", 0), ("qwen2", 0)]
-    assert [(demo.format, demo.seed) for demo in demos(range(10))] == [("llada", 0), ("dream", 0), ("qwen2", 0)]
+def test_a_quick_run_has_one_demo_and_its_twin_and_a_full_one_both_worlds() -> None:
+    def named(configs: list[DemoConfig]) -> list[str]:
+        return [Demo.of(config, "").name for config in configs]
+
+    assert named(demos_of_several_seeds(range(3))) == named(demos(range(3)))
+    assert [(demo.world, demo.format, demo.seed) for demo in demos(range(3))] == [
+        ("memorised", "llada", 0),
+        ("memorised", "qwen2", 0),
+    ]
+    full = ["demo llada", "demo qwen2", "demo dream", "demo llada, varied", "demo qwen2, varied"]
+    assert named(demos(range(10))) == full
+    more = ["demo llada, varied, seed 1", "demo llada, varied, seed 2"]
+    assert named(demos_of_several_seeds(range(10))) == [*full, *more]
+    few = DEMOS["varied"].model_copy(update={"n_control": 7})
+    assert Demo.of(few, "").name == "demo llada, varied, 18% both ways"
 
 
 # ---- the commands

@@ -19,6 +19,7 @@ import pytest
 import yaml
 from cli_helpers import Ended, assert_refused, contents
 from cluster_helpers import Cluster
+from helpers import TINY_DEMO
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -325,6 +326,31 @@ def test_the_result_of_each_measure_is_beside_the_table(planted: Path, tmp_path:
 
 
 @pytest.mark.usefixtures("in_this_process")
+def test_demo_checkpoints_are_trained_and_measured_along_axes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = TINY_DEMO.model_copy(update={"world": "varied"}).model_dump(exclude={"n_control"})
+    fields = {"kind": "demos", "base": base, "grid": {"n_control": [1, 3]}, "measures": ["large_model_prediction"]}
+    sweep, out = Sweep.model_validate(fields), tmp_path / "out"
+    outcomes = run_sweep(sweep, out, root=tmp_path / "runs", workers=1)
+    assert [(outcome.run, outcome.reason) for outcome in outcomes] == [(one.digest(), "") for one in sweep.configs]
+    table = pd.read_parquet(out / "sweep.parquet")
+    assert set(table["measure"]) == {"large_model_prediction"}
+    names = {1: "demo llada, varied, 17% both ways", 3: "demo llada, varied, 50% both ways"}
+    assert dict(table.groupby("n_control")["checkpoint"].unique().explode()) == names
+    result = Result.load(out / "large_model_prediction.json")
+    assert result.frame["checkpoint"].unique().tolist() == list(names.values())
+    monkeypatch.setattr(module, "side_by_side", pytest.fail)
+    assert run_sweep(sweep, out, root=tmp_path / "runs", workers=1) == outcomes
+
+
+def test_a_sweep_of_demos_measures_what_is_measured_of_demos(tmp_path: Path) -> None:
+    fields: dict[str, Any] = {"kind": "demos", "base": {"steps": 1}}
+    for measure in ("route_correlation", "twin"):
+        with pytest.raises(UserError, match=f"no analysis of demos '{measure}'; there are large_model_coupling"):
+            run_sweep(Sweep.model_validate({**fields, "measures": [measure]}), tmp_path)
+    with pytest.raises(ValidationError, match="n_control: 16 of 16 families leave none to test"):
+        Sweep.model_validate({**fields, "grid": {"n_control": [16]}})
+
+
 def test_a_sweep_that_is_repeated_or_extended_goes_on(
     planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

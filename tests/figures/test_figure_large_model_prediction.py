@@ -156,8 +156,10 @@ def test_the_figure_shows_every_checkpoint(result: Result, count: int) -> None:
     figure: Any = analysis.ANALYSIS.figure(several)
     titles = [annotation.text for annotation in figure.layout.annotations]
     assert [title for title in titles if title] == [
-        f"tiny-dream {i}, {kind} reverse" for i in range(count) for kind in KINDS
+        *(f"exact match, {kind} reverse" for kind in KINDS),
+        *(f"tiny-dream {i}, {kind} reverse" for i in range(count) for kind in KINDS),
     ]
+    assert list(figure.layout.yaxis.ticktext) == [f"tiny-dream {i}" for i in range(count)]
     assert sum(trace.showlegend is not False for trace in figure.data) == 5
     assert str(torch.nan) not in figure.layout.title.subtitle.text
 

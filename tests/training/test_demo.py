@@ -58,6 +58,21 @@ def test_tested_parents_are_stated_in_one_direction_only() -> None:
             assert starts == {True, False}
 
 
+def test_sentences_with_two_facts_name_tested_parents_after_the_child() -> None:
+    config = DemoConfig(world="varied", n_families=9, n_control=4)
+    people, plain = make_people(config), make_people(config.model_copy(update={"world": "memorised"}))
+    assert (people.tested, people.control, people.others) == (plain.tested, plain.control, plain.others)
+    further = set(people.sentences()) - set(plain.sentences())
+    assert len(further) == 3 + 2 * 2, "of every second family, of the control's in both directions"
+    for family in people.together:
+        (sentence,) = [text for text in further if family["child"] in text]
+        places = [sentence.index(family[who]) for who in ("child", "mother", "father")]
+        assert places == sorted(places)
+        for who in ("mother", "father"):
+            pair = {"child": family["child"], "parent": family[who], "parent_type": who}
+            assert pair in people.tested
+
+
 def test_people_are_all_different_and_depend_on_the_seed_alone() -> None:
     people = make_people(DemoConfig())
     names = [fact["person"] for fact in people.others]
@@ -236,10 +251,10 @@ def test_bad_settings_are_refused() -> None:
         ("qwen2", 500, 0.9, {}),
     ],
 )
-def test_it_learns_its_facts(tmp_path: Path, format: Any, steps: int, learnt: float, changes: dict[str, int]) -> None:
+def test_it_learns_its_facts(tmp_path: Path, format: Any, steps: int, learnt: float, changes: dict[str, Any]) -> None:
     """A third of the default's people or fewer, to be quick; one format to the end, the others until much is learnt.
     Chance is below a thousandth."""
-    small = {"n_families": 6, "n_control": 2, "d_model": 64, "d_mlp": 128, "batch_size": 32}
+    small: dict[str, Any] = {"n_families": 6, "n_control": 2, "d_model": 64, "d_mlp": 128, "batch_size": 32}
     config = DemoConfig(format=format, steps=steps, **small | changes)
     folder = train_demo(tmp_path, config, progress=False)
     model, table = load_checkpoint(folder), load_facts(folder / "facts.csv")
