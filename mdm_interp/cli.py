@@ -203,14 +203,17 @@ def verify(
     verdict: Annotated[list[str] | None, typer.Option(help="Lines with this verdict, such as fails.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON array.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="One table.")] = False,
-    readme: Annotated[Path | None, typer.Option(help="Also write the table of findings into this file.")] = None,
+    readme: Annotated[
+        Path | None, typer.Option(help="Also write what was found between the marks of this file.")
+    ] = None,
 ) -> None:
     """Show on one screen what becomes of the paper's claims, or those lines of the claims ledger that are asked for:
     each claim, in every setting and at every stage that was measured, with its effect, null, interval and computed
     verdict. Reads what `reproduce` measured."""
+    from mdm_interp.experiments import findings
     from mdm_interp.experiments.analysis import discover, ledger
     from mdm_interp.experiments.claims import as_json as written
-    from mdm_interp.experiments.claims import save_ledger, write_findings
+    from mdm_interp.experiments.claims import save_ledger
     from mdm_interp.experiments.verify import listing, select, summary, table
 
     if as_json and as_csv:
@@ -222,12 +225,13 @@ def verify(
                 f"--out: {out} holds no {analysis.name}.json, from which claims are judged; run `mdm-interp reproduce "
                 f"--only {analysis.name} --out {out}` first"
             )
-    verdicts = ledger(judged, {analysis.name: analysis.load(out / f"{analysis.name}.json") for analysis in judged})
+    results = {a.name: a.load(path) for a in discover() if (path := out / f"{a.name}.json").exists()}
+    verdicts = ledger(judged, results)
     asked = {"claim": claim, "scheme": scheme, "stage": stage, "verdict": verdict}
     chosen = select(verdicts, **asked)
     save_ledger(verdicts, out / "claims.json")
     if readme:
-        write_findings(verdicts, readme)
+        findings.write(verdicts, results, readme)
     if as_json:
         print(written(chosen), end="")
     elif as_csv:
@@ -235,7 +239,7 @@ def verify(
     elif any(asked.values()):
         print(listing(chosen))
     else:
-        print(summary(verdicts))
+        print(summary(verdicts, findings.sentences(results)))
 
 
 @app.command()
@@ -366,6 +370,7 @@ def reversal_benchmark(
     from mdm_interp.devices import check_device
     from mdm_interp.experiments.report import write_figures, write_index
     from mdm_interp.experiments.reversal_benchmark import draw_figure, score, train_pair, write_facts
+    from mdm_interp.files import write_text
 
     if (checkpoint is None) != train or (train and twin):
         raise UserError("CHECKPOINT: give a checkpoint to score, or --train for a pair that is trained here, not both")
@@ -382,6 +387,7 @@ def reversal_benchmark(
         if twin:
             models[f"{Path(twin).absolute().name} (twin)"] = load_checkpoint(twin, **loading)
     result = score(models, benchmark if limit is None else benchmark.of_people(limit), out, n_others=others)
+    write_text(out / f"{result.name}.csv", result.summary.frame.to_csv(index=False, lineterminator="\n"))
     drawn = [(result, draw_figure(result))]
     problem = write_figures(drawn, out)
     write_index(drawn, [], out)
@@ -495,9 +501,8 @@ def train(
 def list_runs(
     runs: Root = DEFAULT_ROOT, as_json: Annotated[bool, typer.Option("--json", help="One JSON array.")] = False
 ) -> None:
-    """List every stored run: world, position scheme, objective, seed, steps done."""
-    from rich.console import Console
-    from rich.table import Table
+    """List every stored run: world, position scheme, objective, layers, heads, whether it has an MLP, seed, steps."""
+    import pandas as pd
 
     from mdm_interp.training.runs import stored_runs
 
@@ -507,6 +512,9 @@ def list_runs(
             "world": run.config.facts.world,
             "position": run.config.model.position,
             "objective": run.config.objective,
+            "layers": run.config.model.n_layers,
+            "heads": run.config.model.n_heads,
+            "mlp": not run.config.model.attn_only,
             "seed": run.config.seed,
             "step": run.step,
             "steps": run.config.steps,
@@ -516,12 +524,8 @@ def list_runs(
     if as_json:
         print(json.dumps(rows))
         return
-    table = Table()
-    for name in rows[0] if rows else ("run",):
-        table.add_column(name, overflow="fold")
-    for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
-    Console().print(table)
+    table = pd.DataFrame(rows).convert_dtypes()  # steps stay whole where a run has none
+    print(table.to_string(index=False, na_rep="none") if rows else f"no runs in {runs}")
 
 
 @runs_app.command("show")

@@ -31,7 +31,7 @@ from mdm_interp import viz
 from mdm_interp.checkpoints import save_checkpoint
 from mdm_interp.cli import run_one
 from mdm_interp.config import FactConfig, ModelConfig, TrainConfig
-from mdm_interp.experiments import claims, grids, runner, subjects
+from mdm_interp.experiments import claims, findings, grids, runner, subjects
 from mdm_interp.experiments.analysis import discover
 from mdm_interp.experiments.results import CheckpointOrigin, Result
 from mdm_interp.experiments.runner import Reported
@@ -209,15 +209,18 @@ def test_train_prints_the_folder_and_trains_once(
 def test_runs_are_listed_shown_and_pruned(mdm_interp: Callable[..., Ended], tmp_path: Path) -> None:
     done, killed = stored(tmp_path / "runs"), unfinished(tmp_path / "runs", seed=1)
     listed = {row["run"]: row for row in json.loads(mdm_interp("runs", "list", "--json").out)}
+    model = TrainConfig(**CONFIG).model
     common = {"world": "relation_cycle", "position": "rope", "objective": "any_order", "steps": 4}
+    common |= {"layers": model.n_layers, "heads": model.n_heads, "mlp": not model.attn_only}
     assert listed == {
         done.folder.name: {"run": done.folder.name, **common, "seed": 0, "step": 4},
         killed.folder.name: {"run": killed.folder.name, **common, "seed": 1, "step": None},
     }
     table = mdm_interp("runs", "list")
     assert table.code == 0
-    assert {"run", "world", "seed"} <= set(table.out.split())
-    assert sum("rope" in line for line in table.out.splitlines()) == 2
+    heading, *lines = table.out.splitlines()
+    assert heading.split() == list(next(iter(listed.values())))
+    assert {line.split()[0] for line in lines} == {done.folder.name, killed.folder.name}, "with whole names"
 
     shown = mdm_interp("runs", "show", done.folder.name[:10])
     assert shown.code == 0
@@ -556,7 +559,7 @@ def test_verify_prints_and_writes_the_ledger(
     for analysis in discover():
         if analysis.claims:
             tiny_result(analysis.name).save(tmp_path / "figures" / f"{analysis.name}.json")
-    readme = "before\n" + "".join(claims.MARKS) + "after\n"
+    readme = "before\n" + "".join(findings.marks("findings")) + "after\n"
     (tmp_path / "README.md").write_text(readme)
     printed = mdm_interp("verify", "--readme", "README.md")
     assert printed.code == 0
@@ -580,8 +583,8 @@ def test_verify_prints_and_writes_the_ledger(
     assert_refused(mdm_interp("verify", "--csv", "--json"), "--json --csv: these exclude each other")
     assert {line["verdict"] for line in written} <= {"holds", "fails", "inconclusive"}
     text = (tmp_path / "README.md").read_text()
-    assert text.startswith("before\n" + claims.MARKS[0])
-    assert text.endswith(claims.MARKS[1] + "after\n")
+    start, end = findings.marks("findings")
+    assert text.startswith(f"before\n{start}") and text.endswith(f"{end}after\n")
     held = sum(line["verdict"] == "holds" and line["role"] in ("test", "arm") for line in written)
     assert sum(int(count) for count in re.findall(r"(\d+) holds", text)) == held
     (tmp_path / "README.md").write_text("no marks")

@@ -206,7 +206,7 @@ def assert_alike(one: dict[str, Any], other: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 def test_a_probe_in_shards_has_the_rows_of_one_process(tmp_path: Path, mdm_interp: Callable[..., Ended]) -> None:
-    tiny_probe(tmp_path, "llada", twin="qwen2")
+    tiny_probe(tmp_path, "llada", twin="qwen2", facts=5)
     asked = ["probe", tmp_path / "tiny-llada", "--facts", tmp_path / "facts.csv", "--twin", tmp_path / "tiny-qwen2"]
     assert mdm_interp(*asked, "--out", tmp_path / "alone").code == 0
     ended = mdm_interp(*asked, "--out", tmp_path / "shards", "--shards", 2)
@@ -218,6 +218,7 @@ def test_a_probe_in_shards_has_the_rows_of_one_process(tmp_path: Path, mdm_inter
 def test_a_probe_in_shards_on_a_cluster(tmp_path: Path, mdm_interp: Callable[..., Ended]) -> None:
     tiny_probe(tmp_path, "dream", facts=5)
     asked = ["probe", tmp_path / "tiny-dream", "--facts", tmp_path / "facts.csv"]
+    asked += ["--only", "large_model_coupling", "--only", "large_model_prediction"]
     assert mdm_interp(*asked, "--out", tmp_path / "alone").code == 0
     with Cluster(tmp_path) as cluster:
         for _ in range(2):

@@ -9,7 +9,6 @@ The statistics: docs/theory.md, section 10.
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,7 +21,7 @@ from scipy.stats import false_discovery_control, rankdata, ttest_1samp
 
 from mdm_interp.errors import UserError
 from mdm_interp.experiments.results import Result, tidy
-from mdm_interp.experiments.scope import SCOPE, STAGES, scope_label
+from mdm_interp.experiments.scope import SCOPE
 from mdm_interp.files import write_text
 from mdm_interp.stats.correlations import correlation_estimate, rank_correlation
 from mdm_interp.stats.estimates import Contrast, Estimate, mean_estimate
@@ -361,140 +360,3 @@ def counts(verdicts: Sequence[Verdict]) -> pd.DataFrame:
         columns=["claim", "counted"],
     )
     return pd.crosstab(table["claim"], table["counted"]).reindex(columns=columns, fill_value=0)
-
-
-def _setting(**different: Any) -> dict[str, Any]:
-    base = {"world": "relation_cycle", "reversed_share": 0.0, "objective": "any_order", "n_layers": 1, "n_heads": 1}
-    return {**base, "d_head": 64, "mlp": False, **different}
-
-
-NAMED_SETTINGS: dict[str, dict[str, Any]] = {
-    "RoPE": _setting(scheme="rope"),
-    "ALiBi": _setting(scheme="alibi"),
-    "no positions": _setting(scheme="none"),
-    "learned positions": _setting(scheme="learned"),
-    "RoPE, 4 heads": _setting(scheme="rope", n_heads=4, d_head=16),
-    "RoPE, 4 layers, MLP": _setting(scheme="rope", n_layers=4, mlp=True),
-    "RoPE, source on one side": _setting(scheme="rope", world="symmetric_pool", rotary_base=1e6),
-    "RoPE, one side masked": _setting(scheme="rope", objective="target_only"),
-    "ARM": _setting(scheme="rope", objective="causal"),
-}
-"""The settings that the table of findings shows, by columns of their scope. One layer and one head, an MDM, facts in
-which every entity is a source on both sides, unless the name says otherwise."""
-
-SIGNS = {"supports the paper": "🟢", "confirms the paper": "🟢", "contradicts the paper": "🔴"}
-"""What a verdict's reading looks like in the tables of findings."""
-OPEN = "🟡"
-
-
-REGIONS = ("one head", "several heads", "sources on one side", "several layers")
-"""The regions of the map that MDMs are in, as :func:`region_of` tells them apart."""
-
-
-def region_of(scope: Mapping[str, Any]) -> str | None:
-    """Return which of :data:`REGIONS` a setting is in; None for an ARM, other objectives, and all settings together.
-
-    Several layers come first, then facts whose source training shows on one side only, then the number of heads.
-    """
-    if scope["world"] is None or scope["objective"] != "any_order" or scope["attention"] == "causal":
-        return None
-    if scope["n_layers"] > 1:
-        return "several layers"
-    if scope["world"] == "symmetric_pool":
-        return "sources on one side"
-    return "one head" if scope["n_heads"] == 1 else "several heads"
-
-
-def at_last_stage(verdicts: Sequence[Verdict]) -> Iterator[tuple[str, str, list[Verdict]]]:
-    """Give the claim, the measure, and the verdicts of it at its last stage, measure by measure."""
-    for (claim, measure), group in itertools.groupby(verdicts, key=lambda one: (one.claim["id"], one.measure)):
-        every = list(group)
-        stages = [str(verdict.scope["stage"]) for verdict in every]
-        end = max(stages, key=lambda stage: STAGES.index(stage) if stage in STAGES else len(STAGES))
-        yield claim, measure, [verdict for verdict in every if verdict.scope["stage"] == end]
-
-
-def by_region(verdicts: Sequence[Verdict]) -> pd.DataFrame:
-    """Count what the lines that could come out either way say of the paper, each measure at its last stage: index claim
-    id, columns :data:`REGIONS`, as in `3 🟢 1 🔴 2 🟡` (supports it, contradicts it, leaves it open)."""
-    marks: dict[tuple[str, str], list[str]] = {}
-    for claim, _, last in at_last_stage(verdicts):
-        for verdict in last:
-            region = region_of(verdict.scope)
-            if verdict.role == "test" and region is not None:
-                marks.setdefault((claim, region), []).append(SIGNS.get(verdict.reading, OPEN))
-    told = {
-        place: " ".join(f"{found.count(mark)} {mark}" for mark in ("🟢", "🔴", OPEN) if mark in found)
-        for place, found in marks.items()
-    }
-    claims = dict.fromkeys(verdict.claim["id"] for verdict in verdicts)
-    rows = [[told.get((claim, region), "–") for region in REGIONS] for claim in claims]
-    return pd.DataFrame(rows, index=pd.Index(list(claims), name="claim"), columns=list(REGIONS))
-
-
-def findings(verdicts: Sequence[Verdict]) -> str:
-    """Write the ledger in Markdown: a table of claims and :data:`NAMED_SETTINGS`, each measure at its last stage, with
-    counts over all settings; a table of claims and :data:`REGIONS`; and a list of the settings in which a claim
-    fails."""
-    columns = [*NAMED_SETTINGS, "all settings"]
-    table = [f"| claim | {' | '.join(columns)} |", "|" + "---|" * (len(columns) + 1)]
-    failures = []
-    for claim, measure, last in at_last_stage(verdicts):
-        tested = [verdict for verdict in last if verdict.role == "test"]
-        cells = [_cell(last, setting) for setting in NAMED_SETTINGS.values()]
-        cells.append(_counted([verdict.verdict for verdict in tested]))
-        table.append(f"| **{claim}.** {CLAIMS[claim]}<br>*{measure}* | {' | '.join(cells)} |")
-        failed = [
-            scope_label({name: value for name, value in verdict.scope.items() if name != "stage"})
-            for verdict in tested
-            if verdict.verdict == "fails"
-        ]
-        if failed:
-            failures.append(f"- **{claim}**, {measure}: {'; '.join(failed)}")
-    regions = [f"| claim | {' | '.join(REGIONS)} |", "|" + "---|" * (len(REGIONS) + 1)]
-    regions += [
-        f"| **{claim}.** {CLAIMS[str(claim)]} | {' | '.join(row)} |"
-        for claim, row in by_region(verdicts).T.to_dict("list").items()
-    ]
-    told = [
-        *table,
-        "",
-        "By region of the map, lines of all measures that support, contradict or leave open a claim:",
-        "",
-    ]
-    return "\n".join([*told, *regions, "", "Where a claim fails:", "", *(failures or ["- nowhere"])]) + "\n"
-
-
-def _cell(verdicts: Sequence[Verdict], setting: Mapping[str, Any]) -> str:
-    """Say in a word, after a colour, what was found in a setting; a dash where nothing was measured."""
-    found = [verdict for verdict in verdicts if setting.items() <= verdict.scope.items()]
-    if not found:
-        return "–"
-    if found[0].role == "identity":
-        return "⚪ by construction"
-    return f"{SIGNS.get(found[0].reading, OPEN)} {found[0].verdict}"
-
-
-def _counted(outcomes: Sequence[Outcome]) -> str:
-    """Say how many of each outcome there are."""
-    return ", ".join(f"{outcomes.count(outcome)} {outcome}" for outcome in OUTCOMES if outcome in outcomes) or "–"
-
-
-MARKS = ("<!-- findings: written by `mdm-interp verify --readme` -->\n", "<!-- end of findings -->\n")
-
-
-def write_findings(verdicts: Sequence[Verdict], path: str | Path) -> None:
-    """Put the table of findings between the marks of a Markdown file, atomically.
-
-    Raises:
-        UserError: the file is missing or has no marks.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        before, rest = text.split(MARKS[0])
-        _, after = rest.split(MARKS[1])
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: no place for the findings ({error}); add the lines {MARKS[0]!r}, {MARKS[1]!r}"
-        ) from error
-    write_text(path, before + MARKS[0] + "\n" + findings(verdicts) + "\n" + MARKS[1] + after)

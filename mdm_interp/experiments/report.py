@@ -20,6 +20,7 @@ import plotly.io as pio
 
 from mdm_interp.config import DemoConfig
 from mdm_interp.experiments.claims import OUTCOMES, Verdict, counts
+from mdm_interp.experiments.findings import by_setting, sentences
 from mdm_interp.experiments.results import CheckpointOrigin, Result, TrainedOrigin
 from mdm_interp.experiments.scope import SCOPE, scope_label, setting_labels
 from mdm_interp.experiments.subjects import Demo
@@ -75,7 +76,7 @@ def write_index(
     for entry in entries:
         groups["Of checkpoints" if entry["is_of_checkpoints"] else "Of small models, trained on facts"].append(entry)
     ledger = [(verdict, _cells(verdict)) for verdict in verdicts]
-    sentences = {verdict.claim["id"]: verdict.claim["sentence"] for verdict in verdicts}
+    claims = {verdict.claim["id"]: verdict.claim["sentence"] for verdict in verdicts}
     page = _render(
         "report_index.html",
         measured=_measured(results),
@@ -83,7 +84,9 @@ def write_index(
         ledger=ledger,
         filters={name: list(dict.fromkeys(cells[i] for _, cells in ledger)) for i, name in enumerate(FILTERS)},
         counted=list(counts(verdicts)),
-        overview=[(claim, sentences[str(claim)], row) for claim, row in counts(verdicts).to_dict("index").items()],
+        found=sentences({result.name: result for result in results}),
+        matrix=by_setting(verdicts) if verdicts else None,
+        overview=[(claim, claims[str(claim)], row) for claim, row in counts(verdicts).to_dict("index").items()],
         rules=dict.fromkeys(
             f"Claim {verdict.claim['id']}: {verdict.measure}. Null: {verdict.null_is}. Rule: {verdict.rule}."
             for verdict in verdicts

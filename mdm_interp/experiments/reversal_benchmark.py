@@ -223,20 +223,26 @@ def summarize(result: Result) -> Summary:
 
 
 def takeaway(result: Result) -> str:
+    """Say what every checkpoint writes, and what it finds likelier in reverse than other people's completions."""
     said = []
     for checkpoint, frame in result.frame.groupby("checkpoint", sort=False):
-        model = frame["model"].iloc[0]
-        found = [
-            _said(result.summary.at("contains", checkpoint=checkpoint, model=model, test=test, length="known"))
-            for test in LABELS
-        ]
-        trained, reverse = " and ".join(found[:2]), " and ".join(found[2:])
-        said.append(f"{checkpoint} ({model}): as trained {trained}, reversed {reverse}")
+        of = {"checkpoint": checkpoint, "model": frame["model"].iloc[0], "length": "known"}
+        found = [_said(result.summary.at("contains", test=test, **of)) for test in LABELS]
+        likelier = [_said(result.summary.at("preferred", test=test, **of)) for test in list(LABELS)[2:]]
+        said.append(
+            f"{_label(str(of['checkpoint']), of['model'])} writes {' and '.join(found[:2])} of completions as trained, "
+            f"{' and '.join(found[2:])} reversed, where they are likelier than another person's in "
+            f"{' and '.join(likelier)} of comparisons"
+        )
     people = result.frame["person"].nunique()
     return (
-        f"Completions found in what is written, the number of tokens known, name → description first, [95 % over "
-        f"{people} people]. {'. '.join(said)}."
+        f"{'. '.join(said)}. The number of tokens is known. Of two numbers the first is about people introduced by "
+        f"their name, the second by a description; [95 % over {people} people]."
     )
+
+
+def _label(checkpoint: str, model: str) -> str:
+    return checkpoint if checkpoint == model else f"{checkpoint} ({model})"
 
 
 def _said(estimate: Estimate) -> str:
@@ -252,7 +258,7 @@ def draw_figure(result: Result) -> go.Figure:
 SHOWN = {
     ("contains", "known"): ("completion written,<br>length known", PROBABILITY),
     ("contains", "unknown"): ("completion written,<br>length unknown", PROBABILITY),
-    ("preferred", "known"): ("likelier than another<br>person's completion", PROBABILITY),
+    ("preferred", "known"): ("likelier than another<br>person's (chance: 0.5)", PROBABILITY),
 }
 COLORS = (BLUE, VERMILION, GREEN)
 """Of the checkpoint and those beside it."""
@@ -269,7 +275,7 @@ def draw(result: Result) -> Panels:
             shift, of = 0.24 * (i - (len(models) - 1) / 2), {"checkpoint": checkpoint, "model": model, "length": length}
             found = {label: summary.at(quantity, test=test, **of) for test, label in LABELS.items()}
             null = {label: summary.null(quantity, test=test, **of) for test, label in LABELS.items()}
-            panel.estimates(found, name=f"{checkpoint} ({model})", color=COLORS[i % len(COLORS)], shift=shift)
+            panel.estimates(found, name=_label(checkpoint, model), color=COLORS[i % len(COLORS)], shift=shift)
             if quantity == "contains":
                 panel.estimates(null, name="another person's", color=CHANCE, symbol="line-ns", shift=shift)
         if (quantity, length) == ("contains", "known"):

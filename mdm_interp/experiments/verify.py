@@ -1,6 +1,6 @@
 """The claims ledger on a terminal: one screen of it, the lines that are asked for, or a table.
 
-print(summary(verdicts))                                       # a row for each claim, by region of the map
+print(summary(verdicts, sentences(results)))                   # what was found, and a row for each claim
 print(listing(select(verdicts, claim=["6"], stage=["end"])))   # each line with its effect, null and verdict
 """
 
@@ -14,14 +14,33 @@ from dataclasses import asdict
 import pandas as pd
 
 from mdm_interp.errors import UserError, few
-from mdm_interp.experiments.claims import OUTCOMES, SIGNS, Verdict, by_region, counts
+from mdm_interp.experiments.claims import OUTCOMES, Verdict, counts
+from mdm_interp.experiments.findings import SIGNS, by_setting
 from mdm_interp.experiments.results import tidy
 from mdm_interp.experiments.scope import scope_label
 
 WIDTH = 80
 """Of a line, in characters."""
-MARKS = {"🟢": "+", "🔴": "-", "🟡": "?"}
+MARKS = {"🟢": "+", "🔴": "-", "🟡": "?", "⚪": "="}
 """What tables of findings mark, in characters that every terminal has."""
+SETTINGS = {name: name for name in ("RoPE", "ALiBi", "NoPE", "T5", "4 heads", "deep", "ARM")} | {
+    "learned": "learn.",
+    "sinusoidal": "sinus.",
+}
+"""The settings of a summary, by their names in `findings.NAMED_SETTINGS`, and what they are called there."""
+TITLES = {
+    "0": "MDMs answer reverse",
+    "1": "masking not enough",
+    "2": "storage, no position",
+    "3": "positions only route",
+    "4": "evidence is reused",
+    "5": "routes correlate",
+    "6": "gradients align",
+    "7": "signatures predict",
+    "8": "attention decides",
+    "9": "attention peaks",
+}
+"""Claims in a few words."""
 
 
 def select(verdicts: Sequence[Verdict], **asked: Collection[str] | None) -> list[Verdict]:
@@ -50,38 +69,30 @@ def _value(verdict: Verdict, field: str) -> str:
     return verdict.verdict if field == "verdict" else str(verdict.scope[field])
 
 
-def summary(verdicts: Sequence[Verdict]) -> str:
-    """Say on one screen what becomes of each claim, by region of the map."""
+def summary(verdicts: Sequence[Verdict], found: Sequence[str]) -> str:
+    """Say on one screen what was found (:func:`~mdm_interp.experiments.findings.sentences`), and what becomes of each
+    claim in each of :data:`SETTINGS`."""
     total = counts(verdicts).sum()
     told = [f"{total[outcome]} {outcome}" for outcome in OUTCOMES]
     rest = [f"{n} {role}" for role, n in total.drop(list(OUTCOMES)).items() if n]
-    table = by_region(verdicts).replace(MARKS, regex=True).replace(r" ([+?-])", r"\1", regex=True)
-    sentences = {verdict.claim["id"]: verdict.claim["sentence"] for verdict in verdicts}
-    columns = [max(len(_short(name)), *(len(cell) for cell in table[name])) + 2 for name in table.columns]
+    table = by_setting(verdicts)[list(SETTINGS)].rename(columns=SETTINGS)
+    for long, short in {**MARKS, r" ?([-+?=])": r"\1", r"^\d+=$": "="}.items():
+        table = table.replace(long, short, regex=True)
+    columns = [max(len(name), *(len(cell) for cell in table[name])) + 1 for name in table.columns]
     left = WIDTH - sum(columns)
 
     def row(words: str, cells: Iterable[str]) -> str:
-        said = textwrap.shorten(words, left - 1, placeholder="…")
-        return f"{said:<{left}}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, columns, strict=True))
+        return f"{words:<{left}}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, columns, strict=True))
 
-    lines = ["Lines at the last stage that support (+), contradict (-) or leave open (?)", ""]
-    lines.append(row("claim", map(_short, table.columns)))
-    lines += [
-        row(f"{claim} {sentences[claim]}", cells) for claim, cells in zip(table.index, table.to_numpy(), strict=True)
-    ]
-    lines += [
-        "",
-        *textwrap.wrap(
-            f"{len(verdicts)} lines in all: {', '.join(told)}; counted apart: {', '.join(rest) or 'none'}. "
-            "--claim, --scheme, --stage and --verdict show lines, --csv and --json all that is known of them.",
-            WIDTH,
-        ),
-    ]
+    lines = [*textwrap.wrap(" ".join(found), WIDTH), "", row("Measures per claim", table.columns)]
+    lines += [row(f"{id} {TITLES[id]}", cells) for id, cells in zip(table.index, table.to_numpy(), strict=True)]
+    lines += textwrap.wrap(
+        "At the last stage they support (+), contradict (-) or leave open (?) the paper; =: true or false by "
+        f"construction. {len(verdicts)} lines in all: {', '.join(told)}; apart: {', '.join(rest) or 'none'}. --claim, "
+        "--scheme, --stage and --verdict show lines, --csv and --json all of them.",
+        WIDTH,
+    )
     return "\n".join(lines)
-
-
-def _short(region: str) -> str:
-    return {"sources on one side": "one side", "several heads": "heads", "several layers": "layers"}.get(region, region)
 
 
 def listing(verdicts: Sequence[Verdict]) -> str:

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import yaml
 from document_helpers import ROOT, blocks, check_command, targets
@@ -20,10 +21,10 @@ from analyses import phase_diagram
 from analyses.phase_diagram import EXPLAINING
 from mdm_interp import cli
 from mdm_interp.config import TrainConfig
-from mdm_interp.experiments import grids
+from mdm_interp.data.celebrities import TESTS
+from mdm_interp.experiments import reversal_benchmark
 from mdm_interp.experiments.analysis import discover
 from mdm_interp.experiments.grids import FULL_SEEDS, QUICK_SEEDS
-from mdm_interp.experiments.scope import SCOPE, about
 from mdm_interp.stats.summary import Summary
 from mdm_interp.training.runs import Run
 
@@ -60,103 +61,6 @@ def test_the_example_runs_as_written(tmp_path: Path) -> None:
     assert abs(float(before) - float(reverse)) < 1e-3 and abs(float(after) - float(forward)) < 1e-3
     assert "torch.Size([1, 1, 6, 6])" in ran.stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == ["routes.html", "runs"]
-
-
-# ---- what was found
-
-END = {"stage": "end"}
-CYCLE = {"setting": "relation_cycle"}
-MANY = {"setting": "relation_cycle, 4 heads"}
-
-
-def heads(n_heads: int) -> dict[str, Any]:
-    """The columns of a RoPE model's summary in `head_specialisation`."""
-    config = grids.small_model(grids.CYCLE, "rope", "any_order", 0, n_heads=n_heads)
-    return {name: value for name, value in about(Run.of(config)).items() if name in SCOPE} | END
-
-
-def pool(share: float) -> dict[str, Any]:
-    return {"model": "MDM rope, d_head 64, base 1e6", "reversed_share": share, "stage": "end"}
-
-
-Quoted = tuple[str, str, dict[str, Any], str]
-SAID: list[tuple[str, list[Quoted]]] = [
-    (
-        r"learned its facts forward \(probability (\S+)\) gives the reverse answer a probability of (\S+), while",
-        [
-            ("reversal_curse", "forward_probability", {**CYCLE, "variant": "ARM rope"}, ".2f"),
-            ("reversal_curse", "reverse_probability", {**CYCLE, "variant": "ARM rope"}, ".3f"),
-        ],
-    ),
-    (
-        r"has learned the same facts \((\S+)\) gives it (\S+ \[.+?\])\.",
-        [
-            ("reversal_curse", "forward_probability", {**CYCLE, "variant": "MDM rope"}, ".2f"),
-            ("reversal_curse", "reverse_probability", {**CYCLE, "variant": "MDM rope"}, "[.2f]"),
-        ],
-    ),
-    (
-        r"the reverse probability is (\S+ \[.+?\])\\\* with two heads, (\S+ \[.+?\]) with four and (\S+)\\\* with "
-        r"eight\.",
-        [
-            ("head_specialisation", "reverse_probability", heads(2), "[.2f]"),
-            ("head_specialisation", "reverse_probability", heads(4), "[.2f]"),
-            ("head_specialisation", "reverse_probability", heads(8), ".2f"),
-        ],
-    ),
-    (
-        r"equals the forward one, which is (\S+?)\\\* with one head and (\S+?)\\\* with four\.",
-        [
-            ("reversal_curse", "forward_probability", {**CYCLE, "variant": "MDM alibi"}, ".2f"),
-            ("reversal_curse", "forward_probability", {**MANY, "variant": "MDM alibi"}, ".2f"),
-        ],
-    ),
-    (
-        r"the four-head model answers at (\S+) instead of (\S+)\.",
-        [
-            ("head_specialisation", "even_after", heads(4), ".2f"),
-            ("head_specialisation", "reverse_probability", heads(4), ".2f"),
-        ],
-    ),
-    (
-        r"a one-head model answers at (\S+), and at (\S+) if 80 % of the other facts were shown both ways\.",
-        [
-            ("one_sided_routes", "reverse_probability", pool(0.0), ".2f"),
-            ("one_sided_routes", "reverse_probability", pool(0.8), ".2f"),
-        ],
-    ),
-]
-"""Sentences of the README, and what each number in them is: analysis, quantity and columns of its summary, and format.
-A format in brackets is that of a number with its interval."""
-
-
-@cache
-def summary(name: str) -> Summary:
-    (analysis,) = [analysis for analysis in discover() if analysis.name == name]
-    return analysis.load(ROOT / "figures" / f"{name}.json").summary
-
-
-@pytest.mark.parametrize(("sentence", "quoted"), SAID)
-def test_what_was_found_is_in_the_results(sentence: str, quoted: list[Quoted]) -> None:
-    (said,) = re.findall(sentence, " ".join(README.split()))
-    for number, (analysis, quantity, of, format) in zip(said, quoted, strict=True):
-        estimate = summary(analysis).at(quantity, **of)
-        written = f"{estimate.value:{format.strip('[]')}}"
-        if format.startswith("["):
-            written += f" [{estimate.low:{format[1:-1]}}, {estimate.high:{format[1:-1]}}]"
-        assert number == written, f"{analysis}: {quantity} of {of}"
-
-
-def test_every_finding_is_checked_and_has_its_seeds() -> None:
-    (section,) = re.findall(r"^1\. .+?(?=\n\n)", README, re.MULTILINE | re.DOTALL)
-    text, numbers = " ".join(section.split()), r"\d\.\d+"
-    checked = [number for sentence, _ in SAID for said in re.findall(sentence, text) for number in said]
-    assert len(re.findall(numbers, text)) == len(re.findall(numbers, " ".join(checked))), "a number is unchecked"
-    for sentence, quoted in SAID:
-        (place,) = re.finditer(sentence, text)
-        for group, (analysis, quantity, of, _) in enumerate(quoted, start=1):
-            starred = text[place.end(group) :].startswith("\\*")
-            assert summary(analysis).at(quantity, **of).n == (5 if starred else FULL_SEEDS), of
 
 
 # ---- the map
@@ -219,11 +123,24 @@ def test_the_map_is_as_the_findings_say() -> None:
     assert all(the_map()[1].at("explained", by=name).low < 0 for name in unsure)
 
 
-def test_alibi_answers_both_ways_alike() -> None:
-    for setting in (CYCLE, MANY):
-        of = {**setting, "variant": "MDM alibi"}
-        both = [summary("reversal_curse").at(f"{side}_probability", **of).value for side in SIDES]
-        assert f"{both[0]:.2f}" == f"{both[1]:.2f}"
+def test_the_published_benchmark_is_as_the_findings_say() -> None:
+    scores = pd.read_csv(ROOT / "figures" / "benchmark" / "reversal_benchmark.csv")
+    said = FINDINGS.read_text(encoding="utf-8")
+    scores = scores[scores["length"] == "known"].set_index(["checkpoint", "quantity", "test"])
+
+    def told(name: str, quantity: str) -> list[str]:
+        rows = [scores.loc[(name, quantity, test)] for test in TESTS]
+        assert {row["n"] for row in rows} == {30}
+        return [f"{row['value']:.2f} [{max(row['low'], 0):.2f}, {min(row['high'], 1):.2f}]" for row in rows]
+
+    for name in ("ARM", "MDM"):
+        for quantity, word in (("contains", "written"), ("preferred", "likelier")):
+            assert f"| {name}, {word} | {' | '.join(told(name, quantity))} |" in said
+    published = reversal_benchmark.PUBLISHED["GPT-3 175B, fine-tuned"]
+    assert f"published | {' | '.join(f'{published[test]:.2f}' for test in TESTS)} |" in said
+    reverse = scores.loc[[(name, "preferred", test) for name in ("ARM", "MDM") for test in TESTS[2:]]]
+    at_chance = [low < 0.5 < high for low, high in reverse[["low", "high"]].to_numpy()]
+    assert at_chance == [True, True, False, False] and (reverse["low"].iloc[2:] > 0.5).all()
 
 
 @pytest.mark.slow

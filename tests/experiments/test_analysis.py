@@ -23,7 +23,7 @@ from analyses import evidence_growth, gradient_alignment, reversal_curse, route_
 from mdm_interp.config import FactConfig, ModelConfig, TrainConfig
 from mdm_interp.errors import UserError
 from mdm_interp.experiments import analysis as analysis_module
-from mdm_interp.experiments import claims, grids, subjects
+from mdm_interp.experiments import findings, grids, subjects
 from mdm_interp.experiments.analysis import ENTRY_POINTS, Analysis, discover, ledger
 from mdm_interp.experiments.claims import save_ledger
 from mdm_interp.experiments.grids import FULL_SEEDS
@@ -265,7 +265,7 @@ def test_other_packages_are_a_reason(lab: Lab, tmp_path: Path, monkeypatch: pyte
 
 
 def test_runs_and_demo_checkpoints_are_found_by_their_digests(lab: Lab) -> None:
-    demo = subjects.demo_folder(TINY_DEMO, lab.root)
+    demo = subjects.Demo.of(TINY_DEMO, lab.root).folder
     demo.mkdir(parents=True)
     assert lab.folder(TINY_DEMO.digest()) == demo
     assert lab.folder(tiny().digest()) == Run.of(tiny(), lab.root).folder
@@ -574,5 +574,7 @@ def test_the_committed_results_are_whole_and_the_ledger_and_the_findings_say_wha
     verdicts = ledger(discover(), results)
     save_ledger(verdicts, path := tmp_path / "claims.json")
     assert path.read_text(encoding="utf-8") == (FIGURES / "claims.json").read_text(encoding="utf-8")
-    table = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8")
-    assert claims.MARKS[0] + "\n" + claims.findings(verdicts) + "\n" + claims.MARKS[1] in table
+    for file, name in ((ROOT / "README.md", "what was found"), (ROOT / "docs" / "findings.md", "findings")):
+        start, end = findings.marks(name)
+        told = findings.WRITTEN[name](verdicts, results)
+        assert f"{start}\n{told}\n{end}" in file.read_text(encoding="utf-8"), "`mdm-interp verify --readme` writes it"

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import planted_result
+from ledger_helpers import ABOVE, BELOW, PLACE, result_of, rows_of
 from scipy import stats as scipy_stats
 
 from mdm_interp.config import FactConfig, ModelConfig
@@ -25,17 +25,15 @@ from mdm_interp.experiments import paper
 from mdm_interp.experiments.analysis import discover, ledger
 from mdm_interp.experiments.claims import (
     CLAIMS,
-    NAMED_SETTINGS,
     ClaimTest,
     LinkTest,
     Verdict,
-    by_region,
     counts,
-    findings,
     judge,
     p_value,
     save_ledger,
 )
+from mdm_interp.experiments.findings import tables
 from mdm_interp.experiments.grids import MDM_SCHEMES
 from mdm_interp.experiments.paper import RULES
 from mdm_interp.experiments.results import Result
@@ -47,30 +45,6 @@ from mdm_interp.stats.estimates import Contrast
 FACTS = FactConfig(n_entities=30, n_filler=4, seq_len=6)
 SEEDS = range(20)
 """How many planted models there are of a kind; a simulated ledger draws 5 or 10 of them."""
-PLACE = {
-    "world": "planted",
-    "reversed_share": 0.0,
-    "scheme": "rope",
-    "rotary_base": 10_000.0,
-    "objective": "any_order",
-    "mask_rate": 0.0,
-    "attention": "bidirectional",
-    "n_layers": 1,
-    "n_heads": 2,
-    "d_head": 16,
-    "mlp": False,
-    "stage": "end",
-}
-ABOVE = ClaimTest(claim="5", measure="m", null_is="none", effect="effect", null="null", side="above", margin=0.3)
-BELOW = replace(ABOVE, side="below", margin=0.05)
-
-
-def result_of(rows: Sequence[dict[str, Any]], name: str = "planted") -> Result:
-    return planted_result(name, [{**PLACE, **row} for row in rows], seeds=list(SEEDS))
-
-
-def rows_of(effects: Sequence[float], null: float = 0.0, **where: Any) -> list[dict[str, Any]]:
-    return [{"seed": seed, "effect": effect, "null": null, **where} for seed, effect in enumerate(effects)]
 
 
 def verdicts_of(test: Any, rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -169,59 +143,9 @@ def test_an_arm_that_fails_confirms_the_paper_and_an_identity_says_nothing() -> 
         ("identity", "holds"): "",
         ("test", "fails"): "contradicts the paper",
     }
-    assert "- **5**, m: planted, any_order rope, 1 layer, 2 heads of 16\n" in findings(found)
+    assert "- **5**, m: planted, any_order rope, 1 layer, 2 heads of 16\n" in tables(found, {})
     table = counts(found).loc["5"]
     assert (table["fails"], table["identity"], table["arm"]) == (1, 1, 1)
-
-
-def test_the_findings_say_in_a_word_and_a_colour_what_was_found_in_each_named_setting() -> None:
-    test = replace(ABOVE, identity=lambda scope: scope["scheme"] in ("alibi", "none"))
-    rows = [
-        row
-        for name, setting in NAMED_SETTINGS.items()
-        if name != "learned positions"
-        for row in rows_of(
-            [0.0, 0.1, 0.05] if name in ("RoPE, 4 heads", "ARM") else [0.8, 0.9, 0.85], **setting, stage="end"
-        )
-    ]
-    rows += rows_of([0.3, 0.9], **NAMED_SETTINGS["learned positions"], stage="end")
-    rows += rows_of([0.0, 0.1, 0.05], **NAMED_SETTINGS["RoPE"], stage="early")
-    head, _, line, *_, failed = findings(judge([(result_of(rows), [test])])).splitlines()
-    said = dict(zip(head.split(" | "), line.split(" | "), strict=True))
-    assert said["RoPE"] == "🟢 holds", "the last stage counts"
-    assert said["RoPE, 4 heads"] == "🔴 fails" and said["ARM"] == "🟢 fails"
-    assert said["ALiBi"] == said["no positions"] == "⚪ by construction"
-    assert said["learned positions"] == "🟡 inconclusive"
-    assert said["all settings |"] == "4 holds, 1 fails, 1 inconclusive |"
-    assert failed == "- **5**, m: relation_cycle, any_order rope, 1 layer, 4 heads of 16"
-    assert "–" in findings(judge([(result_of(rows_of([0.8, 0.9, 0.85])), [ABOVE])]))
-
-
-def test_each_region_of_the_map_says_what_its_lines_say_of_the_paper() -> None:
-    for_it, against, neither = [0.8, 0.9, 0.85], [0.0, 0.1, 0.05], [0.3, 0.9]
-    planted = [
-        (for_it, {"n_heads": 1}),
-        (for_it, {"n_heads": 1, "scheme": "learned"}),
-        (against, {"n_heads": 4}),
-        (neither, {"n_heads": 8}),
-        (for_it, {"n_heads": 1, "world": "symmetric_pool"}),
-        (against, {"n_heads": 4, "n_layers": 2, "world": "symmetric_pool"}),
-        (for_it, {"n_heads": 1, "scheme": "alibi"}),  # by construction
-        (for_it, {"n_heads": 1, "objective": "causal"}),
-        (for_it, {"n_heads": 1, "objective": "source_only"}),
-        (for_it, {"n_heads": 1, "attention": "causal"}),
-    ]
-    rows = [row for values, setting in planted for row in rows_of(values, stage="end", **setting)]
-    rows += rows_of(against, stage="early", n_heads=1)  # only the last stage counts
-    test = replace(ABOVE, identity=lambda scope: scope["scheme"] == "alibi")
-    found = by_region(judge([(result_of(rows), [test])]))
-    assert found.loc["5"].to_dict() == {
-        "one head": "2 🟢",
-        "several heads": "1 🔴 1 🟡",
-        "sources on one side": "1 🟢",
-        "several layers": "1 🔴",
-    }
-    assert by_region([]).empty
 
 
 def test_a_ledger_is_written_as_plain_json(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from celebrity_helpers import NAMES, write_benchmark
 from cli_helpers import Ended, assert_refused
@@ -147,7 +148,7 @@ def test_intervals_are_over_people() -> None:
     shares = np.array([0, 1, 2, 3]) / 3
     assert (found.value, found.n) == (pytest.approx(0.5), 4)
     assert found.high - found.value == pytest.approx(3.182446 * shares.std(ddof=1) / 2, rel=1e-5)
-    assert "x (MDM): as trained 0.50 [0.00, 1.00] and 0.50" in takeaway(planted)
+    assert "x (MDM) writes 0.50 [0.00, 1.00] and 0.50" in takeaway(planted)
     drawn = draw(planted).figure()
     assert {trace.name for trace in drawn.data} >= {"x (MDM)", "another person's", "GPT-3 175B, fine-tuned (published)"}
 
@@ -193,6 +194,10 @@ def test_the_command_scores_a_checkpoint_beside_another(
     frame = Result.load(tmp_path / "out" / "reversal_benchmark.json").frame
     assert list(frame["checkpoint"].unique()) == ["MDM", "ARM (twin)"]
     assert frame.groupby("test")["person"].nunique().tolist() == [2] * 4
+    means = pd.read_csv(tmp_path / "out" / "reversal_benchmark.csv")
+    means = means[(means["checkpoint"] == "MDM") & (means["quantity"] == "preferred")].set_index("test")["value"]
+    found = frame[frame["checkpoint"] == "MDM"].groupby("test")["preferred"].mean()
+    assert dict(means) == pytest.approx(dict(found)) and len(means) == 4
 
 
 @pytest.mark.parametrize(
