@@ -10,7 +10,8 @@
     measures: [large_model_prediction]
 
 The table, `sweep.parquet`, has a row per measurement: the sweep's axes by their dotted names, `measure`, and what the
-measure says, as in results. It is there from the beginning, and replaced by a longer one as runs are done.
+measure says, as in results (under `MEASURE.column` where it says something else by one of these names). It is there
+from the beginning, and replaced by a longer one as runs are done.
 """
 
 from __future__ import annotations
@@ -308,7 +309,8 @@ def _run_together(
 ) -> list[Outcome]:
     """Train runs together and measure each; if that fails, one by one, so that only those fail that are to blame."""
     try:
-        train_ensemble([run for run in runs if isinstance(run, Run)], device, report)
+        if ensemble := [run for run in runs if isinstance(run, Run)]:
+            train_ensemble(ensemble, device, report)
         for demo in runs:
             if isinstance(demo, Demo):
                 demo.train(device, report)
@@ -362,7 +364,7 @@ class _Table:
         if if_due and began < self.due:
             return
         rows = [
-            {**place, "measure": measure, **row}
+            _joined({**place, "measure": measure}, measure, row)
             for run, place in self.places.items()
             if run in outcomes
             for measure, measured in outcomes[run].rows.items()
@@ -373,6 +375,13 @@ class _Table:
         with replacing(self.path) as temporary:
             frame.to_parquet(temporary, index=False)
         self.due = time.monotonic() + max(self.SECONDS, 9 * (time.monotonic() - began))
+
+
+def _joined(own: Point, measure: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row of the table. What a measure says differently under a name of the table's own has the measure's name
+    before it."""
+    named = {f"{measure}.{name}" if own.get(name, value) != value else name: value for name, value in row.items()}
+    return own | named
 
 
 def _column(values: Sequence[Any]) -> pd.Series:

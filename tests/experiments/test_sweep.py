@@ -334,6 +334,7 @@ def test_demo_checkpoints_are_trained_and_measured_along_axes(tmp_path: Path, mo
     assert [(outcome.run, outcome.reason) for outcome in outcomes] == [(one.digest(), "") for one in sweep.configs]
     table = pd.read_parquet(out / "sweep.parquet")
     assert set(table["measure"]) == {"large_model_prediction"}
+    assert {"exact match", "rank"} < set(table["large_model_prediction.measure"])
     names = {1: "demo llada, varied, 17% both ways", 3: "demo llada, varied, 50% both ways"}
     assert dict(table.groupby("n_control")["checkpoint"].unique().explode()) == names
     result = Result.load(out / "large_model_prediction.json")
