@@ -6,10 +6,12 @@ reader's browser, in light or dark, on whatever width and on paper.
 
 from __future__ import annotations
 
+import concurrent.futures
 import html
 import json
 import re
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -50,13 +52,38 @@ def write_figures(drawn: Sequence[tuple[Result, go.Figure]], out: Path) -> str |
     with tempfile.TemporaryDirectory(dir=out) as folder:
         images: list[str | Path] = [Path(folder) / f"{result.name}.png" for result, _ in drawn]
         try:
-            pio.write_images(figures, images, **sizes)
+            _draw_images(figures, images, **sizes)
+        except (TimeoutError, concurrent.futures.TimeoutError):  # one and the same from Python 3.11 on
+            return "no PNGs: the browser does not answer"
         except Exception as error:  # Kaleido's own are many, and none should cost the user the rest
             reason = str(error).strip().splitlines()
             return f"no PNGs: {reason[0] if reason else type(error).__name__}"
         for image in images:
             Path(image).replace(out / Path(image).name)
     return None
+
+
+FIRST, EACH = 60.0, 20.0
+"""How long the browser may take to start, and for an image: many times what it needs, in seconds."""
+
+
+def _draw_images(figures: Sequence[go.Figure], images: Sequence[str | Path], **sizes: Any) -> None:
+    """Write images, by a browser that may stop answering.
+
+    Raises:
+        TimeoutError: it did. The thread that waits for it, and those that it started, end with this process.
+        Exception: Kaleido's.
+    """
+    drawn: concurrent.futures.Future[None] = concurrent.futures.Future()
+
+    def draw() -> None:
+        try:
+            drawn.set_result(pio.write_images(list(figures), list(images), **sizes))
+        except Exception as error:
+            drawn.set_exception(error)
+
+    threading.Thread(target=draw, daemon=True).start()
+    drawn.result(FIRST + EACH * len(images))
 
 
 def write_index(

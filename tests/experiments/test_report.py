@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import struct
+import threading
 from collections.abc import Callable, Iterator
 from itertools import combinations
 from pathlib import Path
@@ -20,6 +21,7 @@ from plotly.offline import get_plotlyjs
 from report_helpers import QUESTION, SETTING, SUMMARY, TAKEAWAY, drawing, result, verdict
 
 from mdm_interp.config import DemoConfig
+from mdm_interp.experiments import report as module
 from mdm_interp.experiments.analysis import CheckpointAnalysis, discover
 from mdm_interp.experiments.report import write_figures, write_index
 from mdm_interp.experiments.results import CheckpointOrigin, Result, TrainedOrigin
@@ -65,6 +67,16 @@ def test_without_a_browser_the_pages_are_written_and_one_line_says_why_there_are
     assert problem == "no PNGs: Kaleido requires Google Chrome."
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other.html", "plotly.min.js", "tiny.html"]
     assert (tmp_path / "plotly.min.js").read_text(encoding="utf-8") == get_plotlyjs()
+
+
+def test_a_browser_that_stops_answering_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = threading.Event()
+    monkeypatch.setattr(pio, "write_images", lambda *_, **__: answer.wait(60))
+    monkeypatch.setattr(module, "FIRST", 0.05)
+    monkeypatch.setattr(module, "EACH", 0.0)
+    assert write_figures([(result(), drawing())], tmp_path) == "no PNGs: the browser does not answer"
+    answer.set()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["plotly.min.js", "tiny.html"]
 
 
 def test_text_is_escaped_and_plotly_is_shared(tmp_path: Path) -> None:
