@@ -270,7 +270,7 @@ def probe(
     """Ask a checkpoint facts, forward and in reverse: routes, evidence, gradients and predictions, layer by layer."""
     from mdm_interp.devices import check_device
     from mdm_interp.experiments.analysis import CheckpointAnalysis, discover
-    from mdm_interp.experiments.report import write_figures, write_index
+    from mdm_interp.experiments.report import write_figures, write_index, write_summaries
     from mdm_interp.experiments.subjects import open_probe, shared_probe
     from mdm_interp.parallel import progress_bars
 
@@ -296,6 +296,7 @@ def probe(
             result = analysis.probe(opened, out)
             drawn.append((result, analysis.figure(result)))
             bars.advance(bar)
+    write_summaries([result for result, _ in drawn], out / "summary.csv")
     problem = write_figures(drawn, out)
     write_index(drawn, [], out)
     asked = opened.origin()
@@ -368,9 +369,8 @@ def reversal_benchmark(
     from mdm_interp.checkpoints import load_checkpoint
     from mdm_interp.data.celebrities import Benchmark
     from mdm_interp.devices import check_device
-    from mdm_interp.experiments.report import write_figures, write_index
+    from mdm_interp.experiments.report import write_figures, write_index, write_summaries
     from mdm_interp.experiments.reversal_benchmark import draw_figure, score, train_pair, write_facts
-    from mdm_interp.files import write_text
 
     if (checkpoint is None) != train or (train and twin):
         raise UserError("CHECKPOINT: give a checkpoint to score, or --train for a pair that is trained here, not both")
@@ -387,7 +387,7 @@ def reversal_benchmark(
         if twin:
             models[f"{Path(twin).absolute().name} (twin)"] = load_checkpoint(twin, **loading)
     result = score(models, benchmark if limit is None else benchmark.of_people(limit), out, n_others=others)
-    write_text(out / f"{result.name}.csv", result.summary.frame.to_csv(index=False, lineterminator="\n"))
+    write_summaries([result], out / f"{result.name}.csv")
     drawn = [(result, draw_figure(result))]
     problem = write_figures(drawn, out)
     write_index(drawn, [], out)

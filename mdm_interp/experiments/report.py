@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import plotly.graph_objects as go
 import plotly.io as pio
 
@@ -61,6 +62,19 @@ def write_figures(drawn: Sequence[tuple[Result, go.Figure]], out: Path) -> str |
         for image in images:
             Path(image).replace(out / Path(image).name)
     return None
+
+
+def write_summaries(results: Sequence[Result], path: Path) -> None:
+    """Write the summaries of results as one table (CSV): `analysis`, what each estimate is of, `quantity`, `value`,
+    `low`, `high` and `n`, and the same of the null."""
+    frames = [result.summary.frame.assign(analysis=result.name) for result in results]
+    table = pd.concat(frames, ignore_index=True)
+    last = [name for name in table if str(name) in ESTIMATE or str(name).startswith("null_")]
+    table = table[["analysis", *(name for name in table if name != "analysis" and name not in last), *last]]
+    write_text(path, table.to_csv(index=False, lineterminator="\n"))
+
+
+ESTIMATE = ("quantity", "value", "low", "high", "n")
 
 
 FIRST, EACH = 60.0, 20.0

@@ -143,6 +143,37 @@ def test_the_published_benchmark_is_as_the_findings_say() -> None:
     assert at_chance == [True, True, False, False] and (reverse["low"].iloc[2:] > 0.5).all()
 
 
+def test_what_carries_the_benchmark_is_as_the_findings_say() -> None:
+    table = pd.read_csv(ROOT / "figures" / "benchmark" / "summary.csv")
+    said = " ".join(FINDINGS.read_text(encoding="utf-8").split())
+
+    def at(
+        quantity: str, column: str = "value", *, checkpoint: str = "MDM", group: str | None = None, digits: int = 2
+    ) -> str:
+        rows = table[(table["quantity"] == quantity) & (table["checkpoint"] == checkpoint)]
+        rows = rows[(rows["kind"] == "positional") & ((rows["group"] == group) if group else rows["group"].isna())]
+        (value,) = rows[column]
+        return f"{value:.{digits}f}"
+
+    def interval(quantity: str, **of: Any) -> str:
+        return f"{at(quantity, **of)} [{at(quantity, 'low', **of)}, {at(quantity, 'high', **of)}]"
+
+    beaten = [[at(f"{side}_beaten", column) for side in SIDES] for column in ("value", "null_value")]
+    assert f"above {beaten[0][0]} (forward) and {beaten[0][1]} (reverse) of other people's" in said
+    assert f"does so for {beaten[1][0]} and {beaten[1][1]}." in said
+    storage, routing = "storage (V, O)", "routing (Q, K)"
+    cosine = f"{interval('cosine', group=storage)}, with other people's {at('cosine', 'null_value', group=storage)}"
+    assert f"in V and O is {cosine}, and exceeds theirs in all" in said
+    assert f"that of Q and K is {at('cosine', group=routing)}" in said and at("share_above", group=storage) == "1.00"
+    assert f"at {interval('correlation')}, where equal energy in RoPE predicts {at('isotropic')}" in said
+    assert f"it gets {at('reverse')} of the attention in reverse instead of {at('forward')}" in said
+    heads, mlps = ([at(f"{side}_{what}", digits=1) for side in SIDES] for what in ("heads", "mlp"))
+    assert (
+        f"Heads add {heads[1]} nats" in said and f"instead of {heads[0]}, MLPs {mlps[1]} instead of {mlps[0]}" in said
+    )
+    assert f"heads add {at('reverse_heads', checkpoint='ARM', digits=1)} in reverse" in said
+
+
 @pytest.mark.slow
 def test_the_yaml_block_trains(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

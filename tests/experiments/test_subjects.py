@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from cli_helpers import Ended, assert_refused
 from helpers import TINY_DEMO, tiny_grid, tiny_run, train_here
@@ -163,6 +164,11 @@ def test_probing_from_the_command_line(mdm_interp: Callable[..., Ended], tmp_pat
     result = Result.load(tmp_path / "probed" / "large_model_routes.json")
     assert isinstance(result.origin, CheckpointOrigin) and result.origin.checkpoint == "llada"
     assert {path.name for path in (tmp_path / "probed").iterdir()} >= {"index.html", "large_model_routes.html"}
+    means = pd.read_csv(tmp_path / "probed" / "summary.csv")
+    (analysis,) = [one for one in discover() if one.name == "large_model_routes"]
+    expected = analysis.load(tmp_path / "probed" / "large_model_routes.json").summary.frame
+    assert set(means["analysis"]) == {"large_model_routes"} and list(means.columns[-4:-3]) == ["null_value"]
+    assert means["value"].to_numpy() == pytest.approx(expected["value"].to_numpy(dtype=float), nan_ok=True)
     assert_refused(mdm_interp(*asked, "--only", "twin"), "--only: no analysis 'twin'")
     ended = mdm_interp(*asked, "--only", "twin", "--limit", 3, "--twin", tmp_path / "qwen2", "--device", "cpu")
     assert ended.code == 0, ended.err
