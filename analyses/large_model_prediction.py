@@ -104,7 +104,8 @@ def draw(result: Result) -> Panels:
         of_place, last = where(frame, checkpoint=checkpoint, kind=kind), (checkpoint, kind) == places[-1]
         labels = [label for label in reversed(LABELS.values()) if (of_place["label"] == label).any()]
         titles = [f"{checkpoint}, {kind} reverse", "", ""]
-        row = panels.row(titles, y={"categoryarray": labels}, height=40 + 34 * len(labels))
+        y = {"categoryarray": labels, "range": [-0.5, len(labels) - 0.5]}
+        row = panels.row(titles, y=y, height=40 + 34 * len(labels))
         for panel, (measure, title) in zip(row, MEASURES.items(), strict=True):
             panel.x(title=title if last else None)
             for direction, color in DIRECTIONS.items():
@@ -130,7 +131,7 @@ def draw_overview(panels: Panels, frame: pd.DataFrame) -> None:
     exact = exact[exact["order"] == exact["model"].map(USUAL)]
     names, kinds = list(dict.fromkeys(frame["checkpoint"])), list(dict.fromkeys(frame["kind"]))
     titles = [f"exact match, {kind} reverse" for kind in kinds]
-    row = panels.row(titles, x=PROBABILITY, y={"automargin": True}, height=50 + 36 * len(names))
+    row = panels.row(titles, x=PROBABILITY, height=50 + 36 * len(names))
     for panel, kind in zip(row, kinds, strict=True):
         for direction, color in DIRECTIONS.items():
             for side, symbol in SIDES.items():
