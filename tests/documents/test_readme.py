@@ -63,6 +63,57 @@ def test_the_example_runs_as_written(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["routes.html", "runs"]
 
 
+# ---- what was found
+
+DEMOS = (
+    "demo llada",
+    "demo llada, varied",
+    "demo llada, varied, seed 1",
+    "demo llada, varied, seed 2",
+    "demo qwen2, varied",
+)
+
+
+@cache
+def summary(name: str) -> Summary:
+    (analysis,) = [analysis for analysis in discover() if analysis.name == name]
+    return analysis.load(ROOT / "figures" / f"{name}.json").summary
+
+
+def test_the_demo_checkpoints_are_as_the_findings_say() -> None:
+    said = " ".join(FINDINGS.read_text(encoding="utf-8").split())
+
+    def nats(checkpoint: str, what: str, kind: str = "positional") -> list[str]:
+        of = {"checkpoint": checkpoint, "kind": kind}
+        return [f"{summary('large_model_lens').at(f'{side}_{what}', **of).value:.1f}" for side in SIDES]
+
+    heads, mlps = nats("demo llada", "heads"), nats("demo llada", "mlp")
+    assert f"{heads[1]} nats to a positional reverse answer beyond another fact's, against {heads[0]} forward" in said
+    assert f"MLPs add {mlps[1]} against {mlps[0]}. Its ARM twin's heads add" in said
+    heads, mlps = nats("demo qwen2", "heads"), nats("demo qwen2", "mlp")
+    assert f"add {heads[1]} and {heads[0]}, its MLPs {mlps[1]} and {mlps[0]} (" in said
+
+    def exact(checkpoint: str, direction: str) -> str:
+        order = "left_to_right" if "qwen2" in checkpoint else "confidence"
+        of = {"kind": "relational", "order": order, "length": "known", "measure": "exact match"}
+        of |= {"checkpoint": checkpoint, "direction": direction}
+        side = "right" if direction == "forward" and "qwen2" in checkpoint else "left"
+        return f"{summary('large_model_prediction').at('value', asked=side, **of).value:.2f}"
+
+    memorised, *seeds, twin = (exact(name, "reverse") for name in DEMOS)
+    assert f"relational reverse query in {memorised} of cases" in said
+    assert f"does in {seeds[0]}, {seeds[1]} and {seeds[2]} (three seeds), its ARM twin in {twin}; forward" in said
+    assert {exact(name, "forward") for name in DEMOS} == {"1.00"}
+    varied, before = (
+        summary("large_model_coupling").at("cosine", checkpoint=name, kind="relational", group="storage (V, O)")
+        for name in DEMOS[1::-1]
+    )
+    told = [f"{one.value:.2f} [{one.low:.2f}, {one.high:.2f}]" for one in (varied, before)]
+    assert f"more aligned there, {told[0]} instead of {told[1]}" in said
+    assert f"MLPs add {nats(DEMOS[1], 'mlp', 'relational')[1]} nats in reverse instead of" in said
+    assert f"instead of {nats(DEMOS[0], 'mlp', 'relational')[1]}. These" in said
+
+
 # ---- the map
 
 
