@@ -226,7 +226,7 @@ DEMOS: dict[DemoWorld, DemoConfig] = {
     "varied": DemoConfig(world="varied", n_families=40, n_control=28, n_bpe=900, steps=6000),
 }
 """The demo checkpoints of `reproduce`, but for format and seed. The varied one was chosen by what pretraining data look
-like: many facts, most of them stated both ways, each seldom. Its steps are what learning its forward answers takes."""
+like: many facts, most of them stated both ways, each less often. Its steps are what learning forward answers takes."""
 TWIN: TextFormat = "qwen2"
 """The format of the demo MDMs' causal twin."""
 SEEDS_OF_ANSWERS = 3

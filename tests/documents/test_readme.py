@@ -80,6 +80,18 @@ def summary(name: str) -> Summary:
     return analysis.load(ROOT / "figures" / f"{name}.json").summary
 
 
+def test_fewer_facts_both_ways_are_as_the_findings_say() -> None:
+    (analysis,) = [analysis for analysis in discover() if analysis.name == "large_model_prediction"]
+    answered = analysis.load(ROOT / "figures" / "demo_worlds" / "large_model_prediction.json").summary
+    of = {"kind": "relational", "direction": "reverse", "asked": "left", "order": "confidence", "length": "known"}
+    names = [f"demo llada, varied, {n / 40:.0%} both ways" for n in (7, 14, 21)]
+    one, two, three = (answered.at("value", checkpoint=name, measure="exact match", **of).value for name in names)
+    said = " ".join(FINDINGS.read_text(encoding="utf-8").split())
+    assert f"the left entity comes in {one:.2f}, {two:.2f} and {three:.2f} (one seed each;" in said
+    same = {"checkpoint": "demo llada, varied", "measure": "exact match", **of}
+    assert answered.at("value", **same) == summary("large_model_prediction").at("value", **same)
+
+
 def test_the_demo_checkpoints_are_as_the_findings_say() -> None:
     said = " ".join(FINDINGS.read_text(encoding="utf-8").split())
 
