@@ -126,8 +126,13 @@ def _reproduce(
 
 
 def _say(reported: Any, out: Path) -> None:
-    n = len(reported.figures)
-    _tell(reported.problem, f"{n} figure{'' if n == 1 else 's'} in {out}; open {out / 'index.html'}")
+    _tell(reported.problem, _drawn(len(reported.figures), out))
+
+
+def _drawn(n: int, out: Path) -> str:
+    from mdm_interp.experiments.scope import counted
+
+    return f"{counted(n, 'figure')} in {out}; open {out / 'index.html'}"
 
 
 def _tell(*lines: str | None) -> None:
@@ -301,7 +306,7 @@ def probe(
     write_index(drawn, [], out)
     asked = opened.origin()
     counts = [f"{kind}: {asked.pairs[kind]} pairs asked, {asked.skipped[kind]} skipped" for kind in asked.pairs]
-    _tell(problem, *counts, f"{len(drawn)} figures in {out}; open {out / 'index.html'}")
+    _tell(problem, *counts, _drawn(len(drawn), out))
 
 
 @app.command()
@@ -551,6 +556,7 @@ def prune_runs(runs: Root = DEFAULT_ROOT) -> None:
     """Delete the runs that were not finished, unless they are being trained."""
     from filelock import FileLock, Timeout
 
+    from mdm_interp.experiments.scope import counted
     from mdm_interp.training.runs import stored_runs
 
     deleted = 0
@@ -559,7 +565,7 @@ def prune_runs(runs: Root = DEFAULT_ROOT) -> None:
             with contextlib.suppress(Timeout), FileLock(run.folder / ".lock", timeout=0):  # one in training is kept
                 run.delete()
                 deleted += 1
-    print(f"deleted {deleted} unfinished runs")
+    print(f"deleted {counted(deleted, 'unfinished run')}")
 
 
 def _run(command: typer.Typer) -> None:

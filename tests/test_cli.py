@@ -229,7 +229,7 @@ def test_runs_are_listed_shown_and_pruned(mdm_interp: Callable[..., Ended], tmp_
     assert_refused(mdm_interp("runs", "show", ""), "names 2 runs")
 
     kept = contents(done.folder)
-    assert mdm_interp("runs", "prune").out == "deleted 1 unfinished runs\n"
+    assert mdm_interp("runs", "prune").out == "deleted 1 unfinished run\n"
     assert [run.folder.name for run in stored_runs(tmp_path / "runs")] == [done.folder.name]
     assert contents(done.folder) == kept
 
@@ -262,7 +262,7 @@ def test_a_run_that_is_being_trained_is_not_pruned(mdm_interp: Callable[..., End
     """Its folder would come back without what was in it, and end up as a finished run that lacks checkpoints."""
     training_now, killed = unfinished(tmp_path / "runs", seed=1), unfinished(tmp_path / "runs", seed=2)
     with FileLock(training_now.folder / ".lock"):
-        assert mdm_interp("runs", "prune").out == "deleted 1 unfinished runs\n"
+        assert mdm_interp("runs", "prune").out == "deleted 1 unfinished run\n"
         assert training_now.folder.exists()
         assert not killed.folder.exists()
 

@@ -25,7 +25,7 @@ from mdm_interp.config import DemoConfig
 from mdm_interp.experiments.claims import OUTCOMES, Verdict, counts
 from mdm_interp.experiments.findings import by_setting, sentences
 from mdm_interp.experiments.results import CheckpointOrigin, Result, TrainedOrigin
-from mdm_interp.experiments.scope import SCOPE, scope_label, setting_labels
+from mdm_interp.experiments.scope import SCOPE, counted, scope_label, setting_labels
 from mdm_interp.experiments.subjects import Demo
 from mdm_interp.files import write_text
 from mdm_interp.provenance import difference
@@ -149,12 +149,12 @@ def _measured(results: Sequence[Result]) -> str:
     checkpoints = dict.fromkeys(origin.checkpoint for origin in origins if isinstance(origin, CheckpointOrigin))
     seeds = {seed for result in results for seed in result.seeds}
     of = [
-        *([f"{len(runs):,} trained models with {len(seeds)} seeds"] if runs else []),
+        *([f"{counted(len(runs), 'trained model')} with {counted(len(seeds), 'seed')}"] if runs else []),
         *([f"the checkpoint {' and '.join(checkpoints)}"] if checkpoints else []),
     ]
-    n_rows = sum(len(result.rows) for result in results)
+    rows = counted(sum(len(result.rows) for result in results), "row")
     analyses = f"{len(results)} {'analysis' if len(results) == 1 else 'analyses'}"
-    return f"{analyses}{' of ' if of else ''}{' and of '.join(of)}, {n_rows:,} rows of measurements."
+    return f"{analyses}{' of ' if of else ''}{' and of '.join(of)}, {rows} of measurements."
 
 
 def _cells(verdict: Verdict) -> list[str]:
@@ -212,11 +212,13 @@ def _checkpoints(result: Result) -> list[str]:
     origin = result.origin if isinstance(result.origin, CheckpointOrigin) else None
     while origin:
         model = origin.model
-        pairs = "; ".join(f"{kind}: {n} pairs, {origin.skipped[kind]} skipped" for kind, n in origin.pairs.items())
+        pairs = "; ".join(
+            f"{kind}: {counted(n, 'pair')}, {origin.skipped[kind]} skipped" for kind, n in origin.pairs.items()
+        )
         lines.append(
             f"{'Its twin' if lines else 'Checkpoint'} {origin.checkpoint}: {model['n_layers']} layers of "
             f"{model['n_heads']} heads, width {model['d_model']}, digest {origin.digest}; asked about "
-            f"{origin.facts} facts ({pairs})."
+            f"{counted(origin.facts, 'fact')} ({pairs})."
         )
         origin = origin.twin
     return lines

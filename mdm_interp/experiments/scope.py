@@ -56,7 +56,7 @@ def setting_labels(scope: Mapping[str, Any]) -> list[str]:
 
 def counted(n: int, noun: str) -> str:
     """Say how many there are, as in `1 layer` or `4 heads`."""
-    return f"{n} {noun}{'s' if n > 1 else ''}"
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 def scope_of(

@@ -216,7 +216,7 @@ def test_a_figure_of_a_given_checkpoint_says_which_and_what_it_was_asked(tmp_pat
     assert f"Checkpoint LLaDA: 32 layers of 16 heads, width 4096, digest d1; {asked}" in said
     assert f"Its twin LLaMA: 32 layers of 16 heads, width 4096, digest d2; {asked}" in said
     assert "mdm-interp probe CHECKPOINT --facts FACTS.csv --twin TWIN --only tiny --out DIR" in said
-    assert "1 analysis of the checkpoint LLaDA, 1 rows" in said
+    assert "1 analysis of the checkpoint LLaDA, 1 row of measurements" in said
 
 
 def test_the_report_links_the_interactive_pages_that_are_there(tmp_path: Path) -> None:
