@@ -143,7 +143,7 @@ def draw(result: Result) -> Panels:
     for kind in KINDS:
         shown = list(dict.fromkeys(where(result.frame, kind=kind)["checkpoint"]))
         y = {"range": [-0.55, 0.7], "title": "ahead of<br>unrelated"}
-        titles = [f"{checkpoint}, {kind}" for checkpoint in shown]
+        titles = [f"{checkpoint}, {kind}".replace(", ", ",<br>") for checkpoint in shown]
         row = panels.row(titles, x={"title": "through", "tickangle": 60}, y=y, ticks_height=110) if shown else []
         for panel, checkpoint in zip(row, shown, strict=True):
             for place, (direction, color) in enumerate(DIRECTIONS.items()):

@@ -81,6 +81,7 @@ def real_grid(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for name, value in helpers.REAL.items():
         monkeypatch.setattr(helpers.grids, name, value)
+    monkeypatch.setattr(helpers.subjects, "DEMOS", helpers.REAL_DEMOS)
     monkeypatch.setattr(helpers.scope, "LEARNT", helpers.REAL_LEARNT)
     monkeypatch.setattr(helpers.phase_diagram, "SWEEP", helpers.REAL_MAP)
     monkeypatch.setattr(helpers.phase_diagram, "LEARNT", helpers.REAL_MAP_LEARNT)

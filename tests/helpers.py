@@ -30,6 +30,7 @@ ROOT = Path(__file__).parents[1]
 
 REAL = {name: getattr(grids, name) for name in ("WORLDS", "small_model", "pool_world", "QUICK_SEEDS")}
 REAL["WORLDS"] = dict(grids.WORLDS)
+REAL_DEMOS = dict(subjects.DEMOS)
 REAL_LEARNT, REAL_MAP, REAL_MAP_LEARNT = scope.LEARNT, phase_diagram.SWEEP, phase_diagram.LEARNT
 """What :func:`tiny_grid` replaces, as it was."""
 

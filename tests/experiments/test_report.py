@@ -198,7 +198,7 @@ def test_a_figure_of_one_other_run_and_one_from_before_it_was_recorded(tmp_path:
     assert "2 of 2 runs were trained by other code or versions: 2 with unknown code and versions." in said
 
 
-def test_a_figure_of_demo_checkpoints_names_them(tmp_path: Path) -> None:
+def test_a_figure_of_demo_checkpoints_names_them(tmp_path: Path, real_grid: None) -> None:
     configs = [DemoConfig(format="llada"), DemoConfig(format="qwen2")]
     one, two = (config.digest() for config in configs)
     dumped = [config.model_dump(mode="json") for config in configs]

@@ -21,10 +21,10 @@ from mdm_interp.checkpoints import load_checkpoint, save_checkpoint
 from mdm_interp.config import DemoConfig, FactConfig
 from mdm_interp.data.prompts import load_facts
 from mdm_interp.errors import UserError
+from mdm_interp.experiments import subjects
 from mdm_interp.experiments.analysis import CheckpointAnalysis, discover
 from mdm_interp.experiments.results import CheckpointOrigin, Result
 from mdm_interp.experiments.subjects import (
-    DEMOS,
     KINDS,
     Demo,
     Lab,
@@ -134,7 +134,7 @@ def test_a_model_of_the_small_grid_is_measured_alike_as_a_checkpoint(tmp_path: P
         assert again.gram.cosine(group, [0]).equal(aligned.gram.cosine(group, [0]))
 
 
-def test_a_quick_run_has_one_demo_and_its_twin_and_a_full_one_both_worlds() -> None:
+def test_a_quick_run_has_one_demo_and_its_twin_and_a_full_one_both_worlds(real_grid: None) -> None:
     def named(configs: list[DemoConfig]) -> list[str]:
         return [Demo.of(config, "").name for config in configs]
 
@@ -147,7 +147,7 @@ def test_a_quick_run_has_one_demo_and_its_twin_and_a_full_one_both_worlds() -> N
     assert named(demos(range(10))) == full
     more = ["demo llada, varied, seed 1", "demo llada, varied, seed 2"]
     assert named(demos_of_several_seeds(range(10))) == [*full, *more]
-    few = DEMOS["varied"].model_copy(update={"n_control": 7})
+    few = subjects.DEMOS["varied"].model_copy(update={"n_control": 7})
     assert Demo.of(few, "").name == "demo llada, varied, 18% both ways"
 
 
