@@ -3,7 +3,6 @@ whole names, in every order of filling them in, whether or not the number of tok
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pandas as pd
@@ -11,7 +10,7 @@ import pandas as pd
 from mdm_interp import CheckpointAnalysis, Probe, Result, Summary, where
 from mdm_interp.experiments.subjects import demos_of_several_seeds
 from mdm_interp.measures.answers import N_DRAWS, SEED, answer_all, mean_over_facts, questions
-from mdm_interp.stats.estimates import Estimate
+from mdm_interp.stats.estimates import NOTHING
 from mdm_interp.stats.resampling import FactSample
 from mdm_interp.stats.tables import as_columns, estimate_in
 from mdm_interp.viz import CHANCE, FORWARD, PROBABILITY, REVERSE, Panels, checkpoints_and_kinds
@@ -34,7 +33,6 @@ LABELS = {
 }
 USUAL = {"MDM": "confidence", "ARM": "left_to_right"}
 """The order in which each kind of model is quoted."""
-NOTHING = Estimate(math.nan, math.nan, math.nan, 0)
 BY = ("checkpoint", "kind", "direction", "asked", "order", "length", "measure")
 
 

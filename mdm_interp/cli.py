@@ -230,7 +230,9 @@ def verify(
                 f"--out: {out} holds no {analysis.name}.json, from which claims are judged; run `mdm-interp reproduce "
                 f"--only {analysis.name} --out {out}` first"
             )
-    results = {a.name: a.load(path) for a in discover() if (path := out / f"{a.name}.json").exists()}
+    told = {name for name, _ in findings.SENTENCES}
+    needed = {a.name: (a, out / f"{a.name}.json") for a in discover() if a.claims or a.name in told}
+    results = {name: a.load(path) for name, (a, path) in needed.items() if path.exists()}
     verdicts = ledger(judged, results)
     asked = {"claim": claim, "scheme": scheme, "stage": stage, "verdict": verdict}
     chosen = select(verdicts, **asked)
@@ -482,10 +484,10 @@ def demo_checkpoint(
     from mdm_interp.experiments.subjects import DEMOS
     from mdm_interp.training.demo import train_demo
 
-    found = {name: made for name, made in DEMOS.items() if name == world}
-    if not found:
+    made = {str(name): made for name, made in DEMOS.items()}.get(world)
+    if made is None:
         raise UserError(f"--world: {world!r} is none of {', '.join(DEMOS)}; choose one")
-    content = {**found[world].model_dump(), "format": format, "seed": seed}
+    content = {**made.model_dump(), "format": format, "seed": seed}
     print(train_demo(out, DemoConfig.model_validate(content), device=device))
 
 

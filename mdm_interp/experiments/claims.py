@@ -41,6 +41,19 @@ CLAIMS = {
 }
 """The claims of arXiv 2602.02133 as its abstract makes them, after the premise that all of them explain; from 8 on,
 what its authors report elsewhere."""
+TITLES = {
+    "0": "MDMs answer reverse",
+    "1": "masking not enough",
+    "2": "storage, no position",
+    "3": "positions only route",
+    "4": "evidence is reused",
+    "5": "routes correlate",
+    "6": "gradients align",
+    "7": "signatures predict",
+    "8": "attention decides",
+    "9": "attention peaks",
+}
+"""The same in a few words."""
 
 ALPHA = 0.05
 """False discovery rate over the verdicts that could come out either way."""

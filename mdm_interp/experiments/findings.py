@@ -38,14 +38,12 @@ def _curse(summary: Summary) -> str:
     forward = [_in_the_cycle(summary, "forward", variant).value for variant in ("MDM rope", "ARM rope")]
     if not mdm.n or not arm.n:
         return ""
-    told = "a one-head MDM with RoPE gives the answer a probability of"
     told = (
-        f"{told} {_said(mdm)}, an ARM {arm.value:.3f}; forward, they give {forward[0]:.2f} and {forward[1]:.2f} "
-        f"({_seeds(mdm, arm)})"
+        f"a one-head MDM with RoPE gives the answer a probability of {_said(mdm)}, an ARM {arm.value:.3f}; forward, "
+        f"they give {forward[0]:.2f} and {forward[1]:.2f} ({_seeds(mdm, arm)})"
     )
-    if _above(mdm, arm):
-        return f"Asked in reverse, {told}."
-    return f"An MDM is not better in reverse than an ARM for sure: {told}."
+    begin = "Asked in reverse," if _above(mdm, arm) else "An MDM is not better in reverse than an ARM for sure:"
+    return f"{begin} {told}."
 
 
 def _heads(summary: Summary) -> str:
@@ -64,9 +62,10 @@ def _schemes(summary: Summary) -> str:
     if not reverse.n:
         return ""
     told = f"with ALiBi, {reverse.value:.2f} in reverse and {forward.value:.2f} forward ({_seeds(reverse)})"
+    begin = "Even positions that cannot tell left from right do worse in reverse"
     if reverse.value > 0.9 * forward.value:
-        return f"Positions that cannot tell left from right answer both ways alike: {told}."
-    return f"Even positions that cannot tell left from right do worse in reverse: {told}."
+        begin = "Positions that cannot tell left from right answer both ways alike"
+    return f"{begin}: {told}."
 
 
 def _route(summary: Summary) -> str:
@@ -74,9 +73,12 @@ def _route(summary: Summary) -> str:
     if not before.n or not after.n:
         return ""
     told = f"{before.value:.2f} becomes {after.value:.2f} if heads have to read both sides alike ({_seeds(after)})"
-    if _above(after, before):
-        return f"With four heads the answer is stored, and the route to it fails: {told}."
-    return f"With four heads the route is not what fails for sure: {told}."
+    fails = (
+        "the answer is stored, and the route to it fails"
+        if _above(after, before)
+        else "the route is not what fails for sure"
+    )
+    return f"With four heads {fails}: {told}."
 
 
 def _others(summary: Summary) -> str:
@@ -87,9 +89,8 @@ def _others(summary: Summary) -> str:
     if not none.n or not most.n:
         return ""
     told = f"{none.value:.2f}, and {most.value:.2f} with 80 % of other facts shown both ways ({_seeds(none, most)})"
-    if _above(most, none):
-        return f"Where the source was shown on one side only, other facts help: {told}."
-    return f"Where the source was shown on one side only, other facts do not help for sure: {told}."
+    help_or_not = "help" if _above(most, none) else "do not help for sure"
+    return f"Where the source was shown on one side only, other facts {help_or_not}: {told}."
 
 
 MANY = (1, 2, 4, 8)
@@ -231,7 +232,7 @@ def overview(verdicts: Sequence[Verdict], results: Mapping[str, Result]) -> str:
     return "\n".join([*numbered, "", *_table(by_setting(verdicts))]) + "\n"
 
 
-def tables(verdicts: Sequence[Verdict], results: Mapping[str, Result]) -> str:
+def tables(verdicts: Sequence[Verdict]) -> str:
     """Write the ledger in Markdown: a table of claims and :data:`NAMED_SETTINGS`, each measure at its last stage, with
     counts over all settings; a table of claims and :data:`REGIONS`; and a list of the settings in which a claim
     fails."""
@@ -284,7 +285,7 @@ def _counted(outcomes: Sequence[Outcome]) -> str:
 
 WRITTEN: dict[str, Callable[[Sequence[Verdict], Mapping[str, Result]], str]] = {
     "what was found": overview,
-    "findings": tables,
+    "findings": lambda verdicts, results: tables(verdicts),
 }
 """What is written between which marks of a file."""
 
@@ -302,15 +303,15 @@ def write(verdicts: Sequence[Verdict], results: Mapping[str, Result], path: str 
         UserError: the file is missing or has no marks.
     """
     try:
-        text = old = Path(path).read_text(encoding="utf-8")
-        for name, told in WRITTEN.items():
-            start, end = marks(name)
-            if start in text:
-                before, rest = text.split(start)
-                _, after = rest.split(end)
-                text = f"{before}{start}\n{told(verdicts, results)}\n{end}{after}"
-        if not any(marks(name)[0] in old for name in WRITTEN):
+        text = Path(path).read_text(encoding="utf-8")
+        there = [name for name in WRITTEN if marks(name)[0] in text]
+        if not there:
             raise ValueError("it has no marks")
+        for name in there:
+            start, end = marks(name)
+            before, rest = text.split(start)
+            _, after = rest.split(end)
+            text = f"{before}{start}\n{WRITTEN[name](verdicts, results)}\n{end}{after}"
     except (OSError, ValueError) as error:
         start, end = marks("findings")
         raise UserError(f"{path}: no place for the findings ({error}); add the lines {start!r}, {end!r}") from error

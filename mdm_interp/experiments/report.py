@@ -26,7 +26,7 @@ from mdm_interp.experiments.claims import OUTCOMES, Verdict, counts
 from mdm_interp.experiments.findings import by_setting, sentences
 from mdm_interp.experiments.results import CheckpointOrigin, Result, TrainedOrigin
 from mdm_interp.experiments.scope import SCOPE, counted, scope_label, setting_labels
-from mdm_interp.experiments.subjects import Demo
+from mdm_interp.experiments.subjects import demo_name
 from mdm_interp.files import write_text
 from mdm_interp.provenance import difference
 from mdm_interp.viz.pages.page import TEMPLATES, asset, write_libraries
@@ -64,6 +64,10 @@ def write_figures(drawn: Sequence[tuple[Result, go.Figure]], out: Path) -> str |
     return None
 
 
+ESTIMATE = ("quantity", "value", "low", "high", "n")
+"""The last columns of a table of summaries, before those of the null."""
+
+
 def write_summaries(results: Sequence[Result], path: Path) -> None:
     """Write the summaries of results as one table (CSV): `analysis`, what each estimate is of, `quantity`, `value`,
     `low`, `high` and `n`, and the same of the null."""
@@ -72,9 +76,6 @@ def write_summaries(results: Sequence[Result], path: Path) -> None:
     last = [name for name in table if str(name) in ESTIMATE or str(name).startswith("null_")]
     table = table[["analysis", *(name for name in table if name != "analysis" and name not in last), *last]]
     write_text(path, table.to_csv(index=False, lineterminator="\n"))
-
-
-ESTIMATE = ("quantity", "value", "low", "high", "n")
 
 
 FIRST, EACH = 60.0, 20.0
@@ -246,8 +247,8 @@ def _runs(result: Result) -> dict[str, list[str]]:
         return {}
     names, other = dict[str, str](), ""
     if result.origin.kind == "demos":
-        demos = [Demo.of(DemoConfig.model_validate(config), "") for config in result.origin.first_seed]
-        names, other = {demo.config.digest(): demo.name for demo in demos}, "demo checkpoints of other seeds"
+        demos = [DemoConfig.model_validate(config) for config in result.origin.first_seed]
+        names, other = {demo.digest(): demo_name(demo) for demo in demos}, "demo checkpoints of other seeds"
     for row in result.rows:
         if "run" in row and row.get("world") is not None and set(SCOPE) <= row.keys():
             names[row["run"]] = scope_label({column: row[column] for column in SCOPE})

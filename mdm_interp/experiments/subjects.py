@@ -269,22 +269,21 @@ class Demo:
     def finished(self) -> bool:
         return (self.folder / "config.json").exists()
 
-    @property
-    def name(self) -> str:
-        """What results and figures call it."""
-        config = self.config
-        share, usual = (one.n_control / one.n_families for one in (config, DEMOS[config.world]))
-        parts = [f"demo {config.format}", *([config.world] if config.world != "memorised" else [])]
-        parts += [f"{share:.0%} both ways"] * (share != usual) + [f"seed {config.seed}"] * (config.seed > 0)
-        return ", ".join(parts)
-
     def train(self, device: str, report: Callable[[TextStep], Any]) -> None:
         """Train it here, or what is missing of it."""
         train_demo(self.folder, self.config, device=device, report=lambda *at: report(TextStep(self.config, *at)))
 
     def probe(self, device: str = "cpu") -> Probe:
         """Open it, asked about the facts that training states one way."""
-        return replace(open_probe(self.folder, self.folder / "facts.csv", device=device), name=self.name)
+        return replace(open_probe(self.folder, self.folder / "facts.csv", device=device), name=demo_name(self.config))
+
+
+def demo_name(config: DemoConfig) -> str:
+    """Return what results and figures call a demo checkpoint."""
+    share, usual = (one.n_control / one.n_families for one in (config, DEMOS[config.world]))
+    parts = [f"demo {config.format}", *([config.world] if config.world != "memorised" else [])]
+    parts += [f"{share:.0%} both ways"] * (share != usual) + [f"seed {config.seed}"] * (config.seed > 0)
+    return ", ".join(parts)
 
 
 def train_demos(configs: Sequence[DemoConfig], lab: Lab) -> list[Demo]:
@@ -300,4 +299,4 @@ def train_demos(configs: Sequence[DemoConfig], lab: Lab) -> list[Demo]:
 
 def demo_bars(progress: Progress) -> TextBars:
     """Return a progress bar for each demo checkpoint in training."""
-    return TextBars(progress, lambda config: Demo.of(cast(DemoConfig, config), "").name)
+    return TextBars(progress, lambda config: demo_name(cast(DemoConfig, config)))

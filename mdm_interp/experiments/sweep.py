@@ -223,9 +223,13 @@ def run_sweep(
     outcomes = {name: found for name, run in runs.items() if (found := _stored(run, out, measures))}
     missing = [run for name, run in runs.items() if name not in outcomes]
     n, device = find_place(workers, device) if missing else (1, device)
-    unfinished = [run for run in missing if not _is_finished(run)]
-    shares: list[Sequence[Trained]] = [*ensembles([run for run in unfinished if isinstance(run, Run)], device, n)]
-    shares += [[run] for run in missing if isinstance(run, Demo) or run not in unfinished]
+    together, alone = list[Run](), list[Trained]()
+    for run in missing:
+        if isinstance(run, Run) and not _is_finished(run):
+            together.append(run)
+        else:
+            alone.append(run)
+    shares: list[Sequence[Trained]] = [*ensembles(together, device, n), *([run] for run in alone)]
     root.mkdir(parents=True, exist_ok=True)
     table, lost = _Table(sweep, out / "sweep.parquet"), list[BaseException]()
     with _Bar(sweep, len(runs)) as bar:

@@ -14,7 +14,7 @@ from dataclasses import asdict
 import pandas as pd
 
 from mdm_interp.errors import UserError, few
-from mdm_interp.experiments.claims import OUTCOMES, Verdict, counts
+from mdm_interp.experiments.claims import OUTCOMES, TITLES, Verdict, counts
 from mdm_interp.experiments.findings import SIGNS, by_setting
 from mdm_interp.experiments.results import tidy
 from mdm_interp.experiments.scope import scope_label
@@ -28,19 +28,6 @@ SETTINGS = {name: name for name in ("RoPE", "ALiBi", "NoPE", "T5", "4 heads", "d
     "sinusoidal": "sinus.",
 }
 """The settings of a summary, by their names in `findings.NAMED_SETTINGS`, and what they are called there."""
-TITLES = {
-    "0": "MDMs answer reverse",
-    "1": "masking not enough",
-    "2": "storage, no position",
-    "3": "positions only route",
-    "4": "evidence is reused",
-    "5": "routes correlate",
-    "6": "gradients align",
-    "7": "signatures predict",
-    "8": "attention decides",
-    "9": "attention peaks",
-}
-"""Claims in a few words."""
 
 
 def select(verdicts: Sequence[Verdict], **asked: Collection[str] | None) -> list[Verdict]:

@@ -29,7 +29,8 @@ from mdm_interp.stats.summary import Summary
 from mdm_interp.training.runs import Run
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-FINDINGS = ROOT / "docs" / "findings.md"
+FINDINGS = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8")
+FOUND = " ".join(FINDINGS.split())
 SIDES = ("forward", "reverse")
 
 
@@ -75,35 +76,32 @@ DEMOS = (
 
 
 @cache
-def summary(name: str) -> Summary:
+def summary(name: str, folder: str = "") -> Summary:
     (analysis,) = [analysis for analysis in discover() if analysis.name == name]
-    return analysis.load(ROOT / "figures" / f"{name}.json").summary
+    return analysis.load(ROOT / "figures" / folder / f"{name}.json").summary
 
 
 def test_fewer_facts_both_ways_are_as_the_findings_say() -> None:
-    (analysis,) = [analysis for analysis in discover() if analysis.name == "large_model_prediction"]
-    answered = analysis.load(ROOT / "figures" / "demo_worlds" / "large_model_prediction.json").summary
+    answered = summary("large_model_prediction", "demo_worlds")
     of = {"kind": "relational", "direction": "reverse", "asked": "left", "order": "confidence", "length": "known"}
     names = [f"demo llada, varied, {n / 40:.0%} both ways" for n in (7, 14, 21)]
     one, two, three = (answered.at("value", checkpoint=name, measure="exact match", **of).value for name in names)
-    said = " ".join(FINDINGS.read_text(encoding="utf-8").split())
-    assert f"the left entity comes in {one:.2f}, {two:.2f} and {three:.2f} (one seed each;" in said
+    assert f"the left entity comes in {one:.2f}, {two:.2f} and {three:.2f} (one seed each;" in FOUND
     same = {"checkpoint": "demo llada, varied", "measure": "exact match", **of}
     assert answered.at("value", **same) == summary("large_model_prediction").at("value", **same)
 
 
 def test_the_demo_checkpoints_are_as_the_findings_say() -> None:
-    said = " ".join(FINDINGS.read_text(encoding="utf-8").split())
 
     def nats(checkpoint: str, what: str, kind: str = "positional") -> list[str]:
         of = {"checkpoint": checkpoint, "kind": kind}
         return [f"{summary('large_model_lens').at(f'{side}_{what}', **of).value:.1f}" for side in SIDES]
 
     heads, mlps = nats("demo llada", "heads"), nats("demo llada", "mlp")
-    assert f"{heads[1]} nats to a positional reverse answer beyond another fact's, against {heads[0]} forward" in said
-    assert f"MLPs add {mlps[1]} against {mlps[0]}. Its ARM twin's heads add" in said
+    assert f"{heads[1]} nats to a positional reverse answer beyond another fact's, against {heads[0]} forward" in FOUND
+    assert f"MLPs add {mlps[1]} against {mlps[0]}. Its ARM twin's heads add" in FOUND
     heads, mlps = nats("demo qwen2", "heads"), nats("demo qwen2", "mlp")
-    assert f"add {heads[1]} and {heads[0]}, its MLPs {mlps[1]} and {mlps[0]} (" in said
+    assert f"add {heads[1]} and {heads[0]}, its MLPs {mlps[1]} and {mlps[0]} (" in FOUND
 
     def exact(checkpoint: str, direction: str) -> str:
         order = "left_to_right" if "qwen2" in checkpoint else "confidence"
@@ -113,17 +111,17 @@ def test_the_demo_checkpoints_are_as_the_findings_say() -> None:
         return f"{summary('large_model_prediction').at('value', asked=side, **of).value:.2f}"
 
     memorised, *seeds, twin = (exact(name, "reverse") for name in DEMOS)
-    assert f"relational reverse query in {memorised} of cases" in said
-    assert f"does in {seeds[0]}, {seeds[1]} and {seeds[2]} (three seeds), its ARM twin in {twin}; forward" in said
+    assert f"relational reverse query in {memorised} of cases" in FOUND
+    assert f"does in {seeds[0]}, {seeds[1]} and {seeds[2]} (three seeds), its ARM twin in {twin}; forward" in FOUND
     assert {exact(name, "forward") for name in DEMOS} == {"1.00"}
     varied, before = (
         summary("large_model_coupling").at("cosine", checkpoint=name, kind="relational", group="storage (V, O)")
         for name in DEMOS[1::-1]
     )
     told = [f"{one.value:.2f} [{one.low:.2f}, {one.high:.2f}]" for one in (varied, before)]
-    assert f"more aligned there, {told[0]} instead of {told[1]}" in said
-    assert f"MLPs add {nats(DEMOS[1], 'mlp', 'relational')[1]} nats in reverse instead of" in said
-    assert f"instead of {nats(DEMOS[0], 'mlp', 'relational')[1]}. These" in said
+    assert f"more aligned there, {told[0]} instead of {told[1]}" in FOUND
+    assert f"MLPs add {nats(DEMOS[1], 'mlp', 'relational')[1]} nats in reverse instead of" in FOUND
+    assert f"instead of {nats(DEMOS[0], 'mlp', 'relational')[1]}. These" in FOUND
 
 
 # ---- the map
@@ -165,30 +163,28 @@ def test_the_map_is_as_the_readme_says() -> None:
 
 
 def test_the_map_is_as_the_findings_say() -> None:
-    said = " ".join(FINDINGS.read_text(encoding="utf-8").split())
     counts = [f"{n} of {of}" for n, of in map(answered, (1, 2, 4, 8))]
-    assert f"0.45 or more in {counts[0]} settings with one head, {counts[1]} with two, {counts[2]} with four" in said
-    assert f"and {counts[3]} with eight" in said
+    assert f"0.45 or more in {counts[0]} settings with one head, {counts[1]} with two, {counts[2]} with four" in FOUND
+    assert f"and {counts[3]} with eight" in FOUND
     alone, two, both = (on_the_map(name, 1) for name in ("MLP", "2 layers", "2 layers, MLP"))
-    assert f"({alone} with one layer, {both} with two); two layers without give {two}." in said
+    assert f"({alone} with one layer, {both} with two); two layers without give {two}." in FOUND
     wide = "64 dimensions, base 1e6"
     four, eight = ((on_the_map(wide, n), on_the_map("base setting", n)) for n in (4, 8))
-    assert f"({four[0]} with four heads instead of {four[1]}, {eight[0]} with eight instead of {eight[1]})" in said
+    assert f"({four[0]} with four heads instead of {four[1]}, {eight[0]} with eight instead of {eight[1]})" in FOUND
     many, none = (on_the_map(f"{share}% both ways", 4) for share in (80, 0))
-    assert f"({many} with four heads and 80 % of them, {none} with none)" in said
+    assert f"({many} with four heads and 80 % of them, {none} with none)" in FOUND
     short, long = (on_the_map(f"{steps} steps", 2, "reverse_end") for steps in ("1,000", "8,000"))
-    assert f"reverse probability is {short} after 1,000 steps and {long} after 8,000" in said
-    assert f"explains {explained('route_gap', interval=True)} of the variance" in said
-    assert f"gradient alignment in V and O {explained('alignment', interval=True)}." in said
-    assert f"How specialised heads are ({explained('specialisation')})" in said
-    assert f"at that point explains {explained('reverse_early')} as well" in said
+    assert f"reverse probability is {short} after 1,000 steps and {long} after 8,000" in FOUND
+    assert f"explains {explained('route_gap', interval=True)} of the variance" in FOUND
+    assert f"gradient alignment in V and O {explained('alignment', interval=True)}." in FOUND
+    assert f"How specialised heads are ({explained('specialisation')})" in FOUND
+    assert f"at that point explains {explained('reverse_early')} as well" in FOUND
     unsure = ("specialisation", "odd_share", "storage_share", "exposures", "forward_end")
     assert all(the_map()[1].at("explained", by=name).low < 0 for name in unsure)
 
 
 def test_the_published_benchmark_is_as_the_findings_say() -> None:
     scores = pd.read_csv(ROOT / "figures" / "benchmark" / "reversal_benchmark.csv")
-    said = FINDINGS.read_text(encoding="utf-8")
     scores = scores[scores["length"] == "known"].set_index(["checkpoint", "quantity", "test"])
 
     def told(name: str, quantity: str) -> list[str]:
@@ -198,9 +194,9 @@ def test_the_published_benchmark_is_as_the_findings_say() -> None:
 
     for name in ("ARM", "MDM"):
         for quantity, word in (("contains", "written"), ("preferred", "likelier")):
-            assert f"| {name}, {word} | {' | '.join(told(name, quantity))} |" in said
+            assert f"| {name}, {word} | {' | '.join(told(name, quantity))} |" in FINDINGS
     published = reversal_benchmark.PUBLISHED["GPT-3 175B, fine-tuned"]
-    assert f"published | {' | '.join(f'{published[test]:.2f}' for test in TESTS)} |" in said
+    assert f"published | {' | '.join(f'{published[test]:.2f}' for test in TESTS)} |" in FINDINGS
     reverse = scores.loc[[(name, "preferred", test) for name in ("ARM", "MDM") for test in TESTS[2:]]]
     at_chance = [low < 0.5 < high for low, high in reverse[["low", "high"]].to_numpy()]
     assert at_chance == [True, True, False, False] and (reverse["low"].iloc[2:] > 0.5).all()
@@ -208,7 +204,6 @@ def test_the_published_benchmark_is_as_the_findings_say() -> None:
 
 def test_what_carries_the_benchmark_is_as_the_findings_say() -> None:
     table = pd.read_csv(ROOT / "figures" / "benchmark" / "summary.csv")
-    said = " ".join(FINDINGS.read_text(encoding="utf-8").split())
 
     def at(
         quantity: str, column: str = "value", *, checkpoint: str = "MDM", group: str | None = None, digits: int = 2
@@ -222,19 +217,19 @@ def test_what_carries_the_benchmark_is_as_the_findings_say() -> None:
         return f"{at(quantity, **of)} [{at(quantity, 'low', **of)}, {at(quantity, 'high', **of)}]"
 
     beaten = [[at(f"{side}_beaten", column) for side in SIDES] for column in ("value", "null_value")]
-    assert f"above {beaten[0][0]} (forward) and {beaten[0][1]} (reverse) of other people's" in said
-    assert f"does so for {beaten[1][0]} and {beaten[1][1]}." in said
+    assert f"above {beaten[0][0]} (forward) and {beaten[0][1]} (reverse) of other people's" in FOUND
+    assert f"does so for {beaten[1][0]} and {beaten[1][1]}." in FOUND
     storage, routing = "storage (V, O)", "routing (Q, K)"
     cosine = f"{interval('cosine', group=storage)}, with other people's {at('cosine', 'null_value', group=storage)}"
-    assert f"in V and O is {cosine}, and exceeds theirs in all" in said
-    assert f"that of Q and K is {at('cosine', group=routing)}" in said and at("share_above", group=storage) == "1.00"
-    assert f"at {interval('correlation')}, where equal energy in RoPE predicts {at('isotropic')}" in said
-    assert f"it gets {at('reverse')} of the attention in reverse instead of {at('forward')}" in said
+    assert f"in V and O is {cosine}, and exceeds theirs in all" in FOUND
+    assert f"that of Q and K is {at('cosine', group=routing)}" in FOUND and at("share_above", group=storage) == "1.00"
+    assert f"at {interval('correlation')}, where equal energy in RoPE predicts {at('isotropic')}" in FOUND
+    assert f"it gets {at('reverse')} of the attention in reverse instead of {at('forward')}" in FOUND
     heads, mlps = ([at(f"{side}_{what}", digits=1) for side in SIDES] for what in ("heads", "mlp"))
     assert (
-        f"Heads add {heads[1]} nats" in said and f"instead of {heads[0]}, MLPs {mlps[1]} instead of {mlps[0]}" in said
+        f"Heads add {heads[1]} nats" in FOUND and f"instead of {heads[0]}, MLPs {mlps[1]} instead of {mlps[0]}" in FOUND
     )
-    assert f"heads add {at('reverse_heads', checkpoint='ARM', digits=1)} in reverse" in said
+    assert f"heads add {at('reverse_heads', checkpoint='ARM', digits=1)} in reverse" in FOUND
 
 
 @pytest.mark.slow
@@ -253,7 +248,7 @@ def test_the_yaml_block_trains(
 
 
 def test_the_findings_list_the_analyses_that_are_there() -> None:
-    listed = re.findall(r"^\| `(\w+)` \| (.+) \|$", FINDINGS.read_text(encoding="utf-8"), re.MULTILINE)
+    listed = re.findall(r"^\| `(\w+)` \| (.+) \|$", FINDINGS, re.MULTILINE)
     assert listed == [(analysis.name, analysis.question) for analysis in discover()]
 
 

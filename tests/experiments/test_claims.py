@@ -143,7 +143,7 @@ def test_an_arm_that_fails_confirms_the_paper_and_an_identity_says_nothing() -> 
         ("identity", "holds"): "",
         ("test", "fails"): "contradicts the paper",
     }
-    assert "- **5**, m: planted, any_order rope, 1 layer, 2 heads of 16\n" in tables(found, {})
+    assert "- **5**, m: planted, any_order rope, 1 layer, 2 heads of 16\n" in tables(found)
     table = counts(found).loc["5"]
     assert (table["fails"], table["identity"], table["arm"]) == (1, 1, 1)
 

@@ -129,7 +129,7 @@ def test_the_findings_say_in_a_word_and_a_colour_what_was_found_in_each_named_se
     ]
     rows += rows_of([0.3, 0.9], **NAMED_SETTINGS["learned"], stage="end")
     rows += rows_of([0.0, 0.1, 0.05], **NAMED_SETTINGS["RoPE"], stage="early")
-    head, _, line, *_, failed = tables(judge([(result_of(rows), [test])]), {}).splitlines()
+    head, _, line, *_, failed = tables(judge([(result_of(rows), [test])])).splitlines()
     said = dict(zip(head.split(" | "), line.split(" | "), strict=True))
     assert said["RoPE"] == "🟢 holds", "the last stage counts"
     assert said["4 heads"] == "🔴 fails" and said["ARM"] == "🟢 fails"
@@ -137,7 +137,7 @@ def test_the_findings_say_in_a_word_and_a_colour_what_was_found_in_each_named_se
     assert said["learned"] == "🟡 inconclusive"
     assert said["all settings |"] == "6 holds, 1 fails, 1 inconclusive |"
     assert failed == "- **5**, m: relation_cycle, any_order rope, 1 layer, 4 heads of 16"
-    assert "–" in tables(judge([(result_of(rows_of([0.8, 0.9, 0.85])), [ABOVE])]), {})
+    assert "–" in tables(judge([(result_of(rows_of([0.8, 0.9, 0.85])), [ABOVE])]))
 
 
 def test_each_region_of_the_map_says_what_its_lines_say_of_the_paper() -> None:
@@ -176,7 +176,7 @@ def test_what_was_found_is_written_between_the_marks_that_are_there(tmp_path: Pa
     once = path.read_text(encoding="utf-8")
     assert once == (
         f"before\n{first}\n{findings.overview(verdicts, results)}\n{last}between\n{start}\n"
-        f"{tables(verdicts, results)}\n{end}after\n"
+        f"{tables(verdicts)}\n{end}after\n"
     )
     assert "1. Asked in reverse, " in once and "STALE" not in once
     findings.write(verdicts, results, path)

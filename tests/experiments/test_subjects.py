@@ -26,9 +26,9 @@ from mdm_interp.experiments.analysis import CheckpointAnalysis, discover
 from mdm_interp.experiments.results import CheckpointOrigin, Result
 from mdm_interp.experiments.subjects import (
     KINDS,
-    Demo,
     Lab,
     Probe,
+    demo_name,
     demos,
     demos_of_several_seeds,
     each_checkpoint,
@@ -136,7 +136,7 @@ def test_a_model_of_the_small_grid_is_measured_alike_as_a_checkpoint(tmp_path: P
 
 def test_a_quick_run_has_one_demo_and_its_twin_and_a_full_one_both_worlds(real_grid: None) -> None:
     def named(configs: list[DemoConfig]) -> list[str]:
-        return [Demo.of(config, "").name for config in configs]
+        return [demo_name(config) for config in configs]
 
     assert named(demos_of_several_seeds(range(3))) == named(demos(range(3)))
     assert [(demo.world, demo.format, demo.seed) for demo in demos(range(3))] == [
@@ -148,7 +148,7 @@ def test_a_quick_run_has_one_demo_and_its_twin_and_a_full_one_both_worlds(real_g
     more = ["demo llada, varied, seed 1", "demo llada, varied, seed 2"]
     assert named(demos_of_several_seeds(range(10))) == [*full, *more]
     few = subjects.DEMOS["varied"].model_copy(update={"n_control": 7})
-    assert Demo.of(few, "").name == "demo llada, varied, 18% both ways"
+    assert demo_name(few) == "demo llada, varied, 18% both ways"
 
 
 # ---- the commands
@@ -201,6 +201,12 @@ def test_what_cannot_be_probed_is_said_in_one_line(
 
 def test_a_demo_of_an_unknown_format_is_refused(mdm_interp: Callable[..., Ended], tmp_path: Path) -> None:
     assert_refused(mdm_interp("demo-checkpoint", "--format", "gpt2", "--out", tmp_path / "demo"), "format", "gpt2")
+    assert not (tmp_path / "demo").exists()
+
+
+def test_a_demo_of_an_unknown_world_is_refused(mdm_interp: Callable[..., Ended], tmp_path: Path) -> None:
+    ended = mdm_interp("demo-checkpoint", "--world", "flat", "--out", tmp_path / "demo")
+    assert_refused(ended, "--world: 'flat' is none of memorised, varied")
     assert not (tmp_path / "demo").exists()
 
 
