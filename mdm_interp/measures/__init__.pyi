@@ -4,6 +4,7 @@ from . import capture as capture
 from . import evidence as evidence
 from . import fact_routes as fact_routes
 from . import gradients as gradients
+from . import head_scores as head_scores
 from . import heads as heads
 from . import lens as lens
 from . import nulls as nulls

@@ -59,10 +59,14 @@ def evidence_matrix(
     sources: Int[Tensor, "source"],
     targets: Int[Tensor, "target"],
     positions: Int[Tensor, "position"] | None = None,
+    *,
+    layer: int = 0,
 ) -> Float[Tensor, "head target source position"]:
-    """Compute first-layer evidence G_h[t, s; j] for every source token s at every position j (default: position 0).
+    """Compute evidence G_h[t, s; j] for every source token s at every position j (default: position 0), as a layer
+    reads it from the embedding.
 
-    Under a relative scheme all positions are equal.
+    Under a relative scheme all positions are equal. In a layer after the first this is the direct path alone: the
+    layer's own norm reads the embedding, without what earlier layers add to it.
 
     Raises:
         UserError: a token is outside the vocabulary, or a position outside the context.
@@ -75,19 +79,25 @@ def evidence_matrix(
     outside = positions[(positions < 0) | (positions >= model.cfg.n_ctx)]
     if len(outside):
         raise UserError(f"positions: {int(outside[0])} is outside the context; give 0 to {model.cfg.n_ctx - 1}")
-    block, there = model.blocks[0], model.blocks[0].attn.W_V.device
-    directions = readout_directions(model, targets).to(there)
+    block = model.blocks[layer]
+    directions = readout_directions(model, targets).to(block.attn.W_V.device)
     per_position = []
     for position in positions:
-        resid = model.W_E[sources]
-        pos_embed = model.pos_embed.embed(position[None])
-        resid = (resid if pos_embed is None else resid + pos_embed).to(there)
-        x, W_V = (precise(part) for part in (block.ln1(resid), block.attn.W_V))
+        x, W_V = precise(read_embedding(model, sources, position, layer)), precise(block.attn.W_V)
         v = einsum(x, W_V, "source d_model, kv_head d_model d_head -> source kv_head d_head")
         v = v if block.attn.b_V is None else v + block.attn.b_V
         written = _ov(v, block.attn.W_O)
         per_position.append(einsum(directions, written, "target d_model, source head d_model -> head target source"))
     return torch.stack(per_position, dim=-1)
+
+
+def read_embedding(
+    model: HookedModel, tokens: Int[Tensor, "token"], position: Int[Tensor, ""], layer: int
+) -> Float[Tensor, "token d_model"]:
+    """Return what a layer's attention reads of tokens that are embedded at a position, with nothing added to them."""
+    block, resid = model.blocks[layer], model.W_E[tokens]
+    pos_embed = model.pos_embed.embed(position[None])
+    return block.ln1((resid if pos_embed is None else resid + pos_embed).to(block.attn.W_V.device))
 
 
 def relation_evidence(

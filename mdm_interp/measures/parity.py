@@ -7,7 +7,7 @@ Formulas: docs/theory.md, sections 3, 4 and 7.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 from mdm_interp.data.queries import Query, QueryPair, batches, require_shared
 from mdm_interp.errors import UserError
 from mdm_interp.measures.nulls import other_facts
-from mdm_interp.measures.rope import compute_content, energy_shares, plane_products, require_rope
+from mdm_interp.measures.rope import compute_content, energy_shares, plane_products, plane_scores, require_rope
 from mdm_interp.measures.routes import compute_routes
 from mdm_interp.models.bridge import hooked
 from mdm_interp.models.protocol import HookedModel
@@ -54,13 +54,34 @@ def score_parity(model: HookedModel, query_pairs: Sequence[QueryPair]) -> Parity
 
     Source: docs/theory.md, section 3.
     """
+    model = hooked(model)
+    return _evaluated(query_pairs, lambda queries: compute_routes(model, queries).scores)
+
+
+def plane_parity(model: HookedModel, query_pairs: Sequence[QueryPair]) -> Parity:
+    """Compute :func:`score_parity` plane by plane of RoPE, as :func:`~mdm_interp.measures.rope.plane_scores` evaluates
+    them: summed over planes this is it, for spans of any length and in any layer.
+
+    Raises:
+        UserError: the model has no RoPE, or as :func:`score_parity`.
+
+    Source: docs/theory.md, section 3.
+    """
+    model = hooked(model)
+    return _evaluated(query_pairs, lambda queries: plane_scores(model, queries))
+
+
+def _evaluated(
+    query_pairs: Sequence[QueryPair], scores: Callable[[Sequence[Query]], Float[Tensor, "query layer head *plane"]]
+) -> Parity:
     require_shared(query_pairs, "score parity")
     if any(pair.forward.offset * pair.reverse.offset > 0 for pair in query_pairs):
         raise UserError("query_pairs: a source is on one side in both queries of a pair; swap the sides in one")
-    model = hooked(model)
-    forward = compute_routes(model, [pair.forward for pair in query_pairs]).scores
-    reverse = compute_routes(model, [pair.reverse for pair in query_pairs]).scores
-    forward_is_right = torch.tensor([pair.forward.offset > 0 for pair in query_pairs])[:, None, None]
+    forward, reverse = (
+        scores(queries) for queries in ([pair.forward for pair in query_pairs], [pair.reverse for pair in query_pairs])
+    )
+    forward_is_right = torch.tensor([pair.forward.offset > 0 for pair in query_pairs])
+    forward_is_right = forward_is_right.view(-1, *[1] * (forward.ndim - 1))
     difference = torch.where(forward_is_right, forward - reverse, reverse - forward)
     return Parity(even=(forward + reverse) / 2, odd=difference / 2)
 

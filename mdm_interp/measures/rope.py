@@ -48,7 +48,7 @@ def require_rope(model: HookedModel) -> Rope:
 
 @dataclass(frozen=True)
 class Content:
-    """What a route is made of, before any rotation."""
+    """What a route is made of, before any rotation unless asked for otherwise."""
 
     q: Float[Tensor, "query layer head d_head"]
     """At the readout position, averaged over the answer's tokens."""
@@ -58,12 +58,16 @@ class Content:
 
 @shared_out("queries")
 @torch.no_grad()
-def compute_content(model: HookedModel, queries: Sequence[Query]) -> Content:
-    """Compute the queries at the readout and the keys at the source of every query."""
+def compute_content(model: HookedModel, queries: Sequence[Query], *, rotated: bool = False) -> Content:
+    """Compute the queries at the readout and the keys at the source of every query.
+
+    Args:
+        rotated: Take them after the rotation of RoPE, each by its own position.
+    """
     model = hooked(model)
     cfg: ModelConfig = model.cfg
     kept: dict[str, list[Tensor]] = {"q": [], "k": []}
-    hook_of = dict(zip(kept, content_hooks(cfg), strict=True))
+    hook_of = dict(zip(kept, ("rot_q", "rot_k") if rotated else content_hooks(cfg), strict=True))
     for batch in batches(queries, cfg):
         reduced: dict[str, dict[int, Tensor]] = {kind: {} for kind in kept}
 
@@ -141,6 +145,25 @@ def plane_products(content: Content, rope: Rope) -> Tensor:
     The score at offset delta is the real part of their sum turned by `exp(i delta theta_p)`, times `score_scale`.
     """
     return rope.planes(content.q).conj() * rope.planes(content.k)
+
+
+def plane_scores(model: HookedModel, queries: Sequence[Query]) -> Float[Tensor, "query layer head plane"]:
+    """Compute what each plane adds to the score from readout to source, where the tokens are: for spans of any length,
+    in any layer. Dimensions that do not rotate make one last plane, if there are any. Summed over planes these are the
+    scores of :func:`~mdm_interp.measures.routes.compute_routes`.
+
+    Raises:
+        UserError: the model has no RoPE.
+
+    Source: docs/theory.md, section 3.
+    """
+    rope = require_rope(model)
+    content = compute_content(model, queries, rotated=True)
+    scores = plane_products(content, rope).real
+    if 2 * len(rope.theta) < rope.cfg.head_dim:
+        still = (content.q * content.k)[..., rope.cfg.rotary_dim :].sum(-1, keepdim=True)
+        scores = torch.cat([scores, still], dim=-1)
+    return scores * rope.cfg.score_scale
 
 
 def score_at_offset(

@@ -11,13 +11,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from einops import einsum
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mdm_interp.data.queries import Query, QueryBatch, QueryPair, batches, mirrored_positions, require_shared
+from mdm_interp.errors import UserError
 from mdm_interp.measures.capture import LayerView, capture, on_cpu
+from mdm_interp.measures.evidence import read_embedding
 from mdm_interp.measures.nulls import other_facts
-from mdm_interp.models.bridge import hooked
+from mdm_interp.models.bridge import BridgedTransformer, hooked
+from mdm_interp.models.inputs import check_token_ids
+from mdm_interp.models.layers import per_query_head, precise
 from mdm_interp.models.protocol import HookedModel
 from mdm_interp.shards import shared_out
 from mdm_interp.stats.correlations import correlate
@@ -85,6 +90,48 @@ def _readable(scores: Float[Tensor, "*rows key_pos"]) -> Bool[Tensor, "*rows key
 def _masked_mean(scores: Float[Tensor, "*rows key_pos"], keys: Bool[Tensor, "*rows key_pos"]) -> Float[Tensor, "*rows"]:
     """Take the mean over these keys; NaN where there are none."""
     return scores.masked_fill(~keys, 0).sum(-1) / keys.sum(-1)
+
+
+@torch.no_grad()
+def score_matrix(
+    model: HookedModel, queries: Int[Tensor, "query_token"], keys: Int[Tensor, "key_token"], offset: int, layer: int = 0
+) -> Float[Tensor, "head query_token key_token"]:
+    """Compute the score with which every query token would read every key token `offset` positions right of it (left,
+    if negative), as a layer reads both from the embedding; position bias included.
+
+    In a layer after the first this is the direct path alone: the layer's own norm reads the embedding, without what
+    earlier layers add to it.
+
+    Raises:
+        UserError: a token is outside the vocabulary, the offset is longer than the context, or the model is a bridge,
+            whose rotation cannot be asked for.
+
+    Source: docs/theory.md, section 3.
+    """
+    model = hooked(model)
+    if isinstance(model, BridgedTransformer):
+        raise UserError("model: scores of tokens by themselves need a HookedTransformer; use load_checkpoint")
+    cfg, attn, n_ctx = model.cfg, model.blocks[layer].attn, model.cfg.n_ctx
+    for name, tokens in (("queries", queries), ("keys", keys)):
+        check_token_ids(name, tokens, cfg.d_vocab)
+    if abs(offset) >= n_ctx:
+        raise UserError(f"offset: {offset} is longer than the context; give {1 - n_ctx} to {n_ctx - 1}")
+    at = {"query": torch.tensor(max(-offset, 0)), "key": torch.tensor(max(offset, 0))}
+    read = []
+    for tokens, position, weight, bias, norm in (
+        (queries, at["query"], attn.W_Q, attn.b_Q, "q_norm"),
+        (keys, at["key"], attn.W_K, attn.b_K, "k_norm"),
+    ):
+        x = read_embedding(model, tokens.to(model.W_E.device), position.to(model.W_E.device), layer)
+        x = einsum(precise(x), precise(weight), "token d_model, head d_model d_head -> token head d_head")
+        x = x if bias is None else x + bias
+        x = getattr(attn, norm)(x) if cfg.use_qk_norm else x
+        # Each token as a sequence of its own, all of them where the query or the key stands.
+        read.append(model.pos_embed.rotate(x[:, None], position[None].to(x.device))[:, 0])
+    q, k = read[0], per_query_head(read[1], cfg.n_heads, dim=1)
+    bias = model.pos_embed.bias(at["query"][None].to(q.device), at["key"][None].to(q.device))
+    scores = einsum(q, k, "query head d_head, key head d_head -> head query key") * cfg.score_scale
+    return scores if bias is None else scores + bias.to(scores)
 
 
 def score_correlation(model: HookedModel, query_pairs: Sequence[QueryPair]) -> Contrast[Float[Tensor, "layer head"]]:

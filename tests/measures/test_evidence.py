@@ -571,3 +571,17 @@ def test_margin_and_rank_by_plain_loops() -> None:
         assert rank[i].item() == 1 + sum(other > evidence[i][answer] for other in others)
     assert set(rank.tolist()) == {1, 2, 3, 4}, "some are best and some are worst"
     assert ((margin > 0) == (rank == 1)).all()
+
+
+@torch.no_grad()
+def test_the_evidence_matrix_of_a_deeper_layer_reads_the_embedding_alone() -> None:
+    """With nothing written by the layer before, that is what the layer's values are made of."""
+    model = random_model(dtype="float64")
+    model.blocks[0].attn.W_O.zero_()
+    if model.blocks[0].mlp is not None:
+        model.blocks[0].mlp.W_out.zero_()
+    sources, targets = torch.tensor([3, 7]), torch.tensor([1, 2, 5])
+    _, cache = model.run_with_cache(sources[None])
+    directions = (model.state_dict()["ln_final.w"][:, None] * model.W_U[:, targets]).T
+    written = einsum(cache["v", 1][0], model.W_O[1], directions, "s h d, h d m, t m -> h t s")
+    assert evidence_matrix(model, sources, targets, layer=1)[..., 0] == pytest.approx(written, abs=1e-6)

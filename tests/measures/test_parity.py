@@ -12,6 +12,7 @@ import torch
 from helpers import LLAMA3, YARN, random_model, seeded
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from model_helpers import mirrored_pairs
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -23,6 +24,7 @@ from mdm_interp.measures.parity import (
     Parity,
     direction_selectivity,
     plane_energy,
+    plane_parity,
     plane_spectrum,
     rope_parity,
     route_coupling,
@@ -411,3 +413,33 @@ def test_keys_that_point_where_their_own_query_does_overlap_with_it(monkeypatch:
     found = isotropy(double(n_layers=1), MANY_PAIRS)
     assert found.overlap.effect.item() == pytest.approx(16)
     assert found.overlap.null.item() == pytest.approx(1, abs=0.15)
+
+
+@pytest.mark.parametrize("changes", [{}, {"n_key_value_heads": 2}, {"rotary_dim": 2}, {"rotary_adjacent_pairs": True}])
+def test_plane_parity_is_score_parity_plane_by_plane(changes: dict[str, Any]) -> None:
+    """For spans of several tokens and in the second layer, where no closed form holds."""
+    model = random_model(position="rope", dtype="float64", mask_token_id=12, **changes)
+    pair = QueryPair(
+        Query((12, 12, 5, 3, 7, 4), (1, 2), (0, 2), (4, 6)),
+        Query((7, 4, 5, 3, 12, 12), (1, 2), (4, 6), (0, 2)),
+        0,
+        "left",
+    )
+    pairs = [pair, QueryPair(pair.reverse, pair.forward, 1, "right")]
+    by_plane, summed = plane_parity(model, pairs), score_parity(model, pairs)
+    assert by_plane.even.shape[-1] == (2 if changes.get("rotary_dim") == 2 else model.cfg.head_dim // 2)
+    for name in ("even", "odd"):
+        assert getattr(by_plane, name).sum(-1) == pytest.approx(getattr(summed, name), abs=1e-6)
+
+
+def test_plane_parity_is_the_closed_form_where_that_holds() -> None:
+    model = random_model(position="rope", dtype="float64", mask_token_id=0, n_layers=1)
+    pairs = mirrored_pairs(causal=False)
+    by_plane, closed = plane_parity(model, pairs), rope_parity(model, pairs)
+    for name in ("even", "odd"):
+        assert getattr(by_plane, name) == pytest.approx(getattr(closed, name), abs=1e-6)
+
+
+def test_plane_parity_needs_rope() -> None:
+    with pytest.raises(UserError, match="has no rotation"):
+        plane_parity(random_model(position="alibi"), mirrored_pairs(causal=False))

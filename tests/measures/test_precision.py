@@ -134,6 +134,7 @@ RATIOS: dict[str, Measure] = {
 """Of the size of 1, over many queries each."""
 ROPE: dict[str, Measure] = {
     "rope_parity": lambda model, pairs: parts(parity.rope_parity(model, pairs), "even", "odd"),
+    "plane_parity": lambda model, pairs: parts(parity.plane_parity(model, pairs), "even", "odd"),
     "plane_spectrum": parity.plane_spectrum,
     "distance_correlation": lambda model, pairs: parts(
         rope.distance_correlation(model, pairs, torch.arange(1.0, 5.0)), "measured", "spectrum"
@@ -144,6 +145,7 @@ WEIGHTS: dict[str, Measure] = {
     "position_index": lambda model, pairs: torch.tensor(
         evidence.position_index(evidence.evidence_matrix(model, TARGETS, TARGETS, torch.arange(8)))
     ),
+    "score_matrix": lambda model, pairs: routes.score_matrix(model, TARGETS, TARGETS, 2, layer=1),
     "route_coupling": parity.route_coupling,
 }
 """These run a norm of the model's themselves."""

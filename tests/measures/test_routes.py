@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import torch
 from helpers import LLAMA3, YARN, random_model, random_tokens, seeded, tiny_config
+from model_helpers import SHAPE, llama_bridge
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -28,6 +30,7 @@ from mdm_interp.measures.routes import (
     compute_routes,
     route_correlation,
     score_correlation,
+    score_matrix,
 )
 from mdm_interp.models.positions import POSITION_SCHEMES, Rope, T5Bias
 from mdm_interp.models.transformer import HookedTransformer
@@ -528,3 +531,44 @@ def test_route_correlation_needs_mirror_images() -> None:
         route_correlation(random_model(), [moved])
     with pytest.raises(UserError, match="route correlation needs at least one pair"):
         route_correlation(random_model(), [])
+
+
+@pytest.mark.parametrize("position", ["rope", "alibi", "t5_bias", "none", "learned", "sinusoidal"])
+@pytest.mark.parametrize("offset", [-3, 2])
+@torch.no_grad()
+def test_score_matrix_is_what_the_first_layer_would_score(position: str, offset: int) -> None:
+    """Each pair of tokens as a sequence of its own, filler between them."""
+    model = random_model(position=position, dtype="float64", n_key_value_heads=2, qkv_bias=True)
+    queries, keys = torch.tensor([3, 5]), torch.tensor([1, 4, 5])
+    found = score_matrix(model, queries, keys, offset)
+    assert found.shape == (4, 2, 3)
+    for i, query in enumerate(queries.tolist()):
+        for j, key in enumerate(keys.tolist()):
+            tokens = [2] * (abs(offset) + 1)
+            tokens[max(-offset, 0)], tokens[max(offset, 0)] = query, key
+            _, cache = model.run_with_cache(torch.tensor([tokens]))
+            expected = cache["attn_scores", 0][0, :, max(-offset, 0), max(offset, 0)]
+            assert found[:, i, j] == pytest.approx(expected, abs=1e-6)
+
+
+@torch.no_grad()
+def test_score_matrix_of_a_deeper_layer_reads_the_embedding_alone() -> None:
+    """With nothing written by the layers before, a deeper layer reads what it would of the embedding."""
+    model = random_model(position="rope", dtype="float64", use_qk_norm=True)
+    model.blocks[0].attn.W_O.zero_()
+    if model.blocks[0].mlp is not None:
+        model.blocks[0].mlp.W_out.zero_()
+    _, cache = model.run_with_cache(torch.tensor([[3, 4]]))
+    found = score_matrix(model, torch.tensor([3]), torch.tensor([4]), 1, layer=1)[:, 0, 0]
+    assert found == pytest.approx(cache["attn_scores", 1][0, :, 0, 1], abs=1e-6)
+
+
+def test_score_matrix_names_mistakes(tmp_path: Path) -> None:
+    model, tokens = random_model(), torch.tensor([1])
+    with pytest.raises(UserError, match=r"^offset: 12 is longer than the context; give -11 to 11"):
+        score_matrix(model, tokens, tokens, 12)
+    with pytest.raises(UserError, match=r"^keys: .*13"):
+        score_matrix(model, tokens, torch.tensor([13]), 1)
+    bridge = llama_bridge(random_model(**SHAPE, attention="causal", gated_mlp=True, act_fn="silu"), tmp_path)
+    with pytest.raises(UserError, match="need a HookedTransformer"):
+        score_matrix(bridge, tokens, tokens, 1)
