@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup dev reproduce report test test-fast lint docs bench
+.PHONY: setup dev first reproduce report test test-fast lint docs bench
 
 setup: $(VENV)/.installed
 dev: $(VENV)/.dev
@@ -18,6 +18,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 $(VENV)/.dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $@
+
+# A small model trained in seconds, and a page that shows it from inside.
+first: setup
+	$(BIN)/mdm-interp explore examples/first_run.yaml --out explorer.html
 
 # Options go in ARGS, for instance: make reproduce ARGS=--full
 reproduce: setup

@@ -6,11 +6,14 @@ A command imports what it needs when it runs: `--help` waits for nothing.
 from __future__ import annotations
 
 import contextlib
+import functools
 import glob
+import inspect
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn, get_type_hints
 
 import typer
 
@@ -34,30 +37,57 @@ Workers = Annotated[
 ]
 Executor = Annotated[str, typer.Option(help="local: processes on this machine; dask: the workers of a Dask scheduler.")]
 Address = Annotated[str | None, typer.Option(help="The Dask scheduler's, as in tcp://host:8786.")]
-Reads = Annotated[
-    str | None,
-    typer.Option("--attention", help="bidirectional, block_causal or causal, where the files do not say it."),
-]
-Shift = Annotated[
-    int | None,
-    typer.Option("--readout-shift", help="Of a converted model: 0 if a mask's token is predicted there, -1 if before."),
-]
-MaskId = Annotated[
-    int | None, typer.Option("--mask-token-id", min=0, help="Of a converted model. Default: as its files say.")
-]
-BlockSize = Annotated[
-    int | None, typer.Option("--block-size", min=1, help="Of block-causal attention. Default: as its files say.")
-]
-ConfigFile = Annotated[
-    Path | None,
-    typer.Option("--config", help="JSON file, for a checkpoint without a config.json: what that would say."),
-]
 Only = Annotated[list[str] | None, typer.Option(help="Only this analysis; may be given again.")]
 FIGURES = Path("figures")
 Out = Annotated[Path, typer.Option(help="Where results and figures are.")]
 OutOfReproduce = Annotated[
     Path | None, typer.Option("--out", help="Where figures go. Default: figures with --full, otherwise figures/quick.")
 ]
+
+
+def _loading(
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, … Default: as stored.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
+    attention: Annotated[
+        str | None,
+        typer.Option(help="bidirectional, block_causal or causal, where the files do not say it."),
+    ] = None,
+    readout_shift: Annotated[
+        int | None,
+        typer.Option(help="Of a converted model: 0 if a mask's token is predicted there, -1 if before."),
+    ] = None,
+    mask_token_id: Annotated[
+        int | None, typer.Option(min=0, help="Of a converted model. Default: as its files say.")
+    ] = None,
+    block_size: Annotated[
+        int | None, typer.Option(min=1, help="Of block-causal attention. Default: as its files say.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="JSON file, for a checkpoint without a config.json: what that would say.")
+    ] = None,
+) -> None:
+    """What `load_checkpoint` is told that no file says."""
+
+
+def with_loading(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of :func:`_loading`, which it takes as one dict, `loading`."""
+    options = inspect.signature(_loading).parameters
+
+    @functools.wraps(command)
+    def with_options(**given: Any) -> None:
+        command(loading={name: given.pop(name) for name in options}, **given)
+
+    del with_options.__wrapped__  # whoever asks for a signature is to see this one's
+    parameters = [
+        parameter.replace(annotation=hints[name])
+        for function in (command, _loading)
+        for hints in (get_type_hints(function, include_extras=True),)
+        for name, parameter in inspect.signature(function).parameters.items()
+        if name != "loading"
+    ]
+    with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return with_options
 
 
 @app.command()
@@ -250,7 +280,9 @@ def verify(
 
 
 @app.command()
+@with_loading
 def probe(
+    loading: dict[str, Any],
     checkpoint: Annotated[str, typer.Argument(help="Folder or Hugging Face hub id.")],
     facts: Annotated[Path, typer.Option(help="CSV of facts; its templates may lie beside it as NAME.templates.yaml.")],
     out: Annotated[Path, typer.Option(help="Where results and figures go.")],
@@ -265,14 +297,7 @@ def probe(
     executor: Executor = "local",
     address: Address = None,
     device: Device = "auto",
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, … Default: as stored.")] = None,
     device_map: Annotated[str | None, typer.Option(help="`auto` spreads a model over several GPUs.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
-    attention: Reads = None,
-    readout_shift: Shift = None,
-    mask_token_id: MaskId = None,
-    block_size: BlockSize = None,
-    config: ConfigFile = None,
 ) -> None:
     """Ask a checkpoint facts, forward and in reverse: routes, evidence, gradients and predictions, layer by layer."""
     from mdm_interp.devices import check_device
@@ -288,8 +313,6 @@ def probe(
         raise UserError("--shards: each worker has the whole model on a device of its own; leave --device-map out")
     usable = [a for a in discover() if isinstance(a, CheckpointAnalysis) and (twin or not a.needs_twin)]
     analyses = _chosen(usable, only)
-    loading: dict[str, Any] = {"dtype": dtype, "revision": revision}
-    loading |= _used_as(attention, readout_shift, mask_token_id, block_size, config)
     here = "cpu" if shards else device  # with shards, models that are asked are the workers'
     where: dict[str, Any] = {"device_map": device_map} if device_map else {"device": check_device(here)}
     opened = open_probe(checkpoint, facts, templates=templates, limit=limit, twin=twin, chat=chat, **where, **loading)
@@ -312,7 +335,9 @@ def probe(
 
 
 @app.command()
+@with_loading
 def influence(
+    loading: dict[str, Any],
     checkpoint: Annotated[str, typer.Argument(help="Folder or Hugging Face hub id.")],
     train: Annotated[Path, typer.Option(help="Text file of training sentences, one on each line.")],
     facts: Annotated[Path, typer.Option(help="CSV of facts; its templates may lie beside it as NAME.templates.yaml.")],
@@ -324,13 +349,6 @@ def influence(
     templates: Annotated[Path | None, typer.Option(help="YAML file of the sentences that state the facts.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many facts.")] = None,
     device: Device = "auto",
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, … Default: as stored.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
-    attention: Reads = None,
-    readout_shift: Shift = None,
-    mask_token_id: MaskId = None,
-    block_size: BlockSize = None,
-    config: ConfigFile = None,
 ) -> None:
     """Find the training sentences that help or hurt a checkpoint's answers most, forward and in reverse."""
     from mdm_interp.devices import check_device
@@ -339,14 +357,15 @@ def influence(
 
     if kind not in KINDS:
         raise UserError(f"--kind: {kind!r} is none of {', '.join(KINDS)}; choose one")
-    loading: dict[str, Any] = {"device": check_device(device), "dtype": dtype, "revision": revision}
-    loading |= _used_as(attention, readout_shift, mask_token_id, block_size, config)
-    opened = open_probe(checkpoint, facts, templates=templates, limit=limit, **loading)
+    where = {"device": check_device(device)}
+    opened = open_probe(checkpoint, facts, templates=templates, limit=limit, **where, **loading)
     print(write_influence(opened, train, out, kind=kind, top=top, n_draws=draws, seed=seed))
 
 
 @app.command("reversal-benchmark")
+@with_loading
 def reversal_benchmark(
+    loading: dict[str, Any],
     data: Annotated[Path, typer.Option(help="Folder of the published files, all_prompts_train.jsonl and four tests.")],
     out: Annotated[Path, typer.Option(help="Where results, the figure and trained checkpoints go.")],
     checkpoint: Annotated[str | None, typer.Argument(help="Folder or hub id; none with --train.")] = None,
@@ -362,14 +381,7 @@ def reversal_benchmark(
     ] = 9,
     device: Device = "auto",
     workers: Annotated[int | None, typer.Option(min=1, help="How many train side by side. Default: 2.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, … Default: as stored.")] = None,
     device_map: Annotated[str | None, typer.Option(help="`auto` spreads a model over several GPUs.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
-    attention: Reads = None,
-    readout_shift: Shift = None,
-    mask_token_id: MaskId = None,
-    block_size: BlockSize = None,
-    config: ConfigFile = None,
 ) -> None:
     """Score a checkpoint on the reversal curse's benchmark of fictitious celebrities, in both directions, by what it
     writes and by likelihood. With --train, train a pair from scratch first, or go on with it."""
@@ -382,17 +394,16 @@ def reversal_benchmark(
     if (checkpoint is None) != train or (train and twin):
         raise UserError("CHECKPOINT: give a checkpoint to score, or --train for a pair that is trained here, not both")
     benchmark = Benchmark.load(data)
-    loading: dict[str, Any] = {"device_map": device_map} if device_map else {"device": check_device(device)}
-    loading |= {"dtype": dtype}
+    where: dict[str, Any] = {"device_map": device_map} if device_map else {"device": check_device(device)}
+    where["dtype"] = loading.pop("dtype")
     if checkpoint is None:
         changed = {"seed": seed} | ({"steps": steps} if steps else {})
         pair = train_pair(benchmark, out, config=changed, device=check_device(device), workers=workers or 2)
-        models = {name: load_checkpoint(folder, **loading) for name, folder in pair.items()}
+        models = {name: load_checkpoint(folder, **where) for name, folder in pair.items()}
     else:
-        used = _used_as(attention, readout_shift, mask_token_id, block_size, config)
-        models = {Path(checkpoint).absolute().name: load_checkpoint(checkpoint, revision=revision, **loading, **used)}
+        models = {Path(checkpoint).absolute().name: load_checkpoint(checkpoint, **where, **loading)}
         if twin:
-            models[f"{Path(twin).absolute().name} (twin)"] = load_checkpoint(twin, **loading)
+            models[f"{Path(twin).absolute().name} (twin)"] = load_checkpoint(twin, **where)
     result = score(models, benchmark if limit is None else benchmark.of_people(limit), out, n_others=others)
     write_summaries([result], out / f"{result.name}.csv")
     drawn = [(result, draw_figure(result))]
@@ -403,31 +414,48 @@ def reversal_benchmark(
     _tell(problem, f"{result.name}.json and its figure in {out}; open {out / 'index.html'}")
 
 
+Looked = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN_OR_CHECKPOINT",
+        help="A run's name or folder, the YAML file of one to train first, or a checkpoint's folder or hub id.",
+    ),
+]
+Prompt = Annotated[str, typer.Argument(help="[M] is a mask token; a run's tokens have spaces between: 'A3 r0 [M]'.")]
+PageFile = Annotated[Path, typer.Option("--out", help="The page, one HTML file.")]
+SourceWords = Annotated[str | None, typer.Option("--source", help="Words of the text to mark as the source.")]
+Layers = Annotated[str | None, typer.Option("--layers", help="Which layers, as in 0,1,5. Default: all.")]
+Heads = Annotated[str | None, typer.Option("--heads", help="Which heads. Default: all.")]
+FactsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--facts", help="CSV of facts to ask a checkpoint; its templates may lie beside it as NAME.templates.yaml."
+    ),
+]
+KindOfReverse = Annotated[
+    str, typer.Option("--kind", help="Of a checkpoint's reverse queries: positional or relational.")
+]
+LookedAt = 8
+"""How many pairs of a checkpoint's facts a page shows unless told otherwise."""
+
+
 @app.command()
+@with_loading
 def attention(
-    subject: Annotated[
-        str,
-        typer.Argument(metavar="RUN_OR_CHECKPOINT", help="A run's name or folder, or a checkpoint's folder or hub id."),
-    ],
-    text: Annotated[str, typer.Argument(help="[M] is a mask token; a run's tokens have spaces between: 'A3 r0 [M]'.")],
-    out: Annotated[Path, typer.Option(help="The page, one HTML file.")],
-    source: Annotated[str | None, typer.Option(help="Words of the text to mark as the source.")] = None,
-    layers: Annotated[str | None, typer.Option(help="Which layers, as in 0,1,5. Default: all.")] = None,
-    heads: Annotated[str | None, typer.Option(help="Which heads. Default: all.")] = None,
+    loading: dict[str, Any],
+    subject: Looked,
+    text: Prompt,
+    out: PageFile,
+    source: SourceWords = None,
+    layers: Layers = None,
+    heads: Heads = None,
     rows: Annotated[str | None, typer.Option(help="From which positions. Default: all that fit.")] = None,
     device: Device = "auto",
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, … Default: as stored.")] = None,
-    reads: Reads = None,
-    readout_shift: Shift = None,
-    mask_token_id: MaskId = None,
-    block_size: BlockSize = None,
-    config: ConfigFile = None,
     runs: Root = DEFAULT_ROOT,
 ) -> None:
     """Write a page that shows the attention patterns of every layer and head over TEXT."""
     from mdm_interp import viz
 
-    loading = {"dtype": dtype, **_used_as(reads, readout_shift, mask_token_id, block_size, config)}
     chosen: dict[str, Any] = {"layers": _numbers("--layers", layers), "heads": _numbers("--heads", heads)}
     page = viz.attention(
         _opened(subject, runs, device, **loading), text, **chosen, rows=_numbers("--rows", rows), source=source
@@ -435,17 +463,106 @@ def attention(
     print(page.save(out))
 
 
-def _used_as(
-    attention: str | None, readout_shift: int | None, mask_token_id: int | None, block_size: int | None, config: Any
-) -> dict[str, Any]:
-    """Return what `load_checkpoint` is told that no file says."""
-    return {
-        "attention": attention,
-        "readout_shift": readout_shift,
-        "mask_token_id": mask_token_id,
-        "block_size": block_size,
-        "config": config,
-    }
+@app.command()
+@with_loading
+def denoise(
+    loading: dict[str, Any],
+    subject: Looked,
+    text: Prompt,
+    out: PageFile,
+    order: Annotated[
+        Literal["confidence", "left_to_right", "random"], typer.Option(help="Which masks come first.")
+    ] = "confidence",
+    steps: Annotated[int | None, typer.Option(min=1, help="Default: one for each mask.")] = None,
+    source: SourceWords = None,
+    layers: Layers = None,
+    heads: Heads = None,
+    device: Device = "auto",
+    runs: Root = DEFAULT_ROOT,
+) -> None:
+    """Write a page that shows how the masks of TEXT are filled, step by step, and what each was read from."""
+    from mdm_interp import viz
+
+    chosen: dict[str, Any] = {"layers": _numbers("--layers", layers), "heads": _numbers("--heads", heads)}
+    opened = _opened(subject, runs, device, **loading)
+    print(viz.trajectory(opened, text, order=order, steps=steps, **chosen, source=source).save(out))
+
+
+@app.command()
+@with_loading
+def routes(
+    loading: dict[str, Any],
+    subject: Looked,
+    out: PageFile,
+    pair: Annotated[int, typer.Option(min=0, help="Which of the run's or the facts' query pairs, from 0.")] = 0,
+    facts: FactsFile = None,
+    kind: KindOfReverse = "positional",
+    layers: Layers = None,
+    heads: Heads = None,
+    device: Device = "auto",
+    runs: Root = DEFAULT_ROOT,
+) -> None:
+    """Write a page that shows a forward and its reverse query side by side: routes, evidence and parity of every head,
+    and of a run all along its training."""
+    from mdm_interp import viz
+
+    opened = _opened(subject, runs, device, **loading)
+    pairs = _pairs(opened, facts, kind)
+    if pair >= len(pairs):
+        raise UserError(f"--pair: {pair} is not there; give 0 to {len(pairs) - 1}")
+    chosen: dict[str, Any] = {"layers": _numbers("--layers", layers), "heads": _numbers("--heads", heads)}
+    print(viz.routes(opened, pairs[pair], **chosen).save(out))
+
+
+@app.command()
+@with_loading
+def explore(
+    loading: dict[str, Any],
+    subject: Looked,
+    out: PageFile,
+    compare: Annotated[
+        str | None, typer.Option("--with", help="A second run or checkpoint, asked the same, to lay beside the first.")
+    ] = None,
+    facts: FactsFile = None,
+    kind: KindOfReverse = "positional",
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only the first so many query pairs. Default: 24 of a run, 8 of facts.")
+    ] = None,
+    device: Device = "auto",
+    runs: Root = DEFAULT_ROOT,
+) -> None:
+    """Write a page with a map of all layers and heads by route, odd share, evidence, attribution, sinks or alignment,
+    and of the head chosen there all that there is to see; of a run all along its training."""
+    from mdm_interp import viz
+    from mdm_interp.parallel import progress_bars
+    from mdm_interp.training.runs import Run
+    from mdm_interp.viz.pages.explorer import MAX_PAIRS
+    from mdm_interp.viz.pages.subject import Subject
+
+    opened = {name: _opened(name, runs, device, **loading) for name in filter(None, (subject, compare))}
+    pairs = _pairs(opened[subject], facts, kind)[: limit or (MAX_PAIRS if facts is None else LookedAt)]
+    named = {Subject.of(one).name if isinstance(one, Run) else Path(name).name: one for name, one in opened.items()}
+    with progress_bars() as bars:
+        bar = bars.add_task("measuring", total=None, values="")
+        page = viz.explore(named, pairs, report=lambda done, total: bars.update(bar, completed=done, total=total))
+    print(page.save(out))
+
+
+def _pairs(opened: Any, facts: Path | None, kind: str) -> list[Any]:
+    """Return the query pairs of a run, each in one context, or of facts that a checkpoint is asked."""
+    from mdm_interp.data.prompts import load_facts
+    from mdm_interp.experiments.subjects import KINDS, Probe
+    from mdm_interp.training.runs import Run
+
+    if isinstance(opened, Run):
+        if facts is not None:
+            raise UserError(f"--facts: {facts} is for checkpoints; a run is asked about its own world, leave it out")
+        return opened.query_pairs(n_contexts=1)
+    if facts is None:
+        raise UserError("--facts: a checkpoint does not say what to ask it; give a CSV of facts")
+    if kind not in KINDS:
+        raise UserError(f"--kind: {kind!r} is none of {', '.join(KINDS)}; choose one")
+    return Probe.of("checkpoint", opened, load_facts(facts)).pairs(kind)
 
 
 def _numbers(option: str, text: str | None) -> list[int] | None:
@@ -457,11 +574,14 @@ def _numbers(option: str, text: str | None) -> list[int] | None:
 
 
 def _opened(subject: str, runs: Path, device: str, **loading: Any) -> Any:
-    """Open a run, or a checkpoint's model as `load_checkpoint` does."""
+    """Open a run, train what a file describes, or load a checkpoint's model as `load_checkpoint` does."""
     from mdm_interp.checkpoints import load_checkpoint
     from mdm_interp.config import TrainConfig
+    from mdm_interp.training.loop import train
     from mdm_interp.training.runs import Run
 
+    if Path(subject).suffix in (".yaml", ".yml"):
+        return train(TrainConfig.from_yaml(subject), root=runs)
     if (Path(subject) / "checkpoints").is_dir():
         return Run(TrainConfig.from_yaml(Path(subject) / "config.yaml"), Path(subject))
     if not Path(subject).exists() and any(runs.glob(f"{glob.escape(subject)}*/config.yaml")):

@@ -52,7 +52,19 @@ CONFIG: dict[str, Any] = {
     "batch_size": 4,
     "n_checkpoints": 3,
 }
-COMMANDS = [[], ["reproduce"], ["sweep"], ["report"], ["verify"], ["attention"], ["train"], ["runs"]]
+COMMANDS = [
+    [],
+    ["reproduce"],
+    ["sweep"],
+    ["report"],
+    ["verify"],
+    ["attention"],
+    ["denoise"],
+    ["routes"],
+    ["explore"],
+    ["train"],
+    ["runs"],
+]
 COMMANDS += [["runs", "list"], ["runs", "show"], ["runs", "prune"]]
 
 
@@ -635,6 +647,59 @@ def test_a_mistake_in_what_to_look_at_is_one_line(
     given = [run.folder.name if argument == "RUN" else argument for argument in arguments]
     assert_refused(mdm_interp("attention", *given, "--out", "page.html"), *says)
     assert not (tmp_path / "page.html").exists()
+
+
+# ---- the other pages
+
+
+def test_pages_of_a_run_are_those_of_python(mdm_interp: Callable[..., Ended], tmp_path: Path) -> None:
+    run = train(TrainConfig(**CONFIG), root=tmp_path / "runs", progress=False)
+    name, pairs = run.folder.name[:8], run.query_pairs(n_contexts=1)
+    text = "A0 r0 [M]"
+    pages = {
+        ("routes", name, "--pair", "1"): viz.routes(run, pairs[1]),
+        ("denoise", name, text, "--order", "left_to_right"): viz.trajectory(run, text, order="left_to_right"),
+        ("explore", name, "--limit", "3"): viz.explore(run, pairs[:3]),
+    }
+    for arguments, page in pages.items():
+        ended = mdm_interp(*arguments, "--out", "page.html")
+        assert (ended.code, ended.out) == (0, "page.html\n")
+        written = (tmp_path / "page.html").read_text(encoding="utf-8")
+        assert f"<title>{page.title}</title>" in written
+        assert page.about.split(".")[0] in written
+
+
+def test_a_file_is_trained_and_explored_beside_another(mdm_interp: Callable[..., Ended], tmp_path: Path) -> None:
+    one, other = TrainConfig(**CONFIG), TrainConfig(**{**CONFIG, "seed": 1})
+    one.to_yaml(tmp_path / "one.yaml")
+    run = train(other, root=tmp_path / "runs", progress=False)
+    ended = mdm_interp("explore", "one.yaml", "--with", run.folder.name, "--out", "page.html")
+    assert (ended.code, ended.out) == (0, "page.html\n")
+    written = (tmp_path / "page.html").read_text(encoding="utf-8")
+    for config in (one, other):
+        assert config.digest()[:6] in written
+    assert Run.of(one, tmp_path / "runs").finished
+
+
+def test_a_checkpoint_is_explored_by_its_facts(mdm_interp: Callable[..., Ended], tmp_path: Path) -> None:
+    tiny_probe(tmp_path, "llada")
+    demo, facts = "tiny-llada", "facts.csv"
+    assert mdm_interp("explore", demo, "--facts", facts, "--limit", "2", "--out", "page.html").code == 0
+    assert f"Explorer: {demo}" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert mdm_interp("routes", demo, "--facts", facts, "--kind", "relational", "--out", "routes.html").code == 0
+    for command in ("routes", "explore"):
+        assert_refused(mdm_interp(command, demo, "--out", "x.html"), "--facts: a checkpoint does not say what to ask")
+    assert_refused(mdm_interp("routes", demo, "--facts", facts, "--kind", "odd", "--out", "x.html"), "--kind: 'odd'")
+    assert not (tmp_path / "x.html").exists()
+
+
+def test_a_pair_or_facts_that_a_run_does_not_have_are_refused(mdm_interp: Callable[..., Ended], tmp_path: Path) -> None:
+    run = train(TrainConfig(**CONFIG), root=tmp_path / "runs", progress=False)
+    count = len(run.query_pairs(n_contexts=1))
+    refused = mdm_interp("routes", run.folder.name, "--pair", "999", "--out", "x.html")
+    assert_refused(refused, f"--pair: 999 is not there; give 0 to {count - 1}")
+    refused = mdm_interp("explore", run.folder.name, "--facts", "facts.csv", "--out", "x.html")
+    assert_refused(refused, "--facts: facts.csv is for checkpoints; a run is asked about its own world")
 
 
 # ---- influence

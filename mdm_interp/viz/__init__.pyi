@@ -3,6 +3,7 @@ from .layers import LayerCurves as LayerCurves
 from .layers import checkpoints_and_kinds as checkpoints_and_kinds
 from .layers import draw_layers as draw_layers
 from .pages.attention import attention as attention
+from .pages.explorer import explore as explore
 from .pages.influence import influence as influence
 from .pages.page import Page as Page
 from .pages.routes import routes as routes

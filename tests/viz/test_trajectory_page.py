@@ -259,10 +259,16 @@ def test_one_heads_attention_is_chosen_by_click_and_by_keyboard(shown: tuple[Pag
 def test_every_control_is_reached_by_keyboard_and_named(shown: tuple[Page, Any]) -> None:
     _, tab = shown
     reached = []
-    for _ in range(5):
+    while len(reached) < 8:
         tab.keyboard.press("Tab")
-        reached.append(tab.evaluate("() => document.activeElement.id || document.activeElement.className"))
-    assert reached == ["step", "position", "scroll", "layer", "head"]
+        reached.append(
+            tab.evaluate(
+                "({id, className, ariaLabel}) => id || ariaLabel || className",
+                tab.evaluate_handle("document.activeElement"),
+            )
+        )
+    of_plot = ["Save as PNG", "Save as SVG", "Save as CSV"]
+    assert reached == ["step", "position", "Tokens after each step", *of_plot, "layer", "head"]
     named = [tab.get_by_role("slider", name="step"), tab.get_by_role("combobox", name="position")]
     named += [tab.get_by_role("combobox", name="attention of layer"), tab.get_by_role("combobox", name="head")]
     named += [tab.get_by_role("region", name="Tokens after each step")]

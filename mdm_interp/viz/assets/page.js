@@ -14,6 +14,11 @@ function unpacked(text) {
   return Float32Array.from(new Uint16Array(bytes.buffer), (value) => value / 0xffff);
 }
 
+// Any numbers, as fractions of the largest (viz/page.py, `packed_signed`).
+function unpackedSigned({ most, values }) {
+  return unpacked(values).map((share) => (2 * share - 1) * most);
+}
+
 const MARKS = { readout: "▶", source: "●", answer: "◆" };
 
 // What a position of a prompt is: readout, source, answer.
@@ -94,12 +99,14 @@ function brief(text, length = 12) {
 }
 
 const SHADES = [[0, "#ffffff"], [1, `rgb(${ATTENTION})`]];
+const SIGNED = [[0, "#d55e00"], [0.5, "#ffffff"], [1, `rgb(${ATTENTION})`]];
 const INK = "#222222", FAINT = "#5f5f5f", SOURCE = "#d55e00";
 const AXIS = { showgrid: false, zeroline: false, ticks: "outside", automargin: true, fixedrange: true };
 const LOOK = {
   layout: {
     font: { family: "DejaVu Sans, Verdana, sans-serif", size: 13, color: INK },
-    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", xaxis: AXIS, yaxis: AXIS, margin: { l: 10, r: 10, t: 10, b: 10 }, hoverlabel: { align: "left" }, dragmode: false,
+    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", xaxis: AXIS, yaxis: AXIS, margin: { l: 10, r: 10, t: 30, b: 10 }, hoverlabel: { align: "left" }, dragmode: false,
+    modebar: { bgcolor: "rgba(255,255,255,0.8)", color: FAINT, activecolor: INK },
   },
 };
 
@@ -107,7 +114,31 @@ const LOOK = {
 function plot(place, label, traces, layout) {
   place.setAttribute("role", "img");
   place.setAttribute("aria-label", label);
-  return Plotly.react(place, traces, { template: LOOK, ...layout }, { displayModeBar: false, responsive: true });
+  const filename = label.replace(/[^\w.-]+/g, "_").slice(0, 80);
+  const save = (format, title, icon, click) => ({ name: format, title, icon: Plotly.Icons[icon], click });
+  const buttons = [
+    save("png", "Save as PNG", "camera", (graph) => Plotly.downloadImage(graph, { format: "png", scale: 2, filename })),
+    save("svg", "Save as SVG", "pencil", (graph) => Plotly.downloadImage(graph, { format: "svg", filename })),
+    save("csv", "Save as CSV", "disk", (graph) => download(`${filename}.csv`, csvOf(graph.data))),
+  ];
+  return Plotly.react(place, traces, { template: LOOK, ...layout }, { displaylogo: false, modeBarButtons: [buttons], responsive: true });
+}
+
+// What a plot shows, as a table: a line for each cell of a heat map and each point of a curve.
+function csvOf(traces) {
+  const quoted = (value) => (/[",\n]/.test(String(value)) ? `"${String(value).replaceAll('"', '""')}"` : String(value ?? ""));
+  const lines = traces.flatMap((trace) => {
+    const { name = "", x, y, z } = trace;
+    if (z) return z.flatMap((row, at) => Array.from(row, (value, to) => [name, x?.[to] ?? to, y?.[at] ?? at, value]));
+    return Array.from(y, (value, at) => [name, x[at], value, ""]);
+  });
+  return [["name", "x", "y", "z"], ...lines].map((line) => line.map(quoted).join(",")).join("\n") + "\n";
+}
+
+function download(filename, text) {
+  const link = Object.assign(document.createElement("a"), { download: filename, href: URL.createObjectURL(new Blob([text], { type: "text/csv" })) });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }
 
 // A frame around cells of a heat map, from the first to the last of each axis.
@@ -119,12 +150,14 @@ function framed(x, y, colour, dash = "solid") {
 // Tells `pick` the column and row of a clicked cell of a heat map. Plotly's own event names the cell last hovered over,
 // which after a quick click or a tap is another one.
 function onCell(place, pick) {
-  place.addEventListener("click", ({ clientX, clientY }) => {
-    const { z } = place.data[0], box = place.querySelector(".heatmaplayer image").getBoundingClientRect();
-    const x = Math.floor((z[0].length * (clientX - box.left)) / box.width);
-    const y = Math.floor((z.length * (clientY - box.top)) / box.height);
-    if (y in z && x in z[y]) pick(x, y);
-  });
+  place.addEventListener("click", (event) => atCell(place, event, pick));
+}
+
+function atCell(place, { clientX, clientY }, pick) {
+  const { z } = place.data[0], box = place.querySelector(".heatmaplayer image").getBoundingClientRect();
+  const x = Math.floor((z[0].length * (clientX - box.left)) / box.width);
+  const y = Math.floor((z.length * (clientY - box.top)) / box.height);
+  if (y in z && x in z[y]) pick(x, y);
 }
 
 // Names for the rows or columns of a map, every fourth of many.
@@ -133,9 +166,9 @@ function numbered(numbers) {
   return { tickvals: shown, ticktext: shown.map((at) => String(numbers[at])) };
 }
 
-// A map of layers and heads, at most 1 and 0 at least; few of them have their numbers written in.
-function mapHeads(place, label, { layers, heads }, z, most, colorbar, shapes) {
-  const map = { type: "heatmap", z, zmin: 0, zmax: most, colorscale: SHADES, xgap: 1, ygap: 1, hoverinfo: "text",
+// A map of layers and heads, from 0 (`signed`: from -most) to most; few of them have their numbers written in.
+function mapHeads(place, label, { layers, heads }, z, most, colorbar, shapes, signed = false) {
+  const map = { type: "heatmap", z, zmin: signed ? -most : 0, zmax: most, colorscale: signed ? SIGNED : SHADES, xgap: 1, ygap: 1, hoverinfo: "text",
     texttemplate: heads.length <= 8 && layers.length <= 8 ? "%{z:.2f}" : "", colorbar,
     hovertext: z.map((row, l) => row.map((share, h) => `layer ${layers[l]}, head ${heads[h]}: ${written(share)}`)) };
   plot(place, label, [map], {
@@ -144,10 +177,50 @@ function mapHeads(place, label, { layers, heads }, z, most, colorbar, shapes) {
   });
 }
 
+const UNREACHED = "#c8c8c8";  // what attention does not reach, as CircuitsVis draws it
+
+// The attention of some rows of a prompt, [row token], as a heat map; its frame is the route, from readouts to source.
+function plotPattern(place, label, prompt, pattern, reach) {
+  const { tokens, rows, source, readout } = prompt, n = tokens.length;
+  const name = (position) => escaped(`${labelOf(prompt, position)} (${position})`);
+  const shown = (positions) => {
+    const marked = [...positions.keys()].filter((at) => positions.length <= 60 || marksOf(prompt, positions[at]).length);
+    return { tickvals: marked, ticktext: marked.map((at) => brief(labelOf(prompt, positions[at]))),
+      tickfont: { size: positions.length > 24 ? 9 : 12 } };
+  };
+  const blockOf = (at) => Math.floor(at / reach);
+  const hidden = (at, to) => reach !== null && blockOf(to) > blockOf(rows[at]);  // left out, so that the grey behind them shows
+  const map = { type: "heatmap", hoverongaps: false, xgap: 1, ygap: 1,
+    z: pattern.map((row, at) => Array.from(row, (share, to) => (hidden(at, to) ? null : Number(share.toFixed(5))))),
+    zmin: 0, zmax: 1, colorscale: SHADES, showscale: false, hoverinfo: "text",
+    hovertext: pattern.map((row, at) => Array.from(row, (share, to) => `${name(rows[at])} reads ${share.toFixed(4)} of ${name(to)}`)) };
+  plot(place, label, [map], {
+    height: rows.length === n ? Math.min(600, 200 + 26 * n) : 140 + 26 * rows.length,
+    plot_bgcolor: reach !== null ? UNREACHED : "rgba(0,0,0,0)",
+    xaxis: { ...shown([...tokens.keys()]), tickangle: -90 },
+    yaxis: { ...shown(rows), autorange: "reversed" },
+    shapes: [framed([source[0], source[1] - 1], [rows.indexOf(readout[0]), rows.indexOf(readout.at(-1))], SOURCE)],
+  });
+}
+
+const LOGARITHMIC = (step) => (step === 0 ? 0.5 : step);  // step 0 has a place on the axis too
+
+// An axis of training steps, from 0 to the last.
+function stepsAxis(steps) {
+  return { type: "log", title: { text: "training step" }, tickvals: [0.5, 1, 10, 100, 1000, 10000, 100000],
+    ticktext: ["0", "1", "10", "100", "1k", "10k", "100k"],
+    range: [Math.log10(0.45), Math.log10(Math.max(...steps, 1) * 1.15)] };
+}
+
 function written(number) {
   if (number === null) return "undefined";
   return number !== 0 && Math.abs(number) < 0.001 ? number.toExponential(2) : number.toPrecision(4);
 }
+
+element("copy")?.addEventListener("click", ({ currentTarget }) => {
+  navigator.clipboard.writeText(element("code").textContent).then(() => { currentTarget.textContent = "copied"; },
+    () => getSelection().selectAllChildren(element("code")));  // where the browser forbids it, the reader copies by hand
+});
 
 // In a notebook the page is in a frame, which takes the page's height.
 if (window.frameElement) {

@@ -1,6 +1,5 @@
 // One head of one checkpoint at a time; all heads' routes above it, all checkpoints' below it.
 const SIDES = ["forward", "reverse"], STROKES = { forward: "solid", reverse: "dash" };
-const HIDDEN = "#c8c8c8";  // what attention does not reach, as CircuitsVis draws it
 const layer = element("layer"), head = element("head"), slider = element("checkpoint");
 const most = data.checkpoints.flatMap(({ route }) => SIDES.map((side) => route[side])).flat(3)
   .reduce((one, other) => Math.max(one, other), 1e-6);  // of all routes: one range of colours for all
@@ -40,27 +39,7 @@ function readoutRows(side) {
 }
 
 function drawPatternOf(side, pattern) {
-  const prompt = data[side], { tokens, rows, source } = prompt, n = tokens.length;
-  const name = (position) => escaped(`${labelOf(prompt, position)} (${position})`);
-  const shown = (positions) => {
-    const marked = [...positions.keys()].filter((at) => positions.length <= 60 || marksOf(prompt, positions[at]).length);
-    return { tickvals: marked, ticktext: marked.map((at) => brief(labelOf(prompt, positions[at]))),
-      tickfont: { size: positions.length > 24 ? 9 : 12 } };
-  };
-  const blockOf = (at) => Math.floor(at / data.reach);
-  const hidden = (at, to) => data.reach !== null && blockOf(to) > blockOf(rows[at]);  // left out, so that the grey behind them shows
-  const map = { type: "heatmap", hoverongaps: false, xgap: 1, ygap: 1,
-    z: pattern.map((row, at) => Array.from(row, (share, to) => (hidden(at, to) ? null : Number(share.toFixed(5))))),
-    zmin: 0, zmax: 1, colorscale: SHADES, showscale: false, hoverinfo: "text",
-    hovertext: pattern.map((row, at) => Array.from(row, (share, to) => `${name(rows[at])} reads ${share.toFixed(4)} of ${name(to)}`)) };
-  const read = readoutRows(side);
-  plot(element(`${side}-pattern`), `Attention of ${chosen()}, ${side} query${when()}`, [map], {
-    height: rows.length === n ? Math.min(600, 200 + 26 * n) : 140 + 26 * rows.length,
-    plot_bgcolor: data.reach !== null ? HIDDEN : "rgba(0,0,0,0)",
-    xaxis: { ...shown([...tokens.keys()]), tickangle: -90 },
-    yaxis: { ...shown(rows), autorange: "reversed" },
-    shapes: [framed([source[0], source[1] - 1], [read[0], read.at(-1)], SOURCE)],
-  });
+  plotPattern(element(`${side}-pattern`), `Attention of ${chosen()}, ${side} query${when()}`, data[side], pattern, data.reach);
 }
 
 // The readouts' attention, mean over them: as it adds up to the route.
@@ -115,8 +94,6 @@ function drawBars(route, evidence, parity) {
   });
 }
 
-const LOGARITHMIC = (step) => (step === 0 ? 0.5 : step);  // step 0 has a place on the axis too
-
 function drawCurves() {
   const x = data.steps.map(LOGARITHMIC), now = LOGARITHMIC(data.steps[slider.value]);
   const curve = (place, label, y, highest) => {
@@ -125,9 +102,8 @@ function drawCurves() {
       line: { color: data.colours[side], dash: STROKES[side] },
       marker: { symbol: side === "forward" ? "circle" : "square-open", size: 7 } }));
     plot(element(place), label, curves, {
-      height: 300, legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" }, margin: { l: 10, r: 10, t: 10, b: 10 },
-      xaxis: { type: "log", title: { text: "training step" }, tickvals: [0.5, 1, 10, 100, 1000, 10000, 100000],
-        ticktext: ["0", "1", "10", "100", "1k", "10k", "100k"], range: [Math.log10(0.45), Math.log10(Math.max(...x) * 1.15)] },
+      height: 300, legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" }, margin: { l: 10, r: 10, t: 30, b: 10 },
+      xaxis: stepsAxis(data.steps),
       yaxis: { range: [-0.03 * highest, highest * 1.05], showgrid: true },
       shapes: [{ type: "line", x0: now, x1: now, yref: "paper", y0: 0, y1: 1, line: { color: INK, width: 2, dash: "dot" } }],
     });

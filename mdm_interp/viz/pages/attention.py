@@ -84,7 +84,14 @@ def attention(
     about = f"{len(of_layers)} of {cfg.n_layers} layers, {len(of_heads)} of {cfg.n_heads} heads, {n} tokens, {kind}."
     if len(shown) < n:
         about += f" Attention is shown from {len(shown)} of the {n} positions."
-    return Page("attention", f"Attention: {shortened(given)}", about, ("circuitsvis",), data)
+    return Page(
+        "attention",
+        f"Attention: {shortened(given)}",
+        about,
+        ("circuitsvis",),
+        data,
+        subject.code(f"viz.attention(model, {list(given.tokens)})"),
+    )
 
 
 def predictions(subject: Subject, given: Prompt, logits: Float[Tensor, "readout d_vocab"]) -> list[dict[str, Any]]:

@@ -70,6 +70,8 @@ class Page:
     """What it draws with, of :data:`LIBRARIES`."""
     data: Mapping[str, Any] = field(repr=False)
     """What its script reads."""
+    code: str = ""
+    """Python that makes it, for a reader to copy."""
 
     def html(self, *, shared: bool = False) -> str:
         """Return the page as one HTML document; with `shared`, its libraries are files beside it."""
@@ -111,6 +113,13 @@ def packed(shares: Float[Tensor, "*shape"]) -> str:
     """Pack numbers from 0 to 1 into 16 bits each, in base64; exact to 8e-6. `page.js` unpacks them."""
     rounded = (shares.double() * 0xFFFF).round().cpu().numpy().astype("<u2")
     return base64.b64encode(rounded.tobytes()).decode("ascii")
+
+
+def packed_signed(values: Float[Tensor, "*shape"]) -> dict[str, Any]:
+    """Pack any numbers into 16 bits each, evenly from minus to plus the largest. What is not finite becomes 0."""
+    values = values.double().nan_to_num(0, 0, 0)
+    most = float(values.abs().max()) if values.numel() else 0.0
+    return {"most": float(f"{most:.6g}"), "values": packed((values / (most or 1) + 1) / 2)}
 
 
 def as_lists(values: Tensor) -> Any:

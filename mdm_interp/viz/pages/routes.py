@@ -71,7 +71,7 @@ def routes(
     about = _about(subject, pair, data)
     if steps and len(steps) < len(model.steps):
         about += f" Of the run's {len(model.steps)} checkpoints, {len(steps)} are shown."
-    return Page("routes", title, about, ("plotly",), data)
+    return Page("routes", title, about, ("plotly",), data, subject.code(f"viz.routes(model, {pair!r})"))
 
 
 def evenly(steps: Sequence[int], count: int) -> list[int]:

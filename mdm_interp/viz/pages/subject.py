@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from mdm_interp.data.queries import Query, QueryBatch, Span
-from mdm_interp.data.worlds import FactWorld
 from mdm_interp.errors import UserError
 from mdm_interp.models.bridge import hooked
 from mdm_interp.training.runs import Run
@@ -62,6 +61,10 @@ class Subject:
     """Token ids to texts, one each."""
     encode: Callable[[str], tuple[list[int], list[Span]]]
     """A text without masks to token ids and the characters that each stands for."""
+    name: str = "model"
+    """What pages call it."""
+    opened: str = "model = ...  # the one of this page"
+    """Python that opens it."""
 
     @classmethod
     def of(cls, model: Any) -> Subject:
@@ -70,7 +73,7 @@ class Subject:
         Without a tokenizer, tokens are named by their ids.
         """
         if isinstance(model, Run):
-            return cls.of_world(model.model(), model.facts)
+            return cls.of_run(model)
         model = hooked(model)
         tokenizer = getattr(model, "tokenizer", None)
         if tokenizer is None:
@@ -83,9 +86,9 @@ class Subject:
         return cls(model, lambda tokens: [tokenizer.decode([token]) for token in tokens], encode)
 
     @classmethod
-    def of_world(cls, model: Any, world: FactWorld) -> Subject:
-        """Return a model of a synthetic world, whose tokens are written with spaces between them."""
-        names = world.token_names
+    def of_run(cls, run: Run) -> Subject:
+        """Return a run's last checkpoint; tokens of its synthetic world are written with spaces between them."""
+        names, config = run.facts.token_names, run.config
 
         def encode(text: str) -> tuple[list[int], list[Span]]:
             words = list(re.finditer(r"\S+", text))
@@ -93,7 +96,15 @@ class Subject:
                 raise UserError(f"text: {unknown[0]!r} is no token of this run's world; there are {', '.join(names)}")
             return [names.index(word[0]) for word in words], [word.span() for word in words]
 
-        return cls(hooked(model), lambda tokens: [names[token] for token in tokens], encode)
+        shape = f"{config.model.n_layers} x {config.model.n_heads} heads"
+        name = f"{config.model.position} {config.objective}, {shape}, {config.facts.world}, seed {config.seed}"
+        name += f" ({run.folder.name[:6]})"  # other settings may differ, too
+        opened = f'model = Run.open("{run.folder.name}", root="{run.folder.parent.name}")'
+        return cls(hooked(run.model()), lambda tokens: [names[token] for token in tokens], encode, name, opened)
+
+    def code(self, call: str) -> str:
+        """Return Python that opens the model and makes a page of it."""
+        return f'from mdm_interp import Query, QueryPair, Run, viz\n\n{self.opened}\n{call}.save("page.html")'
 
     def prompt(self, prompt: str | Sequence[int] | Tensor | Query, source: str | None = None) -> Prompt:
         """Return the tokens to look at.

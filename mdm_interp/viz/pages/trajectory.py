@@ -75,7 +75,14 @@ def trajectory(
     }
     title = f"Trajectory: {shortened(given)}"
     about = f"{_told(subject, done, data['filled'], order)} {watched.looked(given)}"
-    return Page("trajectory", title, about, ("plotly",), data)
+    return Page(
+        "trajectory",
+        title,
+        about,
+        ("plotly",),
+        data,
+        subject.code(f"viz.trajectory(model, {list(given.tokens)}, order={order!r}, steps={steps})"),
+    )
 
 
 @dataclass

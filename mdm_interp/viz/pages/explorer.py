@@ -1,0 +1,342 @@
+"""The explorer: every head of a model at a glance, and what there is to see of each: for many facts, along training,
+and beside another model or an edit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mdm_interp.data.queries import Query, QueryPair, batches
+from mdm_interp.errors import UserError
+from mdm_interp.inference.denoising import denoise
+from mdm_interp.inference.prediction import predict
+from mdm_interp.measures.capture import LayerView, capture
+from mdm_interp.measures.evidence import evidence_matrix
+from mdm_interp.measures.head_scores import SCORES, head_scores
+from mdm_interp.measures.lens import read_out
+from mdm_interp.measures.parity import plane_parity
+from mdm_interp.measures.rope import require_rope
+from mdm_interp.measures.routes import score_matrix
+from mdm_interp.models.inputs import forbid_mask
+from mdm_interp.training.runs import Run
+from mdm_interp.viz.pages.attention import MAX_ENTRIES, shortened
+from mdm_interp.viz.pages.page import Page, as_lists, packed, packed_signed
+from mdm_interp.viz.pages.routes import evenly
+from mdm_interp.viz.pages.subject import Prompt, Subject
+from mdm_interp.viz.theme import FORWARD, REVERSE
+
+MAX_PAIRS = 24
+"""How many of a run's pairs are shown unless others are asked for."""
+MAX_TOKENS = 64
+"""How many tokens the maps of a head's scores and evidence have at most."""
+LIKELIEST = 3
+"""How many tokens the logit lens names at each position."""
+SIDES = ("forward", "reverse")
+
+Number = int | float
+Hooks = Sequence[tuple[str, Callable]]
+"""As `model.hooks(fwd_hooks=...)` takes them: names of hooks, and what edits the activation there."""
+
+
+@torch.no_grad()
+def explore(
+    model: Any,
+    query_pairs: Sequence[QueryPair] | None = None,
+    *,
+    edits: Mapping[str, Hooks] | None = None,
+    report: Callable[[int, int], None] | None = None,
+) -> Page:
+    """Return a map of all layers and heads by any of :data:`~mdm_interp.measures.head_scores.SCORES`, and of the head
+    chosen there: its attention in both queries of a pair, its score in each RoPE plane, what it stores and seeks for
+    every token, and the facts it serves best; beside them the logit lens and the denoising of the pair.
+
+        viz.explore(run)                                                   # all along its training
+        viz.explore(model, pairs, edits={"head 0 off": [("blocks.0.attn.hook_z", silence)]})
+        viz.explore({"one head": run, "four heads": other}, pairs)         # side by side, with differences
+
+    Args:
+        model: A HookedTransformer or TransformerBridge; a Run, of which all checkpoints are shown, or as many as fit;
+            or several of these by name.
+        query_pairs: What is asked; default: the first :data:`MAX_PAIRS` pairs of the run.
+        edits: Hooks by name. Each makes one more model to compare, the first one's last checkpoint under these hooks.
+        report: Told after each state of a model how many are measured, and of how many.
+
+    Raises:
+        UserError: there are no pairs, a query does not fit a model, models differ in their layers, heads or
+            vocabulary, two have one name, or the page would hold more than
+            :data:`~mdm_interp.viz.pages.attention.MAX_ENTRIES` entries.
+    """
+    models = dict(model) if isinstance(model, Mapping) else {"": model}
+    if not models:
+        raise UserError("model: got none to explore; give a model, a Run, or several by name")
+    default = query_pairs is None
+    series = [
+        _Series(name or subject.name, given, subject)
+        for name, given in models.items()
+        for subject in [Subject.of(given)]
+    ]
+    first = series[0]
+    if query_pairs is None:
+        if not isinstance(first.given, Run):
+            raise UserError("query_pairs: a model by itself does not say what to ask it; give pairs")
+        query_pairs = first.given.query_pairs(n_contexts=1)[:MAX_PAIRS]
+    if not query_pairs:
+        raise UserError("query_pairs: got none; give at least one")
+    for name, hooks in (edits or {}).items():
+        series.append(_Series(f"{first.name}, {name}", None, first.subject, hooks))
+    _check_alike(series)
+    cfg = first.subject.model.cfg
+    prompts = [{side: first.subject.prompt(getattr(pair, side)) for side in SIDES} for pair in query_pairs]
+    offset = max(1, abs(query_pairs[0].forward.offset))
+    asked = _Asked(query_pairs, prompts, _tokens_to_map(cfg, query_pairs, len(series)), offset)
+    asked.fit(cfg, series)
+    measured: list[dict[str, Any]] = []
+    total = sum(len(one.steps) or 1 for one in series)
+    for one in series:
+        for state in one.states():
+            measured.append(asked.measure(one.subject, state))
+            if report is not None:
+                report(len(measured), total)
+    code = first.subject.code("viz.explore(model)" if default else "viz.explore(model, query_pairs)")
+    data = {
+        "layers": list(range(cfg.n_layers)),
+        "heads": list(range(cfg.n_heads)),
+        "reach": cfg.reach,
+        "scores": [{"name": name, "about": about} for name, about in SCORES.items()],
+        "series": [{"name": one.name, "steps": one.steps} for one in series],
+        "states": measured,
+        "pairs": [asked.told(first.subject, at) for at in range(len(query_pairs))],
+        "tokens": list(first.subject.names(asked.tokens)),
+        "offset": asked.offset,
+        "wavelengths": _wavelengths(first.subject.model),
+        "names": asked.names(first.subject),
+        "colours": {"forward": FORWARD, "reverse": REVERSE},
+        "code": code,
+    }
+    title = f"Explorer: {', '.join(one.name for one in series)}"
+    return Page("explorer", title, _about(data, measured, first), ("plotly",), data, code)
+
+
+@dataclass
+class _Series:
+    """A model, or a run's models, as one choice of the page."""
+
+    name: str
+    given: Any
+    subject: Subject
+    hooks: Hooks = ()
+    steps: list[int] = field(default_factory=list)
+    """Of a run; of others there is one state."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.given, Run):
+            self.steps = self.given.steps
+
+    def states(self) -> Iterator[Any]:
+        """Return each model, with its hooks on."""
+        if isinstance(self.given, Run):
+            yield from (self.given.model(step) for step in self.steps)
+            return
+        model = self.subject.model
+        with model.hooks(fwd_hooks=list(self.hooks)) if self.hooks else nullcontext():
+            yield model
+
+
+def _check_alike(series: Sequence[_Series]) -> None:
+    """Refuse models that cannot be laid side by side."""
+    names = [one.name for one in series]
+    if len(set(names)) < len(names):
+        raise UserError(f"edits: two models of the page are called {max(names, key=names.count)!r}; rename one")
+    shapes = [
+        {key: getattr(one.subject.model.cfg, key) for key in ("n_layers", "n_heads", "d_vocab")} for one in series
+    ]
+    for one, shape in zip(series, shapes, strict=True):
+        if shape != shapes[0]:
+            raise UserError(
+                f"model: {one.name!r} has {shape} and {names[0]!r} {shapes[0]}; compare models that are alike in these"
+            )
+
+
+def _tokens_to_map(cfg: Any, query_pairs: Sequence[QueryPair], n_series: int) -> list[int]:
+    """Return the tokens that maps show: of a small vocabulary all, else those of the pairs, as many as fit."""
+    n_heads = cfg.n_layers * cfg.n_heads
+    most = min(MAX_TOKENS, math.isqrt(MAX_ENTRIES // (4 * 3 * n_heads * n_series)))
+    masks = [] if cfg.mask_token_id is None else [cfg.mask_token_id]
+    in_pairs = [
+        token
+        for pair in query_pairs
+        for query in (pair.forward, pair.reverse)
+        for token in (*query.answer, *query.source)
+    ]
+    every = [*masks, *in_pairs, *(range(cfg.d_vocab) if cfg.d_vocab <= most else ())]
+    chosen = list(dict.fromkeys(every))[:most]
+    return sorted(chosen) if cfg.d_vocab <= most else chosen
+
+
+@dataclass
+class _Asked:
+    """What every state of a page is asked, and how its answers are written down."""
+
+    pairs: Sequence[QueryPair]
+    prompts: Sequence[Mapping[str, Prompt]]
+    tokens: Sequence[int]
+    offset: int
+    """How far apart the maps of scores have their tokens."""
+    whole: bool = True
+    """Whether patterns are whole, or rows of the readouts only."""
+    seen: dict[int, int] = field(default_factory=dict)
+    """Tokens that the lens or denoising names, and their places in the page's list."""
+
+    def rows(self, at: int, side: str) -> list[int]:
+        prompt = self.prompts[at][side]
+        return list(range(len(prompt.tokens))) if self.whole else list(prompt.readout)
+
+    def fit(self, cfg: Any, series: Sequence[_Series]) -> None:
+        """Leave out rows, then checkpoints, until the page is not too large."""
+        planes = cfg.rotary_dim // 2 if cfg.position == "rope" else 0
+
+        def of_state() -> int:
+            patterns = sum(
+                len(self.rows(at, side)) * len(self.prompts[at][side].tokens)
+                for at in range(len(self.pairs))
+                for side in SIDES
+            )
+            per_head = patterns + 2 * planes * len(self.pairs) + 3 * len(self.tokens) ** 2
+            return cfg.n_layers * cfg.n_heads * per_head
+
+        self.whole = of_state() * sum(len(one.steps) or 1 for one in series) <= MAX_ENTRIES
+        fitting = MAX_ENTRIES // of_state() // len(series)
+        if not fitting:
+            raise UserError(
+                f"query_pairs: {len(self.pairs)} pairs of {len(series)} models with {cfg.n_layers} layers x "
+                f"{cfg.n_heads} heads are more than the {MAX_ENTRIES:,} entries a page holds; give fewer"
+            )
+        for one in series:
+            one.steps = evenly(one.steps, fitting) if one.steps else []
+
+    def measure(self, subject: Subject, model: Any) -> dict[str, Any]:
+        """Return all that the page shows of one state of a model."""
+        scores = head_scores(model, self.pairs)
+        queries = {side: [getattr(pair, side) for pair in self.pairs] for side in SIDES}
+        try:
+            parity = plane_parity(model, self.pairs)
+            planes, reason = {"even": _by_pair(parity.even), "odd": _by_pair(parity.odd)}, ""
+        except UserError as error:
+            planes, reason = None, str(error)
+        return {
+            "scores": {name: as_lists(of_pairs) for name, of_pairs in scores.by_pair.items()},
+            "overall": {name: as_lists(mean) for name, mean in scores.over_pairs.items()},
+            "undefined": scores.undefined,
+            "probability": {side: as_lists(predict(model, asked).probability) for side, asked in queries.items()},
+            "patterns": {side: [self._patterns(model, at, side) for at in range(len(self.pairs))] for side in SIDES},
+            "planes": planes,
+            "no_planes": reason,
+            "maps": self._maps(model),
+            "lens": {side: [self._lens(model, prompt[side]) for prompt in self.prompts] for side in SIDES},
+            "denoised": {side: self._denoised(model, asked) for side, asked in queries.items()},
+        }
+
+    def _patterns(self, model: Any, at: int, side: str) -> list[str]:
+        def reduce(view: LayerView) -> str:
+            return packed(view.pattern[0].transpose(0, 1))
+
+        return capture(model, self.prompts[at][side].batch(self.rows(at, side), model.cfg.device), reduce)[1]
+
+    def _maps(self, model: Any) -> dict[str, Any]:
+        """Return, layer by layer, what every head would write toward every token if it read each other one, and how
+        strongly it would read that on its right and on its left; of the direct path from the embedding."""
+        tokens = torch.tensor(self.tokens, device=model.W_E.device)
+
+        def every(of_layer: Callable[[int], Tensor]) -> list[Any]:
+            return [packed_signed(of_layer(layer)) for layer in range(model.cfg.n_layers)]
+
+        maps = {"evidence": every(lambda layer: evidence_matrix(model, tokens, tokens, layer=layer)[..., 0])}
+        try:
+            for side, offset in (("right", self.offset), ("left", -self.offset)):
+                maps[side] = every(lambda layer, offset=offset: score_matrix(model, tokens, tokens, offset, layer))
+        except UserError:  # a bridge's
+            pass
+        return maps
+
+    def _lens(self, model: Any, prompt: Prompt) -> list[list[list[Number]]]:
+        """Return for each layer and position the likeliest tokens, each followed by its probability."""
+        names = [f"blocks.{layer}.hook_resid_post" for layer in range(model.cfg.n_layers)]
+        _, cache = model.run_with_cache(torch.tensor([prompt.tokens], device=model.cfg.device), names_filter=names)
+        return [self._likeliest(model, read_out(model, cache[name][0])) for name in names]
+
+    def _likeliest(self, model: Any, logits: Float[Tensor, "pos d_vocab"]) -> list[list[Number]]:
+        mask = None if model.cfg.is_causal else model.cfg.mask_token_id
+        top = forbid_mask(logits, mask).softmax(-1).topk(min(LIKELIEST, logits.shape[-1]))
+        return [
+            [
+                part
+                for token, share in zip(tokens, shares, strict=True)
+                for part in (self._place(token), round(share, 4))
+            ]
+            for tokens, shares in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+        ]
+
+    def _denoised(self, model: Any, queries: Sequence[Query]) -> list[list[list[Number]]]:
+        """Return for each query what filled each mask, the most certain first: step, position, token, probability.
+        Nothing in an ARM."""
+        cfg, told = model.cfg, []
+        if cfg.is_causal or cfg.mask_token_id is None:
+            return [[] for _ in queries]
+        for batch in batches(queries, cfg):
+            n_masks = int((batch.tokens == cfg.mask_token_id).sum(1).max())
+            done = denoise(model, batch.tokens, steps=max(n_masks, 1), attention_mask=batch.attention_mask)
+            for tokens, steps, certain in zip(
+                done.tokens[-1].tolist(), done.filled_at.tolist(), done.probability.tolist(), strict=True
+            ):
+                filled = sorted((step, position) for position, step in enumerate(steps) if step)
+                told.append([[step, at, self._place(tokens[at]), round(certain[at], 4)] for step, at in filled])
+        return told
+
+    def _place(self, token: int) -> int:
+        return self.seen.setdefault(token, len(self.seen))
+
+    def names(self, subject: Subject) -> list[str]:
+        """Return how the tokens of the lens and of denoising read."""
+        return list(subject.names(list(self.seen)))
+
+    def told(self, subject: Subject, at: int) -> dict[str, Any]:
+        """Return a pair: what it is called, and its two prompts."""
+        answer = "".join(subject.names(self.pairs[at].forward.answer)).strip()
+        prompts = {side: prompt.marks() | {"rows": self.rows(at, side)} for side, prompt in self.prompts[at].items()}
+        return {"name": f"{shortened(self.prompts[at]['forward'])} → {answer}", **prompts}
+
+
+def _by_pair(values: Float[Tensor, "pair layer head plane"]) -> list[Any]:
+    return [packed_signed(of_pair) for of_pair in values]
+
+
+def _wavelengths(model: Any) -> list[float] | None:
+    """Return after how many positions each RoPE plane has turned once; none without RoPE."""
+    try:
+        return as_lists(2 * math.pi / require_rope(model).theta)
+    except UserError:
+        return None
+
+
+def _about(data: Mapping[str, Any], measured: Sequence[Mapping[str, Any]], first: _Series) -> str:
+    """Return what the page shows, and which head of the first model's last state carries most."""
+    last = measured[max(len(first.steps) - 1, 0)]
+    sizes = [(len(data["layers"]), "layer"), (len(data["heads"]), "head"), (len(data["pairs"]), "query pair")]
+    layers, heads, pairs = (f"{count} {noun}{'' if count == 1 else 's'}" for count, noun in sizes)
+    said = f"{layers} x {heads}, {pairs}" + (
+        f", {len(first.steps)} steps of training. " if len(first.steps) > 1 else ". "
+    )
+    route = torch.tensor([[value or 0.0 for value in row] for row in last["overall"]["forward route"]])
+    layer, head = divmod(int(route.argmax()), route.shape[1])
+    reverse = last["overall"]["reverse route"][layer][head] or 0.0
+    return said + (
+        f"Head {head} of layer {layer} has the strongest forward route: it gives the source {100 * route.max():.3g}% "
+        f"of its attention, and in the reverse query {100 * reverse:.3g}%."
+    )
