@@ -1,4 +1,4 @@
-"""Pages that look inside models of the figures: each of the first seed, and of its first query pair."""
+"""Pages that look inside models of the figures, each of the first seed."""
 
 from __future__ import annotations
 
@@ -6,35 +6,53 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from mdm_interp.experiments.grids import scheme_grid
+from mdm_interp.experiments.findings import NAMED_SETTINGS, settings_of
+from mdm_interp.experiments.grids import depth_grid, head_grid, objective_grid, pool_grid, scheme_grid
+from mdm_interp.experiments.scope import about
 from mdm_interp.experiments.subjects import Demo, Lab, demos, open_probe
 from mdm_interp.training.runs import Run
 from mdm_interp.viz.pages.attention import attention
+from mdm_interp.viz.pages.explorer import explore
 from mdm_interp.viz.pages.page import Page
-from mdm_interp.viz.pages.routes import routes
+from mdm_interp.viz.pages.routes import evenly, routes
 from mdm_interp.viz.pages.trajectory import trajectory
 
+
+def explorer_of(setting: str) -> str:
+    """Return the file of the explorer of one of :data:`~mdm_interp.experiments.findings.NAMED_SETTINGS`."""
+    return f"explore_{setting.lower().replace(' ', '_')}.html"
+
+
 PAGES = {
-    "inside_routes.html": "A one-layer model asked forward and in reverse, over its training",
+    **{explorer_of(name): f"Every head of a small model: {name}" for name in NAMED_SETTINGS},
     "settings_map.html": "Settings and numbers of heads, and how well reverse queries are answered in each",
     "inside_attention.html": "Every layer and head of a demo checkpoint",
     "inside_demo_routes.html": "The demo checkpoint asked forward and in reverse",
     "inside_denoising.html": "The demo checkpoint writes a sentence from its source alone",
 }
 """What each page shows."""
+GRIDS = (scheme_grid, head_grid, depth_grid, pool_grid, objective_grid)
+"""Where small models are looked for."""
+PAIRS, STEPS = 6, 4
+"""How many query pairs and checkpoints of a small model its explorer shows: enough to look around."""
 
 
 def write_exhibits(lab: Lab, out: Path) -> None:
     """Write the pages of those models that the run store holds; pages of others that are in `out` stay."""
-    for file, page in (*_of_small_model(lab), *_of_demo(lab)):
-        page.save(out / file, shared=True)
+    for file, page in (*_of_small_models(lab), *_of_demo(lab)):
+        replace(page, home="index.html").save(out / file, shared=True)
 
 
-def _of_small_model(lab: Lab) -> Iterator[tuple[str, Page]]:
-    (config,) = [config for config in scheme_grid(lab.seeds[:1]) if config.model.position == "rope"]
-    run = Run.of(config, lab.root)
-    if run.finished:
-        yield "inside_routes.html", routes(run, run.query_pairs()[0])
+def _of_small_models(lab: Lab) -> Iterator[tuple[str, Page]]:
+    """Explore the first seed's run of each named setting that the figures are of."""
+    configs = {config: None for grid in GRIDS for config in grid(lab.seeds) if config.seed == lab.seeds[0]}
+    shown = dict[str, Run]()
+    for run in (Run.of(config, lab.root) for config in configs):
+        for name in settings_of(about(run)) if run.finished else ():
+            shown.setdefault(name, run)
+    for name, run in shown.items():
+        steps = evenly(run.steps, STEPS)
+        yield explorer_of(name), explore(run, run.query_pairs(n_contexts=1)[:PAIRS], steps=steps)
 
 
 def _of_demo(lab: Lab) -> Iterator[tuple[str, Page]]:

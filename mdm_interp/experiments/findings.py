@@ -196,10 +196,12 @@ def by_setting(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     """Count the same, and what is true or false by construction (`⚪`), in :data:`NAMED_SETTINGS`, its columns. An ARM
     is there too, for which claims are expected to fail."""
 
-    def places(one: Verdict) -> list[str]:
-        return [name for name, setting in NAMED_SETTINGS.items() if setting.items() <= one.scope.items()]
+    return _counted_at(verdicts, tuple(NAMED_SETTINGS), lambda one: settings_of(one.scope))
 
-    return _counted_at(verdicts, tuple(NAMED_SETTINGS), places)
+
+def settings_of(scope: Mapping[str, Any]) -> list[str]:
+    """Return which of :data:`NAMED_SETTINGS` a scope is of."""
+    return [name for name, setting in NAMED_SETTINGS.items() if setting.items() <= scope.items()]
 
 
 def _counted_at(

@@ -6,9 +6,12 @@ reader's browser, in light or dark, on whatever width and on paper.
 
 from __future__ import annotations
 
+import base64
 import concurrent.futures
+import gzip
 import html
 import json
+import math
 import re
 import tempfile
 import threading
@@ -23,7 +26,8 @@ import plotly.io as pio
 
 from mdm_interp.config import DemoConfig
 from mdm_interp.experiments.claims import OUTCOMES, Verdict, counts
-from mdm_interp.experiments.findings import by_setting, sentences
+from mdm_interp.experiments.exhibits import explorer_of
+from mdm_interp.experiments.findings import by_setting, sentences, settings_of
 from mdm_interp.experiments.results import CheckpointOrigin, Result, TrainedOrigin
 from mdm_interp.experiments.scope import SCOPE, counted, scope_label, setting_labels
 from mdm_interp.experiments.subjects import demo_name
@@ -46,7 +50,8 @@ def write_figures(drawn: Sequence[tuple[Result, go.Figure]], out: Path) -> str |
     """
     write_libraries(out, "plotly")
     for result, figure in drawn:
-        write_text(out / f"{result.name}.html", _render("report_figure.html", entry=_entry(result, figure)))
+        entry = _entry(result, figure)
+        write_text(out / f"{result.name}.html", _render("report_figure.html", [entry], entry=entry))
     figures = [figure for _, figure in drawn]
     layouts: list[Any] = [figure.layout for figure in figures]
     sizes = {"width": [layout.width for layout in layouts], "height": [layout.height for layout in layouts]}
@@ -114,6 +119,9 @@ def write_index(
     """
     results = [result for result, _ in drawn]
     entries = [_entry(result, figure) for result, figure in drawn]
+    for entry in entries:
+        still = f"{entry['result'].name}.png"
+        entry["still"] = still if (out / still).exists() else None
     groups: dict[str, list[dict[str, Any]]] = {"Of small models, trained on facts": [], "Of checkpoints": []}
     for entry in entries:
         groups["Of checkpoints" if entry["is_of_checkpoints"] else "Of small models, trained on facts"].append(entry)
@@ -121,9 +129,10 @@ def write_index(
     claims = {verdict.claim["id"]: verdict.claim["sentence"] for verdict in verdicts}
     page = _render(
         "report_index.html",
+        entries,
+        [_line(verdict, cells, out) for verdict, cells in ledger],
         measured=_measured(results),
         pages={file: title for file, title in (pages or {}).items() if (out / file).exists()},
-        ledger=ledger,
         filters={name: list(dict.fromkeys(cells[i] for _, cells in ledger)) for i, name in enumerate(FILTERS)},
         counted=list(counts(verdicts)),
         found=sentences({result.name: result for result in results}),
@@ -138,9 +147,58 @@ def write_index(
     write_text(out / "index.html", page)
 
 
-def _render(template: str, **values: Any) -> str:
+def _render(
+    template: str, entries: Sequence[Mapping[str, Any]], ledger: Sequence[Mapping[str, Any]] = (), **values: Any
+) -> str:
+    """Fill a template of a page that shows these figures, and the lines of the ledger."""
     themes = {scheme: pio.templates[name].to_plotly_json() for scheme, name in (("light", NAME), ("dark", DARK))}
-    return TEMPLATES.get_template(template).render(asset=asset, themes=themes, outcomes=OUTCOMES, **values)
+    by_name = {entry["result"].name: entry for entry in entries}
+    packed = _packed(
+        {
+            "figures": {name: entry["drawing"] for name, entry in by_name.items()},
+            "numbers": {name: _numbers(entry["result"]) for name, entry in by_name.items()},
+            "ledger": ledger,
+        }
+    )
+    return TEMPLATES.get_template(template).render(
+        asset=asset, themes=themes, packed=packed, outcomes=OUTCOMES, **values
+    )
+
+
+def _packed(values: Any) -> str:
+    """Return JSON in gzip in base64: a tenth of its size. `report.js` unpacks it."""
+    return base64.b64encode(gzip.compress(json.dumps(values).encode(), mtime=0)).decode("ascii")
+
+
+def _numbers(result: Result) -> list[list[str]]:
+    """Return the rows of the table of a result's summary, as texts."""
+    rows = []
+    for entry in result.summary:
+        found, null = entry.effect, entry.null
+        value = f"{found.value:.3g}" if found.n else "not defined"
+        interval = f"{found.low:.3g} to {found.high:.3g}" if found.n > 1 else ""
+        of = [str(entry.of.get(column, "")) for column in result.summary.columns]
+        rows.append(
+            [entry.quantity, *of, value, interval, f"{null.value:.3g}" if null and null.n else "", str(found.n)]
+        )
+    return rows
+
+
+def _line(verdict: Verdict, cells: Sequence[str], out: Path) -> dict[str, Any]:
+    """Return a line of the ledger: its cells, the numbers that some of them are sorted by, and where it leads."""
+    p = verdict.p if verdict.p == verdict.p else None
+    told = [verdict.measure, f"{verdict.effect}, n = {verdict.effect.n}", str(verdict.null)]
+    every = [*cells, *told, "-" if p is None else f"{p:.2g}"]
+    sorted_by = dict(zip(range(len(cells) + 1, len(every)), (verdict.effect.value, verdict.null.value, p), strict=True))
+    inside = [explorer_of(name) for name in settings_of(verdict.scope) if (out / explorer_of(name)).exists()]
+    return {
+        "cells": every,
+        "keys": {column: key for column, key in sorted_by.items() if key is not None and math.isfinite(key)},
+        "text": " ".join([*every, verdict.reading]).lower(),
+        "reading": verdict.reading,
+        "figure": verdict.figure,
+        "inside": f"{inside[0]}#step={0 if verdict.scope['stage'] == 'initial' else ''}" if inside else None,
+    }
 
 
 def _measured(results: Sequence[Result]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import dataclasses
 import os
 import re
 import shutil
@@ -23,6 +25,8 @@ from report_helpers import QUESTION, SETTING, SUMMARY, TAKEAWAY, drawing, result
 from mdm_interp.config import DemoConfig
 from mdm_interp.experiments import report as module
 from mdm_interp.experiments.analysis import CheckpointAnalysis, discover
+from mdm_interp.experiments.exhibits import explorer_of
+from mdm_interp.experiments.findings import NAMED_SETTINGS
 from mdm_interp.experiments.report import write_figures, write_index
 from mdm_interp.experiments.results import CheckpointOrigin, Result, TrainedOrigin
 from mdm_interp.experiments.runner import report
@@ -85,7 +89,7 @@ def test_text_is_escaped_and_plotly_is_shared(tmp_path: Path) -> None:
         page = (tmp_path / name).read_text(encoding="utf-8")
         assert "<script>alert" not in page
         assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
-        assert page.count('<script src="plotly.min.js"></script>') == 1
+        assert page.count('<script defer src="plotly.min.js"></script>') == 1
         assert len(page) < 100_000, "a copy of plotly.js"
         assert "mdm-interp reproduce --only tiny --seeds 3" in page
 
@@ -257,7 +261,7 @@ OF_ALL = ("index.html", "claims.json", "plotly.min.js")
 def test_the_pages_share_one_plotly(name: str, figures: Path) -> None:
     for page in (f"{name}.html", "index.html"):
         text = (figures / page).read_text(encoding="utf-8")
-        assert text.count('<script src="plotly.min.js"></script>') == 1
+        assert text.count('<script defer src="plotly.min.js"></script>') == 1
         assert not re.search(r"""(?:src|href)=["'](?:https?:)?//""", text), "something comes from the network"
         assert "Copyright 2012" not in text, "a copy of plotly.js"
         for link in re.findall(r'href="([^"#]+)"', text):
@@ -482,6 +486,73 @@ def test_the_ledger_filters(tmp_path: Path, browser: Browser) -> None:
         assert problems == []
 
 
+def test_the_ledger_sorts_searches_and_keeps_both_in_its_address(tmp_path: Path, browser: Browser) -> None:
+    effects = {"rope": 0.5, "alibi": -2.0, "none": 10.0}
+    verdicts = [
+        dataclasses.replace(verdict("1", scheme, "holds", measure=f"of {scheme}"), effect=Estimate(value, 0.0, 1.0, 5))
+        for scheme, value in effects.items()
+    ]
+    index = write(tmp_path, verdicts=verdicts)
+    with opened(browser, index) as (page, problems):
+        header = page.locator("#ledger thead").get_by_role("button", name="effect")
+        orders = {"ascending": ["alibi", "rope", "none"], "descending": ["none", "rope", "alibi"], "none": [*effects]}
+        for direction, schemes in orders.items():
+            header.click()
+            assert shown_schemes(page) == schemes, "by number, not by text"
+            assert header.locator("xpath=..").get_attribute("aria-sort") == direction
+        header.click()
+        page.get_by_label("search").fill("OF RO")
+        assert shown_schemes(page) == ["rope"]
+        assert page.get_by_role("status").inner_text() == "1 of 3 verdicts: “OF RO”"
+        address = page.url
+        assert address.endswith("#words=OF+RO&sort=effect")
+        page.get_by_role("button", name="Show all").click()
+        expect(page.get_by_role("status")).to_have_text("3 of 3 verdicts")
+        assert shown_schemes(page) == [*effects]
+        page.goto("about:blank")
+        page.goto(address.replace("OF+RO", "of"))
+        assert shown_schemes(page) == orders["ascending"]
+        assert problems == []
+
+
+def test_a_long_ledger_shows_its_first_lines_and_the_rest_when_asked(tmp_path: Path, browser: Browser) -> None:
+    verdicts = [verdict("5", f"scheme{i}", "fails") for i in range(130)]
+    with opened(browser, write(tmp_path, verdicts=verdicts)) as (page, problems):
+        rows = page.locator("#ledger tbody tr")
+        assert rows.count() == 100
+        page.get_by_role("button", name="Show 30 more").click()
+        assert rows.count() == 130
+        assert not page.locator("#more").is_visible()
+        assert problems == []
+
+
+def test_a_verdict_leads_to_the_heads_of_its_setting(tmp_path: Path, browser: Browser) -> None:
+    scope = {**NAMED_SETTINGS["4 heads"], "stage": "initial"}
+    lines = [verdict("5", "rope", "fails"), verdict("5", "alibi", "fails")]
+    lines[0] = dataclasses.replace(lines[0], scope={**lines[0].scope, **scope})
+    (tmp_path / explorer_of("4 heads")).write_text("<title>there</title>")
+    with opened(browser, write(tmp_path, verdicts=lines)) as (page, _):
+        links = page.locator("#ledger").get_by_role("link", name="heads").all()
+        assert [link.get_attribute("href") for link in links] == ["explore_4_heads.html#step=0"]
+
+
+def test_a_picture_is_there_before_plotly_is(tmp_path: Path, browser: Browser) -> None:
+    (tmp_path / "tiny.png").write_bytes(base64.b64decode(PIXEL))
+    index = write(tmp_path)
+    with opened(browser, index) as (page, problems):
+        page.locator(".plot .main-svg").first.wait_for()
+        assert page.locator(".still").count() == 0, "the drawing takes its place"
+        assert problems == []
+    (tmp_path / "plotly.min.js").unlink()
+    with opened(browser, index) as (page, _):
+        still, place = (page.locator(selector).bounding_box() for selector in (".still", ".plot"))
+        assert still == place
+
+
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+"""A PNG of one pixel."""
+
+
 def test_the_address_names_what_the_ledger_is_filtered_by(tmp_path: Path, browser: Browser) -> None:
     index = write(tmp_path, verdicts=VERDICTS)
     with opened(browser, index) as (page, problems):
@@ -656,10 +727,12 @@ def test_hostile_names_are_text_everywhere(tmp_path: Path, browser: Browser, pag
     for folder, names in ((tmp_path / "a", HOSTILE), (tmp_path / "b", [f"name{i}" for i, _ in enumerate(HOSTILE)])):
         write_named(folder, names)
         with opened(browser, folder / page_name) as (page, problems):
+            page.locator(".plot").first.scroll_into_view_if_needed()
             page.locator(".plot .main-svg").first.wait_for()
             shown = ("tiny", "given") if page_name == "index.html" else (page_name.removesuffix(".html"),)
+            page.evaluate("document.querySelectorAll('details').forEach(details => details.open = true)")
             for name in shown:
-                assert page.locator(f"#numbers-{name} tbody th").all_text_contents() == names
+                expect(page.locator(f"#numbers-{name} tbody th")).to_have_text(names)
             assert page.locator(".runs li code").all_text_contents() == (names if "tiny" in shown else [])
             if "given" in shown:
                 text = page.locator("body").evaluate("body => body.textContent")

@@ -149,6 +149,14 @@ def test_what_does_not_fit_is_thinned_then_refused(run: Run, monkeypatch: pytest
         viz.explore(run, pairs)
 
 
+def test_chosen_checkpoints_are_shown(run: Run) -> None:
+    page = viz.explore(run, steps=run.steps[::2])
+    assert page.data["series"][0]["steps"] == run.steps[::2]
+    assert len(page.data["states"]) == len(run.steps[::2])
+    with pytest.raises(UserError, match=r"^steps: rope .* has no checkpoint 2; give some of \[0, 1, 5, 30\]"):
+        viz.explore(run, steps=[2, 5])
+
+
 def test_mistakes_are_named(run: Run) -> None:
     model = random_model(mask_token_id=0)
     with pytest.raises(UserError, match=r"^query_pairs: a model by itself does not say what to ask it"):

@@ -1,5 +1,24 @@
-// Draws figures when they come near, in the reader's colours and width; filters the ledger.
-"use strict";
+// Draws figures when they come near, in the reader's colours and width; fills tables when they are opened; filters, searches
+// and sorts the ledger. A module, so that the page is there before it runs; texts go into elements as text, never as HTML.
+const { figures, numbers, ledger } = await unpacked(document.getElementById("packed").textContent);
+
+// JSON in gzip in base64 (experiments/report.py, `_packed`).
+async function unpacked(text) {
+  const bytes = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return JSON.parse(await new Response(stream).text());
+}
+
+// Adds a row of cells to a table's body, the first of them its header; a cell is a text, or a function that fills it.
+function addRow(body, cells, number = () => false) {
+  const row = body.insertRow();
+  cells.forEach((cell, at) => {
+    const place = at ? row.insertCell() : Object.assign(row.appendChild(document.createElement("th")), { scope: "row" });
+    if (number(at)) place.className = "number";
+    if (typeof cell === "function") cell(place);
+    else place.textContent = cell;
+  });
+}
 
 const themes = JSON.parse(document.getElementById("themes").textContent);
 const dark = matchMedia("(prefers-color-scheme: dark)"), paper = matchMedia("print");
@@ -14,10 +33,11 @@ function template() {
 
 function draw(plot) {
   if (plot.data) return;
-  const { data, layout } = JSON.parse(document.getElementById(`data-${plot.id}`).textContent);
+  const { data, layout } = figures[plot.id.replace("figure-", "")];
   layout.template = template();
   if (matchMedia("(pointer: coarse)").matches) layout.dragmode = false; // a finger on a figure scrolls the page
   Plotly.newPlot(plot, data, layout, OPTIONS);
+  plot.querySelector(".still")?.remove();
   const [drawing, ...others] = plot.querySelectorAll(".main-svg");
   drawing.setAttribute("role", "img");
   for (const name of ["aria-label", "aria-describedby", "aria-details"]) {
@@ -62,12 +82,136 @@ function toPaper(on) {
   if (printing === on) return;
   printing = on;
   if (dark.matches) recolour();
-  if (on) plots.forEach(draw);
+  if (on) {
+    plots.forEach(draw);
+    tables.forEach(fill);
+  }
+  if (filters.length) showLedger();
   for (const folded of document.querySelectorAll(on ? "details:not([open], .curves)" : "details.unfolded")) {
     folded.open = on;
     folded.classList.toggle("unfolded", on);
   }
 }
+
+// ---- numbers
+
+const tables = [...document.querySelectorAll("details.values")];
+
+function fill(details) {
+  const body = details.querySelector("tbody");
+  if (body.rows.length) return;
+  const rows = numbers[details.id.replace("numbers-", "")], interval = rows[0]?.length - 3;
+  rows.forEach((cells) => addRow(body, cells, (at) => at === interval));
+}
+
+tables.forEach((details) => details.addEventListener("toggle", () => details.open && fill(details)));
+
+// ---- the ledger
+
+const filters = [...document.querySelectorAll(".filters select")], search = document.querySelector(".filters [type=search]");
+const body = document.querySelector("#ledger tbody"), headers = [...document.querySelectorAll("#ledger thead button")];
+const more = document.getElementById("more");
+const AT_ONCE = 100;  // more rows than these make a page slow
+let sorted = null;  // the column, and whether it falls
+let whole = false;
+
+// What a column is sorted by: a number where it has one.
+function keyOf(row, column) {
+  return row.keys[column] ?? row.cells[column];
+}
+
+function chosenRows() {
+  const asked = filters.filter((filter) => filter.value), words = search.value.toLowerCase();
+  const found = ledger.filter(({ cells, text }) =>
+    asked.every((filter) => cells[filter.dataset.column] === filter.value) && text.includes(words));
+  if (!sorted) return found;
+  const [column, falls] = sorted, sign = falls ? -1 : 1;
+  return [...found].sort((one, other) => {
+    const [a, b] = [keyOf(one, column), keyOf(other, column)];
+    return a === b ? 0 : sign * (a < b ? -1 : 1);
+  });
+}
+
+function link(place, href, text) {
+  place.append(Object.assign(document.createElement("a"), { href, textContent: text }));
+}
+
+function showLedger() {
+  const found = chosenRows(), shown = whole || printing ? found : found.slice(0, AT_ONCE);
+  body.replaceChildren();
+  for (const { cells, reading, figure, inside } of shown) {
+    const verdict = filters.length - 1;
+    addRow(body, [
+      ...cells.slice(0, verdict), (place) => Object.assign(place, { className: cells[verdict], textContent: cells[verdict] }),
+      (place) => {
+        place.append(cells[verdict + 1]);
+        if (reading) place.append(" (", Object.assign(document.createElement("b"), { textContent: reading }), ")");
+      },
+      ...cells.slice(verdict + 2),
+      (place) => {
+        link(place, `${figure}.html`, figure);
+        place.append(" (");
+        link(place, `${figure}.json`, "rows");
+        if (inside) {
+          place.append(", ");
+          link(place, inside, "heads");
+        }
+        place.append(")");
+      },
+    ], (at) => at > verdict + 1 && at < verdict + 5);
+  }
+  const which = filters.filter((filter) => filter.value).map((filter) => `${filter.name} ${filter.value}`);
+  if (search.value) which.push(`“${search.value}”`);
+  document.getElementById("shown").textContent =
+    `${found.length} of ${ledger.length} verdicts${which.length ? `: ${which.join(", ")}` : ""}`;
+  more.hidden = shown.length === found.length;
+  more.textContent = `Show ${found.length - shown.length} more`;
+  headers.forEach((button, column) => button.parentElement.setAttribute("aria-sort",
+    sorted?.[0] === column ? (sorted[1] ? "descending" : "ascending") : "none"));
+}
+
+// The address names filters, words and order, so that a view can be linked.
+function fromAddress() {
+  const named = new URLSearchParams(location.hash.slice(1));
+  if (![...filters, search].some((control) => named.has(control.name)) && !named.has("sort")) return;
+  for (const filter of filters) {
+    filter.value = named.get(filter.name) ?? "";
+    if (filter.selectedIndex < 0) filter.value = ""; // no such value
+  }
+  search.value = named.get("words") ?? "";
+  const column = headers.findIndex((button) => button.textContent === named.get("sort"));
+  sorted = column < 0 ? null : [column, named.has("falling")];
+  showLedger();
+  document.querySelector(".filters").scrollIntoView();
+}
+
+function toAddress() {
+  const named = new URLSearchParams([...filters, search].filter(({ value }) => value).map(({ name, value }) => [name, value]));
+  if (sorted) {
+    named.set("sort", headers[sorted[0]].textContent);
+    if (sorted[1]) named.set("falling", "");
+  }
+  history.replaceState(null, "", `#${named.size ? named : "claims"}`);
+  showLedger();
+}
+
+if (filters.length) {
+  showLedger();
+  fromAddress();
+  addEventListener("hashchange", fromAddress);
+  const form = document.querySelector(".filters");
+  form.addEventListener("change", toAddress);
+  form.addEventListener("submit", (event) => event.preventDefault());
+  search.addEventListener("input", toAddress);
+  form.addEventListener("reset", () => setTimeout(() => { sorted = null; toAddress(); }));
+  headers.forEach((button, column) => button.addEventListener("click", () => {
+    sorted = sorted?.[0] !== column ? [column, false] : sorted[1] ? null : [column, true];
+    toAddress();
+  }));
+  more.addEventListener("click", () => { whole = true; showLedger(); });
+}
+
+// ---- drawing
 
 const near = new IntersectionObserver(
   (seen) => seen.filter((entry) => entry.isIntersecting).forEach((entry) => draw(entry.target)), { rootMargin: "1000px" });
@@ -83,45 +227,3 @@ paper.addEventListener("change", () => toPaper(paper.matches));
 addEventListener("beforeprint", () => toPaper(true));
 addEventListener("afterprint", () => toPaper(false));
 if (printing) plots.forEach(draw);
-
-// ---- the ledger
-
-const filters = [...document.querySelectorAll(".filters select")];
-const rows = [...document.querySelectorAll("#ledger tbody tr")];
-
-function filterLedger() {
-  const chosen = filters.filter((filter) => filter.value);
-  let shown = 0;
-  for (const row of rows) {
-    row.hidden = !chosen.every((filter) => row.cells[filter.dataset.column].textContent === filter.value);
-    shown += !row.hidden;
-  }
-  const which = chosen.map((filter) => `${filter.name} ${filter.value}`).join(", ");
-  document.getElementById("shown").textContent = `${shown} of ${rows.length} verdicts${which && `: ${which}`}`;
-}
-
-// The address names the filters, so that a view can be linked.
-function fromAddress() {
-  const named = new URLSearchParams(location.hash.slice(1));
-  if (!filters.some((filter) => named.has(filter.name))) return;
-  for (const filter of filters) {
-    filter.value = named.get(filter.name) ?? "";
-    if (filter.selectedIndex < 0) filter.value = ""; // no such value
-  }
-  filterLedger();
-  document.querySelector(".filters").scrollIntoView();
-}
-
-function toAddress() {
-  const named = new URLSearchParams(filters.filter((filter) => filter.value).map((filter) => [filter.name, filter.value]));
-  history.replaceState(null, "", `#${named.size ? named : "claims"}`);
-  filterLedger();
-}
-
-if (filters.length) {
-  filterLedger();
-  fromAddress();
-  addEventListener("hashchange", fromAddress);
-  document.querySelector(".filters").addEventListener("change", toAddress);
-  document.querySelector(".filters").addEventListener("reset", () => setTimeout(toAddress));
-}

@@ -50,6 +50,7 @@ def explore(
     model: Any,
     query_pairs: Sequence[QueryPair] | None = None,
     *,
+    steps: Sequence[int] | None = None,
     edits: Mapping[str, Hooks] | None = None,
     report: Callable[[int, int], None] | None = None,
 ) -> Page:
@@ -65,12 +66,14 @@ def explore(
         model: A HookedTransformer or TransformerBridge; a Run, of which all checkpoints are shown, or as many as fit;
             or several of these by name.
         query_pairs: What is asked; default: the first :data:`MAX_PAIRS` pairs of the run.
+        steps: Which checkpoints of runs; default: all.
         edits: Hooks by name. Each makes one more model to compare, the first one's last checkpoint under these hooks.
         report: Told after each state of a model how many are measured, and of how many.
 
     Raises:
         UserError: there are no pairs, a query does not fit a model, models differ in their layers, heads or
-            vocabulary, two have one name, or the page would hold more than
+            vocabulary, two have one name, a run has no such
+            checkpoint, or the page would hold more than
             :data:`~mdm_interp.viz.pages.attention.MAX_ENTRIES` entries.
     """
     models = dict(model) if isinstance(model, Mapping) else {"": model}
@@ -91,6 +94,11 @@ def explore(
         raise UserError("query_pairs: got none; give at least one")
     for name, hooks in (edits or {}).items():
         series.append(_Series(f"{first.name}, {name}", None, first.subject, hooks))
+    for one in series:
+        if steps is not None and one.steps:
+            one.steps = [step for step in one.steps if step in steps]
+            if missing := sorted({*steps} - {*one.steps}):
+                raise UserError(f"steps: {one.name} has no checkpoint {missing[0]}; give some of {one.given.steps}")
     _check_alike(series)
     cfg = first.subject.model.cfg
     prompts = [{side: first.subject.prompt(getattr(pair, side)) for side in SIDES} for pair in query_pairs]

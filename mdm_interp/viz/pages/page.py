@@ -72,6 +72,8 @@ class Page:
     """What its script reads."""
     code: str = ""
     """Python that makes it, for a reader to copy."""
+    home: str = ""
+    """Address of the report that it belongs to."""
 
     def html(self, *, shared: bool = False) -> str:
         """Return the page as one HTML document; with `shared`, its libraries are files beside it."""
