@@ -1,6 +1,6 @@
 """How Sphinx builds these pages: `make docs`, or `sphinx-build -W docs docs/_build/html`.
 
-Nothing is fetched while building or reading: no intersphinx, no MathJax (formulas are plain text), no fonts.
+Nothing is fetched while building or reading: no intersphinx, MathJax from an installed package, no fonts.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 from functools import cached_property
 from typing import Any, Literal, get_origin
 
+from docutils import nodes
 from pydantic import BaseModel
 from sphinx.application import Sphinx
 from sphinx.util.inspect import stringify_signature
@@ -22,8 +23,11 @@ author = "The mdm_interp authors"
 release = version = importlib.metadata.version("mdm-interp")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions += ["sphinx.ext.mathjax", "sphinx-mathjax-offline"]  # in this order: the second says where MathJax is
 exclude_patterns = ["_build"]
-myst_enable_extensions = ["attrs_block", "deflist"]
+myst_enable_extensions = ["attrs_block", "deflist", "dollarmath"]
+myst_dmath_allow_space = myst_dmath_allow_digits = False  # as on GitHub
+myst_fence_as_directive = ["math"]  # GitHub draws ```math, too
 myst_heading_anchors = 3
 highlight_language = "none"
 python_maximum_signature_line_length = 100
@@ -108,8 +112,28 @@ def with_colons(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines
     lines[:] = [line.replace(COLON, ":") for line in lines]
 
 
+def link_numbers(app: Sphinx, doctree: nodes.document) -> None:
+    """Lead from a formula's number in the text, (3.2), to the formula with that \\tag. Sphinx would number them itself,
+    but GitHub shows what it is given."""
+    numbered = {}
+    for formula in doctree.findall(nodes.math_block):
+        for number in re.findall(r"\\tag\{(.+?)\}", formula.astext()):
+            formula["ids"].append(f"formula-{number}")
+            numbered[f"({number})"] = f"formula-{number}"
+    for text in list(doctree.findall(nodes.Text)) if numbered else []:
+        if isinstance(text.parent, (nodes.math, nodes.math_block, nodes.literal)):
+            continue
+        parts = [part for part in re.split(r"(\(\d+\.\d+\))", text) if part]
+        linked = [
+            nodes.reference("", part, refid=numbered[part], internal=True) if part in numbered else nodes.Text(part)
+            for part in parts
+        ]
+        text.parent.replace(text, linked)
+
+
 def setup(app: Sphinx) -> None:
     app.connect("autodoc-skip-member", skip)
     app.connect("autodoc-process-signature", as_written)
     app.connect("autodoc-process-docstring", as_markdown, priority=100)  # before napoleon
     app.connect("autodoc-process-docstring", with_colons, priority=900)
+    app.connect("doctree-read", link_numbers)
