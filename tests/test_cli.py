@@ -374,7 +374,7 @@ def test_reproduce_writes_what_it_says_and_works_once(
     written = sorted(path.name for path in (tmp_path / "figures" / "quick").iterdir())
     assert written == [
         "index.html",
-        "inside_routes.html",
+        "explore_rope.html",
         "plotly.min.js",
         "reversal_curse.html",
         "reversal_curse.json",
@@ -414,7 +414,7 @@ def test_the_index_keeps_the_pages_whose_models_are_not_in_the_run_store(
     assert mdm_interp(*ONLY, 1).code == 0
     own = replace(analysis, configs=others)
     assert mdm_interp(*HERE, "--seeds", 1, "--runs", "elsewhere", entry=partial(run_one, own)).code == 0
-    assert 'href="inside_routes.html"' in (tmp_path / "figures" / "quick" / "index.html").read_text()
+    assert 'href="explore_rope.html"' in (tmp_path / "figures" / "quick" / "index.html").read_text()
 
 
 @pytest.mark.slow

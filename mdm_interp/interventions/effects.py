@@ -69,6 +69,8 @@ class Effect:
         return Contrast(self.after.effect, self.before).map(lambda answers: away(answers) / away(self.after.null))
 
 
+Edit = Editing | Sequence[tuple[str, Callable]]
+"""A function that edits a model while its context lasts, or names of hooks with what each does to its activation."""
 EditingAt = Callable[[Any, Sequence[QueryPair], At], AbstractContextManager[None]]
 
 
@@ -121,6 +123,28 @@ def ablate_storage(model: HookedModel, query_pairs: Sequence[QueryPair], seed: i
 def ablate_routes(model: HookedModel, query_pairs: Sequence[QueryPair], seed: int = 0) -> Effect:
     """Return the effect of :func:`ablated_routes`."""
     return _effect(model, query_pairs, ablated_routes, _elsewhere(ablated_routes, seed))
+
+
+def effect(model: HookedModel, query_pairs: Sequence[QueryPair], edit: Edit, control: Edit | None = None) -> Effect:
+    """Return the effect of any edit on the reverse answers.
+
+    Args:
+        edit: Hooks, as `model.hooks(fwd_hooks=...)` takes them; or, where the edit depends on the pairs, a function of
+            model and pairs that returns a context manager, like :func:`even_routes`. It edits passes on the pairs'
+            reverse queries, :data:`~mdm_interp.interventions.edits.CHUNK` at a time, in their order.
+        control: The same edit where it should not matter: at another place, of another head, of the same size. Without
+            one, its log-probabilities are NaN, and nothing says what any edit of this size would do.
+
+    Raises:
+        UserError: there are no pairs, their queries do not share answer and source (an ARM's), or a hook is not there.
+    """
+    return _effect(model, query_pairs, _editing(edit), None if control is None else _editing(control))
+
+
+def _editing(edit: Edit) -> Editing:
+    if callable(edit):
+        return edit
+    return lambda model, query_pairs: model.hooks(fwd_hooks=list(edit))
 
 
 @torch.no_grad()

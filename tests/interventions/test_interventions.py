@@ -11,7 +11,9 @@ import torch
 from helpers import random_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from model_helpers import mirrored_pairs
 
+from mdm_interp import interventions
 from mdm_interp.config import FactConfig, ModelConfig
 from mdm_interp.data.queries import Query, QueryPair, collate
 from mdm_interp.data.worlds import FactWorld
@@ -364,3 +366,41 @@ def test_the_distance_of_an_effect_by_hand() -> None:
     after = Contrast(forward - torch.tensor([1.0, -0.5]), forward - 3)
     distance = Effect(forward, forward + torch.tensor([-3.0, 6.0]), after).distance()
     assert (distance.effect, distance.null) == (pytest.approx(0.75 / 3), pytest.approx(4.5 / 3))
+
+
+@torch.no_grad()
+def test_the_effect_of_any_edit_is_beside_that_of_its_control() -> None:
+    model = random_model(mask_token_id=0, dtype="float64")
+    pairs = mirrored_pairs(causal=False)
+
+    def without(head: int) -> list[Any]:
+        def silence(z: torch.Tensor, hook: Any) -> torch.Tensor:
+            z = z.clone()
+            z[:, :, head] = 0
+            return z
+
+        return [("blocks.1.attn.hook_z", silence)]
+
+    found = interventions.effect(model, pairs, without(0), without(1))
+    batch = collate([pair.reverse for pair in pairs], model.cfg)
+    for measured, hooks in ((found.before, []), (found.after.effect, without(0)), (found.after.null, without(1))):
+        logits = model.run_with_hooks(batch.tokens, fwd_hooks=hooks)
+        expected = batch.at_readout(logits)[:, 0].log_softmax(-1).gather(1, batch.answer)[:, 0]
+        torch.testing.assert_close(measured, expected.to(measured))
+    assert interventions.effect(model, pairs, without(0)).after.null.isnan().all()
+
+
+def test_the_effect_of_an_edit_of_pairs_is_that_of_its_call() -> None:
+    model, pairs = random_model(mask_token_id=0, dtype="float64"), mirrored_pairs(causal=False)
+    ours, own = (
+        interventions.effect(model, pairs, interventions.even_routes),
+        interventions.project_even_routes(model, pairs),
+    )
+    torch.testing.assert_close(ours.after.effect, own.after.effect)
+
+
+def test_an_edit_of_a_hook_that_is_not_there_is_refused_and_leaves_none() -> None:
+    model = random_model(mask_token_id=0)
+    with pytest.raises((UserError, KeyError, AssertionError), match="hook_zz"):
+        interventions.effect(model, mirrored_pairs(causal=False), [("blocks.0.attn.hook_zz", lambda x, hook: x)])
+    assert not any(point.fwd_hooks for point in model.hook_dict.values())
