@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, Task, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from mdm_interp.devices import check_device
 from mdm_interp.errors import UserError
@@ -29,14 +29,16 @@ from mdm_interp.errors import UserError
 
 class _Logged(Progress):
     """Progress as lines, where there is no terminal for bars: the first after a second, then one every few, and one
-    for each end that is to be kept."""
+    for each end that is to be kept. Each says how far the task over all others is, if there is one, and about how long
+    that will take."""
 
     SECONDS = 5.0
 
     def __init__(self, console: Console, *, keep: bool) -> None:
         super().__init__(console=console)
         self.keep = keep
-        self.due = time.monotonic() + 1
+        self.began = time.monotonic()
+        self.due = self.began + 1
 
     def start(self) -> None:
         """Draw nothing."""
@@ -59,11 +61,22 @@ class _Logged(Progress):
         self.due = time.monotonic() + self.SECONDS
         total = "" if task.total is None else f" of {task.total:g}"
         said = f"{task.description}: {task.completed:g}{total} {task.fields.get('values', '')}".rstrip()
+        said += "".join(f"; {self._left(over)}" for over in self.tasks if over.fields.get("over_all") and over != task)
         self.console.print(said, markup=False, highlight=False, soft_wrap=True)
+
+    def _left(self, over_all: Task) -> str:
+        """Say how much of everything is done, and about how long the rest will take."""
+        done, total = over_all.completed, over_all.total or 0
+        said = f"{done:g} of {total:g} {over_all.description} done"
+        if not 0 < done < total:
+            return said
+        minutes = (time.monotonic() - self.began) / done * (total - done) / 60
+        return f"{said}, about {minutes:.0f} min left" if minutes >= 1 else f"{said}, less than 1 min left"
 
 
 def progress_bars(*, transient: bool = False) -> Progress:
-    """Return bars on stderr: what, how far, `values`, time left; lines where there is no terminal.
+    """Return bars on stderr: what, how far, `values`, time left; lines where there is no terminal. A task with the
+    field `over_all` counts all the others.
 
     Args:
         transient: Whether the bars leave nothing behind.

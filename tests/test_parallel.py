@@ -180,3 +180,25 @@ def test_a_log_gets_lines_where_there_is_no_terminal(
                 bars.update(task, advance=1, values=values)
         lines = capsys.readouterr().err.splitlines()
         assert lines == ["things: 2 of 4 b", *([] if transient else ["things: 4 of 4 d"])]
+
+
+def test_lines_say_how_much_of_everything_is_done_and_how_long_the_rest_takes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(parallel.time, "monotonic", lambda: now[0])
+    with parallel.progress_bars() as bars:
+        every = bars.add_task("runs", total=6, values="", over_all=True)
+        one = bars.add_task("one", total=100, values="")
+        for second, done, ended in ((10, 1, 0), (60, 50, 2), (90, 80, 4), (100, 100, 6)):
+            now[0] = float(second)
+            bars.update(every, completed=ended)  # says so itself
+            now[0] += 6
+            bars.update(one, completed=done)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("one")]
+    assert lines == [
+        "one: 1 of 100; 0 of 6 runs done",
+        "one: 50 of 100; 2 of 6 runs done, about 2 min left",
+        "one: 80 of 100; 4 of 6 runs done, less than 1 min left",
+        "one: 100 of 100; 6 of 6 runs done",
+    ]

@@ -208,7 +208,7 @@ class _Bars:
         self.tasks: dict[str, Any] = {}
         self.demos = demo_bars(self.progress)
         self.done: Counter[str] = Counter()
-        self.all = self.progress.add_task("analyses", total=total, values="") if total > 1 else None
+        self.all = self.progress.add_task("analyses", total=total, values="", over_all=True) if total > 1 else None
 
     def __enter__(self) -> _Bars:
         self.progress.start()

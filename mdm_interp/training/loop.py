@@ -298,7 +298,8 @@ class _Training:
 
 
 def _label(config: TrainConfig) -> str:
-    return f"{config.model.position} {config.objective} seed {config.seed}"
+    shape = f"{config.model.n_layers} x {config.model.n_heads} heads"
+    return f"{config.facts.world} {config.model.position} {config.objective}, {shape}, seed {config.seed}"
 
 
 class _Bars:
@@ -307,7 +308,11 @@ class _Bars:
     def __init__(self, total_runs: int = 1) -> None:
         self.progress = progress_bars()
         self.tasks: dict[str, Any] = {}
-        self.runs = self.progress.add_task("training runs", total=total_runs, values="") if total_runs > 1 else None
+        self.runs = (
+            self.progress.add_task("training runs", total=total_runs, values="", over_all=True)
+            if total_runs > 1
+            else None
+        )
 
     def __enter__(self) -> _Bars:
         return self  # drawn from the first report on: an error before it is alone on its line

@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 FACTS = FactConfig(n_entities=6, n_filler=4, seq_len=5)
 
 
+LABEL = "relation_cycle rope any_order, 1 x 2 heads, seed {}"
+
+
 def tiny(objective: Objective = "any_order", **changes: Any) -> TrainConfig:
     attention = "causal" if objective == "causal" else "bidirectional"
     model = ModelConfig(d_model=8, n_heads=2, d_vocab=FACTS.d_vocab, n_ctx=FACTS.seq_len, attention=attention)
@@ -138,11 +141,11 @@ def test_progress_is_reported_and_the_bar_keeps_to_stderr(
         row["forward_probability"],
         row["reverse_probability"],
     )
-    assert last.digest == run.config.digest() and last.label == "rope any_order seed 0"
+    assert last.digest == run.config.digest() and last.label == LABEL.format(0)
     monkeypatch.setenv("COLUMNS", "200")
     train(tiny(steps=60, seed=1), root=tmp_path)
     out, err = capfd.readouterr()
-    assert out == "" and err.splitlines()[-1].startswith("rope any_order seed 1: 60 of 60 loss ")
+    assert out == "" and err.splitlines()[-1].startswith(f"{LABEL.format(1)}: 60 of 60 loss ")
 
 
 def test_a_run_says_what_trained_it(tmp_path: Path) -> None:
