@@ -29,3 +29,4 @@ from .theme import SKY as SKY
 from .theme import VARIANT_COLORS as VARIANT_COLORS
 from .theme import VERMILION as VERMILION
 from .theme import faded as faded
+from .theme import shown as shown

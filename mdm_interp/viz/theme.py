@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from typing import Any
 
@@ -36,6 +37,8 @@ SCHEME_COLORS = {
     "t5_bias": SKY,
     "sinusoidal": VERMILION,
 }
+SCHEME_NAMES = {"rope": "RoPE", "alibi": "ALiBi", "none": "NoPE", "t5_bias": "T5"}
+"""What figures call position schemes whose names in configs are other ones."""
 DIVERGING = [[0.0, "#B2182B"], [0.25, "#EF8A62"], [0.5, "#F7F7F7"], [0.75, "#67A9CF"], [1.0, "#2166AC"]]
 """Red for negative, blue for positive; distinct under red-green blindness."""
 
@@ -79,6 +82,14 @@ pio.templates[NAME] = _template(paper="white", ink="#222222", faint="#444444", l
 pio.templates[DARK] = _template(
     paper="#16181C", ink="#E8E8E8", faint="#BDBDBD", line="#9A9A9A", grid="#34373C", rim=0.5
 )
+
+
+def shown(label: str) -> str:
+    """Return a label with its position scheme as figures call it: `MDM none` as `MDM NoPE`, `rope, 4 heads` as `RoPE, 4
+    heads`. A scheme comes first, or after `MDM` or `ARM`."""
+    return re.sub(
+        r"^((?:MDM|ARM) )?(\w+)", lambda found: (found[1] or "") + SCHEME_NAMES.get(found[2], found[2]), label
+    )
 
 
 def title_height(takeaway: str) -> int:

@@ -15,7 +15,7 @@ from report_helpers import CURVE, NAN, drawing
 from mdm_interp.stats.estimates import Estimate, mean_estimate
 from mdm_interp.viz import theme
 from mdm_interp.viz.panels import Panels
-from mdm_interp.viz.theme import DARK, FORWARD, NAME, REVERSE, SCHEME_COLORS, VARIANT_COLORS, faded
+from mdm_interp.viz.theme import DARK, FORWARD, NAME, REVERSE, SCHEME_COLORS, VARIANT_COLORS, faded, shown
 
 
 def test_a_curve_is_its_mean_in_a_band_of_its_interval() -> None:
@@ -237,3 +237,19 @@ def test_the_dark_theme_is_the_light_one_in_other_colours() -> None:
     light, dark = (pio.templates[name].to_plotly_json()["layout"] for name in (NAME, DARK))
     assert shape(light) == shape(dark)
     assert light["font"]["color"] != dark["font"]["color"]
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [
+        ("MDM none", "MDM NoPE"),
+        ("ARM rope", "ARM RoPE"),
+        ("rope, 4 heads", "RoPE, 4 heads"),
+        ("t5_bias", "T5"),
+        ("learned", "learned"),
+        ("MDM learned", "MDM learned"),
+        ("null: none", "null: none"),
+    ],
+)
+def test_labels_name_schemes_as_readers_know_them(label: str, expected: str) -> None:
+    assert shown(label) == expected
