@@ -3,6 +3,7 @@
     model = load_checkpoint("GSAI-ML/LLaDA-8B-Base", device="cuda", dtype="bfloat16")
     model.tokenizer, model.cfg.mask_token_id, model.cfg.readout_shift
     save_checkpoint(model, "folder", format="llada")
+    from_module(own, cfg, names)                   # a torch module that computes the same
 
 Read are config.json, safetensors and the tokenizer's files. No code from a checkpoint is run, whatever its `auto_map`
 asks for, and nothing is unpickled.
@@ -26,6 +27,7 @@ from mdm_interp.checkpoints.format import Format, find_format
 from mdm_interp.checkpoints.llada import LLaDA
 from mdm_interp.checkpoints.llada2 import LLaDA2
 from mdm_interp.checkpoints.llama import Llama
+from mdm_interp.checkpoints.module import from_module
 from mdm_interp.checkpoints.native import Native
 from mdm_interp.checkpoints.nemotron import Nemotron
 from mdm_interp.checkpoints.placement import DeviceMap, place
@@ -49,7 +51,7 @@ from mdm_interp.files import write_text
 from mdm_interp.models.positions import POSITION_SCHEMES, PositionScheme
 from mdm_interp.models.transformer import HookedTransformer
 
-__all__ = ["FORMATS", "load_checkpoint", "save_checkpoint"]
+__all__ = ["FORMATS", "from_module", "load_checkpoint", "save_checkpoint"]
 
 OF_MDMS = (LLaDA(), Dream(), A2DQwen3(), A2DQwen2(), A2DLlama(), SDAR(), Nemotron(), SMDM(), LLaDA2())
 FORMATS: dict[str, Format] = {format.name: format for format in (*OF_MDMS, Llama(), Qwen2(), Qwen3(), Native())}
