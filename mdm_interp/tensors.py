@@ -65,14 +65,16 @@ def saved_digests(metadata: Mapping[str, str] | None) -> dict[str, str]:
 def tensor_digest(tensor: Tensor) -> str:
     """Return 16 hexadecimal digits that depend on a tensor's dtype, its shape and every bit of it."""
     digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)} ".encode())
-    digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    """Return the name of the first tensor that holds NaN or infinity."""
+    """Return the name of the first tensor that holds NaN or infinity. One on `meta` holds nothing."""
     for name, tensor in tensors.items():
-        if tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():  # takes no memory, as isfinite would
+        if (
+            tensor.numel() and not tensor.is_meta and not torch.stack(tensor.aminmax()).isfinite().all()
+        ):  # takes no memory, as isfinite would
             return name
     return None
 

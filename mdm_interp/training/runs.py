@@ -28,7 +28,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from mdm_interp.config import TextConfig, TrainConfig
+from mdm_interp.config import TrainConfig
 from mdm_interp.data.queries import QueryPair
 from mdm_interp.data.worlds import FactWorld
 from mdm_interp.errors import Diverged, UserError
@@ -46,7 +46,8 @@ def checkpoint_steps(config: TrainConfig) -> list[int]:
 class Resumable:
     """A folder that holds a training's state while it runs."""
 
-    config: TrainConfig | TextConfig
+    config: Any
+    """A :class:`~mdm_interp.config.TrainConfig` or :class:`~mdm_interp.config.TextConfig`."""
     folder: Path
 
     @property
