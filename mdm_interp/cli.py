@@ -1,4 +1,5 @@
-"""The command line, `mdm-interp`. A user's mistake ends in one line on stderr and exit code 2.
+"""The command line, `mdm-interp`. A user's mistake ends in one line on stderr and exit code 2, training that diverges
+and a store of which something cannot be read in exit code 1.
 
 A command imports what it needs when it runs: `--help` waits for nothing.
 """
@@ -10,16 +11,18 @@ import functools
 import glob
 import inspect
 import json
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, get_type_hints
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_type_hints
 
 import typer
 
 from mdm_interp.errors import UserError
 from mdm_interp.files import DEFAULT_ROOT
 
+T = TypeVar("T")
 PLAIN: Any = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
 """Options of a command line whose help is there at once."""
 app = typer.Typer(**PLAIN, help="Train, measure and look into masked diffusion language models.")
@@ -583,7 +586,7 @@ def _opened(subject: str, runs: Path, device: str, **loading: Any) -> Any:
     if Path(subject).suffix in (".yaml", ".yml"):
         return train(TrainConfig.from_yaml(subject), root=runs)
     if (Path(subject) / "checkpoints").is_dir():
-        return Run(TrainConfig.from_yaml(Path(subject) / "config.yaml"), Path(subject))
+        return Run.at(subject)
     if not Path(subject).exists() and any(runs.glob(f"{glob.escape(subject)}*/config.yaml")):
         return Run.open(subject, runs)
     return load_checkpoint(subject, device=device, **loading)
@@ -628,13 +631,17 @@ def train(
 def list_runs(
     runs: Root = DEFAULT_ROOT, as_json: Annotated[bool, typer.Option("--json", help="One JSON array.")] = False
 ) -> None:
-    """List every stored run: world, position scheme, objective, layers, heads, whether it has an MLP, seed, steps."""
+    """List every stored run: world, position scheme, objective, layers, heads, whether it has an MLP, seed, steps. Exit
+    code 1 says that some cannot be read, each named on stderr."""
     import pandas as pd
 
-    from mdm_interp.training.runs import stored_runs
+    from mdm_interp.training.runs import Run, holds_nothing
 
-    rows = [
-        {
+    def described(folder: Path) -> dict[str, Any] | None:
+        if holds_nothing(folder):
+            return None
+        run = Run.at(folder)
+        return {
             "run": run.folder.name,
             "world": run.config.facts.world,
             "position": run.config.model.position,
@@ -646,13 +653,38 @@ def list_runs(
             "step": run.step,
             "steps": run.config.steps,
         }
-        for run in stored_runs(runs)
-    ]
-    if as_json:
-        print(json.dumps(rows))
-        return
-    table = pd.DataFrame(rows).convert_dtypes()  # steps stay whole where a run has none
-    print(table.to_string(index=False, na_rep="none") if rows else f"no runs in {runs}")
+
+    with _each_run(runs, described) as found:
+        rows = [row for row in found if row]
+        if as_json:
+            print(json.dumps(rows))
+            return
+        table = pd.DataFrame(rows).convert_dtypes()  # steps stay whole where a run has none
+        print(table.to_string(index=False, na_rep="none") if rows else f"no runs in {runs}")
+
+
+@contextlib.contextmanager
+def _each_run(runs: Path, look: Callable[[Path], T]) -> Iterator[list[T]]:
+    """Give what is found in each run's folder that can be read; the others are named on stderr.
+
+    Raises:
+        UserError: there is no store.
+        Exit: when this ends, with 1, if some could not be read.
+    """
+    from mdm_interp.training.runs import run_folders
+
+    if not runs.is_dir():
+        raise UserError(f"--runs: there is no folder {runs}; give the run store's, or train a run first")
+    found, broken = list[T](), False
+    for folder in run_folders(runs):
+        try:
+            found.append(look(folder))
+        except UserError as error:
+            broken = True
+            print(_line(str(error)), file=sys.stderr)
+    yield found
+    if broken:
+        raise typer.Exit(1)
 
 
 @runs_app.command("show")
@@ -675,19 +707,26 @@ def show_run(
 
 @runs_app.command("prune")
 def prune_runs(runs: Root = DEFAULT_ROOT) -> None:
-    """Delete the runs that were not finished, unless they are being trained."""
+    """Delete the runs that were not finished, unless they are being trained. Exit code 1 says that some cannot be read,
+    each named on stderr; they are kept."""
     from filelock import FileLock, Timeout
 
     from mdm_interp.experiments.scope import counted
-    from mdm_interp.training.runs import stored_runs
+    from mdm_interp.training.runs import Run, holds_nothing
 
-    deleted = 0
-    for run in stored_runs(runs):
-        if not run.finished:
-            with contextlib.suppress(Timeout), FileLock(run.folder / ".lock", timeout=0):  # one in training is kept
-                run.delete()
-                deleted += 1
-    print(f"deleted {counted(deleted, 'unfinished run')}")
+    def is_unfinished(folder: Path) -> bool:
+        return holds_nothing(folder) or not Run.at(folder).finished
+
+    def deleted(folder: Path) -> bool:
+        if is_unfinished(folder):
+            with contextlib.suppress(Timeout), FileLock(folder / ".lock", timeout=0):  # one in training is kept
+                if is_unfinished(folder):  # still
+                    shutil.rmtree(folder)
+                    return True
+        return False
+
+    with _each_run(runs, deleted) as found:
+        print(f"deleted {counted(sum(found), 'unfinished run')}")
 
 
 def _run(command: typer.Typer) -> None:
@@ -695,7 +734,7 @@ def _run(command: typer.Typer) -> None:
     try:
         code = command(standalone_mode=False)
     except UserError as error:
-        _fail(str(error), 2)
+        _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except Exception as error:
@@ -720,8 +759,12 @@ def _mistake(error: Exception) -> str:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    print(f"mdm-interp: {' '.join(message.split())}", file=sys.stderr)
+    print(_line(message), file=sys.stderr)
     sys.exit(code)
+
+
+def _line(message: str) -> str:
+    return f"mdm-interp: {' '.join(message.split())}"
 
 
 def main() -> None:

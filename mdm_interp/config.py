@@ -7,8 +7,6 @@ of a run. Field names follow TransformerLens wherever it has the same thing.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -28,7 +26,7 @@ from pydantic import (
 )
 
 from mdm_interp.errors import UserError
-from mdm_interp.files import write_text
+from mdm_interp.files import json_digest, write_text
 
 Scheme = Literal["rope", "alibi", "t5_bias", "none", "learned", "sinusoidal"]
 Attention = Literal["bidirectional", "causal", "block_causal"]
@@ -93,8 +91,7 @@ class Config(BaseModel):
 
     def digest(self) -> str:
         """Return 16 hexadecimal digits that depend on every field that is written to files."""
-        content = json.dumps(self.model_dump(mode="json"), sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()[:16]
+        return json_digest(self.model_dump(mode="json"))
 
     def to_yaml(self, path: str | Path) -> None:
         """Write the config to `path`, atomically."""

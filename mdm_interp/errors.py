@@ -7,7 +7,15 @@ from collections.abc import Collection
 
 class UserError(ValueError):
     """A mistake in what the user gave. The message names the field or file, its value and the fix; the CLI prints it
-    on one line and exits with 2."""
+    on one line and exits with :attr:`exit_code`."""
+
+    exit_code = 2
+
+
+class Diverged(UserError):
+    """Training whose numbers are no longer finite: nothing was wrong with what was given until it was tried."""
+
+    exit_code = 1
 
 
 MOST = 3

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
+import json
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 DEFAULT_ROOT = Path("runs")
 """Where the run store is, unless one says otherwise."""
@@ -42,13 +46,18 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def json_digest(content: Any) -> str:
+    """Return 16 hexadecimal digits that depend on all that a JSON value says, and not on how it is written down."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def remove_leftovers(folder: str | Path) -> None:
-    """Remove temporary files below a folder that a killed process left. Those of the last hour may be another
-    process's that is about to put them into place, and stay."""
-    for leftover in Path(folder).rglob(".*.tmp"):
+    """Remove temporary files and folders below a folder that a killed process left. Those of the last hour may be
+    another process's that is about to put them into place, and stay."""
+    for leftover in list(Path(folder).rglob(".*.tmp")):
         with contextlib.suppress(FileNotFoundError):  # it has been put into place, or someone else removed it
             if time.time() - leftover.stat().st_mtime > LEFT_SECONDS:
-                leftover.unlink()
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
 LEFT_SECONDS = 3600.0

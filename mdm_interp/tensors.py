@@ -1,33 +1,91 @@
-"""Tensors in safetensors files."""
+"""Tensors in safetensors files, each with a digest in the file's metadata that is checked when it is read."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from mdm_interp.errors import UserError
 from mdm_interp.files import replacing
 
+DIGESTS = "digests"
+"""Where metadata have them: a JSON object, by the tensors' names. Files of before have none."""
 
-def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file, atomically."""
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file, atomically. The same tensors and metadata give the same bytes."""
+    saved = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    digests = {name: tensor_digest(tensor) for name, tensor in sorted(saved.items())}
     with replacing(path) as temporary:
-        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+        save_file(saved, temporary, {**(metadata or {}), DIGESTS: json.dumps(digests)})
+        _sort_metadata(temporary)
 
 
-def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file.
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read the tensors and the metadata of a safetensors file.
 
     Raises:
-        UserError: it is missing, truncated or not safetensors.
+        UserError: it is missing, truncated or not safetensors, or tensors are not as they were saved.
     """
+    folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
     try:
-        return load_file(path)
+        with safe_open(path, "pt") as opened:
+            metadata, names = opened.metadata() or {}, list(opened.keys())
+            tensors = {name: opened.get_tensor(name) for name in names}
+        digests = saved_digests(metadata)
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"{path}: cannot be read as safetensors ({error}); delete the folder "
-            f"{path.parent.parent if path.parent.name == 'checkpoints' else path.parent} to train the run again"
+            f"{path}: cannot be read as safetensors ({error}); delete the folder {folder} to train the run again"
         ) from error
+    for name in digests and sorted(digests.keys() | tensors.keys()):
+        if name not in tensors or digests.get(name) != tensor_digest(tensors[name]):
+            raise UserError(f"{path}: {name} is not as it was saved; delete the folder {folder} to train the run again")
+    return tensors, metadata
+
+
+def saved_digests(metadata: Mapping[str, str] | None) -> dict[str, str]:
+    """Return the digests that metadata have, by the tensors' names.
+
+    Raises:
+        SafetensorError: they are damaged, and with them the file.
+    """
+    try:
+        return dict(json.loads((metadata or {}).get(DIGESTS, "{}")))
+    except (ValueError, TypeError) as error:
+        raise SafetensorError(f"digests: {error}") from error
+
+
+def tensor_digest(tensor: Tensor) -> str:
+    """Return 16 hexadecimal digits that depend on a tensor's dtype, its shape and every bit of it."""
+    digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)} ".encode())
+    digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """Return the name of the first tensor that holds NaN or infinity. One on `meta` holds nothing."""
+    for name, tensor in tensors.items():
+        if (
+            tensor.numel() and not tensor.is_meta and not torch.stack(tensor.aminmax()).isfinite().all()
+        ):  # takes no memory, as isfinite would
+            return name
+    return None
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put the metadata of a safetensors file into one order: they are written in any."""
+    with open(path, "r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= size, "tensors would be overwritten"
+        file.seek(8)
+        file.write(text.ljust(size))

@@ -25,6 +25,7 @@ from cli_helpers import Ended, assert_refused, contents
 from filelock import FileLock
 from probe_helpers import FACTS as PEOPLE
 from probe_helpers import tiny_probe
+from safetensors.torch import load_file
 
 from analyses import reversal_curse
 from mdm_interp import viz
@@ -264,10 +265,86 @@ def test_a_run_that_other_code_or_versions_trained_is_shown_with_them(
 
 
 def test_an_empty_store_is_listed_as_empty(mdm_interp: Callable[..., Ended], tmp_path: Path) -> None:
+    (tmp_path / "runs" / "demos").mkdir(parents=True)
     assert mdm_interp("runs", "list", "--json").out == "[]\n"
-    assert mdm_interp("runs", "list").code == 0
+    assert mdm_interp("runs", "list") == (0, "no runs in runs\n", "")
     assert mdm_interp("runs", "prune").out == "deleted 0 unfinished runs\n"
-    assert contents(tmp_path) == {}
+    assert list(contents(tmp_path / "runs")) == [str(tmp_path / "runs" / "demos")]
+
+
+@pytest.mark.parametrize("command", ["list", "prune"])
+def test_a_store_that_is_not_there_is_said_so(mdm_interp: Callable[..., Ended], tmp_path: Path, command: str) -> None:
+    stored(tmp_path / "runs")
+    assert_refused(mdm_interp("runs", command, "--runs", "rnus"), "--runs: there is no folder rnus; give the run store")
+    assert not (tmp_path / "rnus").exists()
+
+
+@pytest.mark.parametrize("broken", ["config", "edited config", "no config", "state", "another step"])
+def test_a_broken_run_is_named_and_hides_no_other(
+    mdm_interp: Callable[..., Ended], tmp_path: Path, broken: str
+) -> None:
+    """Raised, the steps of a config would make its finished run an unfinished one."""
+    good, bad = stored(tmp_path / "runs"), stored(tmp_path / "runs", seed=1)
+    killed = [unfinished(tmp_path / "runs", seed=seed) for seed in (2, 3)]
+    config = bad.folder / "config.yaml"
+    match broken:
+        case "config":
+            config.write_text("model: {d_model: [")
+        case "edited config":
+            config.write_text(config.read_text().replace("steps: 4", "steps: 40"))
+        case "no config":
+            config.unlink()
+        case "state":
+            truncate(bad.state_path)
+        case "another step":
+            save_tensors(bad.state_path, load_file(bad.state_path), {"step": "5"})
+    kept = contents(bad.folder)
+    listed = mdm_interp("runs", "list", "--json")
+    assert {row["run"] for row in json.loads(listed.out)} == {run.folder.name for run in (good, *killed)}
+    pruned = mdm_interp("runs", "prune")
+    assert pruned.out == "deleted 2 unfinished runs\n"
+    for ended in (listed, pruned, mdm_interp("runs", "list")):
+        (line,) = ended.err.splitlines()
+        assert ended.code == 1 and line.startswith(f"mdm-interp: runs/{bad.folder.name}/")
+        assert len(line) < 500
+    assert contents(bad.folder) == kept and good.finished
+
+
+def test_folders_that_hold_only_a_lock_are_pruned(mdm_interp: Callable[..., Ended], tmp_path: Path) -> None:
+    good, others = stored(tmp_path / "runs"), [tmp_path / "runs" / name for name in ("0" * 16, "1" * 16, "2" * 16)]
+    for folder in (*others, tmp_path / "runs" / "my notes"):
+        folder.mkdir()
+        (folder / ".lock").touch()
+    (others[1] / ".config.yaml.x1.tmp").touch()
+    assert [row["run"] for row in json.loads(mdm_interp("runs", "list", "--json").out)] == [good.folder.name]
+    with FileLock(others[2] / ".lock"):
+        assert mdm_interp("runs", "prune") == (0, "deleted 2 unfinished runs\n", "")
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {good.folder.name, "2" * 16, "my notes"}
+
+
+def test_training_that_diverges_ends_in_one_line_and_exit_code_1(
+    mdm_interp: Callable[..., Ended], tmp_path: Path
+) -> None:
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**CONFIG, "lr": 1e30}))
+    ended = mdm_interp("train", "config.yaml", "--device", "cpu")
+    assert (ended.code, ended.out) == (1, "")
+    run = Run.of(TrainConfig(**{**CONFIG, "lr": 1e30}), "runs")
+    assert ended.err.splitlines()[-1] == (
+        f"mdm-interp: {run.folder}: loss or weights are NaN or infinite from step 3 on; lower lr (1e+30) or raise "
+        "warmup (100); what was saved at step 1 is kept"
+    )
+    assert json.loads(mdm_interp("runs", "list", "--json").out)[0]["step"] == 1
+    assert mdm_interp("runs", "prune").out == "deleted 1 unfinished run\n"
+
+
+def test_a_run_in_a_folder_of_another_name_is_not_opened(mdm_interp: Callable[..., Ended], tmp_path: Path) -> None:
+    run = stored(tmp_path / "runs")
+    run.folder.rename(tmp_path / "renamed")
+    ended = mdm_interp("attention", "renamed", "A0 r0 [M]", "--out", "page.html")
+    assert_refused(
+        ended, f"renamed/config.yaml: is the config of run {run.folder.name}, and the folder is named renamed"
+    )
+    assert not (tmp_path / "page.html").exists()
 
 
 def test_a_run_that_is_being_trained_is_not_pruned(mdm_interp: Callable[..., Ended], tmp_path: Path) -> None:
@@ -283,13 +360,12 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-@pytest.mark.parametrize("command", [["train", "config.yaml"], ["runs", "list"], ["runs", "prune"]], ids=" ".join)
-def test_a_truncated_state_is_one_line(mdm_interp: Callable[..., Ended], tmp_path: Path, command: list[str]) -> None:
+def test_a_truncated_state_is_one_line(mdm_interp: Callable[..., Ended], tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
     run = stored(tmp_path / "runs")
     truncate(run.state_path)
     before = contents(tmp_path)
-    assert_refused(mdm_interp(*command), "state.safetensors", "delete the folder", run.folder.name)
+    assert_refused(mdm_interp("train", "config.yaml"), "state.safetensors", "delete the folder", run.folder.name)
     assert contents(tmp_path) == before
 
 

@@ -25,7 +25,7 @@ from mdm_interp.checkpoints.format import Format
 from mdm_interp.errors import UserError, few
 from mdm_interp.files import write_text
 from mdm_interp.models.transformer import HookedTransformer
-from mdm_interp.tensors import save_tensors
+from mdm_interp.tensors import not_finite, save_tensors, saved_digests, tensor_digest
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -209,7 +209,11 @@ def load_weights(
     devices: Mapping[str, torch.device],
     dtype: torch.dtype,
 ) -> None:
-    """Replace the parameters of `model` by those on disk, one after the other, shard by shard."""
+    """Replace the parameters of `model` by those on disk, one after the other, shard by shard.
+
+    Raises:
+        UserError: a tensor is not as this package saved it, or holds numbers that are not finite.
+    """
     by_shard: dict[Path, list[tuple[str, str, int]]] = {}
     for parameter, tensors in found.items():
         for index, (name, tensor) in enumerate(tensors.items()):
@@ -217,16 +221,26 @@ def load_weights(
     stacks: dict[str, Tensor] = {}
     for path, wanted in by_shard.items():
         with open_shard(path) as shard:
+            digests = saved_digests(shard.metadata())
             for parameter, name, index in wanted:
-                part, device = format.part(parameter, shard.get_tensor(name), model.cfg), _device_of(parameter, devices)
+                stored, device = shard.get_tensor(name), _device_of(parameter, devices)
+                if name in digests and digests[name] != tensor_digest(stored):
+                    raise UserError(f"{path}: {name} is not as it was saved; train it again, or get another copy")
+                part = format.part(parameter, stored, model.cfg)
                 # The tensor read is a view of the mapped file: without a copy it would keep all of the file mapped.
                 if len(found[parameter]) == 1:
-                    _set(model, format, parameter, part.to(device, dtype, copy=True))
-                    continue
-                if parameter not in stacks:
-                    shape = (len(found[parameter]), *part.shape)
-                    stacks[parameter] = torch.empty(shape, dtype=dtype, device=device)
-                stacks[parameter][index].copy_(part)
+                    placed = part.to(device, dtype, copy=True)
+                    _set(model, format, parameter, placed)
+                else:
+                    if parameter not in stacks:
+                        shape = (len(found[parameter]), *part.shape)
+                        stacks[parameter] = torch.empty(shape, dtype=dtype, device=device)
+                    placed = stacks[parameter][index].copy_(part)
+                if not_finite({name: placed}):
+                    raise UserError(
+                        f"{path}: {name} holds NaN or infinity as {str(dtype).removeprefix('torch.')}; load it as "
+                        "another dtype, or get another copy"
+                    )
     for parameter, stack in stacks.items():
         _set(model, format, parameter, stack)
 

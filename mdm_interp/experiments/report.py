@@ -31,7 +31,7 @@ from mdm_interp.experiments.findings import by_setting, sentences, settings_of
 from mdm_interp.experiments.results import CheckpointOrigin, Result, TrainedOrigin
 from mdm_interp.experiments.scope import SCOPE, counted, scope_label, setting_labels
 from mdm_interp.experiments.subjects import demo_name
-from mdm_interp.files import write_text
+from mdm_interp.files import remove_leftovers, write_text
 from mdm_interp.provenance import difference
 from mdm_interp.viz.pages.page import TEMPLATES, asset, write_libraries
 from mdm_interp.viz.theme import DARK, HEIGHT, NAME, WIDTH
@@ -48,6 +48,7 @@ def write_figures(drawn: Sequence[tuple[Result, go.Figure]], out: Path) -> str |
     Returns:
         Why there are no PNGs, on one line; None when there are.
     """
+    remove_leftovers(out)
     write_libraries(out, "plotly")
     for result, figure in drawn:
         entry = _entry(result, figure)
@@ -55,7 +56,7 @@ def write_figures(drawn: Sequence[tuple[Result, go.Figure]], out: Path) -> str |
     figures = [figure for _, figure in drawn]
     layouts: list[Any] = [figure.layout for figure in figures]
     sizes = {"width": [layout.width for layout in layouts], "height": [layout.height for layout in layouts]}
-    with tempfile.TemporaryDirectory(dir=out) as folder:
+    with tempfile.TemporaryDirectory(dir=out, prefix=".png.", suffix=".tmp") as folder:
         images: list[str | Path] = [Path(folder) / f"{result.name}.png" for result, _ in drawn]
         try:
             _draw_images(figures, images, **sizes)

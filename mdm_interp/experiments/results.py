@@ -16,7 +16,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from mdm_interp.errors import UserError
-from mdm_interp.files import write_text
+from mdm_interp.files import json_digest, write_text
 from mdm_interp.stats.summary import Summary
 
 DIGITS = 6
@@ -95,13 +95,14 @@ class Result:
         return self.summarize(self)
 
     def save(self, path: str | Path) -> None:
-        """Write the result as JSON, a field or column per line, atomically."""
+        """Write the result as JSON, a field or column per line, and a digest of it all, atomically."""
         fields = {name: getattr(self, name) for name in _STORED} | {"origin": self.origin.model_dump(mode="json")}
         lines = [f"{json.dumps(name)}: {_compact(value)}" for name, value in fields.items()]
         names = dict.fromkeys(name for row in self.rows for name in row)
         columns = [f"  {json.dumps(name)}: {_column([row.get(name) for row in self.rows])}" for name in names]
         lines += [f'"n_rows": {len(self.rows)}', "\n".join(['"columns": {', ",\n".join(columns), " }"])]
-        write_text(path, "{\n " + ",\n ".join(lines) + "\n}\n")
+        digest = json_digest(json.loads("{" + ",".join(lines) + "}"))
+        write_text(path, "{\n " + ",\n ".join([f'"digest": "{digest}"', *lines]) + "\n}\n")
 
     @classmethod
     def load(cls, path: str | Path, summarize: Callable[[Result], Summary] | None = None) -> Result:
@@ -111,10 +112,13 @@ class Result:
             summarize: As of its analysis. Without it the result has no summary.
 
         Raises:
-            UserError: the file is missing or is not a result.
+            UserError: the file is missing, is not a result, or is not as it was measured. Results of before have no
+                digest, and nothing to tell that by.
         """
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
+            digest = content.pop("digest", None)
+            unchanged = digest in (None, json_digest(content))
             columns = {name: _values(column) for name, column in content.pop("columns").items()}
             n_rows = content.pop("n_rows")
             if any(len(column) != n_rows for column in columns.values()):
@@ -122,10 +126,14 @@ class Result:
             content["rows"] = [{name: column[i] for name, column in columns.items()} for i in range(n_rows)]
             content["origin"] = _ORIGIN.validate_python(content["origin"])
             result = cls(**content)
-            return replace(result, summarize=summarize) if summarize else result
         except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
             said = " ".join(str(error).split())[:200]
             raise UserError(f"{path}: not a result file ({said}); measure it again") from error
+        if not unchanged:
+            raise UserError(
+                f"{path}: is not as it was measured, but edited or damaged; delete it, and measure it again"
+            )
+        return replace(result, summarize=summarize) if summarize else result
 
     def same_measurement(self, other: Result) -> bool:
         """Tell whether measuring again would repeat this: the same settings, models and seeds, and code and packages
@@ -201,16 +209,18 @@ class Parts:
         self.of = {"settings": planned.settings, "versions": planned.versions}
 
     def load(self, subject: str) -> list[dict[str, Any]] | None:
-        """Return the rows of a subject; None where there are none, or they are of other settings or code."""
+        """Return the rows of a subject; None where there are none, or they are damaged or of other settings or code."""
         try:
             content = json.loads((self.folder / f"{subject}.json").read_text(encoding="utf-8"))
-            return content["rows"] if content["of"] == json.loads(json.dumps(self.of)) else None
-        except (OSError, ValueError, TypeError, KeyError):
+            whole = content.get("digest") in (None, json_digest(content["rows"]))
+            return content["rows"] if whole and content["of"] == json.loads(json.dumps(self.of)) else None
+        except (OSError, ValueError, TypeError, LookupError, AttributeError):
             return None
 
     def save(self, subject: str, rows: list[dict[str, Any]]) -> None:
         """Keep the tidy rows of a subject."""
-        write_text(self.folder / f"{subject}.json", json.dumps({"of": self.of, "rows": rows}, allow_nan=False))
+        content = {"of": self.of, "digest": json_digest(rows), "rows": rows}
+        write_text(self.folder / f"{subject}.json", json.dumps(content, allow_nan=False))
 
     def delete(self) -> None:
         """Remove all that is kept."""

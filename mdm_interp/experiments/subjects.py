@@ -26,7 +26,7 @@ from mdm_interp.stats.resampling import FactSample
 from mdm_interp.training.demo import train_demo
 from mdm_interp.training.loop import train_all
 from mdm_interp.training.runs import Run
-from mdm_interp.training.text import TextBars, TextStep
+from mdm_interp.training.text import TextBars, TextStep, is_written
 
 
 @dataclass(frozen=True)
@@ -267,7 +267,7 @@ class Demo:
 
     @property
     def finished(self) -> bool:
-        return (self.folder / "config.json").exists()
+        return is_written(self.folder)
 
     def train(self, device: str, report: Callable[[TextStep], Any]) -> None:
         """Train it here, or what is missing of it."""

@@ -12,6 +12,7 @@ import math
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,14 +24,14 @@ import torch
 from mdm_interp.config import TrainConfig
 from mdm_interp.data.worlds import FactWorld
 from mdm_interp.devices import check_device
-from mdm_interp.errors import UserError
+from mdm_interp.errors import Diverged, UserError
 from mdm_interp.files import DEFAULT_ROOT, locked, remove_leftovers
 from mdm_interp.inference.prediction import predict
 from mdm_interp.models.transformer import HookedTransformer
 from mdm_interp.parallel import Workers, find_place, progress_bars, side_by_side
 from mdm_interp.provenance import provenance, stamp
-from mdm_interp.tensors import save_tensors
-from mdm_interp.training.runs import Run
+from mdm_interp.tensors import not_finite
+from mdm_interp.training.runs import Run, checkpoint_steps
 from mdm_interp.training.trainees import Ensemble, Trainee, shape_of
 
 SAVE_SECONDS = 30.0
@@ -59,12 +60,6 @@ class Progressed:
 Report = Callable[[Progressed], None]
 
 
-def checkpoint_steps(config: TrainConfig) -> list[int]:
-    """Step 0, then log-spaced up to the last step; fewer than asked for where roundings coincide."""
-    spaced = np.geomspace(config.steps, 1, config.n_checkpoints - 1).round().astype(int)  # of one, the last step
-    return [0, *sorted(set(spaced.tolist()))]
-
-
 def train(
     config: TrainConfig,
     *,
@@ -73,7 +68,7 @@ def train(
     progress: bool = True,
     report: Report | None = None,
 ) -> Run:
-    """Train `config`, resume it, or load it if it is finished.
+    """Train `config`, resume it, or, if it is finished, check that it is whole.
 
     Args:
         root: Folder of the run store.
@@ -83,9 +78,11 @@ def train(
 
     Raises:
         UserError: the device cannot be used, or what the store holds of this run is damaged.
+        Diverged: loss or weights are no longer finite. What was saved before is kept.
     """
     run = Run.of(config, root)
     if run.finished:
+        run.check()
         return run
     if report is not None or not progress:
         _train([run], check_device(device), report or (lambda progressed: None))
@@ -99,6 +96,7 @@ def train_all(
     configs: Sequence[TrainConfig], *, root: str | Path = DEFAULT_ROOT, device: str = "cpu", workers: Workers = None
 ) -> list[Run]:
     """Train many configs side by side, those of one shape together (:func:`ensembles`), and return their runs in order.
+    Runs that were finished before are checked when they are read.
 
     Args:
         root: Folder of the run store. Workers of a Dask cluster have to reach it under the same path.
@@ -107,6 +105,7 @@ def train_all(
 
     Raises:
         UserError: as :func:`train`; and where no scheduler answers, or a worker does not reach `root`.
+        Diverged: of one of the runs, once all others are trained.
     """
     runs = [Run.of(config, root) for config in configs]
     missing = {run.folder: Run.of(run.config, Path(root).absolute()) for run in runs if not run.finished}
@@ -115,8 +114,18 @@ def train_all(
     n, device = find_place(workers, device)
     Path(root).mkdir(parents=True, exist_ok=True)
     tasks = [(together, device) for together in ensembles(list(missing.values()), device, n)]
+    diverged: list[Diverged] = []
+
+    def finished(future: Future[None]) -> None:
+        try:
+            future.result()
+        except Diverged as error:
+            diverged.append(error)
+
     with _Bars(total_runs=len(missing)) as bars:
-        side_by_side(train_ensemble, tasks, workers=workers or n, show=bars.show)
+        side_by_side(train_ensemble, tasks, workers=workers or n, show=bars.show, finished=finished)
+    if diverged:
+        raise diverged[0]
     return runs
 
 
@@ -128,6 +137,7 @@ def train_ensemble(runs: Sequence[Run], device: str, report: Report) -> None:
 
     Raises:
         UserError: as :func:`train`; and where the root is not there.
+        Diverged: of one of the runs, once the others are trained.
     """
     root = runs[0].folder.parent
     if not root.is_dir():
@@ -220,10 +230,13 @@ def _train(runs: Sequence[Run], device: str, report: Report) -> None:
         under_way = [_Training(run, device) for run in runs if not run.finished]
         for step in sorted({training.step for training in under_way}):
             _train_together([training for training in under_way if training.step == step], device, report)
+        for training in under_way:
+            if training.diverged is not None:
+                training.run.stop_diverged(training.diverged)
 
 
 def _train_together(trainings: Sequence[_Training], device: str, report: Report) -> None:
-    """Train runs of one shape that are at one step, to the end."""
+    """Train runs of one shape that are at one step, to the end. One that diverges does not disturb the others."""
     alone = len(trainings) == 1 and not trainings[0].trainee.model.W_E.is_cuda
     ensemble = None if alone else Ensemble([training.trainee for training in trainings])
     for training in trainings:
@@ -243,15 +256,24 @@ def _train_together(trainings: Sequence[_Training], device: str, report: Report)
         at_checkpoint = [training for training in trainings if step in training.checkpoints]
         if ensemble is not None and (due or at_checkpoint):
             ensemble.update_members()
-        for training in at_checkpoint:
-            training.record(step)
-        for training in trainings if due else at_checkpoint:
-            training.save(step)
+        to_report = step % REPORT_STEPS == 0 or step == first.run.config.steps
+        if due or at_checkpoint or to_report or not first.loss.is_cuda:  # a look at each loss keeps a GPU waiting
+            for training in trainings:
+                training.look(step, closely=due or bool(at_checkpoint))
+        sound = [training for training in trainings if training.diverged is None]
+        if not sound:
+            return
+        for training in sound:
+            if step in training.checkpoints:
+                training.record(step)
+            if training.diverged is None and (due or step in training.checkpoints):
+                training.save(step)
         if due or at_checkpoint:
             saved = time.monotonic()
-        if step % REPORT_STEPS == 0 or step == first.run.config.steps:
-            for training in trainings:
-                report(training.progressed(step))
+        if to_report:
+            for training in sound:
+                if training.diverged is None:
+                    report(training.progressed(step))
 
 
 class _Training:
@@ -262,12 +284,15 @@ class _Training:
         remove_leftovers(run.folder)
         if not (run.folder / "config.yaml").exists():
             config.to_yaml(run.folder / "config.yaml")
+        run.check()
         self.trainee = Trainee(config, run.facts, device)
         self.step = -1 if run.step is None else run.load_state(*self._state())
         """How many steps are trained; -1 before anything is saved."""
         self.recorded = [row for row in run.metrics() if row["step"] <= self.step] if self.step >= 0 else []
         self.latest: dict[str, Any] = self.recorded[-1] if self.recorded else {}
         self.loss = torch.tensor(self.latest.get("loss", float("nan")))
+        self.diverged: int | None = None
+        """The step from which on loss or weights are not finite."""
         self.checkpoints = set(checkpoint_steps(config))
         pairs = run.query_pairs()
         self.asked = {"forward": [pair.forward for pair in pairs], "reverse": [pair.reverse for pair in pairs]}
@@ -275,15 +300,25 @@ class _Training:
     def _state(self) -> tuple[HookedTransformer, torch.optim.Optimizer, torch.Generator]:
         return self.trainee.model, self.trainee.optimizer, self.trainee.generator
 
+    def look(self, step: int, *, closely: bool) -> None:
+        """Note if the loss, which there is from the first step on, or (closely) a weight is no longer finite."""
+        seen = {"loss": self.loss} if step > 0 else {}
+        if self.diverged is None and not_finite(seen | (self.trainee.model.state_dict() if closely else {})):
+            self.diverged = step
+
     def record(self, step: int) -> None:
-        """Ask the queries, and write a checkpoint."""
-        self.latest = {"step": step, "loss": self.loss.item()}
+        """Ask the queries, and write a checkpoint if its answers are numbers: huge weights may give others."""
+        found = {"step": step, "loss": self.loss.item()}
         for name, queries in self.asked.items():
             answered = predict(self.trainee.model, queries)
-            self.latest[f"{name}_probability"] = float(answered.probability.mean())
-            self.latest[f"{name}_accuracy"] = float(answered.correct.float().mean())
-            self.latest[f"{name}_rank"] = float(answered.rank.float().mean())
-        save_tensors(self.run.checkpoint_path(step), self.trainee.model.state_dict())
+            found[f"{name}_probability"] = float(answered.probability.mean())
+            found[f"{name}_accuracy"] = float(answered.correct.float().mean())
+            found[f"{name}_rank"] = float(answered.rank.float().mean())
+        if not math.isfinite(found["forward_probability"] + found["reverse_probability"]):
+            self.diverged = step
+            return
+        self.latest = found
+        self.run.save_checkpoint(step, self.trainee.model)
         self.recorded.append(self.latest)
         self.run.record(self.recorded)
 

@@ -2,24 +2,28 @@
 
     runs/<digest>/config.yaml                   what was asked for
     runs/<digest>/made_with.json                what trained it: code, versions and machine
-    runs/<digest>/metrics.jsonl                 one line per checkpoint
+    runs/<digest>/metrics.jsonl                 one line per checkpoint, each with a digest of what it says
     runs/<digest>/checkpoints/000123.safetensors  weights after that many steps
     runs/<digest>/state.safetensors             weights, optimizer moments, RNG state and step: where to resume
 
-Every file is written whole or not at all. A run is finished when its state is at its last step.
+Every file is written whole or not at all. A run is finished when its state is at its last step; it then has the
+checkpoints that its config asks for, and no others count. Weights and states hold a digest of each tensor and say of
+which run and step they are, and all of it is checked when it is read. Of older files, what they say is checked.
 """
 
 from __future__ import annotations
 
 import glob
 import json
+import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -27,15 +31,23 @@ from torch import Tensor
 from mdm_interp.config import TrainConfig
 from mdm_interp.data.queries import QueryPair
 from mdm_interp.data.worlds import FactWorld
-from mdm_interp.errors import UserError
-from mdm_interp.files import DEFAULT_ROOT, write_text
+from mdm_interp.errors import Diverged, UserError
+from mdm_interp.files import DEFAULT_ROOT, json_digest, write_text
 from mdm_interp.models.transformer import HookedTransformer
-from mdm_interp.tensors import load_tensors, save_tensors
+from mdm_interp.tensors import load_tensors, not_finite, save_tensors
+
+
+def checkpoint_steps(config: TrainConfig) -> list[int]:
+    """Step 0, then log-spaced up to the last step; fewer than asked for where roundings coincide."""
+    spaced = np.geomspace(config.steps, 1, config.n_checkpoints - 1).round().astype(int)  # of one, the last step
+    return [0, *sorted(set(spaced.tolist()))]
 
 
 class Resumable:
     """A folder that holds a training's state while it runs."""
 
+    config: Any
+    """A :class:`~mdm_interp.config.TrainConfig` or :class:`~mdm_interp.config.TextConfig`."""
     folder: Path
 
     @property
@@ -47,13 +59,16 @@ class Resumable:
         """How many steps are trained and saved; None before the first save.
 
         Raises:
-            UserError: the state cannot be read.
+            UserError: the state cannot be read, or is at no step of this training.
         """
         if not self.state_path.exists():
             return None
         try:
             with safe_open(self.state_path, "pt") as state:
-                return int(state.metadata()["step"])
+                step = int(state.metadata()["step"])
+            if not 0 <= step <= self.config.steps:
+                raise ValueError(f"it is at step {step} of {self.config.steps}")
+            return step
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{self.state_path}: not a whole training state ({error}); delete the folder {self.folder} to "
@@ -68,17 +83,17 @@ class Resumable:
         for index, moments in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
         tensors["generator"] = generator.get_state()
-        save_tensors(self.state_path, tensors, {"step": str(step)})
+        save_tensors(self.state_path, tensors, {"run": self.config.digest(), "step": str(step)})
 
     def load_state(self, model: HookedTransformer, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> int:
         """Put the saved state into place and return its step.
 
         Raises:
-            UserError: the state is damaged.
+            UserError: the state is damaged, or of another training.
         """
         assert self.step is not None
-        with safe_open(self.state_path, "pt") as state:  # opened once: another process may put a later one in its place
-            step, tensors = int(state.metadata()["step"]), {name: state.get_tensor(name) for name in state.keys()}  # noqa: SIM118
+        tensors, said = load_tensors(self.state_path)  # opened once: another process may put a later one in its place
+        step = int(said["step"])
         weights = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
         moments: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
@@ -86,15 +101,52 @@ class Resumable:
                 _, index, moment = name.split(".")
                 moments.setdefault(int(index), {})[moment] = tensor
         try:
+            if said.get("run", self.config.digest()) != self.config.digest():
+                raise ValueError(f"it is of run {said['run']}")
+            if damaged := not_finite(tensors):
+                raise ValueError(f"{damaged} holds NaN or infinity")
+            _check_moments(
+                moments, step, [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            )
             generator.set_state(tensors["generator"].cpu())
             model.load_state_dict(weights)
             optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
         except (KeyError, RuntimeError, ValueError) as error:
             raise UserError(
-                f"{self.state_path}: does not fit the model of config.yaml ({' '.join(str(error).split())}); delete "
-                f"the folder {self.folder} to train the run again"
+                f"{self.state_path}: does not fit the model of config.yaml ({' '.join(str(error).split())[:200]}); "
+                f"delete the folder {self.folder} to train the run again"
             ) from error
         return step
+
+    def stop_diverged(self, step: int) -> NoReturn:
+        """Say that training came to numbers that are not finite.
+
+        Raises:
+            Diverged: always.
+        """
+        kept = "nothing was saved before" if self.step is None else f"what was saved at step {self.step} is kept"
+        raise Diverged(
+            f"{self.folder}: loss or weights are NaN or infinite from step {step} on; lower lr ({self.config.lr:g}) or "
+            f"raise warmup ({self.config.warmup}); {kept}"
+        )
+
+
+def _check_moments(moments: Mapping[int, Mapping[str, Tensor]], step: int, parameters: Sequence[Tensor]) -> None:
+    """Check that an optimizer's moments are those of all parameters after so many steps; before the first there are
+    none.
+
+    Raises:
+        ValueError: they are not.
+    """
+    shapes = {index: parameter.shape for index, parameter in enumerate(parameters)} if step else {}
+    if moments.keys() != shapes.keys():
+        raise ValueError(f"it has moments of {len(moments)} parameters, not of {len(shapes)}")
+    for index, shape in shapes.items():
+        expected = {"step": torch.Size(), "exp_avg": shape, "exp_avg_sq": shape}
+        if {name: tensor.shape for name, tensor in moments[index].items()} != expected:
+            raise ValueError(f"the moments of parameter {index} are not of its shape {list(shape)}")
+        if moments[index]["step"] != step:
+            raise ValueError(f"it is at step {step}, and its moments at {moments[index]['step']:g}")
 
 
 @dataclass(frozen=True)
@@ -110,18 +162,35 @@ class Run(Resumable):
         return cls(config, Path(root) / config.digest())
 
     @classmethod
+    def at(cls, folder: str | Path) -> Run:
+        """Return the run that is in a folder.
+
+        Raises:
+            UserError: its config cannot be read, or is not the one that the folder is named by.
+        """
+        folder = Path(folder)
+        path, name = folder / "config.yaml", folder.resolve().name
+        config = TrainConfig.from_yaml(path)
+        if config.digest() != name:
+            raise UserError(
+                f"{path}: is the config of run {config.digest()}, and the folder is named {name}; undo what was edited "
+                "or renamed, or delete the folder"
+            )
+        return cls(config, folder)
+
+    @classmethod
     def open(cls, name: str, root: str | Path = DEFAULT_ROOT) -> Run:
         """Return the stored run whose name is, or begins with, `name`.
 
         Raises:
-            UserError: there is none, or there are several.
+            UserError: there is none, or there are several; or as :meth:`at`.
         """
         found = list(Path(root).glob(f"{glob.escape(name)}*/config.yaml"))
         if len(found) != 1:
             raise UserError(
                 f"run: {name!r} names {len(found)} runs of {root}; `mdm-interp runs list` shows their names"
             )
-        return cls(TrainConfig.from_yaml(found[0]), found[0].parent)
+        return cls.at(found[0].parent)
 
     @property
     def metrics_path(self) -> Path:
@@ -136,9 +205,10 @@ class Run(Resumable):
 
     @property
     def steps(self) -> list[int]:
-        """Steps that have a checkpoint, in order."""
-        paths = (self.folder / "checkpoints").glob("*.safetensors")
-        return sorted(int(path.stem) for path in paths if path.stem.isdigit())
+        """Steps that have a checkpoint, in order: of a finished run all that its config asks for, whether or not their
+        files are still there; of another those that it has come to."""
+        asked = checkpoint_steps(self.config)
+        return asked if self.finished else [step for step in asked if self.checkpoint_path(step).exists()]
 
     @cached_property
     def facts(self) -> FactWorld:
@@ -161,16 +231,53 @@ class Run(Resumable):
             raise UserError(
                 f"step: {step} has no checkpoint in {self.folder}; there are {steps or 'none: train the run'}"
             )
-        path = self.checkpoint_path(step)
-        model = HookedTransformer(self.config.model)
+        model, weights = HookedTransformer(self.config.model), self._weights(step)
         try:
-            model.load_state_dict(load_tensors(path))
+            model.load_state_dict(weights)
         except RuntimeError as error:
             raise UserError(
-                f"{path}: does not fit the model of config.yaml ({' '.join(str(error).split())}); delete "
-                f"{self.folder} to train it again"
+                f"{self.checkpoint_path(step)}: does not fit the model of config.yaml "
+                f"({' '.join(str(error).split())[:200]}); delete {self.folder} to train it again"
             ) from error
         return model.to(device)
+
+    def save_checkpoint(self, step: int, model: HookedTransformer) -> None:
+        """Save the weights after `step` training steps."""
+        of = {"run": self.config.digest(), "step": str(step)}
+        save_tensors(self.checkpoint_path(step), model.state_dict(), of)
+
+    def _weights(self, step: int) -> dict[str, Tensor]:
+        """Read a checkpoint.
+
+        Raises:
+            UserError: it is missing, damaged or not the one of this run and step, or its numbers are not finite.
+        """
+        path, of = self.checkpoint_path(step), {"run": self.config.digest(), "step": str(step)}
+        weights, said = load_tensors(path)
+        if other := {name: said[name] for name in of if said.get(name, of[name]) != of[name]}:
+            raise UserError(
+                f"{path}: is of {' '.join(f'{name} {value}' for name, value in other.items())}; put the file of this "
+                f"run and step back, or delete the folder {self.folder} to train the run again"
+            )
+        if name := not_finite(weights):
+            raise UserError(
+                f"{path}: {name} holds NaN or infinity; delete the folder {self.folder}, and train with a lower lr"
+            )
+        return weights
+
+    def check(self) -> None:
+        """Read what the run has come to, so that damage is found before there is work that needs it.
+
+        Raises:
+            UserError: something is missing, damaged or of another run.
+        """
+        Run.at(self.folder)
+        done = -1 if self.step is None else self.step
+        for step in checkpoint_steps(self.config):
+            if step <= done:
+                self._weights(step)
+        if self.finished:
+            self.metrics()
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate that a step was taken with: it rises linearly over the warm-up, and stays. At the
@@ -182,10 +289,19 @@ class Run(Resumable):
         queries.
 
         Raises:
-            UserError: the file is missing or damaged.
+            UserError: the file is missing or damaged, or the run is finished and it is not of all checkpoints.
         """
+        rows = self._rows()
+        if self.finished and [row["step"] for row in rows] != checkpoint_steps(self.config):
+            raise UserError(
+                f"{self.metrics_path}: does not have one line for each checkpoint; delete the folder {self.folder} to "
+                "train the run again"
+            )
+        return rows
+
+    def _rows(self) -> list[dict[str, Any]]:
         try:
-            rows = [json.loads(line) for line in self.metrics_path.read_text().splitlines()]
+            rows = [_read_row(line) for line in self.metrics_path.read_text(encoding="utf-8").splitlines()]
             if not rows:
                 raise ValueError("it is empty")
             return rows
@@ -201,9 +317,9 @@ class Run(Resumable):
             rows: All that the caller knows of: where two processes train a run without locks, either may have
                 overwritten the other's.
         """
-        there = self.metrics() if self.metrics_path.exists() else []
+        there = self._rows() if self.metrics_path.exists() else []
         by_step = dict(sorted({row["step"]: row for row in (*there, *rows)}.items()))
-        before, now = ("".join(f"{json.dumps(row)}\n" for row in those) for those in (there, by_step.values()))
+        before, now = ("".join(map(_line_of, those)) for those in (there, by_step.values()))
         if now != before:  # whoever is behind writes nothing
             write_text(self.metrics_path, now)
 
@@ -212,7 +328,40 @@ class Run(Resumable):
         shutil.rmtree(self.folder)
 
 
+def _line_of(row: Mapping[str, Any]) -> str:
+    return f"{json.dumps({**row, 'digest': json_digest(row)})}\n"
+
+
+def _read_row(line: str) -> dict[str, Any]:
+    row = json.loads(line)
+    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        raise ValueError("a line is not of a step")
+    digest = row.pop("digest", None)
+    if digest not in (None, json_digest(row)):
+        raise ValueError(f"the line of step {row['step']} is not as it was recorded")
+    return row
+
+
+RUN_NAME = re.compile("[0-9a-f]{16}")
+
+
+def run_folders(root: str | Path = DEFAULT_ROOT) -> list[Path]:
+    """Return the folders below `root` that hold a run, or are named like one, in the order of their names."""
+    folders = [path for path in Path(root).glob("*/") if path.is_dir()]
+    return sorted(path for path in folders if (path / "config.yaml").exists() or RUN_NAME.fullmatch(path.name))
+
+
+def holds_nothing(folder: Path) -> bool:
+    """Tell whether training was stopped in a folder before it wrote anything there: at most its lock is left."""
+    return all(path.name.startswith(".") for path in folder.iterdir())
+
+
 def stored_runs(root: str | Path = DEFAULT_ROOT) -> Iterator[Run]:
-    """Return every run below `root`, in the order of their names."""
-    for path in sorted(Path(root).glob("*/config.yaml")):
-        yield Run(TrainConfig.from_yaml(path), path.parent)
+    """Return every run below `root`, in the order of their names.
+
+    Raises:
+        UserError: one of them cannot be told, as :meth:`Run.at` says.
+    """
+    for folder in run_folders(root):
+        if not holds_nothing(folder):
+            yield Run.at(folder)

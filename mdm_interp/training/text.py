@@ -26,6 +26,7 @@ from transformers import PreTrainedTokenizerFast
 
 from mdm_interp.checkpoints import FORMATS, save_checkpoint
 from mdm_interp.checkpoints.tokenizers import qwen2_backend
+from mdm_interp.checkpoints.weights import SINGLE
 from mdm_interp.config import ModelConfig, TextConfig
 from mdm_interp.devices import check_device
 from mdm_interp.errors import UserError
@@ -33,6 +34,7 @@ from mdm_interp.files import locked, remove_leftovers
 from mdm_interp.models.transformer import HookedTransformer
 from mdm_interp.parallel import progress_bars
 from mdm_interp.provenance import provenance, stamp
+from mdm_interp.tensors import load_tensors, not_finite
 from mdm_interp.training.loop import REPORT_STEPS, SAVE_SECONDS
 from mdm_interp.training.losses import arm_loss, mask_tokens, mdm_loss
 from mdm_interp.training.runs import Resumable
@@ -100,7 +102,9 @@ def train_text(
         report: Called every few steps with the step and the loss, instead of drawing a bar.
 
     Raises:
-        UserError: the folder holds something else, its training state is damaged, or the device cannot be used.
+        UserError: the folder holds something else, its training state or its weights are damaged, or the device cannot
+            be used.
+        Diverged: loss or weights are no longer finite. What was saved before is kept.
     """
     folder, device, what = Path(folder), check_device(device), Path(record).stem
     try:
@@ -132,14 +136,26 @@ def train_text(
 
 
 def _is_finished(folder: Path, config: TextConfig, record: str) -> bool:
-    """Tell whether the checkpoint is there; its config.json is written last."""
+    """Tell whether the checkpoint is there.
+
+    Raises:
+        UserError: the folder holds something else, or damaged weights.
+    """
     own = folder / record
     if own.exists():
         if type(config).from_yaml(own) != config:
             raise UserError(f"{own}: other settings than asked for; give another folder, or delete this one")
     elif files := sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")):
         raise UserError(f"{folder}: holds {files[0]} and is no {own.stem}; give an empty folder")
-    return (folder / "config.json").exists()
+    if is_written(folder):
+        load_tensors(folder / SINGLE)
+        return True
+    return False
+
+
+def is_written(folder: Path) -> bool:
+    """Tell whether a folder has a checkpoint's weights and config.json, which is written last."""
+    return all((folder / name).exists() for name in (SINGLE, "config.json"))
 
 
 def _padded(
@@ -245,9 +261,14 @@ class _Training(Resumable):
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
-            if step == config.steps or time.monotonic() - saved > SAVE_SECONDS:
+            due = step == config.steps or time.monotonic() - saved > SAVE_SECONDS
+            to_report = step % REPORT_STEPS == 0
+            seen = {"loss": loss.detach()} if due or to_report or not loss.is_cuda else {}
+            if not_finite(seen | (model.state_dict() if due else {})):
+                self.stop_diverged(step)
+            if due:
                 self.save_state(step, model, optimizer, generator)
                 saved = time.monotonic()
-            if step % REPORT_STEPS == 0 or step == config.steps:
+            if to_report or step == config.steps:
                 report(step, loss.item())
         return model

@@ -705,6 +705,52 @@ def test_an_index_that_places_tensors_where_they_are_not_is_refused(tmp_path: Pa
         load_checkpoint(tmp_path)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["model.norm.weight", "model.layers.1.mlp.up_proj.weight"])
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path, name: str, value: float) -> None:
+    made = write_checkpoint(tmp_path, "dream")
+    bad = made.tensors[name].clone()
+    bad.view(-1)[3] = value
+    write_tensors(tmp_path, made.tensors | {name: bad})
+    with pytest.raises(UserError) as raised:
+        load_checkpoint(tmp_path)
+    assert str(raised.value) == (
+        f"{tmp_path / 'model.safetensors'}: {name} holds NaN or infinity as float32; load it as another dtype, or get "
+        "another copy"
+    )
+
+
+def test_weights_that_a_dtype_cannot_hold_are_refused_by_name(tmp_path: Path) -> None:
+    made = write_checkpoint(tmp_path, "dream")
+    large = made.tensors["model.norm.weight"].clone()
+    large[0] = 1e6
+    write_tensors(tmp_path, made.tensors | {"model.norm.weight": large})
+    assert load_checkpoint(tmp_path).cfg.n_layers == 2
+    with pytest.raises(
+        UserError, match=r"model\.norm\.weight holds NaN or infinity as float16; load it as another dtype"
+    ):
+        load_checkpoint(tmp_path, dtype="float16")
+
+
+@pytest.mark.parametrize("format", ["llada", "mdm_interp"])
+def test_a_flipped_bit_of_a_checkpoint_of_ours_is_noticed(tmp_path: Path, format: str) -> None:
+    model = random_model(n_heads=2, d_mlp=24, mask_token_id=12)
+    model = load_checkpoint(write_checkpoint(tmp_path / "theirs", "llada").folder) if format == "llada" else model
+    save_checkpoint(model, tmp_path / "ours", format=format)
+    path = tmp_path / "ours" / "model.safetensors"
+    whole = path.read_bytes()
+    for at in (len(whole) // 2, len(whole) - 1):
+        content = bytearray(whole)
+        content[at] ^= 1
+        path.write_bytes(content)
+        with pytest.raises(
+            UserError, match=rf"^{path}: \S+ is not as it was saved; train it again, or get another copy"
+        ):
+            load_checkpoint(tmp_path / "ours")
+    path.write_bytes(whole)
+    assert load_checkpoint(tmp_path / "ours").state_dict().keys() == model.state_dict().keys()
+
+
 def test_quantised_tensors_are_refused(tmp_path: Path) -> None:
     made = write_checkpoint(tmp_path, "llama")
     write_tensors(tmp_path, made.tensors | {"model.norm.weight": torch.ones(16, dtype=torch.int8)})

@@ -318,9 +318,13 @@ def test_code_that_does_not_run_here_is_code() -> None:
 
 TROUBLESHOOTING = read(DOCS / "troubleshooting.md")
 ENTRIES = [message for _, message in re.findall(r"^(`+)(.+)\1\n: ", TROUBLESHOOTING, re.MULTILINE)]
-RAISED = {"UserError", "ValueError", "_Unaskable"}
+RAISED = {"UserError", "Diverged", "ValueError", "_Unaskable"}
 """What a user's mistake ends in: pydantic makes its own error of a ValueError in a config."""
 ELSEWHERE = {"it is empty", "it has no marks", "a column does not have … rows"}
+ELSEWHERE |= {"a line is not of a step", "the line of step … is not as it was recorded"}
+ELSEWHERE |= {"it is at step … of …", "it is of run …", "… holds NaN or infinity"}
+ELSEWHERE |= {"it has moments of … parameters, not of …", "the moments of parameter … are not of its shape …"}
+ELSEWHERE |= {"it is at step …, and its moments at …"}
 """ValueErrors that never reach the user as they are."""
 
 

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mdm_interp.errors import UserError
-from mdm_interp.experiments.results import CheckpointOrigin, Result, TrainedOrigin, tidy
+from mdm_interp.experiments.results import CheckpointOrigin, Parts, Result, TrainedOrigin, tidy
 from mdm_interp.stats.summary import Summary
 from mdm_interp.stats.tables import curve, where
 
@@ -166,6 +166,7 @@ def test_a_summary_is_computed_from_the_rows_and_never_stored(tmp_path: Path) ->
     assert Result.load(path, summarize).summary.at("value").value == 0.25
     content = json.loads(path.read_text())
     content["columns"]["value"] = [0.5, 0.75]
+    del content["digest"]
     path.write_text(json.dumps(content))
     assert Result.load(path, summarize).summary.at("value").value == 0.625
     more = replace(written, rows=[*written.rows, {"seed": 2, "value": 0.75}])
@@ -228,6 +229,66 @@ def test_a_damaged_file_is_named(tmp_path: Path, damage: Any) -> None:
         Result.load(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "edited",
+    [
+        {"columns": {"seed": [0, 1], "value": [0.26, None]}},
+        {"columns": {"seed": [0, 1], "value": {"values": [0.25, None], "runs": [[1, 1], [0, 1]]}}},
+        {"seeds": [0, 2]},
+        {"settings": {"distances": [1, 3]}},
+        {"question": "Is 1 less than 0?"},
+        {"origin": {**RUNS.model_dump(), "runs": ["abd"]}},
+        {"versions": {"code": "0124", "torch": "2.6"}},
+        {"made_with": [{"runs": 9, "by": []}]},
+        {"digest": "0123456789abcdef"},
+        {"digest": 7},
+    ],
+    ids=lambda edited: " ".join(edited),
+)
+def test_a_result_that_was_edited_is_refused_by_name(tmp_path: Path, edited: dict[str, Any]) -> None:
+    path = tmp_path / "dummy.json"
+    result().save(path)
+    path.write_text(changed(**edited)(path.read_text()))
+    with pytest.raises(UserError) as caught:
+        Result.load(path)
+    assert str(caught.value) == (
+        f"{path}: is not as it was measured, but edited or damaged; delete it, and measure it again"
+    )
+
+
+def test_a_result_that_was_only_laid_out_anew_is_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "dummy.json"
+    result(settings={"ü": 1e-7, "range": 0.8 / 32**0.5}).save(path)
+    before = Result.load(path)
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(dict(reversed(content.items())), indent=4))
+    assert Result.load(path) == before
+
+
+def test_results_and_rows_of_before_there_were_digests_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "dummy.json"
+    result().save(path)
+    path.write_text(changed(digest=..., seeds=[0, 2])(path.read_text()))
+    assert Result.load(path).seeds == [0, 2]
+    parts = Parts(tmp_path, result())
+    parts.save("abc", [{"value": 1.5}])
+    kept = parts.folder / "abc.json"
+    kept.write_text(changed(digest=...)(kept.read_text()))
+    assert parts.load("abc") == [{"value": 1.5}]
+
+
+@pytest.mark.parametrize("edited", [{"rows": [{"value": 1.6}]}, {"digest": "0" * 16}, {"rows": ...}])
+def test_kept_rows_that_were_edited_are_measured_again(tmp_path: Path, edited: dict[str, Any]) -> None:
+    parts = Parts(tmp_path, result())
+    parts.save("abc", [{"value": 1.5}])
+    assert parts.load("abc") == [{"value": 1.5}]
+    kept = parts.folder / "abc.json"
+    kept.write_text(changed(**edited)(kept.read_text()))
+    assert parts.load("abc") is None
+    kept.write_text("[]")
+    assert parts.load("abc") is None
 
 
 def test_a_result_of_an_earlier_layout_is_named(tmp_path: Path) -> None:

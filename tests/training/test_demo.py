@@ -12,13 +12,15 @@ import torch
 import torch.nn.functional as F
 from helpers import seeded
 from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, Qwen2ForCausalLM
 
 from mdm_interp.checkpoints import load_checkpoint
 from mdm_interp.config import DemoConfig
 from mdm_interp.data.people import make_people
 from mdm_interp.data.prompts import PARENT_CHILD, load_facts, make_prompts, render
-from mdm_interp.errors import UserError
+from mdm_interp.errors import Diverged, UserError
+from mdm_interp.experiments.subjects import Demo
 from mdm_interp.inference.prediction import predict
 from mdm_interp.models.transformer import HookedTransformer
 from mdm_interp.training import text
@@ -225,6 +227,70 @@ def test_what_is_there_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.
         train_demo(tmp_path, TINY, progress=False)
     with pytest.raises(UserError, match=r"config\.json: cannot be made a folder"):
         train_demo(tmp_path / "config.json", TINY, progress=False)
+
+
+def test_a_demo_without_its_weights_is_trained_again_and_a_damaged_one_refused_by_name(tmp_path: Path) -> None:
+    folder = Demo.of(TINY, tmp_path).folder
+    train_demo(folder, TINY, progress=False)
+    path, whole = folder / "model.safetensors", weights(folder)
+    path.unlink()
+    assert not Demo.of(TINY, tmp_path).finished
+    train_demo(folder, TINY, progress=False)
+    assert Demo.of(TINY, tmp_path).finished
+    assert all(torch.equal(whole[name], again) for name, again in weights(folder).items())
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"^{path}: .* is not as it was saved; delete the folder {folder} to train"):
+        train_demo(folder, TINY, progress=False)
+    with pytest.raises(UserError, match=rf"^{path}: .* is not as it was saved; train it again, or get another copy"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("save_seconds", [30.0, -1.0])
+def test_a_demo_that_diverges_stops_with_the_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save_seconds: float
+) -> None:
+    """Weights are looked at when they are saved, a step before the loss tells."""
+    monkeypatch.setattr(text, "SAVE_SECONDS", save_seconds)
+    kept, step = ("nothing was saved before", 3) if save_seconds > 0 else ("what was saved at step 1 is kept", 2)
+    for _ in range(2):
+        with pytest.raises(Diverged) as caught:
+            train_demo(tmp_path, tiny(lr=1e30), progress=False)
+        assert str(caught.value) == (
+            f"{tmp_path}: loss or weights are NaN or infinite from step {step} on; lower lr (1e+30) or raise warmup "
+            f"(100); {kept}"
+        )
+    assert not (tmp_path / "config.json").exists() and not (tmp_path / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("change", ["step", "moment", "flipped"])
+def test_a_damaged_training_state_of_a_demo_is_never_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    monkeypatch.setattr(text, "SAVE_SECONDS", -1.0)
+    loss, calls = text.text_loss, iter(range(100))
+
+    def interrupted(*args: Any) -> torch.Tensor:
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        return loss(*args)
+
+    monkeypatch.setattr(text, "text_loss", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_demo(tmp_path, TINY, progress=False)
+    path = tmp_path / "training_state.safetensors"
+    state = load_file(path)
+    if change == "step":
+        save_file(state, path, {"step": "5"})
+    elif change == "moment":
+        del state["optimizer.1.exp_avg"]
+        save_file(state, path, {"step": "3"})
+    else:
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(UserError, match=rf"^{path}: .*; delete the folder {tmp_path} to train"):
+        train_demo(tmp_path, TINY, progress=False)
+    assert next(calls) == 4, "a step was taken"
 
 
 def test_progress_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import random
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -19,22 +19,20 @@ import torch
 from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from mdm_interp import parallel
 from mdm_interp.config import FactConfig, ModelConfig, Objective, Scheme, TrainConfig
 from mdm_interp.data.worlds import FactWorld
 from mdm_interp.devices import check_device
-from mdm_interp.errors import UserError
+from mdm_interp.errors import Diverged, UserError
 from mdm_interp.inference.prediction import predict
 from mdm_interp.models.transformer import HookedTransformer
 from mdm_interp.provenance import made_with, provenance
-from mdm_interp.tensors import save_tensors
 from mdm_interp.training import loop, trainees
-from mdm_interp.training.loop import Progressed, checkpoint_steps, train, train_all
+from mdm_interp.training.loop import Progressed, train, train_all
 from mdm_interp.training.losses import training_loss
-from mdm_interp.training.runs import Run
+from mdm_interp.training.runs import Run, checkpoint_steps
 
 if TYPE_CHECKING:
     from multiprocessing.context import ForkServerContext, ForkServerProcess
@@ -153,7 +151,7 @@ def test_a_run_says_what_trained_it(tmp_path: Path) -> None:
     assert made_with(run.folder) == [{"step": 0, **provenance(train, "cpu", torch.float32)}]
 
 
-def train_as(monkeypatch: pytest.MonkeyPatch, root: Path, torch_version: str, *, saves: int) -> Run:
+def train_as(monkeypatch: pytest.MonkeyPatch, root: Path, torch_version: str, *, saves: int, **changes: Any) -> Run:
     """Train under another version, at most until so many steps are saved."""
     left, save_state = iter(range(saves)), Run.save_state
 
@@ -166,8 +164,8 @@ def train_as(monkeypatch: pytest.MonkeyPatch, root: Path, torch_version: str, *,
         patch.setattr(loop, "SAVE_SECONDS", -1.0)
         patch.setattr(loop, "provenance", lambda *_: {"torch": torch_version})
         patch.setattr(Run, "save_state", save_or_die)
-        train(tiny(), root=root, progress=False)
-    return Run.of(tiny(), root)
+        train(tiny(**changes), root=root, progress=False)
+    return Run.of(tiny(**changes), root)
 
 
 def test_a_resumed_run_says_from_which_step_on_what_trained_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -432,7 +430,10 @@ def test_processes_that_train_a_run_without_locks_end_in_the_bits_of_one(
     while any(process.is_alive() for process in together):
         if run.finished:
             assert run.steps == checkpoint_steps(config)
-            looks.append([row["step"] for row in run.metrics()] == run.steps)
+            try:
+                looks.append(bool(run.metrics()))
+            except UserError:  # it lacks rows
+                looks.append(False)
     assert sum(looks) > 0.9 * len(looks) > 0, "whoever was behind took rows away"
     assert all([ended_well(process) for process in together])
     assert contents(run) == contents(whole)
@@ -500,13 +501,80 @@ def test_train_all_gives_the_runs_of_train_in_order(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.slow
-def test_a_workers_user_error_reaches_the_caller(tmp_path: Path) -> None:
-    """Only a worker sees this mistake: the run looks as if it was killed after step 2, and its metrics are gone."""
-    damaged = train(tiny(seed=1), root=tmp_path, progress=False)
-    save_tensors(damaged.state_path, load_file(damaged.state_path), {"step": "2"})
+def test_a_workers_user_error_reaches_the_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a worker sees this mistake: the run was killed after step 2, and its metrics are gone."""
+    damaged = train_as(monkeypatch, tmp_path, "1", saves=3, seed=1)
+    assert damaged.step == 2
     damaged.metrics_path.unlink()
     with pytest.raises(UserError, match=rf"^{damaged.metrics_path}: .* delete the folder {damaged.folder} to train"):
         train_all([tiny(), damaged.config], root=tmp_path, workers=2)
+
+
+# ---- training that diverges
+
+
+@pytest.mark.parametrize(("lr", "kept", "from_step"), [(1e30, 1, 2), (1e20, 0, 1), (1e3, 30, 50)])
+def test_training_that_diverges_stops_with_the_step_and_keeps_what_was_good(
+    tmp_path: Path, lr: float, kept: int, from_step: int
+) -> None:
+    """Step 1 of the second has finite weights, whose answers are none."""
+    config = tiny(lr=lr, steps=60, n_checkpoints=8)
+    run, reports = Run.of(config, tmp_path), list[Progressed]()
+    for _ in range(2):  # and so does who goes on with it
+        with pytest.raises(Diverged) as caught:
+            train(config, root=tmp_path, report=reports.append)
+        assert str(caught.value) == (
+            f"{run.folder}: loss or weights are NaN or infinite from step {from_step} on; lower lr ({lr:g}) or raise "
+            f"warmup (100); what was saved at step {kept} is kept"
+        )
+        assert run.step == run.steps[-1] == kept and not run.finished
+        assert math.isfinite(sum(run.metrics()[-1][f"{way}_probability"] for way in ("forward", "reverse")))
+        run.check()  # all that is there is finite
+    assert all(math.isfinite(progressed.loss) for progressed in reports if progressed.step)
+
+
+@pytest.mark.parametrize("lr", [1e20, 1e38])
+def test_a_last_step_that_diverges_finishes_no_run(tmp_path: Path, lr: float) -> None:
+    """The loss of a step is that of before it."""
+    config = tiny(lr=lr, steps=1, warmup=1)
+    with pytest.raises(Diverged, match="from step 1 on"):
+        train(config, root=tmp_path, progress=False)
+    assert Run.of(config, tmp_path).step == 0
+
+
+def test_a_member_that_diverges_leaves_the_others_as_they_are(tmp_path: Path) -> None:
+    configs = [tiny(seed=1), tiny(seed=2, lr=1e30), tiny(seed=3)]
+    runs = [Run.of(config, tmp_path) for config in configs]
+    with pytest.raises(Diverged, match=f"^{runs[1].folder}: .* from step 2 on"):
+        loop.train_ensemble(runs, "cpu", lambda progressed: None)
+    assert [run.step for run in runs] == [12, 1, 12]
+    for run in (runs[0], runs[2]):
+        alone = train(run.config, root=tmp_path / "alone", progress=False).model().state_dict()
+        for name, weight in run.model().state_dict().items():
+            assert_close(weight, alone[name], atol=1e-5, rtol=0)
+
+
+def test_runs_beside_one_that_diverges_are_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def one_by_one(function: Any, tasks: Any, *, workers: int, show: Any, finished: Any) -> None:
+        for task in tasks:
+            future: Future[None] = Future()
+            try:
+                future.set_result(function(*task, show))
+            except Exception as error:
+                future.set_exception(error)
+            finished(future)
+
+    monkeypatch.setattr(loop, "side_by_side", one_by_one)
+    monkeypatch.setattr(loop, "ensembles", lambda runs, *_: [[run] for run in runs])
+    configs = [tiny(lr=1e30), tiny(seed=1), tiny(seed=2)]
+    with pytest.raises(Diverged, match=configs[0].digest()):
+        train_all(configs, root=tmp_path, workers=1)
+    assert [Run.of(config, tmp_path).finished for config in configs] == [False, True, True]
+    damaged = Run.of(configs[1], tmp_path)
+    damaged.state_path.unlink()
+    damaged.metrics_path.write_text("[")
+    with pytest.raises(UserError, match="cannot be read"):  # another error is not put off
+        train_all(configs[1:], root=tmp_path, workers=1)
 
 
 # ---- devices

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import mdm_interp.training.trainees
 from mdm_interp import tensors
@@ -18,7 +20,7 @@ from mdm_interp.data.worlds import FactWorld
 from mdm_interp.errors import UserError
 from mdm_interp.models.transformer import HookedTransformer
 from mdm_interp.provenance import made_with
-from mdm_interp.tensors import load_tensors, save_tensors
+from mdm_interp.tensors import load_tensors, not_finite, save_tensors, tensor_digest
 from mdm_interp.training.loop import train
 from mdm_interp.training.runs import Run, stored_runs
 
@@ -174,7 +176,9 @@ def without_step(path: Path) -> None:
 
 def set_back(run: Run) -> None:
     """Make the run look as if it was killed after step 2."""
-    save_tensors(run.state_path, load_file(run.state_path), {"step": "2"})
+    state = load_file(run.state_path)
+    counted = {name: torch.tensor(2.0) for name in state if name.endswith(".step")}
+    save_tensors(run.state_path, state | counted, {"step": "2"})
 
 
 def assert_names(error: pytest.ExceptionInfo[UserError], path: Path, folder: Path) -> None:
@@ -247,9 +251,218 @@ def test_damaged_metrics_stop_a_run_from_starting(run: Run) -> None:
     assert_names(error, run.metrics_path, run.folder)
 
 
-def test_a_stray_file_among_the_checkpoints_is_no_step(run: Run) -> None:
-    shutil.copy(run.checkpoint_path(6), run.folder / "checkpoints" / "best.safetensors")
+@pytest.mark.parametrize("name", ["best", "000999", "000003", "6"])
+def test_a_stray_file_among_the_checkpoints_is_no_step(run: Run, trained: Run, name: str) -> None:
+    shutil.copy(run.checkpoint_path(1), run.folder / "checkpoints" / f"{name}.safetensors")
     assert run.steps == [0, 1, 2, 6]
+    assert torch.equal(run.model().W_E, trained.model().W_E)
+
+
+# ---- nothing damaged is used in silence
+
+
+def flip(path: Path, at: float = 0.9) -> None:
+    """Flip one bit among the weights."""
+    content = bytearray(path.read_bytes())
+    content[int(len(content) * at)] ^= 1
+    path.write_bytes(content)
+
+
+def unsaid(path: Path) -> None:
+    """Rewrite a file as it was before it said anything of itself but its step."""
+    with safe_open(path, "pt") as opened:
+        said = opened.metadata()
+    kept = {"step": said["step"]} if path.name == "state.safetensors" else None
+    save_file(load_file(path), path, kept)
+
+
+def test_every_flipped_bit_of_a_checkpoint_is_noticed_or_changes_no_weight(run: Run, trained: Run) -> None:
+    """One bit in each byte, in the header too: what it says may become nothing, and never another weight."""
+    path, weights = run.checkpoint_path(6), trained.model().state_dict()
+    whole, noticed = path.read_bytes(), 0
+    for at in range(0, len(whole), 5):
+        content = bytearray(whole)
+        content[at] ^= 1 << at % 8
+        path.write_bytes(content)
+        try:
+            found = run.model().state_dict()
+        except UserError as error:
+            assert str(error).startswith(f"{path}: ")
+            noticed += 1
+        else:
+            assert all(torch.equal(found[name], weights[name]) for name in weights), at
+    assert noticed > 0.9 * len(range(0, len(whole), 5))
+
+
+@pytest.mark.parametrize("step", [0, 2, 6])
+@pytest.mark.parametrize("damage", [flip, cut, remove])
+def test_a_finished_run_with_a_damaged_checkpoint_is_refused_by_name(
+    run: Run, step: int, damage: Callable[[Path], None]
+) -> None:
+    """By whoever asks for it, and by who asks for the training; that an earlier one is there changes nothing."""
+    path = run.checkpoint_path(step)
+    damage(path)
+    assert run.steps == [0, 1, 2, 6] and run.finished
+    for use in (lambda: run.model(run.steps.index(step) - 4), lambda: train(run.config, root=run.folder.parent)):
+        with pytest.raises(UserError) as error:
+            use()
+        assert_names(error, path, run.folder)
+        assert len(str(error.value)) < 500
+
+
+def test_the_checkpoint_of_another_step_or_run_is_refused_by_name(run: Run, tmp_path: Path) -> None:
+    other = train(tiny(seed=1), root=tmp_path, progress=False)
+    shutil.copy(run.checkpoint_path(2), run.checkpoint_path(6))
+    with pytest.raises(UserError, match=rf"^{run.checkpoint_path(6)}: is of step 2; put the file .* delete the folder"):
+        run.model()
+    shutil.copy(other.checkpoint_path(2), run.checkpoint_path(2))
+    with pytest.raises(UserError, match=rf"000002\.safetensors: is of run {other.folder.name}; put the file"):
+        run.model(2)
+
+
+def test_a_run_of_before_is_used_and_what_it_says_is_checked(run: Run, trained: Run) -> None:
+    for path in (run.state_path, *(run.checkpoint_path(step) for step in run.steps)):
+        unsaid(path)
+    rows = [json.loads(line) for line in run.metrics_path.read_text().splitlines()]
+    run.metrics_path.write_text(
+        "".join(f"{json.dumps({**row, 'digest': None})}\n".replace(', "digest": null', "") for row in rows)
+    )
+    assert train(run.config, root=run.folder.parent, progress=False) == run == Run.at(run.folder)
+    assert run.metrics()[1:] == trained.metrics()[1:]
+    assert all(torch.equal(run.model(step).W_E, trained.model(step).W_E) for step in run.steps)
+    state = load_file(run.state_path)
+    save_file({name: state[name] for name in state if ".exp_avg" not in name}, run.state_path, {"step": "2"})
+    with pytest.raises(UserError) as error:
+        train(run.config, root=run.folder.parent, progress=False)
+    assert_names(error, run.state_path, run.folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_by_name(run: Run, value: float) -> None:
+    weights = load_file(run.checkpoint_path(6))
+    weights["embed.W_E"][1, 2] = value
+    save_tensors(run.checkpoint_path(6), weights)
+    for use in (run.model, lambda: train(run.config, root=run.folder.parent)):
+        with pytest.raises(
+            UserError, match=r"000006\.safetensors: embed\.W_E holds NaN or infinity; delete the folder"
+        ):
+            use()
+
+
+@pytest.mark.parametrize(
+    ("edited", "says"),
+    [
+        (lambda text: re.sub(r'"loss": (\d)', r'"loss": 1\1', text), "not as it was recorded"),
+        (
+            lambda text: text.replace('"forward_probability": 0.', '"forward_probability": 0.9'),
+            "not as it was recorded",
+        ),
+        (lambda text: text.replace('"step": 2,', '"step": 3,'), "not as it was recorded"),
+        (lambda text: text.replace('"step": 2,', '"step": "2",'), "not of a step"),
+        (lambda text: text.replace("{", "[").replace("}", "]").replace(":", ","), "not of a step"),
+        (lambda text: "".join(text.splitlines(keepends=True)[:-1]), "one line for each checkpoint"),
+        (lambda text: "".join(text.splitlines(keepends=True)[::-1]), "one line for each checkpoint"),
+        (lambda text: text + text.splitlines(keepends=True)[-1], "one line for each checkpoint"),
+    ],
+)
+def test_metrics_that_were_edited_are_refused_by_name(run: Run, edited: Callable[[str], str], says: str) -> None:
+    text = run.metrics_path.read_text()
+    run.metrics_path.write_text(edited(text))
+    assert run.metrics_path.read_text() != text
+    for use in (run.metrics, lambda: train(run.config, root=run.folder.parent)):
+        with pytest.raises(UserError, match=says) as error:
+            use()
+        assert_names(error, run.metrics_path, run.folder)
+
+
+def test_an_edited_config_is_refused_by_name(run: Run) -> None:
+    path = run.folder / "config.yaml"
+    path.write_text(path.read_text().replace("steps: 6", "steps: 60"))
+    edited = TrainConfig.from_yaml(path).digest()
+    says = rf"^{path}: is the config of run {edited}, and the folder is named {run.folder.name}; undo what was edited"
+    for use in (
+        lambda: Run.at(run.folder),
+        lambda: Run.open(run.folder.name, run.folder.parent),
+        lambda: list(stored_runs(run.folder.parent)),
+        lambda: train(run.config, root=run.folder.parent),
+    ):
+        with pytest.raises(UserError, match=says):
+            use()
+
+
+def test_a_run_is_opened_by_its_folder_by_whatever_path(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run.folder)
+    assert Run.at(".").config == run.config
+    (run.folder.parent / "link").symlink_to(run.folder)
+    assert Run.at(run.folder.parent / "link").config == run.config
+
+
+def with_state(run: Run, step: str, changed: dict[str, torch.Tensor | None]) -> None:
+    """Put a state into place that says what it holds, as no damage would: what it says is wrong."""
+    state = {name: tensor for name, tensor in (load_file(run.state_path) | changed).items() if tensor is not None}
+    save_tensors(run.state_path, state, {"step": step})
+
+
+FIRST = "optimizer.0.exp_avg"
+COUNTS = {f"optimizer.{i}.step": torch.tensor(2.0) for i in range(8)}
+"""Of all parameters, as at step 2."""
+
+
+@pytest.mark.parametrize(
+    ("step", "changed", "says"),
+    [
+        ("2", {}, "at step 2, and its moments at 6"),
+        ("0", {}, "moments of 8 parameters, not of 0"),
+        ("2", COUNTS | {FIRST: None}, "moments of parameter 0 are not of its shape"),
+        ("2", COUNTS | {FIRST: torch.zeros(3)}, "moments of parameter 0 are not of its shape"),
+        ("2", COUNTS | {FIRST: torch.zeros(1)}, "moments of parameter 0 are not of its shape"),
+        ("2", COUNTS | {"optimizer.3.step": torch.tensor(1.0)}, "at step 2, and its moments at 1"),
+        (
+            "2",
+            COUNTS | {f"optimizer.3.{name}": None for name in ("step", "exp_avg", "exp_avg_sq")},
+            "of 7 parameters, not of 8",
+        ),
+        ("2", COUNTS | {"optimizer.9.exp_avg": torch.zeros(1)}, "of 9 parameters, not of 8"),
+        ("2", COUNTS | {"model.embed.W_E": torch.full((15, 8), float("nan"))}, "embed.W_E holds NaN or infinity"),
+        ("2", COUNTS | {"optimizer.1.exp_avg_sq": torch.full((2, 8, 4), float("inf"))}, "exp_avg_sq holds NaN"),
+        ("2", COUNTS | {"generator": torch.zeros(3, dtype=torch.uint8)}, "does not fit"),
+        ("7", {}, "at step 7 of 6"),
+        ("-1", {}, "at step -1 of 6"),
+        ("many", {}, "invalid literal"),
+    ],
+)
+def test_a_state_that_contradicts_itself_is_never_resumed(
+    run: Run, step: str, changed: dict[str, torch.Tensor | None], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_state(run, step, changed)
+    monkeypatch.setattr(mdm_interp.training.trainees, "drawn_loss", None)  # no step is taken
+    with pytest.raises(UserError, match=says) as error:
+        train(run.config, root=run.folder.parent, progress=False)
+    assert_names(error, run.state_path, run.folder)
+
+
+def test_a_state_of_another_run_or_with_a_flipped_bit_is_never_resumed(run: Run, tmp_path: Path) -> None:
+    set_back(run)
+    flip(run.state_path, 0.5)
+    with pytest.raises(UserError, match="is not as it was saved") as error:
+        train(run.config, root=run.folder.parent, progress=False)
+    assert_names(error, run.state_path, run.folder)
+    other = train(tiny(seed=1), root=tmp_path, progress=False)
+    set_back(other)
+    state = load_file(other.state_path)
+    save_tensors(run.state_path, state, {"step": "2", "run": other.folder.name})
+    with pytest.raises(UserError, match=f"it is of run {other.folder.name}") as error:
+        train(run.config, root=run.folder.parent, progress=False)
+    assert_names(error, run.state_path, run.folder)
+
+
+@pytest.mark.parametrize("damage", [flip, remove])
+def test_a_run_does_not_go_on_from_damaged_checkpoints(run: Run, damage: Callable[[Path], None]) -> None:
+    set_back(run)
+    damage(run.checkpoint_path(1))
+    with pytest.raises(UserError) as error:
+        train(run.config, root=run.folder.parent, progress=False)
+    assert_names(error, run.checkpoint_path(1), run.folder)
 
 
 # ---- writing
@@ -259,10 +472,9 @@ def test_save_tensors_keeps_any_tensor(tmp_path: Path) -> None:
     table = torch.arange(6.0).view(2, 3)
     tensors = {"transposed": table.T, "weight": torch.nn.Parameter(table), "part": table[:, 1], "none": torch.zeros(0)}
     save_tensors(tmp_path / "new" / "t.safetensors", tensors, {"step": "3"})
-    stored = load_tensors(tmp_path / "new" / "t.safetensors")
+    stored, metadata = load_tensors(tmp_path / "new" / "t.safetensors")
     assert stored.keys() == tensors.keys() and all(torch.equal(stored[name], tensors[name]) for name in tensors)
-    with safe_open(tmp_path / "new" / "t.safetensors", "pt") as opened:
-        assert opened.metadata() == {"step": "3"}
+    assert metadata.keys() == {"step", "digests"} and metadata["step"] == "3"
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,7 +489,40 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
     with pytest.raises(OSError, match="no space left"):
         save_tensors(path, {"x": torch.zeros(2)})
     assert [entry.name for entry in tmp_path.iterdir()] == ["t.safetensors"]
-    assert torch.equal(load_tensors(path)["x"], torch.ones(2))
+    assert torch.equal(load_tensors(path)[0]["x"], torch.ones(2))
+
+
+def test_the_same_tensors_and_metadata_are_the_same_bytes(tmp_path: Path) -> None:
+    """Safetensors writes metadata in any order, and its header has to keep its length in bytes."""
+    tensors = {'ü "\\': torch.ones(3), "b": torch.zeros(2, 2, dtype=torch.bfloat16)}
+    said = {"step": "3", "run": "ü\x01\n", "format": "pt", "more": "…"}
+    for i in range(20):
+        save_tensors(tmp_path / f"{i}.safetensors", tensors, said)
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+    stored, metadata = load_tensors(tmp_path / "0.safetensors")
+    assert metadata.items() >= said.items()
+    assert stored.keys() == tensors.keys() and all(torch.equal(stored[name], tensors[name]) for name in tensors)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.uint8])
+def test_any_bit_of_a_tensor_its_shape_and_its_dtype_are_in_its_digest(dtype: torch.dtype) -> None:
+    tensor = torch.arange(6).to(dtype).view(2, 3)
+    digests = {tensor_digest(tensor), tensor_digest(tensor.view(3, 2)), tensor_digest(tensor.view(torch.uint8))}
+    size = tensor.element_size()
+    for bit in range(tensor.numel() * size * 8):
+        flipped = tensor.clone()
+        flipped.view(-1).view(torch.uint8)[bit // 8] ^= 1 << bit % 8
+        digests.add(tensor_digest(flipped))
+    assert len(digests) == tensor.numel() * size * 8 + (2 if dtype == torch.uint8 else 3)
+    assert tensor_digest(tensor.T.contiguous().T) == tensor_digest(tensor)
+
+
+def test_what_is_not_finite_is_named() -> None:
+    whole = {"ids": torch.arange(3), "none": torch.zeros(0), "one": torch.tensor(1.0), "w": torch.ones(2, 2)}
+    assert not_finite(whole) is None
+    for value in (float("nan"), float("inf"), -float("inf")):
+        for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+            assert not_finite(whole | {"bad": torch.tensor([0, value, 1], dtype=dtype)}) == "bad"
 
 
 def test_recorded_rows_replace_those_of_their_steps_and_leave_the_others(tmp_path: Path) -> None:

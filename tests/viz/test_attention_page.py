@@ -82,6 +82,26 @@ def test_chosen_layers_heads_and_rows_are_a_part_of_the_whole(
     assert patterns(page) == pytest.approx(chosen, abs=1e-5)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_model_whose_attention_is_no_number_has_no_page(value: float) -> None:
+    model = random_model(mask_token_id=MASK)
+    with torch.no_grad():
+        model.embed.W_E[TOKENS[0], 0] = value
+    with pytest.raises(
+        UserError, match=r"^model: its attention holds NaN or infinity, of which there is no page; check"
+    ):
+        viz.attention(model, TOKENS)
+
+
+def test_a_number_that_is_not_finite_is_null_in_a_pages_json() -> None:
+    data = {"a": [1.5, float("nan"), {"b": (float("inf"), "NaN", None)}], "c": -float("inf"), "</script>": 1}
+    page = Page("attention", "", "", (), data).html(shared=True)
+    (found,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page)
+    assert json.loads(found, parse_constant=lambda name: pytest.fail(name)) == {
+        "a": [1.5, None, {"b": [None, "NaN", None]}], "c": None, "</script>": 1
+    }  # fmt: skip
+
+
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=50))
 def test_packing_is_exact_to_16_bits(shares: list[float]) -> None:
     assert unpacked(packed(torch.tensor(shares, dtype=torch.float64)), len(shares)) == pytest.approx(shares, abs=8e-6)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import html
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -40,6 +41,25 @@ LIBRARIES: Mapping[str, tuple[str, Callable[[], str]]] = {
 TEMPLATES = Environment(
     loader=PackageLoader("mdm_interp.viz", "assets"), autoescape=True, trim_blocks=True, lstrip_blocks=True
 )
+
+
+def _as_json(value: Any, **options: Any) -> str:
+    """Write JSON, in which a number that is not finite is null: browsers read no NaN."""
+    try:
+        return json.dumps(value, allow_nan=False, **options)
+    except ValueError:
+        return json.dumps(_without_nan(value), **options)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+TEMPLATES.policies["json.dumps_function"] = _as_json
 
 
 def asset(name: str) -> Markup:
@@ -112,7 +132,13 @@ def _inline(script: str) -> Markup:
 
 
 def packed(shares: Float[Tensor, "*shape"]) -> str:
-    """Pack numbers from 0 to 1 into 16 bits each, in base64; exact to 8e-6. `page.js` unpacks them."""
+    """Pack numbers from 0 to 1 into 16 bits each, in base64; exact to 8e-6. `page.js` unpacks them.
+
+    Raises:
+        UserError: they are none, as those of a model whose weights are not.
+    """
+    if not shares.isfinite().all():
+        raise UserError("model: its attention holds NaN or infinity, of which there is no page; check its weights")
     rounded = (shares.double() * 0xFFFF).round().cpu().numpy().astype("<u2")
     return base64.b64encode(rounded.tobytes()).decode("ascii")
 
