@@ -1,5 +1,5 @@
-"""The command line, `mdm-interp`. A user's mistake ends in one line on stderr and exit code 2, training that diverges
-and a store of which something cannot be read in exit code 1.
+"""The command line, `mdm-interp`. A user's mistake ends in one line on stderr and exit code 2; training that diverges,
+a store of which something cannot be read and a full disk in 1; Ctrl-C in 130; a closed pipe without a word.
 
 A command imports what it needs when it runs: `--help` waits for nothing.
 """
@@ -7,10 +7,13 @@ A command imports what it needs when it runs: `--help` waits for nothing.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import glob
 import inspect
+import io
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -19,8 +22,8 @@ from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_type_hints
 
 import typer
 
-from mdm_interp.errors import UserError
-from mdm_interp.files import DEFAULT_ROOT
+from mdm_interp.errors import UserError, nearest
+from mdm_interp.files import DEFAULT_ROOT, check_file, check_folder
 
 T = TypeVar("T")
 PLAIN: Any = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
@@ -132,7 +135,7 @@ def _chosen(analyses: list[Any], only: list[str] | None) -> list[Any]:
     """Return those named by `--only`."""
     names = {analysis.name for analysis in analyses}
     if unknown := sorted(set(only or ()) - names):
-        raise UserError(f"--only: no analysis {unknown[0]!r}; there are {', '.join(sorted(names))}")
+        raise UserError(f"--only: no analysis {unknown[0]!r}; there are {nearest(unknown[0], names)}")
     return [analysis for analysis in analyses if not only or analysis.name in only]
 
 
@@ -288,7 +291,7 @@ def probe(
     loading: dict[str, Any],
     checkpoint: Annotated[str, typer.Argument(help="Folder or Hugging Face hub id.")],
     facts: Annotated[Path, typer.Option(help="CSV of facts; its templates may lie beside it as NAME.templates.yaml.")],
-    out: Annotated[Path, typer.Option(help="Where results and figures go.")],
+    out: Annotated[Path, typer.Option(help="Where results and figures go.", callback=check_folder)],
     twin: Annotated[str | None, typer.Option(help="A second checkpoint to put beside it, for instance an ARM.")] = None,
     templates: Annotated[Path | None, typer.Option(help="YAML file of the sentences that state the facts.")] = None,
     chat: Annotated[bool, typer.Option("--chat", help="State facts in the checkpoint's chat template.")] = False,
@@ -344,7 +347,9 @@ def influence(
     checkpoint: Annotated[str, typer.Argument(help="Folder or Hugging Face hub id.")],
     train: Annotated[Path, typer.Option(help="Text file of training sentences, one on each line.")],
     facts: Annotated[Path, typer.Option(help="CSV of facts; its templates may lie beside it as NAME.templates.yaml.")],
-    out: Annotated[Path, typer.Option(help="Where influence.json, influence.csv and influence.html go.")],
+    out: Annotated[
+        Path, typer.Option(help="Where influence.json, influence.csv and influence.html go.", callback=check_folder)
+    ],
     kind: Annotated[str, typer.Option(help="Of reverse queries: positional or relational.")] = "positional",
     top: Annotated[int, typer.Option(min=1, help="How many sentences of either sign to report of a query.")] = 5,
     draws: Annotated[int, typer.Option(min=1, help="How many masked copies of each sentence to take.")] = 16,
@@ -370,14 +375,16 @@ def influence(
 def reversal_benchmark(
     loading: dict[str, Any],
     data: Annotated[Path, typer.Option(help="Folder of the published files, all_prompts_train.jsonl and four tests.")],
-    out: Annotated[Path, typer.Option(help="Where results, the figure and trained checkpoints go.")],
+    out: Annotated[
+        Path, typer.Option(help="Where results, the figure and trained checkpoints go.", callback=check_folder)
+    ],
     checkpoint: Annotated[str | None, typer.Argument(help="Folder or hub id; none with --train.")] = None,
     twin: Annotated[str | None, typer.Option(help="A second checkpoint to put beside it, for instance an ARM.")] = None,
     train: Annotated[
         bool, typer.Option("--train", help="Train a small MDM and its causal twin on the sentences, and score both.")
     ] = False,
     steps: Annotated[int | None, typer.Option(min=1, help="Of training. Default: 20000.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of training.")] = 0,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of training. Default: 0.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many people of each test.")] = None,
     others: Annotated[
         int, typer.Option(min=1, help="With how many other people's completions each likelihood is compared.")
@@ -396,11 +403,17 @@ def reversal_benchmark(
 
     if (checkpoint is None) != train or (train and twin):
         raise UserError("CHECKPOINT: give a checkpoint to score, or --train for a pair that is trained here, not both")
+    dtype = loading.pop("dtype")
+    if train:
+        _only_for_checkpoints(loading, "with --train the pair is made here")
+    for option, value in {"steps": steps, "seed": seed, "workers": workers}.items():
+        if value is not None and not train:
+            raise UserError(f"--{option}: {value} is for --train; add it, or leave this out")
     benchmark = Benchmark.load(data)
     where: dict[str, Any] = {"device_map": device_map} if device_map else {"device": check_device(device)}
-    where["dtype"] = loading.pop("dtype")
+    where["dtype"] = dtype
     if checkpoint is None:
-        changed = {"seed": seed} | ({"steps": steps} if steps else {})
+        changed = {"seed": seed or 0} | ({"steps": steps} if steps else {})
         pair = train_pair(benchmark, out, config=changed, device=check_device(device), workers=workers or 2)
         models = {name: load_checkpoint(folder, **where) for name, folder in pair.items()}
     else:
@@ -425,7 +438,7 @@ Looked = Annotated[
     ),
 ]
 Prompt = Annotated[str, typer.Argument(help="[M] is a mask token; a run's tokens have spaces between: 'A3 r0 [M]'.")]
-PageFile = Annotated[Path, typer.Option("--out", help="The page, one HTML file.")]
+PageFile = Annotated[Path, typer.Option("--out", help="The page, one HTML file.", callback=check_file)]
 SourceWords = Annotated[str | None, typer.Option("--source", help="Words of the text to mark as the source.")]
 Layers = Annotated[str | None, typer.Option("--layers", help="Which layers, as in 0,1,5. Default: all.")]
 Heads = Annotated[str | None, typer.Option("--heads", help="Which heads. Default: all.")]
@@ -436,7 +449,8 @@ FactsFile = Annotated[
     ),
 ]
 KindOfReverse = Annotated[
-    str, typer.Option("--kind", help="Of a checkpoint's reverse queries: positional or relational.")
+    str | None,
+    typer.Option("--kind", help="Of a checkpoint's reverse queries: positional (the default) or relational."),
 ]
 LookedAt = 8
 """How many pairs of a checkpoint's facts a page shows unless told otherwise."""
@@ -460,10 +474,8 @@ def attention(
     from mdm_interp import viz
 
     chosen: dict[str, Any] = {"layers": _numbers("--layers", layers), "heads": _numbers("--heads", heads)}
-    page = viz.attention(
-        _opened(subject, runs, device, **loading), text, **chosen, rows=_numbers("--rows", rows), source=source
-    )
-    print(page.save(out))
+    (opened,) = _opened([subject], runs, device, loading)
+    print(viz.attention(opened, text, **chosen, rows=_numbers("--rows", rows), source=source).save(out))
 
 
 @app.command()
@@ -487,7 +499,7 @@ def denoise(
     from mdm_interp import viz
 
     chosen: dict[str, Any] = {"layers": _numbers("--layers", layers), "heads": _numbers("--heads", heads)}
-    opened = _opened(subject, runs, device, **loading)
+    (opened,) = _opened([subject], runs, device, loading)
     print(viz.trajectory(opened, text, order=order, steps=steps, **chosen, source=source).save(out))
 
 
@@ -499,7 +511,7 @@ def routes(
     out: PageFile,
     pair: Annotated[int, typer.Option(min=0, help="Which of the run's or the facts' query pairs, from 0.")] = 0,
     facts: FactsFile = None,
-    kind: KindOfReverse = "positional",
+    kind: KindOfReverse = None,
     layers: Layers = None,
     heads: Heads = None,
     device: Device = "auto",
@@ -509,7 +521,7 @@ def routes(
     and of a run all along its training."""
     from mdm_interp import viz
 
-    opened = _opened(subject, runs, device, **loading)
+    (opened,) = _opened([subject], runs, device, loading)
     pairs = _pairs(opened, facts, kind)
     if pair >= len(pairs):
         raise UserError(f"--pair: {pair} is not there; give 0 to {len(pairs) - 1}")
@@ -527,7 +539,7 @@ def explore(
         str | None, typer.Option("--with", help="A second run or checkpoint, asked the same, to lay beside the first.")
     ] = None,
     facts: FactsFile = None,
-    kind: KindOfReverse = "positional",
+    kind: KindOfReverse = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Only the first so many query pairs. Default: 24 of a run, 8 of facts.")
     ] = None,
@@ -542,7 +554,8 @@ def explore(
     from mdm_interp.viz.pages.explorer import MAX_PAIRS
     from mdm_interp.viz.pages.subject import Subject
 
-    opened = {name: _opened(name, runs, device, **loading) for name in filter(None, (subject, compare))}
+    names = [subject] if compare is None else list(dict.fromkeys((subject, compare)))
+    opened = dict(zip(names, _opened(names, runs, device, loading), strict=True))
     pairs = _pairs(opened[subject], facts, kind)[: limit or (MAX_PAIRS if facts is None else LookedAt)]
     named = {Subject.of(one).name if isinstance(one, Run) else Path(name).name: one for name, one in opened.items()}
     with progress_bars() as bars:
@@ -551,18 +564,18 @@ def explore(
     print(page.save(out))
 
 
-def _pairs(opened: Any, facts: Path | None, kind: str) -> list[Any]:
+def _pairs(opened: Any, facts: Path | None, kind: str | None) -> list[Any]:
     """Return the query pairs of a run, each in one context, or of facts that a checkpoint is asked."""
     from mdm_interp.data.prompts import load_facts
     from mdm_interp.experiments.subjects import KINDS, Probe
     from mdm_interp.training.runs import Run
 
     if isinstance(opened, Run):
-        if facts is not None:
-            raise UserError(f"--facts: {facts} is for checkpoints; a run is asked about its own world, leave it out")
+        _only_for_checkpoints({"facts": facts, "kind": kind}, "a run is asked about its own world")
         return opened.query_pairs(n_contexts=1)
     if facts is None:
         raise UserError("--facts: a checkpoint does not say what to ask it; give a CSV of facts")
+    kind = kind or KINDS[0]
     if kind not in KINDS:
         raise UserError(f"--kind: {kind!r} is none of {', '.join(KINDS)}; choose one")
     return Probe.of("checkpoint", opened, load_facts(facts)).pairs(kind)
@@ -576,25 +589,56 @@ def _numbers(option: str, text: str | None) -> list[int] | None:
         raise UserError(f"{option}: {text!r} is no list of numbers; write it as 0,1,5") from None
 
 
-def _opened(subject: str, runs: Path, device: str, **loading: Any) -> Any:
-    """Open a run, train what a file describes, or load a checkpoint's model as `load_checkpoint` does."""
+def _opened(subjects: list[str], runs: Path, device: str, loading: dict[str, Any]) -> list[Any]:
+    """Open runs, train what a file describes, or load checkpoints' models as `load_checkpoint` does.
+
+    Raises:
+        UserError: one cannot be opened, or an option is given that none of them has a use for.
+    """
     from mdm_interp.checkpoints import load_checkpoint
     from mdm_interp.config import TrainConfig
+    from mdm_interp.devices import check_device
     from mdm_interp.training.loop import train
     from mdm_interp.training.runs import Run
 
-    if Path(subject).suffix in (".yaml", ".yml"):
-        return train(TrainConfig.from_yaml(subject), root=runs)
-    if (Path(subject) / "checkpoints").is_dir():
+    def described(subject: str) -> Run:
+        return train(TrainConfig.from_yaml(subject), root=runs, device=check_device(device))
+
+    def in_folder(subject: str) -> Run:
         return Run.at(subject)
-    if not Path(subject).exists() and any(runs.glob(f"{glob.escape(subject)}*/config.yaml")):
+
+    def stored(subject: str) -> Run:
         return Run.open(subject, runs)
-    return load_checkpoint(subject, device=device, **loading)
+
+    def checkpoint(subject: str) -> Any:
+        return load_checkpoint(subject, device=device, **loading)
+
+    def way(subject: str) -> Callable[[str], Any]:
+        if Path(subject).suffix in (".yaml", ".yml"):
+            return described
+        if (Path(subject) / "checkpoints").is_dir():
+            return in_folder
+        is_stored = not Path(subject).exists() and any(runs.glob(f"{glob.escape(subject)}*/config.yaml"))
+        return stored if is_stored else checkpoint
+
+    ways = [way(subject) for subject in subjects]
+    if checkpoint not in ways:
+        _only_for_checkpoints(loading, "a run's model is as its config says")
+        if described not in ways and device not in ("auto", "cpu"):
+            _only_for_checkpoints({"device": device}, "pages of a run are made on the CPU")
+    return [open_it(subject) for open_it, subject in zip(ways, subjects, strict=True)]
+
+
+def _only_for_checkpoints(options: dict[str, Any], why: str) -> None:
+    """Refuse options that were given: they would be passed over."""
+    for name, value in options.items():
+        if value is not None:
+            raise UserError(f"--{name.replace('_', '-')}: {value} is for checkpoints; {why}, leave it out")
 
 
 @app.command("demo-checkpoint")
 def demo_checkpoint(
-    out: Annotated[Path, typer.Option(help="The checkpoint's folder.")],
+    out: Annotated[Path, typer.Option(help="The checkpoint's folder.", callback=check_folder)],
     format: Annotated[str, typer.Option(help="llada, dream, or qwen2 (their causal twin).")] = "llada",
     world: Annotated[
         str, typer.Option(help="memorised: few facts, often; varied: many, most of them stated both ways.")
@@ -622,9 +666,10 @@ def train(
 ) -> None:
     """Train the run that CONFIG describes, resume it, or find it finished. Prints its folder."""
     from mdm_interp.config import TrainConfig
+    from mdm_interp.devices import check_device
     from mdm_interp.training.loop import train as train_run
 
-    print(train_run(TrainConfig.from_yaml(config), root=runs, device=device).folder)
+    print(train_run(TrainConfig.from_yaml(config), root=runs, device=check_device(device)).folder)
 
 
 @runs_app.command("list")
@@ -730,18 +775,49 @@ def prune_runs(runs: Root = DEFAULT_ROOT) -> None:
 
 
 def _run(command: typer.Typer) -> None:
-    """Run a command line, and end it on a mistake as this module promises."""
+    """Run a command line, and end it as this module promises."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # what a locale lacks is no reason to fail
     try:
         code = command(standalone_mode=False)
+        print(end="", flush=True)
     except UserError as error:
         _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
+    except (BrokenPipeError, SystemExit):  # the latter is what Typer and rich make of it
+        _drop_output()
+        sys.exit(CLOSED_PIPE)
+    except OSError as error:
+        _fail(*_fault(error))
     except Exception as error:
         _fail(_mistake(error), 2)
     if code == 130:  # Typer's own answer to Ctrl-C
         _fail("interrupted; the same command goes on from here", 130)
     sys.exit(code)
+
+
+CLOSED_PIPE = 141
+"""The exit code of a tool that nobody reads any more, as a shell gives it: 128 and the number of SIGPIPE."""
+
+
+def _drop_output() -> None:
+    """Send what is left to be printed nowhere: Python would try again at its end, and complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _fault(error: OSError) -> tuple[str, int]:
+    """Say on one line what a file system refused, and the exit code; raise any other error again."""
+    full, name = error.errno in (errno.ENOSPC, errno.EDQUOT), error.filename
+    if full and name is None:
+        _drop_output()
+        name = "output"
+    if name is None:
+        raise error
+    if full:
+        return f"{name}: {error.strerror}; make room, and repeat the command, which goes on from here", 1
+    return f"{name}: {error.strerror}; give a path that can be read and written", 2
 
 
 def _mistake(error: Exception) -> str:
@@ -759,12 +835,21 @@ def _mistake(error: Exception) -> str:
 
 
 def _fail(message: str, code: int) -> NoReturn:
+    """Print a message on one line, and end."""
     print(_line(message), file=sys.stderr)
     sys.exit(code)
 
 
 def _line(message: str) -> str:
-    return f"mdm-interp: {' '.join(message.split())}"
+    """Return a message as one line, without the middle of what would fill the screen."""
+    line = " ".join(message.split())
+    if len(line) > LONGEST:
+        line = f"{line[: LONGEST // 2]} … {line[-LONGEST // 3 :]}"
+    return f"mdm-interp: {line}"
+
+
+LONGEST = 480
+"""The longest message: longer ones quote a file or an argument."""
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from difflib import SequenceMatcher
 
 
 class UserError(ValueError):
@@ -27,3 +28,9 @@ def few(items: Collection[object], separator: str = ", ") -> str:
     named = [str(item) for item in list(items)[:MOST]]
     more = len(items) - len(named)
     return separator.join(named) + (f"{separator}and {more} more" if more else "")
+
+
+def nearest(name: str, known: Collection[str]) -> str:
+    """Name those of the known names that are most like `name`, and say how many more there are."""
+    nearest_first: list[str] = sorted(known, key=lambda one: SequenceMatcher(None, name, one).ratio(), reverse=True)
+    return few(nearest_first)

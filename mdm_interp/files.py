@@ -7,7 +7,9 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,25 +25,89 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` that takes its place on success and is removed on failure.
 
     The content reaches the disk before the name does, so a reader sees the old file or the new one, never part of one.
+    A link stays a link: the file that it leads to is replaced. What is no file, such as a pipe or `/dev/null`, is
+    yielded itself and written to.
+
+    Raises:
+        OSError: the file cannot be written. The error names `path`, whatever was being written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
+    with _naming(path):
+        if path.exists() and not path.is_file() and not path.is_dir():
+            yield path
+            return
+        target = Path(os.path.realpath(path))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:SHOWN]}.", suffix=".tmp")
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            with open(temporary, "rb") as written:
+                os.fsync(written.fileno())
+            temporary.chmod(0o644)
+            os.replace(temporary, target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+SHOWN = 50
+"""How much of a file's name its temporary file has: the whole might be too long with what is added."""
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Raise what a file system refuses as an error about `path`. Rust libraries say it in their text alone."""
     try:
-        yield temporary
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        yield
+    except Exception as error:
+        hidden = re.search(r"\(os error (\d+)\)", str(error))
+        number = getattr(error, "errno", None) or (int(hidden[1]) if hidden else None)
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def check_file(path: Path) -> Path:
+    """Return `path` if a file can be put there, before anything is done for it. Nothing is left there.
+
+    Raises:
+        OSError: it is a folder, is below a file, or cannot be written.
+    """
+    with _naming(path), contextlib.suppress(FileNotFoundError):
+        mode = os.stat(path).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not stat.S_ISREG(mode):
+            if not os.access(path, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return path
+    with _naming(path):
+        check_folder(Path(os.path.realpath(path)).parent)
+    return path
+
+
+def check_folder(path: Path) -> Path:
+    """Return `path` if files can be put into that folder, which need not be there yet. Nothing is left there.
+
+    Raises:
+        OSError: it is a file, is below one, or cannot be written to.
+    """
+    with _naming(path):
+        with contextlib.suppress(FileNotFoundError):
+            os.stat(path)
+        there = next(folder for folder in (path.absolute(), *path.absolute().parents) if os.path.lexists(folder))
+        with tempfile.TemporaryFile(dir=there):
+            return path
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write `text` to `path`, atomically."""
+    """Write `text` to `path`, atomically.
+
+    Raises:
+        OSError: as :func:`replacing`.
+    """
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

@@ -3,6 +3,7 @@ that show it."""
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import itertools
 import multiprocessing
@@ -253,6 +254,7 @@ def _processes(n: int) -> Iterator[Place]:
 
 _reports: Any = None
 """Where a worker's reports go."""
+_at_work = False
 _number = 0
 
 
@@ -267,12 +269,27 @@ def _start_worker(watched: Connection, reports: Any, started: Any) -> None:
     with started.get_lock():
         _number, started.value = started.value, started.value + 1
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all processes: the parent answers it
+    signal.signal(signal.SIGTERM, _interrupt)
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, args=(watched,), daemon=True).start()
 
 
 def _work(function: Callable[..., Any], task: tuple[Any, ...]) -> Any:
-    return function(*task, _reports.put)
+    global _at_work
+    _at_work = True
+    try:
+        return function(*task, _reports.put)
+    except KeyboardInterrupt:
+        os._exit(1)
+    finally:
+        _at_work = False
+
+
+def _interrupt(*_: Any) -> None:
+    """Leave the task under way as Ctrl-C would, so that it removes what it has half written."""
+    if not _at_work:
+        os._exit(1)
+    raise KeyboardInterrupt
 
 
 def _end_with_parent(watched: Connection) -> None:
@@ -281,5 +298,11 @@ def _end_with_parent(watched: Connection) -> None:
     itself."""
     try:
         watched.poll(None)
+        _thread.interrupt_main(signal.SIGTERM)
+        time.sleep(LEAVING_SECONDS if _at_work else 0)
     finally:
         os._exit(1)
+
+
+LEAVING_SECONDS = 2.0
+"""How long a task may take to leave. One in the middle of a long computation has nothing half written."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import check_helpers
 import jaxtyping
 import pytest
+import reliability_helpers
 import torch
 from hypothesis import settings
 
@@ -38,12 +39,22 @@ SLOW |= {f"test_figure_large_model_{name}" for name in ("coupling", "prediction"
 """Modules whose tests are slow."""
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-reliability", action="store_true", help="write docs/reliability.md from what passes")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--write-reliability") and not hasattr(config, "workerinput"):  # one process writes
+        config.pluginmanager.register(reliability_helpers.Writer())
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what opens a browser, and as slow what trains models, measures analyses or starts processes: `make
     test-fast` leaves both out."""
     marks = {"chromium": pytest.mark.browser, "tiny_result": pytest.mark.slow, "figures": pytest.mark.slow}
     for item in items:
+        reliability_helpers.mark(item)
         for fixture in marks.keys() & set(getattr(item, "fixturenames", ())):
             item.add_marker(marks[fixture])
         if item.path.parent.name == "training" or item.path.stem in SLOW:

@@ -54,11 +54,15 @@ def test_a_core_has_one_worker_and_a_gpu_a_few(monkeypatch: pytest.MonkeyPatch) 
 
 SLEEPERS = """
     import os, signal, sys, time
+    from mdm_interp.files import replacing
     from mdm_interp.parallel import side_by_side
 
     def sleep(seconds, report):
-        report(os.getpid())
-        time.sleep(seconds)
+        with replacing(f"{os.getpid()}.txt") as half_written:
+            half_written.write_text("half")
+            report(os.getpid())
+            for _ in range(10 * seconds):
+                time.sleep(0.1)
 
     if __name__ == "__main__":
         signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may ignore Ctrl-C
@@ -73,6 +77,9 @@ def group(leader: int) -> list[int]:
     return [int(process) for process, of, state in rows if int(of) == leader and not state.startswith("Z")]
 
 
+@pytest.mark.promise(
+    "a command with workers that is interrupted or killed", "no process outlives it, no half file is left"
+)
 @pytest.mark.skipif(not shutil.which("ps"), reason="needs ps")
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL], ids=["interrupted", "killed"])
 def test_no_process_outlives_the_parent(tmp_path: Path, ending: signal.Signals) -> None:
@@ -96,6 +103,7 @@ def test_no_process_outlives_the_parent(tmp_path: Path, ending: signal.Signals) 
     while group(parent.pid) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert group(parent.pid) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["sleepers.py"]
 
 
 # ---- on a Dask cluster

@@ -13,6 +13,7 @@ import html
 import json
 import math
 import re
+import shutil
 import tempfile
 import threading
 from collections import Counter
@@ -31,7 +32,7 @@ from mdm_interp.experiments.findings import by_setting, sentences, settings_of
 from mdm_interp.experiments.results import CheckpointOrigin, Result, TrainedOrigin
 from mdm_interp.experiments.scope import SCOPE, counted, scope_label, setting_labels
 from mdm_interp.experiments.subjects import demo_name
-from mdm_interp.files import remove_leftovers, write_text
+from mdm_interp.files import replacing, write_text
 from mdm_interp.provenance import difference
 from mdm_interp.viz.pages.page import TEMPLATES, asset, write_libraries
 from mdm_interp.viz.theme import DARK, HEIGHT, NAME, WIDTH
@@ -47,8 +48,10 @@ def write_figures(drawn: Sequence[tuple[Result, go.Figure]], out: Path) -> str |
 
     Returns:
         Why there are no PNGs, on one line; None when there are.
+
+    Raises:
+        OSError: a file cannot be written.
     """
-    remove_leftovers(out)
     write_libraries(out, "plotly")
     for result, figure in drawn:
         entry = _entry(result, figure)
@@ -56,7 +59,7 @@ def write_figures(drawn: Sequence[tuple[Result, go.Figure]], out: Path) -> str |
     figures = [figure for _, figure in drawn]
     layouts: list[Any] = [figure.layout for figure in figures]
     sizes = {"width": [layout.width for layout in layouts], "height": [layout.height for layout in layouts]}
-    with tempfile.TemporaryDirectory(dir=out, prefix=".png.", suffix=".tmp") as folder:
+    with tempfile.TemporaryDirectory() as folder:  # not in `out`, where it would stay if this process is killed
         images: list[str | Path] = [Path(folder) / f"{result.name}.png" for result, _ in drawn]
         try:
             _draw_images(figures, images, **sizes)
@@ -66,7 +69,8 @@ def write_figures(drawn: Sequence[tuple[Result, go.Figure]], out: Path) -> str |
             reason = str(error).strip().splitlines()
             return f"no PNGs: {reason[0] if reason else type(error).__name__}"
         for image in images:
-            Path(image).replace(out / Path(image).name)
+            with replacing(out / Path(image).name) as temporary:
+                shutil.copyfile(image, temporary)
     return None
 
 

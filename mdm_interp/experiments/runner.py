@@ -29,7 +29,7 @@ from mdm_interp.experiments.exhibits import PAGES, write_exhibits
 from mdm_interp.experiments.report import write_figures, write_index
 from mdm_interp.experiments.results import Result
 from mdm_interp.experiments.subjects import Demo, Lab, demo_bars
-from mdm_interp.files import write_text
+from mdm_interp.files import check_folder, write_text
 from mdm_interp.parallel import find_place, progress_bars, side_by_side
 from mdm_interp.training.text import TextStep
 
@@ -46,7 +46,13 @@ class Reported:
 
 def reproduce(analyses: Sequence[Analysis], lab: Lab, out: Path) -> Reported:
     """Train and measure for `analyses` what the lab and `out` lack, draw their figures, and write the report on all
-    results in `out`. What is there already is neither trained, nor measured, nor drawn again."""
+    results in `out`. What is there already is neither trained, nor measured, nor drawn again.
+
+    Raises:
+        UserError: what is there is damaged, or the device cannot be used.
+        OSError: `out` cannot be written to, which is found before anything is trained.
+    """
+    check_folder(out)
     wanted = [config for analysis in analyses for config in analysis.configs(lab.seeds)]
     lab.runs([config for config in wanted if isinstance(config, TrainConfig)])
     torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other

@@ -33,12 +33,12 @@ import pandas as pd
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from mdm_interp.config import Config, DemoConfig, FactConfig, TrainConfig, one_line
-from mdm_interp.errors import UserError
+from mdm_interp.errors import UserError, nearest
 from mdm_interp.experiments.analysis import Analysis, discover
 from mdm_interp.experiments.results import plain, tidy
 from mdm_interp.experiments.scope import metrics_at, rows_of, stages
 from mdm_interp.experiments.subjects import Demo
-from mdm_interp.files import DEFAULT_ROOT, replacing
+from mdm_interp.files import DEFAULT_ROOT, check_folder, replacing
 from mdm_interp.parallel import Workers, find_place, progress_bars, side_by_side
 from mdm_interp.training.loop import Progressed, ensembles, train_ensemble
 from mdm_interp.training.runs import Run
@@ -216,13 +216,16 @@ def run_sweep(
 
     Raises:
         UserError: a measure is not installed, the device cannot be used, or no scheduler answers.
+        OSError: `out`, or the store in which something is missing, cannot be written to.
     """
-    root, out = Path(root).absolute(), Path(out).absolute()
+    root, out = Path(root).absolute(), check_folder(Path(out).absolute())
     measures = find_measures(sweep.measures, sweep.kind)
     runs = {config.digest(): _trained_of(config, root) for config in sweep.configs}
     outcomes = {name: found for name, run in runs.items() if (found := _stored(run, out, measures))}
     missing = [run for name, run in runs.items() if name not in outcomes]
     n, device = find_place(workers, device) if missing else (1, device)
+    if not all(map(_is_finished, missing)):
+        check_folder(root)
     together, alone = list[Run](), list[Trained]()
     for run in missing:
         if isinstance(run, Run) and not _is_finished(run):
@@ -285,7 +288,7 @@ def find_measures(names: Sequence[str], kind: str = "runs") -> list[Analysis]:
     """
     known = {one.name: one for one in discover() if one.kind == kind and not getattr(one, "needs_twin", False)}
     if unknown := [name for name in names if name not in known]:
-        raise UserError(f"measures: no analysis of {kind} {unknown[0]!r}; there are {', '.join(sorted(known))}")
+        raise UserError(f"measures: no analysis of {kind} {unknown[0]!r}; there are {nearest(unknown[0], known)}")
     return [known[name] for name in dict.fromkeys(names)]
 
 

@@ -768,6 +768,7 @@ class Bomb:
         return (open, (str(self.path), "w"))
 
 
+@pytest.mark.promise("a checkpoint that holds pickles alone", "refused by name, and never unpickled")
 def test_a_checkpoint_with_only_pickles_is_refused_and_never_unpickled(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint"
     write_checkpoint(folder, "llama")
@@ -778,6 +779,7 @@ def test_a_checkpoint_with_only_pickles_is_refused_and_never_unpickled(tmp_path:
     assert not (tmp_path / "exploded").exists()
 
 
+@pytest.mark.promise("a checkpoint with code of its own", "never run")
 def test_code_of_a_checkpoint_is_never_run(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint"
     made = write_checkpoint(folder, "dream", tokenizer=True)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import re
 import shutil
 import site
 import subprocess
 import sys
 import sysconfig
 import zipfile
+from functools import cache
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ["mdm_interp", "analyses", "pyproject.toml", "README.md", "LICENSE"]
@@ -66,6 +70,32 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (packages,) = (folder / "lib").glob("python*/site-packages")
     (packages / "theirs.pth").write_text("".join(f"{path}\n" for path in sorted(theirs)))
     return folder
+
+
+@cache
+def brought() -> set[str]:
+    """All that the package and its extras install here, by their names."""
+    seen, todo = dict[str, set[str]](), [("mdm-interp", {"dev", "cluster", "nnsight"})]
+    while todo:
+        name, extras = todo.pop()
+        if name in seen and extras <= seen[name]:
+            continue
+        seen[name] = seen.get(name, set()) | extras
+        for needed in map(Requirement, importlib.metadata.requires(name) or ()):
+            if needed.marker is None or any(needed.marker.evaluate({"extra": extra}) for extra in {"", *seen[name]}):
+                todo.append((canonicalize_name(needed.name), needed.extras))
+    return seen.keys() - {"mdm-interp"}
+
+
+def test_every_package_that_is_installed_is_pinned_and_no_other() -> None:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [Requirement(line) for line in lines if not line.startswith("#")]
+    here = [pin for pin in pins if pin.marker is None or pin.marker.evaluate()]
+    names = [canonicalize_name(pin.name) for pin in here]
+    assert len(names) == len(set(names)), "two pins of one package"
+    assert all(re.fullmatch(r"==[^*,]+", str(pin.specifier)) for pin in here)
+    assert set(names) == brought()
+    assert len(names) > 100
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:

@@ -346,7 +346,7 @@ def test_demo_checkpoints_are_trained_and_measured_along_axes(tmp_path: Path, mo
 def test_a_sweep_of_demos_measures_what_is_measured_of_demos(tmp_path: Path) -> None:
     fields: dict[str, Any] = {"kind": "demos", "base": {"steps": 1}}
     for measure in ("route_correlation", "twin"):
-        with pytest.raises(UserError, match=f"no analysis of demos '{measure}'; there are large_model_coupling"):
+        with pytest.raises(UserError, match=f"no analysis of demos '{measure}'; there are large_model_"):
             run_sweep(Sweep.model_validate({**fields, "measures": [measure]}), tmp_path)
     with pytest.raises(ValidationError, match="n_control: 16 of 16 families leave none to test"):
         Sweep.model_validate({**fields, "grid": {"n_control": [16]}})
@@ -456,6 +456,7 @@ def test_processes_here_train_and_measure_every_run_once(planted: Path, tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.promise("a worker of a sweep that dies", "its run alone fails, by name; the others are done")
 def test_a_process_that_dies_here_fails_its_run_alone(planted: Path, tmp_path: Path) -> None:
     (planted / "dies").touch()
     sweep = sweep_of(grid={"seed": [0, 1, 2]}, measures=["planted"])

@@ -192,6 +192,7 @@ def test_the_same_config_gives_the_same_weights(tmp_path: Path) -> None:
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
 
+@pytest.mark.promise("a demo checkpoint's training that is interrupted", "resumed to the same weights")
 def test_an_interrupted_training_ends_in_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train_demo(tmp_path / "whole", TINY, progress=False)
     monkeypatch.setattr(text, "SAVE_SECONDS", -1.0)  # saves after every step

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import random
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -262,10 +263,15 @@ def kill_at_write(monkeypatch: pytest.MonkeyPatch, number: int, landed: bool) ->
     return written
 
 
+@pytest.mark.promise("training killed before or after each write", "resumed to the same bits, no file left over")
 @pytest.mark.parametrize("landed", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("save_seconds", [30.0, -1.0], ids=["at checkpoints", "every step"])
 def test_killed_between_any_two_writes_it_resumes_to_the_same_bits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save_seconds: float, landed: bool
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    save_seconds: float,
+    landed: bool,
+    record_property: Callable[[str, Any], None],
 ) -> None:
     monkeypatch.setattr(loop, "SAVE_SECONDS", save_seconds)
     config = tiny(steps=4, n_checkpoints=4)
@@ -282,6 +288,7 @@ def test_killed_between_any_two_writes_it_resumes_to_the_same_bits(
         left = contents(Run.of(config, root))
         assert all(name in whole for name in left)  # and no temporary file
         assert contents(train(config, root=root, progress=False)) == whole, f"write {number}, {written[number - 1]}"
+    record_property("times", len(written))
 
 
 def test_killed_again_and_again_it_ends_in_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -358,8 +365,9 @@ def ended_well(process: ForkServerProcess) -> bool:
     return process.exitcode == 0
 
 
+@pytest.mark.promise("a training process that gets SIGKILL at random moments", "resumed to the same bits")
 def test_a_process_killed_at_random_moments_resumes_to_the_same_bits(
-    tmp_path: Path, processes: ForkServerContext
+    tmp_path: Path, processes: ForkServerContext, record_property: Callable[[str, Any], None]
 ) -> None:
     config = tiny(steps=100, n_checkpoints=20)
     whole = Run.of(config, tmp_path / "whole")
@@ -374,6 +382,7 @@ def test_a_process_killed_at_random_moments_resumes_to_the_same_bits(
         process.join()
         kills += 1
     assert kills >= 2
+    record_property("times", kills)
     assert run.finished or ended_well(start(processes, config, tmp_path))
     found = contents(run)
     for name in [name for name in found if Path(name).name.startswith(".")]:
@@ -381,6 +390,7 @@ def test_a_process_killed_at_random_moments_resumes_to_the_same_bits(
     assert found == contents(whole)
 
 
+@pytest.mark.promise("three processes that want one run", "it is trained once, to the same bits")
 def test_processes_that_want_the_same_run_share_it(tmp_path: Path, processes: ForkServerContext) -> None:
     config = tiny(steps=40)
     alone = train(config, root=tmp_path / "alone", progress=False)
@@ -412,6 +422,7 @@ Run.record = slowly
 """
 
 
+@pytest.mark.promise("three processes that want one run, without locks", "identical copies meet, nothing is lost")
 def test_processes_that_train_a_run_without_locks_end_in_the_bits_of_one(
     tmp_path: Path, processes: ForkServerContext
 ) -> None:
@@ -439,6 +450,7 @@ def test_processes_that_train_a_run_without_locks_end_in_the_bits_of_one(
     assert contents(run) == contents(whole)
 
 
+@pytest.mark.promise("a file system without locks", "training goes on, and leaves no lock that outlives it")
 @pytest.mark.parametrize("answer", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
 def test_a_file_system_without_locks_trains_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: int) -> None:
     def refuse(*_: Any) -> None:
