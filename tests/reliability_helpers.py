@@ -51,7 +51,7 @@ def table(tried: Mapping[Promise, int], known: Iterable[Promise]) -> str:
 def mark(item: pytest.Item) -> None:
     """Have the reports of a test say what it promises, also those of another process."""
     for marker in item.iter_markers("promise"):
-        item.user_properties.append(("promise", Promise(*marker.args)))
+        item.user_properties.append(("promise", marker.args))  # as a tuple: xdist sends no classes
 
 
 class Writer:

@@ -38,6 +38,7 @@ from mdm_interp.experiments.results import CheckpointOrigin, Result
 from mdm_interp.experiments.runner import Reported
 from mdm_interp.experiments.subjects import Lab, open_probe
 from mdm_interp.measures.gradients import influence
+from mdm_interp.models.transformer import HookedTransformer
 from mdm_interp.provenance import environment, stamp, versions
 from mdm_interp.tensors import save_tensors
 from mdm_interp.training import loop, trainees
@@ -373,6 +374,7 @@ def test_a_state_of_another_model_is_one_line(mdm_interp: Callable[..., Ended], 
     """This one is found while the progress bar is up."""
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
     run = unfinished(tmp_path / "runs", seed=0)
+    save_tensors(run.checkpoint_path(0), HookedTransformer(run.config.model).state_dict())
     save_tensors(run.state_path, {"generator": torch.Generator().get_state()}, {"step": "1"})
     assert_refused(mdm_interp("train", "config.yaml", "--device", "cpu"), "state.safetensors", "delete the folder")
 
