@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, NoReturn, get_type_hints
 
 import typer
 
-from mdm_interp.errors import UserError
+from mdm_interp.errors import UserError, shorten
 from mdm_interp.files import DEFAULT_ROOT
 
 PLAIN: Any = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
@@ -720,7 +720,7 @@ def _mistake(error: Exception) -> str:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    print(f"mdm-interp: {' '.join(message.split())}", file=sys.stderr)
+    print(f"mdm-interp: {shorten(' '.join(message.split()))}", file=sys.stderr)
     sys.exit(code)
 
 
