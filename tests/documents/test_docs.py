@@ -248,7 +248,9 @@ TROUBLESHOOTING = read(DOCS / "troubleshooting.md")
 ENTRIES = [message for _, message in re.findall(r"^(`+)(.+)\1\n: ", TROUBLESHOOTING, re.MULTILINE)]
 RAISED = {"UserError", "ValueError", "_Unaskable"}
 """What a user's mistake ends in: pydantic makes its own error of a ValueError in a config."""
-ELSEWHERE = {"it is empty", "it has no marks", "a column does not have … rows"}
+ELSEWHERE = {"it is empty", "it has no marks", "a column does not have … rows", "… is there twice"}
+ELSEWHERE |= {"it has … lines, and at most … are read", "they add … tokens, and at most … are read"}
+ELSEWHERE |= {"it makes texts up to … times longer"}
 """ValueErrors that never reach the user as they are."""
 
 
