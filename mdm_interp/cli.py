@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_type_hints
 
 import typer
 
-from mdm_interp.errors import UserError, nearest
+from mdm_interp.errors import UserError, nearest, shorten
 from mdm_interp.files import DEFAULT_ROOT, check_file, check_folder
 
 T = TypeVar("T")
@@ -841,15 +841,7 @@ def _fail(message: str, code: int) -> NoReturn:
 
 
 def _line(message: str) -> str:
-    """Return a message as one line, without the middle of what would fill the screen."""
-    line = " ".join(message.split())
-    if len(line) > LONGEST:
-        line = f"{line[: LONGEST // 2]} … {line[-LONGEST // 3 :]}"
-    return f"mdm-interp: {line}"
-
-
-LONGEST = 480
-"""The longest message: longer ones quote a file or an argument."""
+    return f"mdm-interp: {shorten(' '.join(message.split()))}"
 
 
 def main() -> None:

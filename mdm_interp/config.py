@@ -7,6 +7,8 @@ of a run. Field names follow TransformerLens wherever it has the same thing.
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -17,16 +19,14 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    NonNegativeInt,
     PlainSerializer,
-    PositiveFloat,
-    PositiveInt,
+    StrictBool,
     ValidationError,
     model_validator,
 )
 
-from mdm_interp.errors import UserError
-from mdm_interp.files import json_digest, write_text
+from mdm_interp.errors import UserError, shorten
+from mdm_interp.files import json_digest, read_text, write_text
 
 Scheme = Literal["rope", "alibi", "t5_bias", "none", "learned", "sinusoidal"]
 Attention = Literal["bidirectional", "causal", "block_causal"]
@@ -35,6 +35,22 @@ World = Literal["two_role", "relation_cycle", "symmetric_pool"]
 Filler = Literal["none", "constant", "random"]
 DemoWorld = Literal["memorised", "varied"]
 TextFormat = Literal["llada", "dream", "qwen2"]
+
+# Numbers are numbers, not texts or true and false, and small enough to be meant. 4.0 is a whole number, too.
+Whole = Annotated[
+    int,
+    Field(strict=True),
+    BeforeValidator(lambda given: int(given) if isinstance(given, float) and given.is_integer() else given),
+]
+Count = Annotated[Whole, Field(gt=0, le=10**9)]
+Natural = Annotated[Whole, Field(ge=0, le=10**9)]
+Size = Annotated[Whole, Field(gt=0, le=2**20)]
+"""Of a dimension, or of a part of a world."""
+Length = Annotated[Whole, Field(gt=0, le=2**24)]
+"""Of a vocabulary or a sequence."""
+Seed = Annotated[Whole, Field(ge=0, lt=2**63)]
+Number = Annotated[float, Field(strict=True, ge=-1e30, le=1e30)]
+Positive = Annotated[float, Field(strict=True, gt=0, le=1e30)]
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 """What weights can be in."""
@@ -68,9 +84,43 @@ def one_line(error: ValidationError) -> str:
     elif first["type"] == "extra_forbidden":
         message = "no such field; remove it or correct its spelling"
     elif field and not first["type"].startswith("value_error"):
-        message = f"{message} (got {first['input']!r})"
+        message = f"{message} (got {shorten(repr(first['input']), 100)})"
     more = f" (and {len(others)} more)" if others else ""
-    return (f"{field}: " if field else "") + message + more
+    return shorten((f"{shorten(field, 100)}: " if field else "") + message + more)
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads YAML, and refuses fields that are given twice and files that hold too much. An alias counts as all that it
+    stands for: a few lines of them can stand for billions of values. A number may be written 1e-3."""
+
+    MOST = 100_000
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self.n_values = 0
+        self.sizes: dict[int, int] = {}
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        before, is_alias = self.n_values, self.check_event(yaml.AliasEvent)
+        node = super().compose_node(parent, index)
+        # An alias within what it stands for has no size yet.
+        self.n_values += self.sizes.get(id(node), self.MOST) if is_alias else 1
+        self.sizes.setdefault(id(node), self.n_values - before)
+        if self.n_values > self.MOST:
+            raise yaml.MarkedYAMLError(problem=f"it holds more than {self.MOST} values")
+        return node
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        if repeated := [key for key, n in keys.items() if n > 1]:
+            raise yaml.MarkedYAMLError(problem=f"{repeated[0]!r} is there twice", problem_mark=node.start_mark)
+        return node
+
+
+# So short that no digest is taken for a number.
+SCIENTIFIC = re.compile(r"[-+]?([0-9]{1,4}\.?|[0-9]{0,4}\.[0-9]{1,6})[eE][-+]?[0-9]{1,3}$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", SCIENTIFIC, list("-+.0123456789"))
 
 
 class Config(BaseModel):
@@ -105,13 +155,17 @@ class Config(BaseModel):
             UserError: the file is missing, is not YAML, or does not describe a valid config.
         """
         try:
-            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_text(path, most=2**20)
+        except (OSError, ValueError) as error:
             raise UserError(f"{path}: cannot be read ({error}); give the path of a YAML file") from error
-        except yaml.YAMLError as error:
+        try:
+            content = yaml.load(text, _Loader)
+        except Exception as error:  # a value that is not of its tag fails with whatever it meets: `!!bool maybe`
             raise UserError(f"{path}: not YAML ({' '.join(str(error).split())}); correct its syntax") from error
         if not isinstance(content, dict):
-            raise UserError(f"{path}: expected fields and values, got {content!r}; see README for an example")
+            raise UserError(
+                f"{path}: expected fields and values, got {shorten(repr(content), 100)}; see README for an example"
+            )
         try:
             return cls.model_validate(content)
         except ValidationError as error:
@@ -126,20 +180,20 @@ class RotaryScaling(Config):
     """
 
     rope_type: Literal["linear", "llama3", "yarn"]
-    factor: PositiveFloat
+    factor: Positive
     """By what slow planes are slowed down."""
-    original_max_position_embeddings: PositiveInt | None = None
+    original_max_position_embeddings: Count | None = None
     """The longest sequence first trained on; of llama3 and yarn."""
-    low_freq_factor: PositiveFloat | None = None
-    high_freq_factor: PositiveFloat | None = None
+    low_freq_factor: Positive | None = None
+    high_freq_factor: Positive | None = None
     """llama3 only: planes that turn fewer times than the one over the original length are slowed down, those that turn
     more often than the other are not."""
-    beta_fast: PositiveFloat | None = None
-    beta_slow: PositiveFloat | None = None
+    beta_fast: Positive | None = Field(default=None, ge=1e-6)
+    beta_slow: Positive | None = Field(default=None, ge=1e-6)
     """yarn only: the same, from the slow end."""
-    attention_factor: PositiveFloat = 1.0
+    attention_factor: Positive = 1.0
     """yarn only: what queries and keys are multiplied by each."""
-    truncate: bool = True
+    truncate: StrictBool = True
     """yarn only: whether the first and the last plane that is slowed down in part are rounded outwards."""
 
     @model_validator(mode="after")
@@ -167,19 +221,19 @@ class RotaryScaling(Config):
 class Experts(Config):
     """MLPs of which each token goes through a few (:class:`~mdm_interp.models.layers.MoE`)."""
 
-    num_experts: PositiveInt
-    experts_per_token: PositiveInt
-    d_expert: PositiveInt
+    num_experts: Size = Field(le=1000)
+    experts_per_token: Size
+    d_expert: Size
     """Width of each."""
-    n_shared: NonNegativeInt = 0
+    n_shared: Natural = 0
     """How many more every token goes through."""
-    n_groups: PositiveInt = 1
+    n_groups: Size = 1
     """Into how many groups experts are divided."""
-    topk_groups: PositiveInt = 1
+    topk_groups: Size = 1
     """From how many groups a token's experts are."""
-    n_dense_layers: NonNegativeInt = 0
+    n_dense_layers: Natural = 0
     """How many of the first layers have an MLP of `d_mlp` instead."""
-    routed_scale: PositiveFloat = 1.0
+    routed_scale: Positive = 1.0
     """What the experts' outputs are multiplied by together."""
 
     @model_validator(mode="after")
@@ -204,52 +258,52 @@ class ModelConfig(Config):
     The default is the model the theory speaks of: attention only, RMSNorm, RoPE, bidirectional.
     """
 
-    d_model: PositiveInt
-    n_heads: PositiveInt
-    d_vocab: PositiveInt
+    d_model: Size
+    n_heads: Size
+    d_vocab: Length
     """Rows of the embedding, mask token included."""
-    d_vocab_out: PositiveInt | None = Field(default=None, exclude_if=lambda columns: columns is None)
+    d_vocab_out: Length | None = Field(default=None, exclude_if=lambda columns: columns is None)
     """How many tokens can be predicted, the first ones, if not all. Written to files only where it is set."""
-    n_ctx: PositiveInt
+    n_ctx: Length
     """Longest sequence."""
-    n_layers: PositiveInt = 1
-    d_head: PositiveInt | None = None
+    n_layers: Size = Field(default=1, le=1000)
+    d_head: Size | None = None
     """Default: d_model / n_heads."""
-    n_key_value_heads: PositiveInt | None = None
+    n_key_value_heads: Size | None = None
     """Fewer than n_heads means grouped-query attention. Default: n_heads."""
-    qkv_bias: bool = False
-    use_qk_norm: bool = Field(default=False, exclude_if=lambda used: not used)
+    qkv_bias: StrictBool = False
+    use_qk_norm: StrictBool = Field(default=False, exclude_if=lambda used: not used)
     """Whether each head's queries and keys go through an RMSNorm before positions act on them. Written to files only
     where it is set, like the other fields that say so."""
     attention: Attention = "bidirectional"
     """block_causal: every token reads its own block of `block_size` positions and all blocks before it."""
-    block_size: PositiveInt | None = Field(default=None, exclude_if=lambda size: size is None)
+    block_size: Size | None = Field(default=None, exclude_if=lambda size: size is None)
     """block_causal only; written to files only there."""
 
     position: Scheme = "rope"
-    rotary_base: PositiveFloat = 10_000.0
+    rotary_base: Positive = 10_000.0
     rotary_scaling: RotaryScaling | None = Field(default=None, exclude_if=lambda scaling: scaling is None)
     """Default: angles as `rotary_base` gives them. Written to files only where it is set."""
-    rotary_dim: PositiveInt | None = None
+    rotary_dim: Size | None = None
     """How many of a head's dimensions rotate. Default: all of them."""
-    rotary_adjacent_pairs: bool = False
+    rotary_adjacent_pairs: StrictBool = False
     """True pairs dimensions (0, 1), (2, 3), …; False pairs the two halves, as Llama and LLaDA do."""
-    relative_attention_num_buckets: PositiveInt = 32
-    relative_attention_max_distance: PositiveInt = 128
+    relative_attention_num_buckets: Size = 32
+    relative_attention_max_distance: Size = 128
 
-    d_mlp: PositiveInt | None = None
+    d_mlp: Size | None = None
     """Width of the MLP. Default: no MLP (attention only)."""
-    gated_mlp: bool = False
+    gated_mlp: StrictBool = False
     experts: Experts | None = Field(default=None, exclude_if=lambda experts: experts is None)
     """Default: one MLP in each layer. Written to files only where it is set."""
     act_fn: Literal["relu", "gelu", "gelu_new", "silu"] = "gelu"
     normalization_type: Literal["RMS", "LN"] | None = "RMS"
-    eps: PositiveFloat = 1e-5
-    tie_word_embeddings: bool = False
+    eps: Positive = 1e-5
+    tie_word_embeddings: StrictBool = False
 
-    initializer_range: PositiveFloat | None = None
+    initializer_range: Positive | None = None
     """Standard deviation of the initial weights. Default: 0.8 / sqrt(d_model)."""
-    mask_token_id: NonNegativeInt | None = None
+    mask_token_id: Natural | None = None
     readout_shift: Literal[0, -1] | None = None
     """Where a position's prediction is: 0 at the position itself, -1 one before it.
     Default: 0 for bidirectional attention, -1 for causal. (Dream is bidirectional with -1.)"""
@@ -258,15 +312,15 @@ class ModelConfig(Config):
     # What follows is no part of a run's identity, nor written to files.
     device: str = Field(default="cpu", exclude=True)
     """Where the weights are; kept by the model."""
-    default_prepend_bos: bool | None = Field(default=None, exclude=True)
+    default_prepend_bos: StrictBool | None = Field(default=None, exclude=True)
     """Whether texts begin with the tokenizer's BOS token, if it has one. Default: what the tokenizer does by itself."""
-    use_attn_result: bool = Field(default=False, exclude=True)
+    use_attn_result: StrictBool = Field(default=False, exclude=True)
     """Whether a cache of all hooks holds `hook_result`, too."""
-    use_split_qkv_input: bool = Field(default=False, exclude=True)
+    use_split_qkv_input: StrictBool = Field(default=False, exclude=True)
     """Whether a cache of all hooks holds `hook_q_input`, `hook_k_input` and `hook_v_input`, too."""
-    use_attn_in: bool = Field(default=False, exclude=True)
+    use_attn_in: StrictBool = Field(default=False, exclude=True)
     """Whether a cache of all hooks holds `hook_attn_in`, too."""
-    use_hook_mlp_in: bool = Field(default=False, exclude=True)
+    use_hook_mlp_in: StrictBool = Field(default=False, exclude=True)
     """Whether a cache of all hooks holds `hook_mlp_in`, too."""
 
     @model_validator(mode="after")
@@ -302,6 +356,11 @@ class ModelConfig(Config):
         self._check_heads()
         if self.position == "t5_bias":
             self._check_buckets()
+        if self.position == "sinusoidal" and self.n_ctx * self.d_model > 2**25:
+            raise ValueError(
+                f"n_ctx: {self.n_ctx} positions of d_model {self.d_model} make a table of sines too large to compute; "
+                "lower it"
+            )
         if self.gated_mlp and self.d_mlp is None:
             raise ValueError("gated_mlp: true needs an MLP; set d_mlp to its width")
         if self.experts is not None and not (self.gated_mlp and self.normalization_type == "RMS"):
@@ -329,6 +388,8 @@ class ModelConfig(Config):
             )
         if not self.rotary_dim or self.rotary_dim % 2 or self.rotary_dim > self.head_dim:
             raise ValueError(f"rotary_dim: {self.rotary_dim} must be even and at most d_head ({self.head_dim})")
+        if self.rotary_base == 1 and self.rotary_scaling and self.rotary_scaling.rope_type == "yarn":
+            raise ValueError("rotary_base: under a base of 1 all planes turn alike, which yarn tells apart; raise it")
         if self.rotary_dim != self.head_dim and self.rotary_scaling and self.rotary_scaling.attention_factor != 1:
             raise ValueError(
                 f"rotary_scaling.attention_factor: {self.rotary_scaling.attention_factor} is for all of a head, and "
@@ -391,19 +452,19 @@ class FactConfig(Config):
     """A synthetic world of facts `A r B`, each shown inside filler. See :mod:`mdm_interp.data.worlds`."""
 
     world: World = "relation_cycle"
-    n_entities: PositiveInt = 60
-    n_roles: PositiveInt = 3
+    n_entities: Size = 60
+    n_roles: Size = 3
     """relation_cycle only: how many roles are in the cycle, with one relation from each to the next."""
     filler: Filler = "random"
-    n_filler: PositiveInt = 16
+    n_filler: Size = 16
     """How many different filler tokens there are (random filler)."""
-    seq_len: PositiveInt = 8
-    gap: PositiveInt | tuple[PositiveInt, PositiveInt] = 2
+    seq_len: Size = 8
+    gap: Size | tuple[Size, Size] = 2
     """Positions from the left entity to the right one, or the lowest and highest such distance.
     The relation comes right after the left entity; filler takes the rest."""
-    reversed_share: float = Field(default=0.0, ge=0.0, lt=1.0)
+    reversed_share: Number = Field(default=0.0, ge=0.0, lt=1.0)
     """Share of the facts that training also shows as `B r A`. These are never tested."""
-    noise: float = Field(default=0.0, ge=0.0, le=1.0, exclude_if=lambda share: not share)
+    noise: Number = Field(default=0.0, ge=0.0, le=1.0, exclude_if=lambda share: not share)
     """Share of training sequences whose right entity is drawn at random from its role. Written to files only where it
     is set."""
 
@@ -483,22 +544,22 @@ class TrainConfig(Config):
     """any_order masks any token (MDM); source_only and target_only mask only the left or only the right entity;
     left_to_right masks a token and all after it, and predicts that one; causal predicts the next token (ARM). All but
     causal take either kind of attention."""
-    mask_rate: float | None = Field(default=None, gt=0.0, le=1.0, exclude_if=lambda rate: rate is None)
+    mask_rate: Number | None = Field(default=None, gt=0.0, le=1.0, exclude_if=lambda rate: rate is None)
     """With which probability any_order masks a token. Default: drawn anew for each sequence, between 0 and 1. Written
     to files only where it is set."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Drives the world, the initial weights and the order of the data."""
-    steps: PositiveInt = 4000
-    batch_size: PositiveInt = 64
-    lr: PositiveFloat = 2e-3
-    weight_decay: float = Field(default=0.01, ge=0.0)
-    beta1: float = Field(default=0.9, ge=0.0, lt=1.0)
-    beta2: float = Field(default=0.98, ge=0.0, lt=1.0)
-    warmup: NonNegativeInt = 100
+    steps: Count = 4000
+    batch_size: Size = 64
+    lr: Positive = 2e-3
+    weight_decay: Number = Field(default=0.01, ge=0.0)
+    beta1: Number = Field(default=0.9, ge=0.0, lt=1.0)
+    beta2: Number = Field(default=0.98, ge=0.0, lt=1.0)
+    warmup: Natural = 100
     """Steps over which the learning rate rises linearly from 0."""
-    grad_clip: PositiveFloat = 1.0
+    grad_clip: Positive = 1.0
     """Largest norm of a step's gradient."""
-    n_checkpoints: PositiveInt = Field(default=24, ge=2)
+    n_checkpoints: Count = Field(default=24, ge=2, le=10_000)
     """Log-spaced in steps, the first at 0 and the last at `steps`."""
 
     @model_validator(mode="after")
@@ -548,18 +609,18 @@ class TextConfig(Config):
     """What a small checkpoint that is trained on sentences is made from, besides the sentences."""
 
     format: TextFormat = "llada"
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """Drives the initial weights and the order of the data."""
-    n_bpe: PositiveInt = Field(default=600, ge=257)
+    n_bpe: Size = Field(default=600, ge=257)
     """Most tokens of the byte-level BPE."""
-    d_model: PositiveInt = 96
-    n_layers: PositiveInt = 4
-    n_heads: PositiveInt = 4
-    d_mlp: PositiveInt = 256
-    steps: PositiveInt = 4000
-    batch_size: PositiveInt = 64
-    lr: PositiveFloat = 3e-3
-    warmup: PositiveInt = 100
+    d_model: Size = 96
+    n_layers: Size = Field(default=4, le=1000)
+    n_heads: Size = 4
+    d_mlp: Size = 256
+    steps: Count = 4000
+    batch_size: Size = 64
+    lr: Positive = 3e-3
+    warmup: Count = 100
 
 
 class BenchmarkConfig(TextConfig):
@@ -567,11 +628,11 @@ class BenchmarkConfig(TextConfig):
 
     data: str
     """The digest of the benchmark."""
-    n_bpe: PositiveInt = Field(default=2500, ge=257)
-    d_model: PositiveInt = 128
-    d_mlp: PositiveInt = 512
-    steps: PositiveInt = 20_000
-    batch_size: PositiveInt = 32
+    n_bpe: Size = Field(default=2500, ge=257)
+    d_model: Size = 128
+    d_mlp: Size = 512
+    steps: Count = 20_000
+    batch_size: Size = 32
 
 
 class DemoConfig(TextConfig):
@@ -579,8 +640,8 @@ class DemoConfig(TextConfig):
 
     world: DemoWorld = "memorised"
     """Whether every sentence states one fact, or (varied) every second family has sentences that name both parents."""
-    n_families: PositiveInt = 16
-    n_control: PositiveInt = 4
+    n_families: Size = 16
+    n_control: Size = 4
     """Families whose parents are also stated in the reverse direction. They are not among the tested facts."""
 
     @model_validator(mode="after")

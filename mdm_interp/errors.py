@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from difflib import SequenceMatcher
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave. The message names the field or file, its value and the fix; the CLI prints it
-    on one line and exits with :attr:`exit_code`."""
+    """A mistake in what the user gave. The message names the field or file, its value and the fix, on one line of fewer
+    than 500 characters; the CLI prints it and exits with :attr:`exit_code`."""
 
     exit_code = 2
+
+    def __str__(self) -> str:
+        return shorten(super().__str__())
 
 
 class Diverged(UserError):
     """Training whose numbers are no longer finite: nothing was wrong with what was given until it was tried."""
 
     exit_code = 1
+
+
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def shorten(text: str, most: int = 480) -> str:
+    """Put a message on one short line. Too long a one loses its middle, as it begins with what is wrong and ends with
+    what to do. Control characters, which a terminal would obey, are written out."""
+    text = CONTROL.sub(lambda mark: mark[0].encode("unicode_escape").decode(), re.sub(r"\s*[\t\r\n]\s*", " ", text))
+    half = (most - 3) // 2
+    return text if len(text) <= most else f"{text[:half]} … {text[-half:]}"
 
 
 MOST = 3

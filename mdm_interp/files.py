@@ -102,6 +102,30 @@ def check_folder(path: Path) -> Path:
             return path
 
 
+def read_text(path: str | Path, most: int = 2**24) -> str:
+    """Read a text file (UTF-8), which a stranger may have written.
+
+    Raises:
+        OSError: it cannot be read, is no regular file, or holds more than `most` bytes.
+        ValueError: it is not UTF-8, or `path` cannot name a file.
+    """
+    require_file(path, most)
+    return Path(path).read_text(encoding="utf-8")
+
+
+def require_file(path: str | Path, most: int | None = None) -> None:
+    """Refuse what is no regular file: reading a FIFO or a device may never end.
+
+    Raises:
+        OSError: it is none, is not there, or holds more than `most` bytes.
+    """
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError("it is no regular file")
+    if most is not None and found.st_size > most:
+        raise OSError(f"it has {found.st_size} bytes, and at most {most} are read")
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write `text` to `path`, atomically.
 

@@ -339,6 +339,8 @@ class _Search:
                 if any(_is_validator(decorator) for decorator in member.decorator_list):
                     continue
                 special = member.name.startswith("__") and member.name.endswith("__")
+                if member.name == "__str__" and _is_error(statement):
+                    continue
                 if special or member.name in inherited:
                     kept.append(member)
                 else:
@@ -397,6 +399,11 @@ def _is_validator(decorator: ast.expr) -> bool:
 def _is_protocol(statement: ast.ClassDef) -> bool:
     """Tell whether a class only says what others can do."""
     return any((_chain(base) or [""])[-1] == "Protocol" for base in statement.bases)
+
+
+def _is_error(statement: ast.ClassDef) -> bool:
+    """Tell whether a class is of errors, whose wording does not count."""
+    return any((_chain(base) or [""])[-1].endswith(("Error", "Exception")) for base in statement.bases)
 
 
 def _chain(node: ast.expr) -> list[str] | None:

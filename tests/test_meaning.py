@@ -338,6 +338,14 @@ def test_no_name_and_no_comment_changes_the_digest(meant: Meant, name: str, comm
     assert meant(files).digest == meant(STUDY).digest
 
 
+def test_how_an_error_is_worded_does_not_count(meant: Meant) -> None:
+    text = "class Odd(ValueError):\n    def __str__(self):\n        return 'odd'\n\n\n"
+    text += "def measure(run):\n    raise Odd(run)\n"
+    assert meant(one(text)).digest == meant(one(text.replace("'odd'", "'uneven'"))).digest
+    text = text.replace("__str__", "__len__")
+    assert meant(one(text)).digest != meant(one(text.replace("'odd'", "'uneven'"))).digest
+
+
 # ---- what is part of it
 
 OTHER: dict[str, list[Edit]] = {

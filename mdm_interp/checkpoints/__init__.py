@@ -37,6 +37,7 @@ from mdm_interp.checkpoints.smdm import SMDM
 from mdm_interp.checkpoints.tokenizers import FILES, find_added_mask, find_mask, load_tokenizer, save_tokenizer
 from mdm_interp.checkpoints.weights import (
     DTYPES,
+    check_size,
     check_tied,
     load_weights,
     match_tensors,
@@ -117,8 +118,9 @@ def load_checkpoint(
     if format.convertible:
         _check_direction(folder, said, asked, cfg, tokenizer)
     stored = read_headers(folder, weights)
-    model = HookedTransformer(cfg, init_weights=False)
     try:
+        check_size(cfg, stored)
+        model = HookedTransformer(cfg, init_weights=False)
         common = most_common_dtype(stored)
         found = match_tensors(model, format, stored)
         if cfg.tie_word_embeddings:
@@ -168,6 +170,8 @@ def _read_tokenizer(
                 "(mask_token_id=…, --mask-token-id)"
             )
         tokenizer.mask_token, known = mask, tokenizer.convert_tokens_to_ids(mask)
+    if known is not None and known not in range(cfg.d_vocab):
+        raise UserError(f"{folder}: mask_token_id {known} is outside the vocabulary of {cfg.d_vocab}; correct it")
     return cfg.model_copy(update={"mask_token_id": known}), tokenizer
 
 

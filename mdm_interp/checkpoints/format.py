@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from mdm_interp.config import ModelConfig, one_line
-from mdm_interp.errors import UserError, few
+from mdm_interp.errors import UserError, few, shorten
 
 LINEAR_LAYOUT = {
     "W_Q": ("(head d_head) d_model", "head d_model d_head"),
@@ -205,8 +205,8 @@ class Format:
         known |= {*self.derived.values(), *self.read, "rope_scaling", "rope_parameters"}
         if unknown := [field for field in config if field not in known and not HARMLESS.fullmatch(field)]:
             warnings.warn(
-                f"config.json has fields that are not known here and were passed over: {few(unknown)}; if one changes "
-                "what the model computes, its numbers here are wrong",
+                f"config.json has fields that are not known here and were passed over: "
+                f"{shorten(few(unknown), 300)}; if one changes what the model computes, its numbers here are wrong",
                 stacklevel=4,
             )
 
@@ -307,8 +307,8 @@ def is_plain(rope: Any) -> bool:
         return True
     if not isinstance(rope, Mapping):
         return False
-    kinds = {rope.get(name, "default") for name in ("type", "rope_type")}
-    return kinds <= {"default", "none", None} and set(rope) <= {"type", "rope_type", "rope_theta"}
+    kinds = [rope.get(name, "default") for name in ("type", "rope_type")]
+    return all(kind in ("default", "none", None) for kind in kinds) and set(rope) <= {"type", "rope_type", "rope_theta"}
 
 
 def find_format(config: Mapping[str, Any], formats: Iterable[Format]) -> Format:
@@ -317,16 +317,19 @@ def find_format(config: Mapping[str, Any], formats: Iterable[Format]) -> Format:
     Raises:
         UserError: it names none of `formats`, or two different ones.
     """
-    architectures, model_type = config.get("architectures") or [], config.get("model_type")
-    if not isinstance(architectures, list):
+    architectures, model_type = config.get("architectures"), config.get("model_type")
+    architectures = [] if architectures is None else architectures
+    if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
         raise UserError(
             f"architectures: {architectures!r:.80} is no list of class names; give the config.json released"
         )
     formats = list(formats)
-    by_class = [format for format in formats if {format.architecture, *format.aliases} & {*map(str, architectures)}]
+    by_class = [format for format in formats if {format.architecture, *format.aliases} >= {*architectures}]
     by_type = [format for format in formats if format.model_type == model_type]
     named = by_class if architectures else by_type
     if len(named) != 1 or (model_type is not None and named != by_type):
-        known = ", ".join(f"{format.architecture} ({format.model_type})" for format in formats)
-        raise UserError(f"architectures {architectures!r} with model_type {model_type!r} is not supported; {known} are")
+        known = ", ".join(format.architecture for format in formats)
+        raise UserError(
+            f"architectures {architectures!r:.60} with model_type {model_type!r:.40} is not supported; {known} are"
+        )
     return named[0]

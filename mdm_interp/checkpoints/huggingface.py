@@ -96,11 +96,13 @@ class HuggingFaceFormat(Format):
         if not thetas:
             problems.append("rope_theta is missing (at top level or in rope_parameters)")
         elif any(theta != thetas[0] for theta in thetas):
-            problems.append(" but ".join(f"{name} is {theta!r}" for name, theta in given.items()))
+            problems.append(" but ".join(f"{name} is {theta!r:.80}" for name, theta in given.items()))
         else:
             values["rotary_base"] = thetas[0]
         layer_types = config.get("layer_types")
-        if layer_types is not None and (not isinstance(layer_types, list) or {*layer_types} - {"full_attention"}):
+        if layer_types is not None and (
+            not isinstance(layer_types, list) or any(kind != "full_attention" for kind in layer_types)
+        ):
             problems.append(f"layer_types is {config['layer_types']!r:.80}, and only 'full_attention' is supported")
         causal = values["attention"] == "causal"
         if asked.get("attention") == "causal" and not self.convertible:
@@ -114,9 +116,9 @@ class HuggingFaceFormat(Format):
                 problems.append("block_size is missing, so give it (block_size=…, --block-size)")
         elif size is not None and "attention" not in asked:
             said = "attention='block_causal' or 'bidirectional'"
-            problems.append(f"block_size is {size!r}, so say whether attention is in blocks ({said}, --attention)")
+            problems.append(f"block_size is {size!r:.80}, so say whether attention is in blocks ({said}, --attention)")
         if not self.convertible and config.get("is_causal", causal) is not causal:
-            problems.append(f"is_causal is {config['is_causal']!r}, and only {causal} is supported")
+            problems.append(f"is_causal is {config['is_causal']!r:.80}, and only {causal} is supported")
 
     def read_rope(self, config: Mapping[str, Any], values: dict[str, Any], problems: list[str]) -> None:
         found = {}
@@ -158,7 +160,7 @@ class HuggingFaceFormat(Format):
             return RotaryScaling(rope_type=kind, **self.own_scaling(given))  # type: ignore[arg-type]
         except ValidationError as error:
             problems.append(f"{field}.{one_line(error)}")
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, ArithmeticError) as error:
             problems.append(f"{field} is {rope!r:.120}, and not all that should be numbers are ({error})")
         return None
 

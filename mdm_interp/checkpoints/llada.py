@@ -78,7 +78,7 @@ class LLaDA(Format):
         default."""
         otherwise: dict[str, Callable[[Mapping[str, Any]], Any]] = {
             "n_key_value_heads": _kv_heads,
-            "d_mlp": lambda config: config["mlp_ratio"] * config["d_model"],
+            "d_mlp": lambda config: _number(config["mlp_ratio"]) * _number(config["d_model"]),
             "d_vocab": lambda config: config["vocab_size"],
         }
         for ours, theirs in self.derived.items():
@@ -87,18 +87,20 @@ class LLaDA(Format):
                 continue
             try:
                 values[ours] = otherwise[ours](config) if config[theirs] is None else config[theirs]
-            except (KeyError, TypeError) as error:
+            except (KeyError, TypeError, OverflowError) as error:
                 problems.append(f"{theirs} is null, and what it follows from is not given ({error})")
         rows, vocab = values.get("d_vocab"), config.get("vocab_size")
         if not isinstance(vocab, int):
             problems.append(
-                "vocab_size is missing" if vocab is None else f"vocab_size is {vocab!r}, not a whole number"
+                "vocab_size is missing" if vocab is None else f"vocab_size is {vocab!r:.80}, not a whole number"
             )
         elif isinstance(rows, int) and rows < vocab:
             problems.append(f"embedding_size {rows} is below vocab_size {vocab}")
         grouped = config.get("multi_query_attention")
         if grouped is not None and config.get("n_kv_heads") not in (None, _kv_heads(config)):
-            problems.append(f"n_kv_heads {config['n_kv_heads']} contradicts multi_query_attention {grouped}")
+            problems.append(
+                f"n_kv_heads {config['n_kv_heads']!r:.40} contradicts multi_query_attention {grouped!r:.40}"
+            )
 
     def write_rest(self, cfg: ModelConfig, config: dict[str, Any], problems: list[str]) -> None:
         if cfg.head_dim * cfg.n_heads != cfg.d_model:
@@ -109,6 +111,13 @@ class LLaDA(Format):
             problems.append("rotary_scaling is set")
         if cfg.d_mlp is None:
             problems.append("d_mlp is not set")
+
+
+def _number(value: Any) -> float:
+    """Refuse what times a number is no number: a text would be as often repeated."""
+    if type(value) not in (int, float):
+        raise TypeError(f"{value!r:.40} is no number")
+    return value
 
 
 def _kv_heads(config: Mapping[str, Any]) -> Any:

@@ -94,9 +94,9 @@ class LLaDA2(DiffusionFormat):
         else:
             values["experts"] = {ours: config[theirs] for ours, theirs in EXPERTS.items()}
         share, d_head = config.get("partial_rotary_factor"), values.get("d_head")
-        if not isinstance(share, int | float) or isinstance(share, bool):
-            problems.append(f"partial_rotary_factor is {share!r:.40}, not a number")
-        elif isinstance(d_head, int):
+        if not isinstance(share, int | float) or isinstance(share, bool) or not 0 < share <= 1:
+            problems.append(f"partial_rotary_factor is {share!r:.40}, not a number between 0 and 1")
+        elif isinstance(d_head, int) and d_head <= 2**20:  # a larger one is refused as what it is
             values["rotary_dim"] = int(d_head * share)
             if config.get("rotary_dim") not in (None, values["rotary_dim"]):
                 problems.append(f"rotary_dim is {config['rotary_dim']!r:.40}, not head_dim times {share}")

@@ -56,7 +56,7 @@ class Nemotron(DiffusionFormat):
         scaling = values.get("rotary_scaling")
         if scaling is not None and any(isinstance(rope, Mapping) and rope.get(GROWTH) for rope in ropes):
             longest = scaling.original_max_position_embeddings
-            if values.get("n_ctx", 0) > longest:
+            if isinstance(n_ctx := values.get("n_ctx"), int) and n_ctx > longest:
                 values["n_ctx"] = longest
                 warnings.warn(
                     f"config.json lets queries grow from position {longest} on ({GROWTH}), which is not computed; "

@@ -59,7 +59,7 @@ class SMDM(Format):
 
     def complete(self, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         names = ("transformer.wte.weight", "lm_head.weight", *(self.tensor_name(f"blocks.0.{of}") for of in OF_LAYER))
-        if missing := [name for name in names if len(shapes.get(name, ())) != 2]:
+        if missing := [name for name in names if len(shapes.get(name, ())) != 2 or 0 in shapes[name]]:
             raise UserError(f"{missing[0]} is missing, which a checkpoint of SMDM has; name another model_type")
         heads = config.get("n_head")
         if not isinstance(heads, int) or isinstance(heads, bool) or heads < 1:

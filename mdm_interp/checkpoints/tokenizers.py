@@ -8,7 +8,8 @@ and `added_tokens.json` those of old files.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from mdm_interp.checkpoints.weights import read_json
 from mdm_interp.errors import UserError
-from mdm_interp.files import replacing, write_text
+from mdm_interp.files import read_text, replacing, require_file, write_text
 
 QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -55,19 +56,20 @@ def load_tokenizer(
         _add_tokens(backend, folder, settings)
         named = {name: _content(settings[name]) for name in SPECIAL if settings.get(name) is not None}
         extra = dict.fromkeys(_content(token) for name in EXTRA for token in _listed(settings.get(name)))
+        _require_few(extra)
         kept = {
             name: settings[name] for name in ("model_max_length", "chat_template") if settings.get(name) is not None
         }
         if (folder / CHAT).exists():  # comes first in transformers, too
-            kept["chat_template"] = (folder / CHAT).read_text(encoding="utf-8")
-        tokenizer = PreTrainedTokenizerFast(
+            kept["chat_template"] = read_text(folder / CHAT)
+        tokenizer = _Tokenizer(
             tokenizer_object=backend,
             extra_special_tokens=[token for token in extra if token not in named.values()],
             clean_up_tokenization_spaces=False,
             **named,
             **kept,
         )
-    except (OSError, TypeError, KeyError, ValueError) as error:
+    except Exception as error:  # what `tokenizers` raises is a bare Exception
         raise UserError(
             f"{folder}: the tokenizer's files do not fit together ({error}); download them again"
         ) from error
@@ -77,7 +79,7 @@ def load_tokenizer(
         raise UserError(
             f"{folder}: the tokenizer has ids up to {highest}, but the embedding {d_vocab} rows; replace one"
         )
-    if tokenizer.pad_token is None and isinstance(pad_id, int) and pad_id < len(tokenizer):
+    if tokenizer.pad_token is None and type(pad_id) is int and 0 <= pad_id < len(tokenizer):
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_id)
     return tokenizer
 
@@ -96,7 +98,7 @@ def find_added_mask(folder: Path) -> tuple[str, int] | None:
     """Return the mask in added_tokens.json and its id, if it is the only token there that is called so."""
     path = folder / "added_tokens.json"
     added = read_json(path) if path.exists() else {}
-    named = [(token, index) for token, index in added.items() if "mask" in token.lower() and isinstance(index, int)]
+    named = [(token, index) for token, index in added.items() if "mask" in token.lower() and type(index) is int]
     return named[0] if len(named) == 1 else None
 
 
@@ -118,10 +120,13 @@ def _read_backend(folder: Path) -> Tokenizer | None:
     whole, vocab, merges = folder / "tokenizer.json", folder / "vocab.json", folder / "merges.txt"
     try:
         if whole.exists():
-            return Tokenizer.from_file(str(whole))
+            require_file(whole, MOST_BYTES)
+            backend = Tokenizer.from_file(str(whole))
+            _require_modest(backend)
+            return backend
         if not (vocab.exists() and merges.exists()):
             return None
-        lines = [line for line in merges.read_text(encoding="utf-8").split("\n") if line.strip()]
+        lines = [line for line in read_text(merges).split("\n") if line.strip()]
         if lines and lines[0].startswith("#version"):
             del lines[0]
         return qwen2_backend(read_json(vocab), [(left, right) for left, right in map(str.split, lines)])
@@ -129,6 +134,49 @@ def _read_backend(folder: Path) -> Tokenizer | None:
         raise
     except Exception as error:  # what `tokenizers` raises is a bare Exception
         raise UserError(f"{folder}: the tokenizer cannot be read ({error}); download its files again") from error
+
+
+def _require_few(added: Collection[Any]) -> None:
+    if len(added) > MOST_ADDED:  # each takes longer than the one before
+        raise ValueError(f"they add {len(added)} tokens, and at most {MOST_ADDED} are read")
+
+
+def _require_modest(backend: Tokenizer) -> None:
+    """Refuse a tokenizer that makes texts many times longer: a few steps could fill the memory."""
+    parts = (backend.normalizer, backend.pre_tokenizer, backend.decoder)
+    times = math.prod(_growth(json.loads(part.__getstate__())) for part in parts if part is not None)
+    if times > MOST_GROWTH:
+        raise ValueError(f"it makes texts up to {times:.0e} times longer")
+
+
+MOST_BYTES, MOST_GROWTH, MOST_ADDED = 48 * 2**20, 1000, 10_000
+
+
+def _growth(step: Mapping[str, Any]) -> float:
+    """Return how many times longer a step of a tokenizer, as tokenizer.json has it, makes a text at most, but for what
+    Unicode itself does."""
+    inner = next((step[name] for name in ("normalizers", "pretokenizers", "decoders") if name in step), [])
+    own = len(step.get("content") or step.get("prepend") or "") if step["type"] in ("Replace", "Prepend") else 1
+    own = 2 if step["type"] == "ByteLevel" else own
+    return float(max(own, 1)) * math.prod(map(_growth, inner))
+
+
+class _Tokenizer(PreTrainedTokenizerFast):
+    """A tokenizer whose mistakes are a user's: patterns of its files that take too long, and texts that are none."""
+
+    def __call__(self, text: Any = None, *args: Any, **options: Any) -> Any:
+        try:
+            return super().__call__(text, *args, **options)
+        except BaseException as error:  # a panic of `tokenizers` is no Exception, and its class cannot be imported
+            if type(error).__name__ == "PanicException":
+                raise UserError(f"tokenizer: fails at a text ({error}); use other tokenizer files") from error
+            marks = (mark for one in ([text] if isinstance(text, str) else text or ()) for mark in one)
+            if half := next((mark for mark in marks if "\ud800" <= mark <= "\udfff"), None):
+                raise UserError(f"text: {half!r} is half of a character; leave it out") from error
+            raise
+
+
+_Tokenizer.__name__ = PreTrainedTokenizerFast.__name__  # what `save_pretrained` writes
 
 
 def _add_tokens(backend: Tokenizer, folder: Path, settings: Mapping[str, Any]) -> None:
@@ -140,6 +188,7 @@ def _add_tokens(backend: Tokenizer, folder: Path, settings: Mapping[str, Any]) -
         special |= {_content(token) for name in EXTRA for token in _listed(settings.get(name))}
         for token, index in read_json(folder / "added_tokens.json").items():
             added[index] = AddedToken(token, special=token in special, normalized=token not in special)
+    _require_few(added)
     for index, token in sorted(added.items()):
         backend.add_tokens([token])  # special or not: the token itself says
         if backend.token_to_id(token.content) != index:

@@ -22,10 +22,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from mdm_interp.checkpoints.format import Format
+from mdm_interp.config import ModelConfig
 from mdm_interp.errors import UserError, few
-from mdm_interp.files import write_text
+from mdm_interp.files import read_text, require_file, write_text
 from mdm_interp.models.transformer import HookedTransformer
-from mdm_interp.tensors import not_finite, save_tensors, saved_digests, tensor_digest
+from mdm_interp.tensors import save_tensors, saved_digests, tensor_digest
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -40,25 +41,38 @@ class StoredTensor:
     dtype: str
 
 
+MOST_TENSORS = 100_000
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        UserError: the file is missing or holds no JSON object.
+        UserError: the file is missing, too large, nested too deeply, has a field twice, or holds no JSON object.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = json.loads(read_text(path), object_pairs_hook=_once)
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error}); give a checkpoint's folder") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a JSON object, got {content!r:.80}; give a checkpoint's folder")
     return content
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON, of which the parser would keep the last of fields that are alike."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        repeated = next(name for name, n in Counter(name for name, _ in pairs).items() if n > 1)
+        raise ValueError(f"{repeated!r:.80} is there twice")
+    return found
+
+
 @contextlib.contextmanager
 def open_shard(path: Path) -> Iterator[Any]:
     """Open a safetensors file, with one error for all that can be wrong with it."""
     try:
+        require_file(path)
         with safe_open(path, "pt") as shard:
             yield shard
     except (OSError, SafetensorError) as error:
@@ -87,7 +101,10 @@ def read_headers(folder: Path, file: str | None = None) -> dict[str, StoredTenso
     stored: dict[str, StoredTensor] = {}
     for file in files:
         with open_shard(folder / file) as shard:
-            for name in shard.keys():  # noqa: SIM118 - not a dict
+            names = shard.keys()
+            if len(stored) + len(names) > MOST_TENSORS:
+                raise UserError(f"{folder}: has more than {MOST_TENSORS} tensors, which is not read; merge them")
+            for name in names:
                 if name in stored:
                     raise UserError(f"{folder}: tensor {name} is both in {stored[name].path.name} and in {file}")
                 header = shard.get_slice(name)
@@ -103,7 +120,9 @@ def _read_index(folder: Path) -> dict[str, str]:
     if not isinstance(placed, dict) or not placed or not all(isinstance(file, str) for file in placed.values()):
         raise UserError(f"{folder / INDEX}: 'weight_map' does not name a file for each tensor; download it again")
     files = sorted(set(placed.values()))
-    outside = [file for file in files if Path(file).name != file or not file.endswith(".safetensors")]
+    outside = [
+        file for file in files if Path(file).name != file or not file.endswith(".safetensors") or len(file) > 255
+    ]
     if outside:
         raise UserError(f"{folder / INDEX}: names {few(outside)}, which are not safetensors files of the folder")
     missing = [file for file in files if not (folder / file).exists()]
@@ -139,6 +158,18 @@ def most_common_dtype(stored: Mapping[str, StoredTensor]) -> torch.dtype:
     return DTYPES[max(sizes, key=lambda dtype: sizes[dtype])]
 
 
+def check_size(cfg: ModelConfig, stored: Mapping[str, StoredTensor]) -> None:
+    """Check that the weights can be those of as many layers as config.json says, before a model of them is built.
+
+    Raises:
+        UserError: there are fewer tensors than layers.
+    """
+    if cfg.n_layers > len(stored):
+        raise UserError(
+            f"tensors do not fit config.json: it says {cfg.n_layers} layers, and there are {len(stored)} tensors"
+        )
+
+
 def match_tensors(
     model: HookedTransformer, format: Format, stored: Mapping[str, StoredTensor]
 ) -> dict[str, dict[str, StoredTensor]]:
@@ -161,8 +192,8 @@ def match_tensors(
             except (RuntimeError, IndexError):  # it cannot be divided into what it should hold
                 got = tensor.shape
             if got != shape:
-                held = "" if got == tensor.shape else f" and holds {list(got)}"
-                problems.append(f"{name} is {list(tensor.shape)}{held}, not {list(shape)}")
+                held = "" if got == tensor.shape else f" and holds {list(got)!r:.80}"
+                problems.append(f"{name} is {list(tensor.shape)!r:.80}{held}, not {list(shape)}")
     if cfg.tie_word_embeddings:
         unknown.discard(format.tensor_name("unembed.W_U"))  # a copy that `check_tied` compares
     problems += [f"{name} is unknown" for name in sorted(unknown)]
@@ -236,13 +267,19 @@ def load_weights(
                         shape = (len(found[parameter]), *part.shape)
                         stacks[parameter] = torch.empty(shape, dtype=dtype, device=device)
                     placed = stacks[parameter][index].copy_(part)
-                if not_finite({name: placed}):
-                    raise UserError(
-                        f"{path}: {name} holds NaN or infinity as {str(dtype).removeprefix('torch.')}; load it as "
-                        "another dtype, or get another copy"
-                    )
+                _require_finite(placed, path, name)
     for parameter, stack in stacks.items():
         _set(model, format, parameter, stack)
+
+
+def _require_finite(weight: Tensor, path: Path, name: str) -> None:
+    """Refuse NaN and infinite numbers, which would be in all that is computed. A sum has them, and takes no memory; a
+    sum of large numbers may have them, too."""
+    if not torch.isfinite(weight.sum(dtype=torch.float32)) and not torch.isfinite(weight).all():
+        raise UserError(
+            f"{path}: tensor {name} has NaN or infinite numbers in {str(weight.dtype).removeprefix('torch.')}; load it "
+            "in another dtype, or download the file again"
+        )
 
 
 def _device_of(name: str, devices: Mapping[str, torch.device]) -> torch.device:

@@ -23,6 +23,7 @@ from mdm_interp.config import ModelConfig
 from mdm_interp.data.prompts import FactTemplates, Template
 from mdm_interp.data.queries import Query
 from mdm_interp.errors import UserError
+from mdm_interp.files import read_text
 
 Test = Literal["p2d", "d2p", "p2d_reverse", "d2p_reverse"]
 TESTS: tuple[Test, ...] = get_args(Test)
@@ -80,6 +81,10 @@ class Benchmark:
         return Benchmark(self.training, kept, self.digest)
 
 
+MOST_LINES = 4000
+"""Of a file: those published have up to 3600. Each prompt is compared with all."""
+
+
 def read_lines(path: Path) -> list[tuple[str, str]]:
     """Read the prompts and completions of a file.
 
@@ -87,8 +92,10 @@ def read_lines(path: Path) -> list[tuple[str, str]]:
         UserError: it cannot be read, or a line is not as published.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(path).splitlines()
+        if len(lines) > MOST_LINES:
+            raise ValueError(f"it has {len(lines)} lines, and at most {MOST_LINES} are read")
+    except (OSError, ValueError) as error:
         raise UserError(
             f"{path}: cannot be read ({error}); give the folder of the published files, as --data"
         ) from error
@@ -97,6 +104,7 @@ def read_lines(path: Path) -> list[tuple[str, str]]:
         try:
             read = json.loads(line)
             texts = (read["prompt"], read["completion"])
+            "".join(texts).encode()  # half of a character is no text
         except (ValueError, TypeError, LookupError, RecursionError):
             texts = ()
         if not texts or not all(isinstance(text, str) and text.strip() for text in texts):

@@ -12,23 +12,29 @@ as within it. What cannot be asked is skipped, with its row and the reason.
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import itertools
 import re
 import string
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TextIO
 
 from pydantic import Field, StringConstraints, model_validator
 
 from mdm_interp.config import Config, ModelConfig
 from mdm_interp.data.queries import Direction, Query, QueryPair, Span
 from mdm_interp.errors import UserError, few
+from mdm_interp.files import require_file
 
 Kind = Literal["positional", "relational"]
-Sentence = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+Sentence = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=10_000)]
+MOST_FACTS, MOST_CHARACTERS, LONGEST_LINE = 100_000, 1000, 2**20
+"""How many rows of a CSV are read, how long what a sentence holds of it may be, and how long a line."""
 
 
 def _parts(sentence: str) -> list[tuple[str, str | None]]:
@@ -157,47 +163,56 @@ class Prompts:
         return {(pair.fact, template): pair for pair, template in asked if getattr(pair, direction).offset < 0}
 
 
-def load_facts(path: str | Path, templates: FactTemplates | str | Path | None = None) -> FactTable:
+def load_facts(
+    path: str | Path, templates: FactTemplates | str | Path | None = None, *, limit: int | None = None
+) -> FactTable:
     """Read a CSV (UTF-8, with a header) whose rows are facts.
 
-    Rows without a value that the sentences need, whose entities are the same, or that repeat an earlier row's sentences
-    are skipped.
+    Rows without a value that the sentences need, or with a very long one, whose entities are the same, or that repeat
+    an earlier row's sentences are skipped.
 
     Args:
         templates: How to state the facts, or a YAML file that says so. Default: the file `NAME.templates.yaml` beside
             `NAME.csv`, or else the built-in templates where the columns are `child`, `parent` and `parent_type`.
+        limit: Read no further than the first so many usable rows.
 
     Raises:
-        UserError: a file cannot be read, columns are missing or repeated, or no row is usable.
+        UserError: a file cannot be read, columns are missing or repeated, no row is usable, or there are very many.
     """
     path = Path(path)
-    header, lines = _read_csv(path)
-    if not isinstance(templates, FactTemplates):
-        templates = _find_templates(path, header, templates)
-    if missing := sorted(templates.columns - set(header)):
-        _check_spelling(path, templates.columns, header)
-        raise UserError(
-            f"{path}: no column {missing[0]!r}, which a template names; there are {few(header)}: correct the "
-            "header or the template"
-        )
-    rows: dict[int, dict[str, str]] = {}
-    skipped, seen = [], {}
-    for index, line in enumerate(lines):
-        row = dict(zip(header, (field.strip() for field in line), strict=False))
-        used = tuple(row.get(column, "") for column in sorted(templates.columns))
-        left, right = (row.get(column, "") for column in templates.entities)
-        if len(line) != len(header):
-            skipped.append(Skipped(index, f"has {len(line)} fields, the header {len(header)}"))
-        elif empty := [column for column in sorted(templates.columns) if not row[column]]:
-            skipped.append(Skipped(index, f"{empty[0]} is empty"))
-        elif left.casefold() == right.casefold():
-            skipped.append(Skipped(index, f"answer and source are the same, {left!r}"))
-        elif used in seen:
-            skipped.append(Skipped(index, f"repeats row {seen[used]}"))
-        else:
-            rows[index], seen[used] = row, index
+    with _open_csv(path) as (header, lines):
+        if not isinstance(templates, FactTemplates):
+            templates = _find_templates(path, header, templates)
+        if missing := sorted(templates.columns - set(header)):
+            _check_spelling(path, templates.columns, header)
+            raise UserError(
+                f"{path}: no column {missing[0]!r}, which a template names; there are {few(header)}: correct the "
+                "header or the template"
+            )
+        rows: dict[int, dict[str, str]] = {}
+        skipped, seen, columns, n_lines = [], {}, sorted(templates.columns), 0
+        for index, line in enumerate(lines):
+            if index == MOST_FACTS:
+                raise UserError(f"{path}: has more than {MOST_FACTS} rows; ask about the first ones (limit=…, --limit)")
+            row, n_lines = dict(zip(header, (field.strip() for field in line), strict=False)), index + 1
+            used = tuple(row.get(column, "") for column in columns)
+            left, right = (row.get(column, "") for column in templates.entities)
+            if len(line) != len(header):
+                skipped.append(Skipped(index, f"has {len(line)} fields, the header {len(header)}"))
+            elif empty := [column for column in columns if not row[column]]:
+                skipped.append(Skipped(index, f"{empty[0]} is empty"))
+            elif long := [column for column in columns if len(row[column]) > MOST_CHARACTERS]:
+                skipped.append(Skipped(index, f"{long[0]} has more than {MOST_CHARACTERS} characters"))
+            elif left.casefold() == right.casefold():
+                skipped.append(Skipped(index, f"answer and source are the same, {left!r}"))
+            elif used in seen:
+                skipped.append(Skipped(index, f"repeats row {seen[used]}"))
+            else:
+                rows[index], seen[used] = row, index
+                if len(rows) == limit:
+                    break
     if not rows:
-        raise UserError(f"{path}: none of its {len(lines)} rows is a usable fact; {skipped[0]}")
+        raise UserError(f"{path}: none of its {n_lines} rows is a usable fact; {skipped[0]}")
     return FactTable(rows, templates, tuple(skipped))
 
 
@@ -401,20 +416,33 @@ def _check_spelling(path: Path, columns: Collection[str], header: Sequence[str])
         raise UserError(f"{path}: its column {there!r} should be {column!r}; correct the header")
 
 
-def _read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
-    """Return the header and the rows that are not blank."""
+@contextlib.contextmanager
+def _open_csv(path: Path) -> Iterator[tuple[list[str], Iterator[list[str]]]]:
+    """Give the header and, as they are read, the rows that are not blank."""
     try:
+        require_file(path)
         with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = [line for line in csv.reader(file, strict=True) if line]
+            lines = (line for line in csv.reader(_lines(file), strict=True) if line)
+            header = [column.strip() for column in next(lines, [])]
+            _check_header(path, header)
+            if (first := next(lines, None)) is None:
+                raise UserError(f"{path}: holds no facts; give a header and at least one row")
+            yield header, itertools.chain([first], lines)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read ({error}); give a CSV file in UTF-8") from error
-    header = [column.strip() for column in lines[0]] if lines else []
+
+
+def _lines(file: TextIO) -> Iterator[str]:
+    while line := file.readline(LONGEST_LINE):
+        if len(line) == LONGEST_LINE:
+            raise csv.Error(f"a line has {LONGEST_LINE} characters or more")
+        yield line
+
+
+def _check_header(path: Path, header: Sequence[str]) -> None:
     if header and re.fullmatch(r"sep=.?", header[0]):
         raise UserError(f"{path}: its first line is a spreadsheet's 'sep='; delete it, and separate columns by commas")
     if len(header) == 1 and (between := [mark for mark in ";\t|" if mark in header[0]]):
         raise UserError(f"{path}: its columns are separated by {between[0]!r}; separate them by commas")
-    if repeated := sorted({column for column in header if header.count(column) > 1}):
+    if repeated := sorted(column for column, n in Counter(header).items() if n > 1):
         raise UserError(f"{path}: column {repeated[0]!r} appears twice in the header; rename one")
-    if len(lines) < 2:
-        raise UserError(f"{path}: holds no facts; give a header and at least one row")
-    return header, lines[1:]

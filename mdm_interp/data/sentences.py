@@ -15,6 +15,7 @@ from torch import Tensor
 from mdm_interp.config import ModelConfig
 from mdm_interp.data.queries import QueryBatch, Span
 from mdm_interp.errors import UserError
+from mdm_interp.files import read_text
 from mdm_interp.models.inputs import check_token_ids
 
 
@@ -41,8 +42,8 @@ def read_sentences(path: str | Path, tokenizer: Any) -> list[tuple[int, ...]]:
     """
     path = Path(path)
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
+        lines = [line.strip() for line in read_text(path, most=2**23).removeprefix("\ufeff").splitlines()]
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); give a text file in UTF-8") from error
     sentences = [tuple(tokenizer(f" {line}")["input_ids"]) for line in lines if line]
     if not sentences:

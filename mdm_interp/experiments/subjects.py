@@ -179,9 +179,7 @@ def open_probe(
     Raises:
         UserError: a checkpoint or the facts cannot be used, or a checkpoint has no tokenizer.
     """
-    table = load_facts(facts, templates)
-    if limit is not None:
-        table = replace(table, rows=dict(list(table.rows.items())[:limit]))
+    table = load_facts(facts, templates, limit=limit)
     name, model, other = Path(checkpoint).absolute().name, load_checkpoint(checkpoint, **loading), None
     if twin is not None:
         of_twin = Path(twin).absolute().name

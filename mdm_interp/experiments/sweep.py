@@ -20,6 +20,7 @@ import copy
 import functools
 import itertools
 import json
+import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,9 +31,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pandas as pd
-from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from mdm_interp.config import Config, DemoConfig, FactConfig, TrainConfig, one_line
+from mdm_interp.config import (
+    Config,
+    Count,
+    DemoConfig,
+    FactConfig,
+    Number,
+    Seed,
+    TrainConfig,
+    one_line,
+)
 from mdm_interp.errors import UserError, nearest
 from mdm_interp.experiments.analysis import Analysis, discover
 from mdm_interp.experiments.results import plain, tidy
@@ -44,6 +54,7 @@ from mdm_interp.training.loop import Progressed, ensembles, train_ensemble
 from mdm_interp.training.runs import Run
 from mdm_interp.training.text import TextStep
 
+MOST_RUNS = 10_000
 Point = dict[str, Any]
 """Values of some fields of a config, by their dotted names."""
 Trained = Run | Demo
@@ -53,11 +64,11 @@ Trained = Run | Demo
 class Distribution(Config):
     """What the values of a field are drawn from: one of these."""
 
-    uniform: tuple[float, float] | None = None
+    uniform: tuple[Number, Number] | None = None
     """Lowest and highest."""
-    log_uniform: tuple[float, float] | None = None
+    log_uniform: tuple[Number, Number] | None = None
     """Lowest and highest; the logarithm is drawn uniformly."""
-    integers: tuple[int, int] | None = None
+    integers: tuple[Seed, Seed] | None = None
     """Lowest and highest, both among them."""
     choice: Annotated[list[Any], Field(min_length=1)] | None = None
 
@@ -89,8 +100,8 @@ class Distribution(Config):
 class RandomPoints(Config):
     """Points whose fields are drawn, each from its distribution."""
 
-    n: PositiveInt
-    seed: NonNegativeInt = 0
+    n: Count
+    seed: Seed = 0
     over: Annotated[dict[str, Distribution], Field(min_length=1)]
 
     def points(self) -> list[Point]:
@@ -119,9 +130,14 @@ class Sweep(Config):
     @model_validator(mode="after")
     def _check(self) -> Sweep:
         axes = [*self.grid, *(self.random.over if self.random else ()), *self._listed]
-        for one, other in itertools.combinations(axes, 2):
-            if f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}."):
-                raise ValueError(f"{other}: is given by two axes, the other being {one}; leave one of them out")
+        for one, other in itertools.pairwise(sorted(f"{axis}." for axis in axes)):
+            if other.startswith(one):
+                raise ValueError(
+                    f"{other[:-1]}: is given by two axes, the other being {one[:-1]}; leave one of them out"
+                )
+        sizes = [*map(len, self.grid.values()), self.random.n if self.random else 1, len(self.points or [{}])]
+        if math.prod(sizes) > MOST_RUNS:
+            raise ValueError(f"grid: its {math.prod(sizes)} points are more than {MOST_RUNS}; leave values out")
         _ = self.configs
         return self
 

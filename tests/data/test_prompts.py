@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -15,6 +17,7 @@ from helpers import random_model
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from stranger_helpers import outcome_of
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
@@ -475,6 +478,61 @@ def test_a_bad_file_is_refused(tmp_path: Path, content: bytes, message: str) -> 
         load_facts(path)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("x" * 10**6 + ",b,mother\n", "cannot be read .field larger"),
+        (
+            "x" * 10**5 + ",b,mother\n",
+            "none of its 1 rows is a usable fact; row 0: child has more than 1000 characters",
+        ),
+        ("a\n" * 10**5, "none of its 100000 rows is a usable fact; row 0: has 1 fields, the header 3"),
+        ("a,b,mother\n" * 10**6, "has more than 100000 rows; ask about the first ones .limit=…, --limit."),
+        ("\n" * 10**6, "holds no facts"),
+        ('"' + "a\n" * 10**6, "cannot be read .field larger"),
+        ("x" * 10**8, "cannot be read .a line has 1048576 characters or more"),
+    ],
+    ids=["a long field", "a long name", "short rows", "many rows", "blank lines", "an open quote", "a long line"],
+)
+def test_a_hostile_csv_is_refused_in_time_and_memory(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "facts.csv"
+    path.write_text("child,parent,parent_type\n" + content)
+    outcome = outcome_of(lambda: load_facts(path))
+    assert re.search(message, outcome), outcome
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (",".join(f"a{i}" for i in range(10**5)), "its columns are a0, a1, a2, and 99997 more"),
+        (",".join("ab" for _ in range(10**5)), "column 'ab' appears twice"),
+        ("x" * 10**5, "its columns are xxx"),
+    ],
+    ids=["many columns", "one column many times", "a long column"],
+)
+def test_a_hostile_header_is_refused_in_time_and_memory(tmp_path: Path, header: str, message: str) -> None:
+    path = tmp_path / "facts.csv"
+    path.write_text(f"{header}\n1\n")
+    outcome = outcome_of(lambda: load_facts(path))
+    assert re.search(message, outcome), outcome
+
+
+def test_a_csv_that_is_no_regular_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "facts.csv")
+    for path in (tmp_path / "facts.csv", Path("/dev/zero")):
+        assert "cannot be read (it is no regular file)" in outcome_of(lambda path=path: load_facts(path))
+
+
+def test_no_more_of_a_csv_is_read_than_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "facts.csv"
+    rows = ["child,parent,parent_type", "Dora,Dora,father", *(f"Dora,Gus {i},father" for i in range(10**4))]
+    path.write_bytes("\n".join(rows).encode() + b"\n\xff")  # which is not UTF-8
+    with pytest.raises(UserError, match="cannot be read"):
+        load_facts(path)
+    table = load_facts(path, limit=3)
+    assert list(table.rows) == [1, 2, 3] and [one.row for one in table.skipped] == [0]
+
+
 def test_a_missing_file_or_column_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere.csv: cannot be read"):
         load_facts(tmp_path / "nowhere.csv")
@@ -501,6 +559,8 @@ def test_a_missing_file_or_column_is_named(tmp_path: Path) -> None:
         ("{child:>9} of {parent}", "{parent} has {child}.", "name of a column and nothing else"),
         ("{} of {parent}", "{parent} has {child}.", "name of a column and nothing else"),
         ("", "{parent} has {child}.", "at least 1 character"),
+        ("{child} " + "x" * 10**4 + " {parent}", "{parent} has {child}.", "at most 10000 characters"),
+        ("{child} \ud800 {parent}", "{parent} has {child}.", "valid string"),
     ],
 )
 def test_a_bad_template_is_refused(forward: str, reverse: str, message: str) -> None:

@@ -325,6 +325,9 @@ ELSEWHERE |= {"a line is not of a step", "the line of step … is not as it was 
 ELSEWHERE |= {"it is at step … of …", "it is of run …", "… holds NaN or infinity"}
 ELSEWHERE |= {"it has moments of … parameters, not of …", "the moments of parameter … are not of its shape …"}
 ELSEWHERE |= {"it is at step …, and its moments at …"}
+ELSEWHERE |= {"… is there twice"}
+ELSEWHERE |= {"it has … lines, and at most … are read", "they add … tokens, and at most … are read"}
+ELSEWHERE |= {"it makes texts up to … times longer"}
 """ValueErrors that never reach the user as they are."""
 
 

@@ -133,6 +133,18 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "no distribution": ({"random": {"n": 1, "over": {"lr": {}}}}, ["random.over.lr", "expected one of uniform"]),
     "bounds": ({"random": {"n": 1, "over": {"lr": {"uniform": [2, 1]}}}}, ["uniform: 2.0 is above 1.0; swap"]),
     "a logarithm": ({"random": {"n": 1, "over": {"lr": {"log_uniform": [0, 1]}}}}, ["log_uniform: 0.0", "above 0"]),
+    "too many points": (
+        {"random": {"n": 10**8, "over": {"lr": {"uniform": [1, 2]}}}},
+        ["its 100000000 points are more"],
+    ),
+    "too large a grid": (
+        {"grid": {f"facts.x{i}": [*range(10)] for i in range(9)}},
+        ["grid: its 1000000000 points are"],
+    ),
+    "bounds without end": (
+        {"random": {"n": 1, "over": {"lr": {"uniform": [1, float("inf")]}}}},
+        ["uniform.1", "got inf"],
+    ),
     "a measure": ({"measures": ["route_corelation"]}, ["'route_corelation'", "route_correlation"]),
     "a measure of checkpoints": ({"measures": ["large_model_routes"]}, ["'large_model_routes'"]),
 }
