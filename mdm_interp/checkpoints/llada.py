@@ -113,7 +113,7 @@ class LLaDA(Format):
             problems.append("d_mlp is not set")
 
 
-def _number(value: Any) -> float:
+def _number(value: Any) -> int | float:
     """Refuse what times a number is no number: a text would be as often repeated."""
     if type(value) not in (int, float):
         raise TypeError(f"{value!r:.40} is no number")

@@ -275,6 +275,8 @@ def load_weights(
 def _require_finite(weight: Tensor, path: Path, name: str) -> None:
     """Refuse NaN and infinite numbers, which would be in all that is computed. A sum has them, and takes no memory; a
     sum of large numbers may have them, too."""
+    if weight.is_meta:  # it has no numbers
+        return
     if not torch.isfinite(weight.sum(dtype=torch.float32)) and not torch.isfinite(weight).all():
         raise UserError(
             f"{path}: tensor {name} has NaN or infinite numbers in {str(weight.dtype).removeprefix('torch.')}; load it "
