@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from mdm_interp import Analysis, Contrast, Result, Run, Summary, where
+from mdm_interp import Analysis, Contrast, Result, Run, Summary, mean_estimate, where
 from mdm_interp.experiments.claims import ClaimTest
 from mdm_interp.experiments.grids import DEPTHS, depth_grid
 from mdm_interp.experiments.scope import SCOPE
@@ -19,7 +19,23 @@ from mdm_interp.measures.evidence import evidence_scores
 from mdm_interp.measures.gradients import layer_cosines
 from mdm_interp.measures.routes import route_correlation
 from mdm_interp.stats.resampling import places_above
-from mdm_interp.viz import CHANCE, CORRELATION, FORWARD, GREEN, ORANGE, PROBABILITY, PURPLE, REVERSE, Panel, Panels
+from mdm_interp.viz import (
+    BLUE,
+    CHANCE,
+    CORRELATION,
+    FORWARD,
+    GREEN,
+    ORANGE,
+    PROBABILITY,
+    PURPLE,
+    REVERSE,
+    Panel,
+    Panels,
+    between,
+    of_seeds,
+    shown,
+    with_n,
+)
 
 PARTS = {"VO": ("V", "O"), "QK": ("Q", "K"), "MLP": ("MLP",)}
 """The components of a layer whose gradients are compared, by what they do: store, route, transform."""
@@ -31,8 +47,8 @@ SIGNATURES = {
     "MLP": "gradient cosine,<br>MLP",
 }
 """Columns measured per layer (their nulls: `…_null`), and how the figure calls them."""
-COLORS = dict(zip(DEPTHS, (GREEN, ORANGE, PURPLE), strict=True))
-SHOWN_STAGES = {"early": "dash", "end": "solid"}
+LOOKS = dict(zip(DEPTHS, ((GREEN, "solid"), (ORANGE, "dash"), (PURPLE, "dashdot")), strict=True))
+"""How models of each depth are drawn."""
 BY = ("scheme", "mlp", "n_layers", "stage")
 
 
@@ -65,70 +81,109 @@ def summarize(result: Result) -> Summary:
     return of_models + Summary.of(frame.assign(**excess), (*BY, "layer"), tuple(excess))
 
 
+def above_null(result: Result) -> pd.DataFrame:
+    """Return for each signature and layer whether it is above its null at the end, adjusted for looking at all layers
+    of its scheme. Layers of one model decide nothing and are left out."""
+    rows = []
+    for signature in SIGNATURES:
+        for scheme in dict.fromkeys(result.frame["scheme"]):
+            entries = result.summary.where(f"{signature}_excess", scheme=scheme, stage="end")
+            known = [entry for entry in entries if entry.effect.n > 1]
+            above = places_above([entry.effect.p_above_zero for entry in known])
+            rows += [
+                {**one.of, "signature": signature, "above": bool(is_above)}
+                for one, is_above in zip(known, above, strict=True)
+            ]
+    return pd.DataFrame(rows, columns=["signature", *BY, "layer", "above"])
+
+
 def takeaway(result: Result) -> str:
-    end = result.summary.where(stage="end")
+    """Say in how many layers each signature is above its null, and what is answered with MLPs."""
+    above, end = above_null(result), result.summary.where("reverse_probability", stage="end")
+    said, answered, schemes = [], [], list(dict.fromkeys(result.frame["scheme"]))
+    for scheme in schemes:
+        found: dict[str, list[str]] = {}
+        for signature, share in where(above, scheme=scheme).groupby("signature", sort=False)["above"].mean().items():
+            amount = "all" if share == 1 else "most" if share > 0.5 else "some" if share > 0 else "none"
+            found.setdefault(amount, []).append(SAID[str(signature)])
+        listed = ", ".join(f"{' and '.join(names)} in {amount}" for amount, names in found.items())
+        listed = listed.replace(" gradients and", " and")
+        said.append(f"{shown(scheme)}: {listed or 'one seed decides nothing'}.")
+        values = between(entry.effect.value for entry in end.where(scheme=scheme, mlp=True))
+        answered.append(f"{values} ({shown(scheme)})")
+    n = of_seeds(entry.effect for entry in end)
+    return f"Layers above the null. {' '.join(said)} With MLPs the reverse query gets {', '.join(answered)}; {n}."
 
-    def counted(name: str, scheme: str) -> str:
-        layers = [entry.effect for entry in end.where(f"{name}_excess", scheme=scheme)]
-        above = places_above([estimate.p_above_zero for estimate in layers])
-        return f"{above.sum()} of {sum(estimate.n > 1 for estimate in layers)}"
 
-    def probability(scheme: str, mlp: bool) -> str:
-        values = [end.at("reverse_probability", scheme=scheme, mlp=mlp, n_layers=n, stage="end") for n in measured]
-        return ", ".join(f"{estimate.value:.2g}" for estimate in values)
-
-    measured = sorted({entry.of["n_layers"] for entry in end.where("reverse_probability")})
-    depths = ", ".join(map(str, measured))
-    said = [
-        f"{scheme}: routes in {counted('route', scheme)}, evidence in {counted('evidence', scheme)}, "
-        f"gradients of V and O in {counted('VO', scheme)}, of Q and K in {counted('QK', scheme)}, of MLPs in "
-        f"{counted('MLP', scheme)}; reverse probability {probability(scheme, False)} with {depths} layers, "
-        f"{probability(scheme, True)} with MLPs"
-        for scheme in dict.fromkeys(result.frame["scheme"])
-    ]
-    return f"Layers above the null at the end of training, adjusted for looking at all of them. {'. '.join(said)}."
+SAID = {"route": "routes", "evidence": "evidence", "VO": "V/O gradients", "QK": "Q/K gradients", "MLP": "MLP gradients"}
+"""How sentences call the signatures."""
 
 
 def draw(result: Result) -> Panels:
-    frame = result.frame.assign(layer_number=result.frame["layer"] + 1)
+    panels, frame = Panels(), where(result.frame, stage="end")
     groups = {
-        f"{scheme}, {'with MLP' if mlp else 'attention only'}": where(frame, scheme=scheme, mlp=mlp)
+        _kind(scheme, mlp): where(frame, scheme=scheme, mlp=mlp)
         for scheme in dict.fromkeys(frame["scheme"])
         for mlp in (False, True)
     }
-    panels = Panels()
-    x = {"title": "layers of the model", "tickvals": DEPTHS}
-    row = panels.row(list(groups), x=x, y={**PROBABILITY, "title": "probability of<br>answer"})
+    depths = {name: sorted(set(group["n_layers"])) for name, group in groups.items()}
+    widths = {name: len(known) + 2 for name, known in depths.items()}
+    _draw_counts(panels, above_null(result))
+    x, y = {"title": "layers of the model"}, {**PROBABILITY, "title": "probability<br>of answer"}
+    titles = [with_n(name, group, "n_layers").replace(" (", "<br>(") for name, group in groups.items()]
+    row = panels.row(titles, x=x, y=y, widths=list(widths.values()), height=200)
     for panel, group in zip(row, groups.values(), strict=True):
         models = where(group, layer=0)
-        for side, color, shift in (("forward", FORWARD, 0.0), ("reverse", REVERSE, 0.08)):
-            for stage, dash in SHOWN_STAGES.items():
-                name, points = f"{side} query, {stage}", where(models, stage=stage)
-                panel.points(points, "n_layers", f"{side}_probability", name=name, color=color, dash=dash, shift=shift)
-        panel.level(models["chance"].iloc[0], name="chance", color=CHANCE, x=DEPTHS)
-    layers = list(range(1, max(DEPTHS) + 1))
-    x = {"title": "layer", "tickvals": layers, "range": [0.6, max(DEPTHS) + 0.4]}
+        for side, color, shift in (("forward", FORWARD, -0.1), ("reverse", REVERSE, 0.1)):
+            found = {str(n): mean_estimate(rows[f"{side}_probability"]) for n, rows in models.groupby("n_layers")}
+            panel.estimates(found, name=f"{side} query", color=color, shift=shift, upright=True)
+        panel.level(models["chance"].iloc[0], name="chance", color=CHANCE, x=[-0.5, len(found) - 0.5])
     scores = frame[["evidence", "evidence_null"]]
     reach = {"range": [scores.min(axis=None) - 0.2, scores.max(axis=None) + 0.2]}
     for signature, title in SIGNATURES.items():
         y = {**(reach if signature == "evidence" else CORRELATION), "title": title}
-        shown = {name: group for name, group in groups.items() if signature != "MLP" or group["mlp"].all()}
-        titles = list(shown) if signature == "MLP" else [""] * len(shown)
-        row = panels.row(titles, x=x, y=y, ticks=signature in ("QK", "MLP"))
-        for panel, group in zip(row, shown.values(), strict=True):
+        drawn = {name: group for name, group in groups.items() if signature != "MLP" or group["mlp"].all()}
+        titles = [shown(name) if signature in ("route", "MLP") else "" for name in drawn]
+        x, ticks, of_drawn = (
+            {"title": "layer", "dtick": 1},
+            signature in ("QK", "MLP"),
+            [widths[name] for name in drawn],
+        )
+        row = panels.row(titles, x=x, y=y, ticks=ticks, height=150, widths=of_drawn)
+        for panel, (name, group) in zip(row, drawn.items(), strict=True):
+            panel.x(range=[-0.4, depths[name][-1] - 0.6])
             _draw_signature(panel, group, signature)
     return panels
 
 
+def _kind(scheme: str, mlp: bool) -> str:
+    return f"{scheme}, {'with MLP' if mlp else 'attention only'}"
+
+
+def _draw_counts(panels: Panels, above: pd.DataFrame) -> None:
+    """Draw in which share of the layers each signature is above its null."""
+    named = above.assign(
+        signature=above["signature"].map(SAID),
+        model=[shown(_kind(one["scheme"], one["mlp"])) for one in above.to_dict("records")],
+    )
+    counts = named.pivot_table("above", "signature", "model", aggfunc=["mean", "sum", "count"], sort=False)
+    (main,) = panels.row(["layers above the null at the end of training"], height=260, ticks_height=26)
+    main.x(title="model (blank: no MLP)")
+    main.y(title="signature")
+    if counts.empty:
+        return main.say("one seed decides nothing")
+    texts = counts["sum"].fillna(0).astype(int).astype(str) + " of " + counts["count"].fillna(0).astype(int).astype(str)
+    texts = texts.where(counts["mean"].notna(), "")
+    main.matrix(counts["mean"], limit=0.5, middle=0.5, colors=[[0, "#F7F7F7"], [1, BLUE]], scale="share", text=texts)
+
+
 def _draw_signature(panel: Panel, group: pd.DataFrame, signature: str) -> None:
-    for i, (n_layers, color) in enumerate(COLORS.items()):
-        models, shift = where(group, n_layers=n_layers), 0.08 * (i - 1)
-        for stage, dash in SHOWN_STAGES.items():
-            points, name = where(models, stage=stage), f"{n_layers}-layer, {stage}"
-            panel.points(points, "layer_number", signature, name=name, color=color, dash=dash, shift=shift)
-        null, listed = f"{signature}_null", n_layers == max(COLORS)
-        look: dict[str, Any] = {"color": CHANCE, "dash": "dot", "shift": shift, "listed": listed}
-        panel.points(where(models, stage="end"), "layer_number", null, name="null at the end", **look)
+    for i, (n_layers, (color, dash)) in enumerate(LOOKS.items()):
+        models, shift = where(group, n_layers=n_layers), 0.1 * (i - 1)
+        null, listed = f"{signature}_null", n_layers == max(LOOKS)
+        panel.points(models, "layer", signature, name=f"{n_layers}-layer", color=color, dash=dash, shift=shift)
+        look: dict[str, Any] = {"color": CHANCE, "dash": "dot", "shift": shift + 0.05, "listed": listed}
+        panel.points(models, "layer", null, name="null", **look)
 
 
 def halves(result: Result) -> pd.DataFrame:

@@ -7,7 +7,19 @@ from typing import Any, Literal
 from mdm_interp import Analysis, Result, Run, Summary, all_checkpoints, first_and_last, where
 from mdm_interp.experiments.grids import VARIANTS, cycle_grid, variant_of
 from mdm_interp.measures.evidence import margin_and_rank, relation_evidence
-from mdm_interp.viz import CHANCE, TRAINING_STEPS, VARIANT_COLORS, Panels
+from mdm_interp.viz import (
+    CHANCE,
+    FORWARD,
+    REVERSE,
+    TRAINING_STEPS,
+    Panels,
+    between,
+    of_seeds,
+    opening,
+    shown,
+    told,
+    with_n,
+)
 
 SOURCES: dict[str, Literal["left", "right"]] = {"A given B": "right", "B given A": "left"}
 """The evidence matrices of facts `A r B`, and on which side their sources are."""
@@ -39,32 +51,43 @@ def summarize(result: Result) -> Summary:
 
 
 def takeaway(result: Result) -> str:
-    def rank(variant: str, query: str) -> str:
-        return f"{result.summary.at('rank', variant=variant, query=query, stage='end').value:.1f}"
-
-    mdm = ", ".join(f"{rank(variant, 'reverse')} ({variant})" for variant in VARIANTS if variant.startswith("MDM"))
+    """Say in whom the reverse query reads evidence for the answer: the whole interval of its rank is better than
+    chance."""
+    summary, chance = result.summary, result.summary.at("chance_rank").value
+    ranks = {variant: summary.at("rank", variant=variant, query="reverse", stage="end") for variant in VARIANTS}
+    answers = {
+        variant: "yes" if rank.high < chance else "no" if rank.low > chance else "undecided"
+        for variant, rank in ranks.items()
+    }
+    of_mdms, (of_arm,) = (
+        [rank.value for variant, rank in ranks.items() if variant.startswith("MDM") == mdm] for mdm in (True, False)
+    )
+    forward = summary.at("rank", variant="ARM rope", query="forward", stage="end").value
     return (
-        f"Among the {2 * result.summary.at('chance_rank').value - 1:.0f} entities of its role, the true answer's "
-        f"evidence in the reverse query ends at mean rank {mdm}; in the ARM at {rank('ARM rope', 'forward')} forward "
-        f"and {rank('ARM rope', 'reverse')} in reverse."
+        f"{opening(told(answers))}. Among {2 * chance - 1:.0f} entities of its role, the true answer's evidence in the "
+        f"reverse query ends at mean rank {between(of_mdms, '.1f')} in MDMs, at {of_arm:.1f} in the ARM (forward "
+        f"{forward:.1f}, by chance {chance:.3g}; {of_seeds(ranks.values())})."
     )
 
 
 def draw(result: Result) -> Panels:
     panels, frame = Panels(), result.frame
     curves = frame[frame["margin"].notna() & (frame["step"] > 0)]
-    steps = {**TRAINING_STEPS, "title": "training step (solid: forward query, dotted: reverse)"}
-    titles = ["margin over the strongest other", "rank of the true answer (1 is best)"]
-    margin, rank = panels.row(titles, x=steps, one_y=False, height=300)
-    for panel, quantity in ((margin, "margin"), (rank, "rank")):
-        for variant, color in VARIANT_COLORS.items():
-            for query, dash in (("forward", "solid"), ("reverse", "dot")):
+    chance, lowest = curves["chance_rank"].iloc[0], {"range": [1.15 * curves["rank"].max(), 0]}
+    margins = {"range": [curves["margin"].min() - 1, 1.1 * curves["margin"].max()]}
+    rows = (
+        ("rank", 300, {**lowest, "title": "rank of the true answer<br>(1 is best)"}, chance, "by chance"),
+        ("margin", 180, {**margins, "title": "margin over the<br>strongest other<br>(logits × σ)"}, 0.0, "no margin"),
+    )
+    for quantity, height, y, level, name in rows:
+        best = quantity == "rank"
+        titles = [with_n(variant, where(curves, variant=variant)) if best else "" for variant in VARIANTS]
+        row = panels.row(titles, x=TRAINING_STEPS, y=y, height=height)
+        for panel, variant in zip(row, VARIANTS, strict=True):
+            for query, color, dash in (("forward", FORWARD, "solid"), ("reverse", REVERSE, "dash")):
                 group = where(curves, variant=variant, query=query)
-                panel.curve(group, "step", quantity, name=variant, color=color, dash=dash)
-    margin.level(0.0, name="margin 0", color=CHANCE)
-    rank.level(curves["chance_rank"].iloc[0], name="rank by chance", color=CHANCE)
-    margin.y(title="evidence margin (logits × σ)")
-    rank.y(title="mean rank")
+                panel.curve(group, "step", quantity, name=f"{query} query", color=color, dash=dash, listed=best)
+            panel.level(level, name=name, color=CHANCE, listed=best)
     _draw_matrices(panels, result)
     return panels
 
@@ -72,20 +95,20 @@ def draw(result: Result) -> Panels:
 def _draw_matrices(panels: Panels, result: Result) -> None:
     cells = result.frame.dropna(subset=["evidence"])
     first, last, limit = cells["step"].min(), cells["step"].max(), float(cells["evidence"].abs().max())
-    shown = {
-        "MDM rope, before<br>A given B": ("MDM rope", "A given B", first),
-        "MDM rope, after<br>A given B": ("MDM rope", "A given B", last),
-        "ARM rope, after<br>B given A (trained)": ("ARM rope", "B given A", last),
-        "ARM rope, after<br>A given B (reverse)": ("ARM rope", "A given B", last),
+    matrices = {
+        f"{shown('MDM rope')}, before<br>A given B": ("MDM rope", "A given B", first),
+        f"{shown('MDM rope')}, after<br>A given B": ("MDM rope", "A given B", last),
+        f"{shown('ARM rope')}, after<br>B given A (trained)": ("ARM rope", "B given A", last),
+        f"{shown('ARM rope')}, after<br>A given B (reverse)": ("ARM rope", "A given B", last),
     }
     unmarked = {"showticklabels": False, "ticks": ""}
-    row = panels.row(list(shown), x={**unmarked, "title": "source"}, y=unmarked, one_y=False, height=260)
-    for panel, (variant, query, step) in zip(row, shown.values(), strict=True):
+    row = panels.row(list(matrices), x={**unmarked, "title": "source"}, y=unmarked, one_y=False, height=260)
+    for panel, (variant, query, step) in zip(row, matrices.values(), strict=True):
         group = where(cells, variant=variant, query=query, step=step)
         table = group.pivot(index="target", columns="source", values="evidence")
         in_order = table.reindex(index=group["target"].unique(), columns=group["source"].unique())
         panel.matrix(in_order, limit=limit, scale="evidence" if panel is row[-1] else None)
-    row[0].y(title="answer")
+    row[0].y(title="answer<br>(one seed)")
 
 
 ANALYSIS = Analysis(

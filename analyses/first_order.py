@@ -3,7 +3,7 @@ predict, the change that comes, and that of a random step of the same size."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,8 @@ from mdm_interp import Analysis, Contrast, Estimate, Result, Run, Summary, mean_
 from mdm_interp.experiments.grids import VARIANTS, cycle_grid, variant_of
 from mdm_interp.experiments.scope import STAGES
 from mdm_interp.measures.gradients import COMPONENTS, ROUTING, STORAGE, FirstOrder, contrast_steps
-from mdm_interp.viz import CHANCE, GREEN, ORANGE, PURPLE, Panels
+from mdm_interp.viz import CHANCE, GREEN, ORANGE, PURPLE, Panels, between, of_seeds, opening, told, with_n
+from mdm_interp.viz.words import ANSWER
 
 ETAS = [float(f"{eta:.3g}") for eta in np.logspace(-6, 0, 13)]
 """Step sizes, two per decade."""
@@ -87,64 +88,58 @@ def last_steps(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def takeaway(result: Result) -> str:
-    def at(place: tuple[str, str], quantity: str, **group: str) -> Estimate:
-        return result.summary.at(quantity, variant=place[0], stage=place[1], **group)
+    """Say whether small steps do what is predicted, and for whom they lower the reverse loss at every stage."""
 
-    def said(places: Sequence[tuple[str, str]], nowhere: str) -> str:
-        return ", ".join(f"{variant} at {stage}" for variant, stage in places) or nowhere
+    def at(quantity: str, variant: str, **group: str) -> list[Estimate]:
+        found = [result.summary.at(quantity, variant=variant, stage=stage, **group) for stage in STAGES]
+        return [estimate for estimate in found if estimate.n]
 
-    def rises(group: str) -> str:
-        return said([place for place in places if at(place, "transfer", group=group).side == "below"], "nowhere")
-
-    places = [(variant, stage) for variant in VARIANTS for stage in STAGES]
-    whole = {place: at(place, "transfer", group="whole") for place in places}
-    places = [place for place in places if whole[place].n]
-    slopes = [at(place, "slope", group="whole").value for place in places]
-    reached = [10**end.value for place in places if (end := at(place, "log10_last_step")).n] or [float("nan")]
-    undecided = [place for place in places if whole[place].low <= 0 <= whole[place].high]
+    transfers = {variant: at("transfer", variant, group="whole") for variant in VARIANTS}
+    sides = {variant: {estimate.side for estimate in found} for variant, found in transfers.items() if found}
+    answers = {variant: ANSWER[next(iter(of)) if len(of) == 1 else "undecided"] for variant, of in sides.items()}
+    slopes = [estimate.value for variant in sides for estimate in at("slope", variant, group="whole")]
+    ends = [10**estimate.value for variant in sides for estimate in at("log10_last_step", variant)]
+    as_predicted = all(abs(slope - 1) <= TOLERANCE for slope in slopes)
     return (
-        f"At step {SMALL:g} the reverse loss changes by {min(slopes):.2f} to {max(slopes):.2f} times that predicted; "
-        f"it stays within {TOLERANCE:.0%} of that up to steps of {min(reached):.1g} to {max(reached):.1g} (means over "
-        f"seeds). There a step down the forward loss raises the reverse loss: {rises('whole')} (interval holds 0: "
-        f"{said(undecided, 'none')}); a step of storage alone: {rises('storage')}; of routing alone: "
-        f"{rises('routing')}."
+        f"{opening(told(answers))}, at every stage. {'As' if as_predicted else 'Not as'} predicted: at step {SMALL:g} "
+        f"the reverse loss changes by {between(slopes)} times the prediction, and it stays within {TOLERANCE:.0%} of "
+        f"that up to steps of {min(ends, default=0.0):.1g} or more ({of_seeds(chain(*transfers.values()))})."
     )
 
 
 STEP_AXIS = {"title": "step size η", "type": "log", "tickvals": [1e-5, 1e-3, 1e-1], "ticktext": ["1e-5", "1e-3", "0.1"]}
-TRANSFER_TICKS = [-1000, -100, -10, -1, 0, 1, 10, 100, 1000]
-BY_STEP = {"transfer": ("gradient steps", "solid"), "random_transfer": ("random steps", "dot")}
-BY_GROUP = {"predicted_transfer": ("predicted", "circle"), "random_transfer": ("random step", "x-thin-open")}
+TRANSFER_TICKS = [-1000, -100, -10, 0, 1, 10, 100, 1000]
+MOVED = {
+    "predicted_transfer": ("predicted", PURPLE, "circle", -0.15),
+    "random_transfer": ("random step", CHANCE, "x-thin-open", 0.15),
+}
 
 
 def draw(result: Result) -> Panels:
     panels, frame, transfers = Panels(), result.frame, result.summary.frame.set_index("quantity")
     farthest = transfers.loc[["transfer", "predicted_transfer"]].filter(regex="value|low|high").abs().max(axis=None)
-    transfer = {"range": [-1.5 * farthest, 1.5 * farthest], "tickvals": TRANSFER_TICKS}
-    slope = {"range": [-0.6, 2.1], "title": "actual / predicted<br>change of reverse loss"}
-    drop = {**transfer, "title": "drop of reverse loss per<br>first-order drop of forward"}
-    same = {**transfer, "title": f"the same by what moves,<br>step {SMALL:g}"}
-    groups, untitled = {"title": "what moves", "tickangle": 60}, [""] * len(VARIANTS)
+    ratios = where(frame, group="whole")["slope"]
+    slope = {"range": [1.1 * ratios.min(), 1.1 * ratios.max()], "tickvals": [-5, -2, -1, 0, 1, 2, 5, 10]}
+    slope["title"] = "actual / predicted<br>change of reverse loss"
+    drop = {"range": [-1.5 * farthest, 1.5 * farthest], "tickvals": TRANSFER_TICKS}
+    drop["title"] = f"drop of reverse loss per drop<br>of forward (end of<br>training, step {SMALL:g})"
+    titles = [with_n(variant, where(frame, variant=variant)) for variant in VARIANTS]
+    groups = {"title": "what moves", "tickangle": 60}
     rows = zip(
         VARIANTS,
-        panels.row(list(VARIANTS), x=STEP_AXIS, y=slope, ticks=False),
-        panels.row(untitled, x=STEP_AXIS, y=drop, warp=np.arcsinh),  # linear below about 1, logarithmic beyond
-        panels.row(untitled, x=groups, y=same, warp=np.arcsinh, ticks_height=110),
+        panels.row(titles, x=STEP_AXIS, y=slope, warp=np.arcsinh, height=320),  # linear below about 1
+        panels.row([""] * len(VARIANTS), x=groups, y=drop, warp=np.arcsinh, ticks_height=110, height=200),
         strict=True,
     )
-    for variant, slopes, by_step, by_group in rows:
-        for place, (stage, color) in enumerate(STAGE_COLORS.items()):
-            at = where(frame, variant=variant, stage=stage)
-            whole, small = where(at, group="whole"), where(at, eta=SMALL)
-            slopes.curve(whole, "eta", "slope", name=stage, color=color)
-            for quantity, (name, dash) in BY_STEP.items():
-                by_step.curve(whole, "eta", quantity, name=f"{stage}, {name}", color=color, dash=dash)
-            for quantity, (name, symbol) in BY_GROUP.items():
-                found = {group: mean_estimate(where(small, group=group)[quantity]) for group in GROUPS}
-                look: dict[str, Any] = {"color": color, "symbol": symbol, "shift": 0.22 * (place - 1), "upright": True}
-                by_group.estimates(found, name=f"{stage}, {name}", **look)
-        slopes.level(1.0, name="level 1", color=CHANCE, x=ETAS, listed=False)
-        by_step.level(0.0, name="level 0", color=CHANCE, x=ETAS, listed=False)
+    for variant, slopes, by_group in rows:
+        of_variant = where(frame, variant=variant)
+        for stage, color in STAGE_COLORS.items():
+            slopes.curve(where(of_variant, stage=stage, group="whole"), "eta", "slope", name=stage, color=color)
+        slopes.level(np.arcsinh(1.0), name="as predicted", color=CHANCE, x=ETAS)
+        small = where(of_variant, stage="end", eta=SMALL)
+        for quantity, (name, color, symbol, shift) in MOVED.items():
+            found = {group: mean_estimate(where(small, group=group)[quantity]) for group in GROUPS}
+            by_group.estimates(found, name=name, color=color, symbol=symbol, shift=shift, upright=True)
         by_group.level(0.0, name="level 0", color=CHANCE, x=[-0.5, len(GROUPS) - 0.5], listed=False)
     return panels
 

@@ -6,25 +6,40 @@ from __future__ import annotations
 from typing import Any
 
 from mdm_interp import Analysis, Result, Run, Summary, first_and_last, where
-from mdm_interp.experiments.grids import VARIANTS, cycle_grid, variant_of
+from mdm_interp.experiments.grids import SIDELESS, VARIANTS, cycle_grid, variant_of
 from mdm_interp.experiments.scope import second_checkpoints
 from mdm_interp.measures.evidence import storage_coupling
 from mdm_interp.measures.gradients import direction_cosine, gradient_alignment, mean_gradient
+from mdm_interp.stats.tables import curve
 from mdm_interp.viz import (
-    BLUE,
     CHANCE,
     CORRELATION,
     GREEN,
     GREY,
     ORANGE,
     PURPLE,
-    SKY,
     TRAINING_STEPS,
-    VERMILION,
+    VARIANT_COLORS,
     Panels,
+    between,
+    of_seeds,
+    opening,
+    shown,
+    told,
+    with_n,
 )
+from mdm_interp.viz.words import ANSWER
 
-SHOWN = {"Q": ORANGE, "K": SKY, "V": GREEN, "O": PURPLE, "unembedding": VERMILION, "all": BLUE}
+COMPONENTS = {
+    "Q": (ORANGE, "solid"),
+    "K": (ORANGE, "dash"),
+    "V": (GREEN, "solid"),
+    "O": (GREEN, "dash"),
+    "unembedding": (PURPLE, "solid"),
+}
+"""The components that the figure shows, and how."""
+SIDED = [variant for variant, (scheme, _) in VARIANTS.items() if scheme not in SIDELESS]
+"""Whose forward and reverse gradients differ: without sides both queries are one."""
 
 
 def measure(run: Run, step: int) -> list[dict[str, Any]]:
@@ -69,42 +84,52 @@ def last_aligned_step(run: Any) -> float:
 
 
 def takeaway(result: Result) -> str:
-    def value(variant: str, stage: str, quantity: str) -> float:
-        return result.summary.at(quantity, variant=variant, stage=stage).value
-
-    def moved(variant: str) -> str:
-        initial, end = (value(variant, stage, "mean_gradient") for stage in ("initial", "end"))
-        return f"{initial:.2f} to {end:.2f} ({variant})"
-
-    least = min(value(variant, "end", "storage_term") for variant in VARIANTS if variant.startswith("MDM"))
+    """Say for whom the cosine of both mean gradients ends above 0, and who comes lowest in between."""
+    at_end = {variant: result.summary.at("mean_gradient", variant=variant, stage="end") for variant in VARIANTS}
+    mdms = [variant for variant in VARIANTS if variant.startswith("MDM")]
+    whole = where(result.frame, component="all")
+    lowest = {variant: curve(where(whole, variant=variant), "step", "mean_gradient")["value"].min() for variant in mdms}
+    least = min(mdms, key=lambda variant: lowest[variant])
+    answers = told({variant: ANSWER[estimate.side] for variant, estimate in at_end.items()})
     return (
-        f"The cosine of forward and reverse mean gradients goes from {', '.join(map(moved, VARIANTS))}. "
-        f"The storage term ends at {least:.2g} or more in every MDM, at "
-        f"{value('ARM rope', 'end', 'storage_term'):.2g} in the ARM."
+        f"{opening(answers)}. At the end of training the cosine of the mean forward and reverse gradient is "
+        f"{between(at_end[variant].value for variant in mdms)} in MDMs and {at_end['ARM rope'].value:.2f} in the ARM "
+        f"({of_seeds(at_end.values())}). Of the MDMs, {shown(least).removeprefix('MDM ')} comes lowest on the way, at "
+        f"{lowest[least]:.2f}."
     )
 
 
 def draw(result: Result) -> Panels:
     panels, frame = Panels(), result.frame[result.frame["step"] > 0]
-    untitled, highest = [""] * len(VARIANTS), frame["storage_term"].max()
-    axes = (
-        {**CORRELATION, "title": "cosine of mean<br>gradients"},
-        {"range": [-0.35, 1.05], "title": "mean cosine per pair,<br>all parameters"},
-        {"range": [-0.05 * highest, highest], "title": "storage term<br>(nats² / evidence²)"},
+    (main,) = panels.row(
+        ["all parameters"],
+        x=TRAINING_STEPS,
+        y={**CORRELATION, "title": "cosine of mean forward<br>and reverse gradient"},
+        height=330,
     )
-    by_component = panels.row(list(VARIANTS), x=TRAINING_STEPS, y=axes[0], ticks=False)
-    by_pair = panels.row(untitled, x=TRAINING_STEPS, y=axes[1], ticks=False)
-    storage = panels.row(untitled, x=TRAINING_STEPS, y=axes[2])
-    for i, variant in enumerate(VARIANTS):
-        of_variant = where(frame, variant=variant)
-        for component, color in SHOWN.items():
-            rows = where(of_variant, component=component)
-            by_component[i].curve(rows, "step", "mean_gradient", name=component, color=color)
-        whole, null = where(of_variant, component="all"), "null: forward of one fact, reverse of another"
-        by_pair[i].curve(whole, "step", "matched", name="same fact", color=BLUE)
-        by_pair[i].curve(whole, "step", "mismatched", name=null, color=GREY)
-        storage[i].curve(whole, "step", "storage_term", name="storage term", color=GREEN, listed=False)
-        for panel in (by_component[i], by_pair[i], storage[i]):
+    whole = where(frame, component="all")
+    for variant, color in VARIANT_COLORS.items():
+        group, dash = where(whole, variant=variant), "dash" if variant == "MDM none" else "solid"  # as ALiBi
+        main.curve(group, "step", "mean_gradient", name=with_n(variant, group), color=color, dash=dash)
+    main.level(0.0, name="unrelated", color=CHANCE)
+    highest, untitled = frame["storage_term"].max(), [""] * len(VARIANTS)
+    pairs = {"range": [-0.35, 1.05], "title": "mean cosine<br>per pair"}
+    term = {"range": [-0.05 * highest, highest], "title": "storage term<br>(nats² / evidence²)"}
+    titles = [f"{shown(variant)}, by component" for variant in SIDED]
+    by_component = panels.row(titles, x=TRAINING_STEPS, y={**CORRELATION, "title": "cosine"}, height=180)
+    for panel, variant in zip(by_component, SIDED, strict=True):
+        for component, (color, dash) in COMPONENTS.items():
+            rows = where(frame, variant=variant, component=component)
+            panel.curve(rows, "step", "mean_gradient", name=component, color=color, dash=dash)
+        panel.level(0.0, name="zero", color=CHANCE, listed=False)
+    by_pair = panels.row(list(map(shown, VARIANTS)), x=TRAINING_STEPS, y=pairs, ticks=False, height=150)
+    storage = panels.row(untitled, x=TRAINING_STEPS, y=term, height=150)
+    for pair, stored, variant in zip(by_pair, storage, VARIANTS, strict=True):
+        rows, null = where(whole, variant=variant), "null: forward of one fact, reverse of another"
+        pair.curve(rows, "step", "matched", name="same fact", color=PURPLE)
+        pair.curve(rows, "step", "mismatched", name=null, color=GREY, dash="dash")
+        stored.curve(rows, "step", "storage_term", name="storage term", color=GREEN, listed=False)
+        for panel in (pair, stored):
             panel.level(0.0, name="zero", color=CHANCE, listed=False)
     return panels
 

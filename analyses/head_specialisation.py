@@ -22,7 +22,21 @@ from mdm_interp.measures.heads import N_EXCHANGES, compare_heads
 from mdm_interp.stats.correlations import correlation_estimate, rank_correlation
 from mdm_interp.stats.resampling import rows_at
 from mdm_interp.stats.summary import Entry
-from mdm_interp.viz import BLUE, FORWARD, GREEN, GREY, ORANGE, PROBABILITY, PURPLE, REVERSE, SKY, VERMILION, Panels
+from mdm_interp.viz import (
+    FORWARD,
+    GREEN,
+    GREY,
+    ORANGE,
+    PROBABILITY,
+    PURPLE,
+    REVERSE,
+    SKY,
+    Panels,
+    of_seeds,
+    opening,
+    shown,
+    with_n,
+)
 
 GAP = 0.1
 """Nats between forward and reverse query from which it makes sense to ask in which part they are lost."""
@@ -87,46 +101,41 @@ def takeaway(result: Result) -> str:
         setting = where(models, scheme=scheme, n_heads=n_heads)[[*SCOPE, "stage"]].iloc[0]
         return result.summary.at(quantity, **setting.to_dict())
 
-    def listed(quantity: str, n_heads: int = MANY_HEADS) -> str:
-        return ", ".join(f"{found(scheme, quantity, n_heads).value:.2g} ({scheme})" for scheme in HEAD_SCHEMES)
-
     def cause(scheme: str) -> str:
         lost, share = result.summary.at("lost_by_heads", scheme=scheme), found(scheme, "lost_in_role")
         if not lost.low > SMALL:
-            return "Nothing: it is not lost" if lost.high < SMALL else "Too few runs to say whether it is lost"
+            return "it is not lost" if lost.high < SMALL else "too few runs to say whether it is lost"
         if share.low > DECIDES and found(scheme, "rival_probability").low > found(scheme, "chance").value:
-            return "It is lost, mostly because the side of the source decides which of its two partners is answered"
+            return "it is lost, mostly because the source's side decides which of its two partners is answered"
         if share.low > DECIDES:
-            return "It is lost, mostly because an answer of another role is given"
+            return "it is lost, mostly because an answer of another role is given"
         if share.high < DECIDES:
-            return "It is lost, mostly because heads no longer share what they store"
-        return "It is lost, and no single part of the answer is to blame"
+            return "it is lost, mostly because heads no longer share what they store"
+        return "it is lost, and no single part of the answer is to blame"
 
     causes = {scheme: cause(scheme) for scheme in HEAD_SCHEMES}
-    same, gain = len(set(causes.values())) == 1, found("rope", "even_gain")
+    said = "; ".join(f"{shown(scheme)}: {why}" for scheme, why in causes.items())
+    said = opening(causes["rope"]) if len(set(causes.values())) == 1 else said
+    one, many, even = found("rope", "reverse_probability", 1), found("rope", "reverse_probability"), "even_after"
+    gains = "brings back" if found("rope", "even_gain").side == "above" else "does not measurably change that:"
     return (
-        f"{causes['rope'] if same else '; '.join(f'{scheme}: {why}' for scheme, why in causes.items())}. Reverse "
-        f"probability is {listed('reverse_probability', 1)} with 1 head, {listed('reverse_probability')} with "
-        f"{MANY_HEADS}; there the other partner gets {listed('rival_probability')}, and the right one, given its role, "
-        f"{listed('reverse_in_role')}. Rope's side-specific heads, made to read both sides alike, "
-        f"{'bring it back to' if gain.side == 'above' else 'do not measurably change it:'} "
-        f"{found('rope', 'even_after').value:.2g}."
+        f"{said}. Under {shown('rope')} the right answer gets {one.value:.2f} with 1 head and {many.value:.2f} with "
+        f"{MANY_HEADS}; making side-specific heads read both sides alike {gains} {found('rope', even).value:.2f} "
+        f"({of_seeds([one, many])})."
     )
 
 
 ANSWERED = {
     "forward_probability": ("forward query", FORWARD, "solid"),
-    "reverse_in_role": ("reverse query, given the answer's role", GREEN, "dash"),
-    "rival_probability": ("reverse query: the source's other partner", PURPLE, "dot"),
     "reverse_probability": ("reverse query", REVERSE, "solid"),
+    "rival_probability": ("reverse query: the source's other partner", PURPLE, "dot"),
+    "reverse_in_role": ("reverse query, given the answer's role", GREEN, "dash"),
 }
 EDITED = {
     **{quantity: ANSWERED[quantity] for quantity in ("forward_probability", "reverse_probability")},
     "even_after": ("reverse, side-specific heads reading both sides alike", ORANGE, "dash"),
     "shared_after": ("reverse, each head with the others' routes", SKY, "dot"),
 }
-OTHER_SHAPES = (("1 head of 16", "diamond-open", 1, 16), ("4 heads of 64", "square-open", MANY_HEADS, 64))
-"""Heads that do not share the width: name and mark, how many, and of how many dimensions."""
 
 
 def draw(result: Result) -> Panels:
@@ -139,20 +148,16 @@ def draw(result: Result) -> Panels:
 
 def _draw_answers(panels: Panels, end: pd.DataFrame) -> None:
     """Draw what is answered against the number of heads, for each scheme and then with edits."""
-    titles = [*(f"{scheme}: what is answered" for scheme in HEAD_SCHEMES), "rope: the reverse query edited"]
+    end = where(end, shares_width=True)
+    rope, shown_n = where(end, scheme="rope"), {scheme: where(end, scheme=scheme) for scheme in HEAD_SCHEMES}
+    titles = [*(with_n(scheme, rows, "n_heads") for scheme, rows in shown_n.items()), f"{shown('rope')}, edited"]
     x = {"title": "heads", "tickvals": np.log2(HEADS), "ticktext": HEADS}
-    row = panels.row(titles, x=x, y={**PROBABILITY, "title": "probability"}, height=350)
-    for panel, scheme, marks in zip(row, (*HEAD_SCHEMES, "rope"), (ANSWERED, ANSWERED, EDITED), strict=True):
-        rows = where(end, scheme=scheme, shares_width=True)
+    y = {**PROBABILITY, "title": "probability, end of training"}
+    row = panels.row(titles, x=x, y=y, height=350, widths=[1.2, 1.2, 1.0])
+    for panel, rows, marks in zip(row, (*shown_n.values(), rope), (ANSWERED, ANSWERED, EDITED), strict=True):
         for i, (quantity, (name, color, dash)) in enumerate(marks.items()):
             shift = 0.05 * (i - len(marks) / 2)
             panel.points(rows, "octave", quantity, name=name, color=color, dash=dash, shift=shift)
-        for name, symbol, n_heads, d_head in OTHER_SHAPES if marks is ANSWERED else ():
-            rows, at = where(end, scheme=scheme, n_heads=n_heads, d_head=d_head), np.log2(n_heads) + 0.25
-            look: dict[str, Any] = {"name": name, "symbol": symbol, "size": 13, "upright": True}
-            panel.estimates({at: mean_estimate(rows["forward_probability"])}, color=FORWARD, listed=False, **look)
-            panel.estimates({at: mean_estimate(rows["reverse_probability"])}, color=REVERSE, **look)
-    rope = where(end, scheme="rope", shares_width=True)
     controls = {np.log2(n) + 0.12: mean_estimate(where(rope, n_heads=n)["even_control"]) for n in HEADS}
     name = "control: as many other heads reading both sides alike"
     row[-1].estimates(controls, name=name, color=GREY, symbol="x-thin", size=12, upright=True)
@@ -162,7 +167,7 @@ def _draw_indices(panels: Panels, models: pd.DataFrame) -> None:
     """Draw indices and their nulls: of each setting (mean over seeds) beside reverse probability, and over stages."""
     titles = ["each setting at the end", *(f"index {name}" for name, _ in CONTRASTS.values())]
     axis = {**PROBABILITY, "title": "specialisation index"}
-    settings, *indices = panels.row(titles, x=axis, y=axis, height=350, one_y=False)
+    settings, *indices = panels.row(titles, x=axis, y=axis, height=230, one_y=False)
     settings.y(title="reverse probability")
     means = where(models, stage="end").groupby(list(SCOPE), sort=False).mean(numeric_only=True).reset_index()
     labels = [scope_label(row) for row in means.to_dict("records")]
@@ -172,12 +177,12 @@ def _draw_indices(panels: Panels, models: pd.DataFrame) -> None:
         look: dict[str, Any] = {"color": color, "symbol": symbol, "size": 10, "line": {"color": color, "width": 1.5}}
         settings.dots(means, quantity, "reverse_probability", name=name, label=labels, **look)
     for panel, quantity in zip(indices, CONTRASTS, strict=True):
-        panel.x(title="stage of training", tickvals=[0, 1, 2], ticktext=STAGES, range=[-0.2, 2.2])
+        panel.x(title="stage of training", tickvals=[0, 1, 2], ticktext=STAGES, range=[-0.3, 2.3])
         for scheme, dash in zip(HEAD_SCHEMES, ("solid", "dash"), strict=True):
-            for n_heads, color in zip(HEADS, (SKY, BLUE, ORANGE, VERMILION), strict=True):
+            for i, (n_heads, color) in enumerate(zip(HEADS, (SKY, GREEN, ORANGE, PURPLE), strict=True)):
                 rows = where(models, scheme=scheme, n_heads=n_heads, shares_width=True)
-                name = f"{scheme}, {counted(n_heads, 'head')}"
-                panel.points(rows, "place", quantity, name=name, color=color, dash=dash)
+                look = {"name": f"{shown(scheme)}, {counted(n_heads, 'head')}", "color": color, "dash": dash}
+                panel.points(rows, "place", quantity, shift=0.06 * (i - 1.5), **look)
         panel.points(models, "place", f"{quantity}_null", name="null, mean over all", color=GREY, dash="dot")
 
 

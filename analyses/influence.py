@@ -13,14 +13,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mdm_interp import Analysis, Contrast, Result, Run, Summary, where
+from mdm_interp import Analysis, Contrast, Estimate, Result, Run, Summary, mean_estimate, where
 from mdm_interp.data.queries import Query, QueryPair
 from mdm_interp.experiments.claims import ClaimTest
 from mdm_interp.experiments.grids import VARIANTS, cycle_grid, variant_of
 from mdm_interp.experiments.paper import mirrored
 from mdm_interp.experiments.scope import trained_stages
 from mdm_interp.measures.gradients import influence
-from mdm_interp.viz import CHANCE, FORWARD, REVERSE, Panels
+from mdm_interp.viz import CHANCE, FORWARD, REVERSE, Panel, Panels, between, of_seeds, opening, shown, told
+from mdm_interp.viz.words import ANSWER
 
 N_DRAWS = 8
 """How many masked copies of a sentence its gradient is averaged over."""
@@ -95,37 +96,78 @@ def summarize(result: Result) -> Summary:
 
 
 def takeaway(result: Result) -> str:
-    def told(group: str) -> str:
-        of = {"stage": "end", "direction": "reverse", "group": group}
-        found = {variant: result.summary.contrast("ahead", variant=variant, **of) for variant in VARIANTS}
-        return ", ".join(f"{variant} {one.effect.value:+.2f} ({one.null.value:+.2f})" for variant, one in found.items())
+    """Say for whom the own sentence is ahead of unrelated ones and, by paired seeds, of that with the same answer."""
+    asked = where(result.frame, stage="end", direction="reverse", group="all")
+    own = {variant: where(asked, variant=variant) for variant in VARIANTS}
+    ahead = {variant: mean_estimate(rows["ahead"]) for variant, rows in own.items()}
+    beyond = {variant: mean_estimate(rows["ahead"] - rows["ahead_null"]) for variant, rows in own.items()}
+    answers = {}
+    for variant in VARIANTS:
+        sides = {ahead[variant].side, beyond[variant].side}
+        answers[variant] = ANSWER["above" if sides == {"above"} else "below" if "below" in sides else "undecided"]
 
+    def beaten(answer: str) -> str:
+        found = [ahead[variant].value + 0.5 for variant in VARIANTS if answers[variant] == answer]
+        return f"{between(found)} ({answer})"
+
+    shares = ", ".join(map(beaten, dict.fromkeys(answers.values())))
     return (
-        "How far a fact's own sentence is ahead of unrelated ones in lowering its reverse query's loss at the end of "
-        "training, from −½ (behind all) to ½ (ahead of all); in brackets the sentence of another fact with the same "
-        f"answer. Through storage: {told('storage')}. Through routing: {told('routing')}. All in all: {told('all')}."
+        f"{opening(told(answers))}; yes: it helps more than unrelated sentences and than another one with the same "
+        f"answer. Share of the unrelated ones that it beats: {shares}; {of_seeds(ahead.values())}."
     )
 
 
+NULL = "null of the query to its left: another fact's sentence with the same answer"
+MARKS = {
+    ("forward", "own"): ("forward query, its own fact's sentence", FORWARD, "circle"),
+    ("forward", "null"): (NULL, CHANCE, "x-thin-open"),
+    ("reverse", "own"): ("reverse query, its own fact's sentence", REVERSE, "circle"),
+    ("reverse", "null"): (NULL, CHANCE, "x-thin-open"),
+}
+
+
 def draw(result: Result) -> Panels:
-    panels, summary, groups = Panels(), result.summary, [*GROUPS, "all"]
-    for stage, title in STAGES.items():
-        last = stage == "end"
-        y = {"range": [-0.55, 0.55], "title": f"ahead of unrelated,<br>{title}"}
-        titles = list(VARIANTS) if stage == "early" else [""] * len(VARIANTS)
-        row = panels.row(titles, x={"title": "through", "tickangle": 60}, y=y, ticks=last, ticks_height=110)
+    panels, groups = Panels(), [*GROUPS, "all"]
+
+    def found(of: str, **at: str) -> Estimate:
+        return result.summary.at("ahead", **at) if of == "own" else result.summary.null("ahead", **at)
+
+    def mark(panel: Panel, places: dict[str, dict[str, str]], listed: bool) -> None:
+        """Draw both queries and their nulls at places, of which each is an entry of the summary."""
+        for i, ((direction, of), (name, color, symbol)) in enumerate(MARKS.items()):
+            estimates = {place: found(of, direction=direction, **at) for place, at in places.items()}
+            look: dict[str, Any] = {"color": color, "symbol": symbol, "shift": 0.2 * (i - 1.5), "upright": True}
+            panel.estimates(estimates, name=name, size=9 if listed else 7, listed=listed, **look)
+        panel.level(0.0, name="in the middle", color=CHANCE, x=[-0.5, len(places) - 0.5], listed=False)
+
+    y: dict[str, Any] = {"range": [-0.55, 0.55]}
+    x = {"title": "model"}
+    (main,) = panels.row(
+        ["through all parts, end of training"],
+        x=x,
+        y={**y, "title": "share of unrelated sentences<br>beaten, less one half"},
+        height=300,
+        ticks_height=52,
+    )
+    variants = {}
+    for variant in VARIANTS:
+        at = {"variant": variant, "stage": "end", "group": "all"}
+        n = found("own", direction="reverse", **at).n
+        variants[f"{shown(variant)}<br>n = {n}"] = at
+    mark(main, variants, listed=True)
+    for stage, title in reversed(STAGES.items()):
+        last = stage == "early"
+        titles = [""] * len(VARIANTS) if last else list(map(shown, VARIANTS))
+        row = panels.row(
+            titles,
+            x={"title": "through", "tickangle": 60},
+            y={**y, "title": f"the same,<br>{title}"},
+            ticks=last,
+            ticks_height=110,
+            height=170,
+        )
         for panel, variant in zip(row, VARIANTS, strict=True):
-            for place, (direction, color) in enumerate(DIRECTIONS.items()):
-                of = {"variant": variant, "stage": stage, "direction": direction}
-                for look_up, name, symbol in (
-                    (summary.at, f"{direction} query, its own fact's sentence", "circle"),
-                    (summary.null, f"{direction} query, another fact's with the same answer", "x-thin-open"),
-                ):
-                    found = {group: look_up("ahead", group=group, **of) for group in groups}
-                    panel.estimates(
-                        found, name=name, color=color, symbol=symbol, shift=0.3 * place - 0.15, upright=True
-                    )
-            panel.level(0.0, name="in the middle", color=CHANCE, x=[-0.5, len(groups) - 0.5], listed=False)
+            mark(panel, {group: {"variant": variant, "stage": stage, "group": group} for group in groups}, listed=False)
     return panels
 
 

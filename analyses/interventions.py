@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 import torch
 
-from mdm_interp import Analysis, HookedTransformer, QueryPair, Result, Run, Summary, TrainConfig, mean_estimate, where
-from mdm_interp.experiments.grids import DEPTHS, SCHEMES, depth_grid, scheme_grid
+from mdm_interp import Analysis, Estimate, HookedTransformer, QueryPair, Result, Run, Summary, TrainConfig, where
+from mdm_interp.experiments.grids import SCHEMES, depth_grid, scheme_grid
 from mdm_interp.experiments.scope import counted, trained_stages
 from mdm_interp.interventions import (
     Effect,
@@ -23,19 +23,27 @@ from mdm_interp.interventions import (
     transplant_routes,
 )
 from mdm_interp.models.positions import POSITION_SCHEMES
-from mdm_interp.viz import FORWARD, GREEN, GREY, PROBABILITY, REVERSE, Panel, Panels
+from mdm_interp.viz import (
+    CHANCE,
+    FORWARD,
+    GREEN,
+    ORANGE,
+    PROBABILITY,
+    PURPLE,
+    REVERSE,
+    SKY,
+    Panels,
+    between,
+    of_seeds,
+    shown,
+    with_n,
+)
 
 EDITS = {
     "transplant": transplant_routes,
     "even": project_even_routes,
     "storage": ablate_storage,
     "route": ablate_routes,
-}
-NAMES = {
-    "transplant": "forward<br>route",
-    "even": "even<br>route",
-    "storage": "no source<br>value",
-    "route": "no route",
 }
 GAP = 0.1
 """Nats between forward and reverse query from which it makes sense to ask for the share that an edit recovers."""
@@ -99,85 +107,94 @@ def summarize(result: Result) -> Summary:
 
 
 def takeaway(result: Result) -> str:
-    summary = result.summary.where(stage="end")
+    """Say whether the forward query's route closes the gap where there is one: its whole interval is above 0."""
+    end = result.summary.where(stage="end")
+    gaps = [entry for entry in end.where("recovered", edit="transplant") if entry.effect.n]
+    closed = [entry for entry in gaps if entry.effect.side == "above"]
+    left = max(entry.effect.value for entry in end.where("after", edit="storage"))
+    told = "Nothing: no run answers worse in reverse than forward"
+    if gaps:
+        some = f"in {len(closed)} of {len(gaps)} settings where runs answer worse in reverse"
+        told = f"Not shown: {some}, the forward query's route measurably closes the gap"
+        if closed:
+            by = between(entry.effect.value for entry in closed)
+            told = f"The route: {some}, that of the forward query measurably closes {by} of the gap in nats"
+            told += " (in one layer by construction)" * any(entry.of["n_layers"] == 1 for entry in closed)
+    n = of_seeds(entry.effect for entry in end.where("before"))
+    return f"{told}. Without the source's value, {left:.2f} or less is left of the reverse answer's probability ({n})."
 
-    def after(edit: str, of: dict[str, Any]) -> str:
-        return f"{summary.at('after', edit=edit, **of).value:.2g}"
 
-    def told(scheme: str, n_layers: int = 1, mlp: bool = False) -> str:
-        of = {"scheme": scheme, "n_layers": n_layers, "mlp": mlp, "stage": "end"}
-        return f"{summary.at('before', **of).value:.2g} to {after('transplant', of)}"
-
-    def exact(relative: bool, deep: bool) -> str:
-        found = [
-            entry.effect
-            for entry in summary.where("exact")
-            if (entry.of["scheme"] in RELATIVE) == relative and (entry.of["n_layers"] > 1) == deep
-        ]
-        return f"{sum(round(share.value * share.n) for share in found)} of {sum(share.n for share in found)}"
-
-    deepest = max(entry.of["n_layers"] for entry in summary.where("before", scheme="rope", mlp=True))
-    one_layer = {"n_layers": 1, "mlp": False, "stage": "end"}
-    even = ", ".join(f"{after('even', {**one_layer, 'scheme': scheme})} ({scheme})" for scheme in RELATIVE)
-    return (
-        f"The forward query's route takes a one-layer model's mean reverse probability from "
-        f"{', '.join(f'{told(scheme)} ({scheme})' for scheme in SCHEMES)}, and {told('rope', deepest, True)} in "
-        f"{counted(deepest, 'layer')} with MLP (rope). Every answer is then the forward one, to "
-        f"{EXACT:g} nats, in {exact(True, deep=False)} one-layer runs with a relative scheme, "
-        f"{exact(False, deep=False)} with an absolute one, {exact(True, deep=True)} deeper runs. The even part of the "
-        f"reverse route takes it to {even}."
-    )
+ROUTES = {
+    ("forward", ""): ("forward query", FORWARD, "circle"),
+    ("before", ""): ("reverse query", REVERSE, "circle"),
+    ("after", "transplant"): ("reverse, along the forward query's route", GREEN, "circle"),
+    ("null", "transplant"): ("control of the edit to its left", CHANCE, "x-thin-open"),
+    ("after", "even"): ("reverse, along the even part of its route", ORANGE, "circle"),
+    ("null", "even"): ("control of the edit to its left", CHANCE, "x-thin-open"),
+}
+CUTS = {
+    ("before", ""): ("reverse query as it is", REVERSE, "circle"),
+    ("after", "storage"): ("reverse, source without value", PURPLE, "circle"),
+    ("null", "storage"): ("control of the cut to its left", CHANCE, "x-thin-open"),
+    ("after", "route"): ("reverse, source not attended to", SKY, "circle"),
+    ("null", "route"): ("control of the cut to its left", CHANCE, "x-thin-open"),
+}
+"""What both rows show side by side: quantity and edit, and the name, colour and mark of it."""
 
 
 def draw(result: Result) -> Panels:
-    panels, frame = Panels(), where(result.frame, stage="end")
-    models = [(scheme, 1, False) for scheme in SCHEMES]
-    models += [("rope", n_layers, mlp) for mlp in (False, True) for n_layers in DEPTHS if mlp or n_layers > 1]
-    models += [("alibi", n_layers, True) for n_layers in DEPTHS if n_layers > 1]
-    models = [of for of in models if of in frame.set_index(["scheme", "n_layers", "mlp"]).index]
-    places = ["forward", "reverse", *NAMES.values()]
-    x = {"type": "category", "categoryarray": places, "range": [-0.5, len(places) - 0.5], "tickangle": 0}
-    x |= {"title": "query, or edit of the reverse query", "tickfont": {"size": 12}}
-    for start in range(0, len(models), 3):
-        shown, last = models[start : start + 3], start + 3 >= len(models)
-        titles = [f"{scheme}, {counted(n, 'layer')}{' with MLP' if mlp else ''}" for scheme, n, mlp in shown]
-        row = panels.row(titles, x=x, y={**PROBABILITY, "title": "probability of answer"}, ticks=last, ticks_height=40)
-        for panel, (scheme, n_layers, mlp) in zip(row, shown, strict=True):
-            _draw_edits(panel, where(frame, scheme=scheme, n_layers=n_layers, mlp=mlp))
-    rope = where(frame, scheme="rope", mlp=False)
-    deepest = rope["n_layers"].max()
-    titles = ["rope: head patched", "control", f"rope, {deepest} layers: position patched", "control"]
-    row = panels.row(titles, x={"type": "category"}, y={"type": "category"}, widths=[1.0, 1.0, 1.5, 1.5], one_y=False)
-    _draw_patches(row[:2], where(rope, n_layers=1, edit="head"), "seed", "head")
-    deep = where(rope, n_layers=deepest, edit="position")
-    _draw_patches(row[2:], deep.assign(layer=deep["layer"] + 1), "layer", "position")
+    panels, end = Panels(), result.summary.where(stage="end")
+    models = [entry.of for entry in end.where("before")]
+    plain = [of for of in models if of["n_layers"] == 1 and not of["mlp"]]
+    deeper = sorted((of for of in models if of not in plain), key=lambda of: (of["scheme"], of["mlp"], of["n_layers"]))
+    groups = {"1 layer, attention only": plain, "deeper, or with MLP": deeper}
+    groups = {title: group for title, group in groups.items() if group}
+    widths = [len(group) for group in groups.values()]
+    for marks, height in ((ROUTES, 340), (CUTS, 220)):
+        x, y = {"title": "model"}, {**PROBABILITY, "title": "probability of answer,<br>end of training"}
+        titles = list(groups) if marks is ROUTES else [""] * len(groups)
+        row = panels.row(titles, x=x, y=y, height=height, ticks_height=4 * 24, widths=widths)
+        for panel, group in zip(row, groups.values(), strict=True):
+            for i, ((quantity, edit), (name, color, symbol)) in enumerate(marks.items()):
+                found = {_label(of, end): _estimate(end, of, quantity, edit) for of in group}
+                shift = 0.14 * (i - (len(marks) - 1) / 2)
+                panel.estimates(found, name=name, color=color, symbol=symbol, shift=shift, upright=True)
+    _draw_patches(panels, result)
     return panels
 
 
-def _draw_edits(panel: Panel, frame: pd.DataFrame) -> None:
-    """Draw both queries, and the reverse one under every edit and its control."""
-    edits = {name: where(frame, edit=edit) for edit, name in NAMES.items() if (frame["edit"] == edit).any()}
-    plain = where(frame, edit="transplant")
-    for name, color, symbol, seeds in (
-        ("forward query", FORWARD, "circle", {"forward": plain["forward"]}),
-        ("reverse query", REVERSE, "circle", {"reverse": plain["before"]}),
-        ("reverse query, edited", GREEN, "circle", {name: rows["after"] for name, rows in edits.items()}),
-        ("control: edited elsewhere", GREY, "x-thin", {name: rows["control"] for name, rows in edits.items()}),
-    ):
-        estimates = {place: mean_estimate(values) for place, values in seeds.items()}
-        panel.estimates(estimates, name=name, color=color, symbol=symbol, size=12, upright=True)
+def _label(of: Mapping[str, Any], end: Summary) -> str:
+    deep = of["n_layers"] > 1 or of["mlp"]
+    parts = [counted(of["n_layers"], "layer")] * deep + ["MLP"] * of["mlp"]
+    return "<br>".join([shown(of["scheme"]), *parts, f"n = {end.at('before', **of).n}"])
 
 
-def _draw_patches(row: Sequence[Panel], patches: pd.DataFrame, y: str, x: str) -> None:
-    """Draw the mean change by the patch and, beside it, by its control, over the seeds that a cell holds. The colours
-    span the patch's own changes: a control may exceed them."""
+def _estimate(end: Summary, of: Mapping[str, Any], quantity: str, edit: str) -> Estimate:
+    """Return one estimate of a model; absolute schemes have no even routes."""
+    if not edit:
+        return end.at(quantity, **of)
+    return end.null("after", edit=edit, **of) if quantity == "null" else end.at("after", edit=edit, **of)
+
+
+def _draw_patches(panels: Panels, result: Result) -> None:
+    """Draw the mean change by patching a head's output or a position's residual in the deepest model, and by its
+    control. The colours span the patch's own changes: a control may exceed them."""
+    frame = where(result.frame, stage="end", scheme="rope", mlp=False)
+    deep = where(frame, n_layers=frame["n_layers"].max())
+    patches = deep[deep["edit"].isin(["head", "position"])]
+    heads = pd.to_numeric(patches["place"], errors="coerce") - 1  # rows count them from 1
+    place = patches["place"].mask(patches["edit"] == "head", heads.map("head {:.0f}".format))
+    name = with_n(f"rope, {counted(int(deep['n_layers'].iloc[0]), 'layer')}", deep)
+    titles = [f"{name}: change by patching", "by the same patch elsewhere (control; colours as left)"]
+    row = panels.row(titles, x={"title": "patched"}, y={"title": "layer", "dtick": 1}, height=200)
     changes = [patches[f"log_{kind}"].astype(float) - patches["log_before"] for kind in ("after", "control")]
-    tables = [patches.assign(change=change).pivot_table("change", y, "place", sort=False) for change in changes]
+    tables = [
+        patches.assign(change=change, place=place).pivot_table("change", "layer", "place", sort=False)
+        for change in changes
+    ]
     for panel, table, scale in zip(row, tables, (None, "nats"), strict=True):
-        panel.x(title=x, tickfont={"size": 13})
-        panel.y(title=y if scale is None else None, showticklabels=scale is None)
-        if not table.empty:
-            panel.matrix(table, limit=tables[0].abs().max(axis=None), scale=scale)
+        limit = tables[0].abs().max(axis=None)
+        panel.matrix(table, limit=limit, scale=scale, text=(table.round(2) + 0.0).map("{:+.2f}".format))
 
 
 ANALYSIS = Analysis(

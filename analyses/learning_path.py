@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from mdm_interp import Analysis, Result, Run, Summary, TrainConfig, where
+from mdm_interp import Analysis, Estimate, Result, Run, Summary, TrainConfig, where
 from mdm_interp.config import Objective
 from mdm_interp.data.queries import Query
 from mdm_interp.data.worlds import FactWorld
@@ -25,7 +25,21 @@ from mdm_interp.experiments.scope import Moment, stages
 from mdm_interp.measures.gradients import COMPONENTS, ROUTING, STORAGE, LearningPath
 from mdm_interp.measures.nulls import next_answers
 from mdm_interp.training.loop import checkpoint_steps, retrace
-from mdm_interp.viz import CHANCE, FORWARD, GREEN, GREY, ORANGE, PURPLE, REVERSE, SKY, TRAINING_STEPS, Panels
+from mdm_interp.viz import (
+    CHANCE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    REVERSE,
+    SKY,
+    TRAINING_STEPS,
+    Panels,
+    between,
+    listed,
+    of_seeds,
+    shown,
+)
 
 EVERY = 2
 """Of the tested facts every so-manyth is asked."""
@@ -131,70 +145,67 @@ def summarize(result: Result) -> Summary:
 
 
 def takeaway(result: Result) -> str:
-    summary = result.summary
+    """Say in whom storage lowered the reverse loss, and by more than that of another answer: both whole intervals are
+    above 0."""
+    of, known = {"loss": "reverse", "phase": "all"}, dict.fromkeys(result.frame["setting"])
+    settings = [setting for setting in SETTINGS if setting in known]
 
-    def through(setting: str, phase: str) -> str:
-        of = {"setting": setting, "loss": "reverse", "phase": phase}
-        total = summary.at("fall", **of)
-        parts = [f"{-summary.at(group, **of).value:+.2f}" for group in list(GROUPS)[:2]]
-        return f"{-total.value:+.2f} ({', '.join(parts)})" if total.n else "none"
+    def found(name: str, among: Sequence[str]) -> list[Estimate]:
+        return [result.summary.at(name, setting=setting, **of) for setting in among]
 
-    missing = summary.where("missing_share").frame["value"].max()
-    shown = [setting for setting in SETTINGS if len(summary.where("fall", setting=setting))]
-    told = "; ".join(f"{setting} {through(setting, 'all')}" for setting in shown)
-    lowered = [
-        setting
-        for setting in shown
-        if {summary.at(name, setting=setting, loss="reverse", phase="all").side for name in ("storage", "beyond")}
-        == {"above"}
-    ]
-    return (
-        "Change of the reverse loss over training, in nats, and in brackets that through storage and that through "
-        f"routing: {told}. Storage lowered it, and by more than another answer's, in: "
-        f"{', '.join(lowered) or 'none'}. What the parts leave out is at most "
-        f"{missing:.1%} of a change."
+    of_storage = dict(
+        zip(settings, zip(found("storage", settings), found("beyond", settings), strict=True), strict=True)
     )
+    lowered = [setting for setting, both in of_storage.items() if {one.side for one in both} == {"above"}]
+    single = [setting for setting, (storage, _) in of_storage.items() if storage.n == 1]
+    n = of_seeds(storage for storage, _ in of_storage.values())
+    begin = "In no model do the intervals show that storage lowered the reverse loss more than another answer's"
+    if lowered:
+        by, fall = (between(estimate.value for estimate in found(name, lowered)) for name in ("storage", "fall"))
+        begin = f"Storage is one: it took {by} of {fall} nats off the reverse loss of {listed(lowered)}, more than off "
+        begin += "another answer's" + "; the intervals do not show that of others" * (len(lowered) < len(settings))
+    return f"{begin} ({n}{f'; one seed decides nothing: {listed(single)}' if single else ''})."
 
 
 TICKS = [-100, -30, -10, -3, -1, 0, 1, 3, 10, 30, 100]
-SHOWN = {"forward": FORWARD, "reverse": REVERSE}
+MAIN = {
+    ("storage", "effect"): ("through storage", ORANGE, "circle"),
+    ("storage", "null"): ("null of the part to its left: another answer's loss", CHANCE, "x-thin-open"),
+    ("routing", "effect"): ("through routing", GREEN, "circle"),
+    ("routing", "null"): ("null of the part to its left: another answer's loss", CHANCE, "x-thin-open"),
+}
+"""What the first panel shows side by side: name, colour and mark."""
 
 
 def draw(result: Result) -> Panels:
     panels, frame, summary = Panels(), result.frame, result.summary
-    reverse = where(frame[frame["trained"] > 0], loss="reverse")
-    shown = [setting for setting in SETTINGS if len(where(frame, setting=setting))]
+    known = [setting for setting in SETTINGS if len(where(frame, setting=setting))]
     farthest = summary.where(phase="all").frame.filter(regex="value|low|high").abs().max(axis=None)
     nats = {"range": [-1.2 * farthest, 1.2 * farthest], "tickvals": TICKS}
-    for start in range(0, len(shown), IN_A_ROW):
-        _draw_settings(panels, shown[start : start + IN_A_ROW], reverse, summary, nats)
+    y = {**nats, "title": "nats taken off the reverse<br>loss in all of training"}
+    look: dict[str, Any] = {"y": y, "warp": np.arcsinh, "height": 340, "ticks_height": 3 * 26}  # linear below about 1
+    (main,) = panels.row([""], x={"title": "model"}, **look)
+    for i, ((part, which), (name, color, symbol)) in enumerate(MAIN.items()):
+        found = {}
+        for setting in known:
+            one = summary.contrast(part, setting=setting, loss="reverse", phase="all")
+            label = shown(setting).replace(", ", "<br>").replace(" ", "<br>", 1)
+            found[f"{label}<br>n = {one.effect.n}"] = one.effect if which == "effect" else one.null
+        main.estimates(found, name=name, color=color, symbol=symbol, shift=0.16 * (i - 1.5), upright=True)
+    main.level(0.0, name="no change", color=CHANCE, x=[-0.5, len(known) - 0.5], listed=False)
+    reverse = where(frame[frame["trained"] > 0], loss="reverse")
+    for start in range(0, len(known), IN_A_ROW):
+        some, last = known[start : start + IN_A_ROW], start + IN_A_ROW >= len(known)
+        y = {**nats, "tickvals": TICKS[::2], "title": "nats off<br>since the start"}
+        row = panels.row(list(map(shown, some)), x=TRAINING_STEPS, y=y, warp=np.arcsinh, height=170, ticks=last)
+        for panel, setting in zip(row, some, strict=True):
+            group = where(reverse, setting=setting)
+            panel.curve(group, "trained", "fall", name="all parts", color=REVERSE)
+            for part, color in COLORS.items():
+                dash = "dash" if part == "other" else "solid"
+                panel.curve(group, "trained", part, name=part, color=color, dash=dash)
+            panel.level(0.0, name="no change", color=CHANCE, listed=False)
     return panels
-
-
-def _draw_settings(
-    panels: Panels, shown: Sequence[str], reverse: pd.DataFrame, summary: Summary, nats: dict[str, Any]
-) -> None:
-    """Draw some settings side by side: over training, and below all of it."""
-    y = {**nats, "title": "fall of the reverse loss<br>since the start (nats)"}
-    row = panels.row(shown, x=TRAINING_STEPS, y=y, warp=np.arcsinh)  # linear below about 1, logarithmic beyond
-    for panel, setting in zip(row, shown, strict=True):
-        group = where(reverse, setting=setting)
-        panel.curve(group, "trained", "fall", name="all parts", color=REVERSE)
-        for part, color in COLORS.items():
-            panel.curve(group, "trained", part, name=f"through {part}", color=color)
-        panel.level(0.0, name="no change", color=CHANCE, listed=False)
-    parts = {"title": "through", "tickangle": 60}
-    y = {**nats, "title": "the same over<br>all of training (nats)"}
-    row = panels.row([""] * len(shown), x=parts, y=y, warp=np.arcsinh, ticks_height=110)
-    for panel, setting in zip(row, shown, strict=True):
-        for place, (loss, color) in enumerate(SHOWN.items()):
-            of = {"setting": setting, "loss": loss, "phase": "all"}
-            found = {group: summary.at(group, **of) for group in GROUPS}
-            panel.estimates(found, name=f"{loss} loss", color=color, shift=0.25 * (place - 1), upright=True)
-        nulls = {group: summary.null(group, setting=setting, loss="reverse", phase="all") for group in GROUPS}
-        look: dict[str, Any] = {"symbol": "x-thin-open", "shift": 0.25, "upright": True}
-        panel.estimates(nulls, name="reverse loss of another answer", color=CHANCE, **look)
-        panel.level(0.0, name="no change", color=CHANCE, x=[-0.5, len(GROUPS) - 0.5], listed=False)
 
 
 def over_training(result: Result) -> pd.DataFrame:

@@ -13,19 +13,34 @@ from typing import Any
 
 from mdm_interp import Analysis, Result, Run, Summary, TrainConfig, all_checkpoints, metrics_at, where
 from mdm_interp.config import Objective
-from mdm_interp.experiments.grids import MDM_SCHEMES, OBJECTIVES, objective_grid
+from mdm_interp.experiments.grids import MDM_SCHEMES, objective_grid
 from mdm_interp.experiments.scope import Moment, trained_stages
-from mdm_interp.viz import BLUE, CHANCE, GREEN, ORANGE, PROBABILITY, TRAINING_STEPS, VERMILION, Panels
+from mdm_interp.viz import (
+    CHANCE,
+    GREEN,
+    ORANGE,
+    PROBABILITY,
+    PURPLE,
+    SKY,
+    TRAINING_STEPS,
+    Panel,
+    Panels,
+    between,
+    of_seeds,
+    shown,
+    with_n,
+)
 
-COLORS: dict[Objective, str] = {
-    "any_order": BLUE,
-    "source_only": GREEN,
-    "target_only": ORANGE,
-    "causal": VERMILION,
+NAMES: dict[Objective, tuple[str, str, str]] = {
+    "any_order": ("any order", PURPLE, "solid"),
+    "source_only": ("left entity masked", GREEN, "solid"),
+    "target_only": ("right entity masked", ORANGE, "dash"),  # often as the one before
+    "causal": ("left to right", SKY, "solid"),
 }
+"""What figures call objectives, and how they draw them."""
 SINGLE_SIDED: tuple[Objective, ...] = ("source_only", "target_only")
-TABLES = {"early": "first learnt forward", "highest": "highest of training", "end": "end of training"}
-"""The heat maps: of which stage they are, and the panel's title."""
+EARLIER = {"early": "when first learnt forward", "highest": "highest of training"}
+"""Heat maps beside that of the end: of which stage they are, and the panel's title."""
 
 
 def configs(seeds: Sequence[int]) -> list[TrainConfig]:
@@ -57,49 +72,75 @@ def summarize(result: Result) -> Summary:
 
 
 def takeaway(result: Result) -> str:
+    """Say whether others than any-order masking answer above chance: by the whole interval, at the end of training."""
     summary = result.summary
 
-    def split(objectives: Sequence[Objective]) -> str:
-        above, failing = [], []
-        for objective in objectives:
-            for scheme in MDM_SCHEMES:
-                of = {"objective": objective, "scheme": scheme, "stage": "end"}
-                value = summary.at("reverse_probability", **of).value
-                cleared = summary.at("above_chance", **of).side == "above"
-                (above if cleared else failing).append((value, f"{objective} {scheme} ({value:.2g})"))
-        values = [value for value, _ in above]
-        between = f" ({min(values):.3g} to {max(values):.3g})" if values else ""
-        exceptions = (
-            f", not in {', '.join(name for _, name in failing)}" if 0 < len(failing) <= len(MDM_SCHEMES) else ""
-        )
-        return f"in {len(above)} of {len(above) + len(failing)} settings{between}{exceptions}"
+    def answered(*objectives: Objective) -> tuple[str, str]:
+        """Tell whether all settings are, some or none, and how well."""
+        of = [{"objective": name, "scheme": scheme, "stage": "end"} for name in objectives for scheme in MDM_SCHEMES]
+        of = [one for one in of if summary.at("above_chance", **one).n]  # a quick run has fewer schemes
+        above = [one for one in of if summary.at("above_chance", **one).side == "above"]
+        values = between(summary.at("reverse_probability", **one).value for one in above)
+        if not above:
+            return "none", "in no setting"
+        if len(above) == len(of):
+            return "all", f"under every scheme ({values})"
+        return "some", f"in {len(above)} of {len(of)} settings ({values})"
 
+    single, with_one = answered(*SINGLE_SIDED)
+    any_order, with_any = answered("any_order")
+    _, with_arm = answered("causal")
+    begin = {
+        "all": "No: masking only one side does so, too",
+        "some": "In part: masking only one side does so in places",
+    }
+    yes = (
+        "Yes: masking only one side does not"
+        if any_order == "all"
+        else "Not shown: masking only one side does not, either"
+    )
+    n = of_seeds(entry.effect for entry in summary.where("above_chance", stage="end"))
     return (
-        f"At the end of training, reverse queries are answered above chance ({summary.at('chance').value:.2g}) by "
-        f"single-sided masking {split(SINGLE_SIDED)}; by any-order masking {split(['any_order'])}; "
-        f"by left-to-right prediction {split(['causal'])}."
+        f"{begin.get(single, yes)}. Reverse queries end above chance ({summary.at('chance').value:.2g}) {with_one} "
+        f"with one side masked, {with_any} with any-order masking, {with_arm} if predicted from left to right ({n})."
     )
 
 
 def draw(result: Result) -> Panels:
     panels, frame = Panels(), where(result.frame[result.frame["step"] > 0], stage="checkpoint")
-    for side in ("forward", "reverse"):
-        first = side == "forward"
+    (main,) = panels.row(
+        ["reverse probability, end of training"],
+        x={"title": "position scheme"},
+        y={"title": "trained with"},
+        height=300,
+    )
+    _draw_table(main, result, "end", "probability")
+    for side in ("reverse", "forward"):
+        first = side == "reverse"
         y = {**PROBABILITY, "title": f"{side} query:<br>probability of answer"}
-        row = panels.row(MDM_SCHEMES if first else [""] * len(MDM_SCHEMES), x=TRAINING_STEPS, y=y, ticks=not first)
+        titles = [with_n(scheme, where(frame, scheme=scheme), "objective") if first else "" for scheme in MDM_SCHEMES]
+        row = panels.row(titles, x=TRAINING_STEPS, y=y, ticks=not first, height=190)
         for panel, scheme in zip(row, MDM_SCHEMES, strict=True):
-            for objective, color in COLORS.items():
+            for objective, (name, color, dash) in NAMES.items():
                 group = where(frame, objective=objective, scheme=scheme)
-                panel.curve(group, "step", f"{side}_probability", name=objective, color=color)
+                panel.curve(group, "step", f"{side}_probability", name=name, color=color, dash=dash)
             panel.level(frame["chance"].iloc[0], name="chance: the answer's role known, nothing else", color=CHANCE)
-    shown = {stage: title for stage, title in TABLES.items() if len(result.summary.where(stage=stage))}
-    titles = [f"reverse probability, {title}" for title in shown.values()]
-    row = panels.row(titles, x={"title": "position scheme"}, y={"title": "objective"})
-    for panel, stage in zip(row, shown, strict=True):
-        cells = result.summary.where("reverse_probability", stage=stage).frame
-        scale = "probability" if panel is row[-1] else None
-        panel.probabilities(cells, ("objective", OBJECTIVES), ("scheme", MDM_SCHEMES), scale)
+    earlier = {stage: title for stage, title in EARLIER.items() if len(result.summary.where(stage=stage))}
+    titles = [f"reverse probability, {title}" for title in earlier.values()]
+    row = panels.row(titles, x={"title": "position scheme"}, y={"title": "trained with"}, height=200)
+    for panel, stage in zip(row, earlier, strict=True):
+        _draw_table(panel, result, stage, None)
     return panels
+
+
+def _draw_table(panel: Panel, result: Result, stage: str, scale: str | None) -> None:
+    """Draw reverse probability by objective and scheme."""
+    cells = result.summary.where("reverse_probability", stage=stage).frame
+    named = cells.assign(
+        objective=[NAMES[name][0] for name in cells["objective"]], scheme=[shown(name) for name in cells["scheme"]]
+    )
+    rows, columns = [name for name, *_ in NAMES.values()], list(map(shown, MDM_SCHEMES))
+    panel.probabilities(named, ("objective", rows), ("scheme", columns), scale)
 
 
 ANALYSIS = Analysis(

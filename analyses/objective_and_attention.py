@@ -15,7 +15,7 @@ from mdm_interp import Analysis, Result, Run, Summary, predict, where
 from mdm_interp.experiments.claims import ClaimTest
 from mdm_interp.experiments.grids import CELLS, MASK_RATES, POOL, attention_grid
 from mdm_interp.experiments.scope import trained_stages
-from mdm_interp.viz import Panels
+from mdm_interp.viz import Panels, between, of_seeds, opening, with_n
 
 ASKED = {"forward": "B after A r,<br>as trained", "reverse": "A after B r", "mirrored": "B before r A"}
 """The questions: what rows and summary call them, and how readers know them."""
@@ -53,25 +53,45 @@ def summarize(result: Result) -> Summary:
     )
 
 
+BOTH, ATTENTION, OBJECTIVE, NEITHER = CELLS
+REASONS = {
+    frozenset({BOTH}): "both: it takes any-order masking and attention to both sides",
+    frozenset({BOTH, OBJECTIVE}): "the objective: any-order masking does it, whatever attention sees",
+    frozenset({BOTH, ATTENTION}): "the attention: seeing both sides does it, whatever the objective",
+    frozenset(CELLS): "neither: every objective does it with every attention",
+    frozenset(): "neither: no objective does it with any attention",
+}
+"""What follows if these cells answer in reverse and no others do."""
+
+
 def takeaway(result: Result) -> str:
-    summary = result.summary
+    """Say which cells answer A after `B r` above chance: their whole interval is above it. Cells of which the interval
+    holds chance, or of one seed, decide nothing."""
+    summary, worlds = result.summary, dict.fromkeys(result.frame["meaning"])
 
-    def answered(meaning: str, name: str) -> str:
-        """List who answers a question above chance: whose interval lies above it; a single seed decides nothing."""
-        found = []
-        for trained in TRAINED:
-            of = {"meaning": meaning, "trained": trained, "stage": "end"}
-            if summary.at(f"{name}_above_chance", **of).side == "above":
-                found.append(f"{trained} ({summary.at(name, **of).value:.2f})")
-        return ", ".join(found) or "nobody for sure"
+    def reason(meaning: str) -> str:
+        of: dict[str, Any] = {"meaning": meaning, "stage": "end"}
+        sides = {name: summary.at("reverse_above_chance", trained=name, **of).side for name in CELLS}
+        answered = frozenset(name for name, side in sides.items() if side == "above")
+        if "undecided" in sides.values() or answered not in REASONS:
+            return f"undecided (above chance for sure: {'; '.join(sorted(answered)) or 'none'})"
+        return REASONS[answered]
 
-    def said(meaning: str) -> str:
-        chance, mirrored = summary.at("chance", meaning=meaning).value, answered(meaning, "mirrored")
-        both = f"A after `B r` by {answered(meaning, 'reverse')}; and B before `r A` by {mirrored}"
-        return f"{meaning} (chance {chance:.2g}): {both}"
-
-    worlds = dict.fromkeys(result.frame["meaning"])
-    return f"Answered above chance at the end of training, in {'. In '.join(map(said, worlds))}."
+    reasons = {meaning: reason(meaning) for meaning in worlds}
+    same, (first, *_) = len(set(reasons.values())) == 1, reasons.values()
+    said = first if same else "; ".join(f"in {meaning}, {why}" for meaning, why in reasons.items())
+    found = {
+        name: [summary.at("reverse", meaning=meaning, trained=name, stage="end").value for meaning in worlds]
+        for name in CELLS
+    }
+    others = between(value for name in CELLS if name != BOTH for value in found[name])
+    chances = between((summary.at("chance", meaning=meaning).value for meaning in worlds), ".2g")
+    n = of_seeds(entry.effect for entry in summary.where("reverse", stage="end"))
+    both = " and ".join(f"{value:.2f} in {meaning}" for meaning, value in zip(worlds, found[BOTH], strict=True))
+    return (
+        f"{opening(said)}. With both, A after `B r` gets {both}; with one or none of them {others} (chance {chances}; "
+        f"{n}).{' In equality one relation holds either way.' if 'equality' in worlds else ''}"
+    )
 
 
 def draw(result: Result) -> Panels:
@@ -79,8 +99,11 @@ def draw(result: Result) -> Panels:
     for stage, title in {"end": "end of training", "early": "first learnt forward"}.items():
         if not len(at := result.summary.where(stage=stage)):
             continue
-        titles = [f"{world}, {title}" for world in worlds]
-        row = panels.row(titles, x={"title": "question"}, y={"title": "trained"}, height=300)
+        blank, height = ("not asked", 340) if stage == "end" else ("not asked, or not learnt", 270)
+        at_stage = where(result.frame, stage=stage)
+        titles = [with_n(f"{world}, {title}", where(at_stage, meaning=world), "trained") for world in worlds]
+        x, y = {"title": f"question (blank: {blank})", "showgrid": False}, {"title": "trained", "showgrid": False}
+        row = panels.row(titles, x=x, y=y, height=height)
         for panel, world in zip(row, worlds, strict=True):
             cells = at.where(meaning=world).frame
             cells = cells[cells["quantity"].isin(list(ASKED))].dropna(subset=["value"])

@@ -10,16 +10,30 @@ so its forward probability stays well below 1.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from math import exp
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from mdm_interp import Analysis, Estimate, Result, Run, Summary, TrainConfig, all_checkpoints, metrics_at, stages, where
+from mdm_interp import Analysis, Result, Run, Summary, TrainConfig, all_checkpoints, metrics_at, stages, where
 from mdm_interp.experiments.grids import BOTH_WAYS, POOL_CONTRASTS, POOL_MODELS, pool_grid
 from mdm_interp.experiments.scope import LEARNT, Moment
-from mdm_interp.viz import BLUE, CHANCE, PROBABILITY, PURPLE, SKY, TRAINING_STEPS, VERMILION, Panel, Panels
+from mdm_interp.viz import (
+    BLUE,
+    CHANCE,
+    PROBABILITY,
+    PURPLE,
+    SKY,
+    TRAINING_STEPS,
+    VERMILION,
+    Panel,
+    Panels,
+    between,
+    of_seeds,
+    opening,
+    shown,
+    with_n,
+)
 
 COLORS = dict(zip(POOL_MODELS, (BLUE, SKY, PURPLE, VERMILION), strict=True))
 MDMS = [name for name, (_, objective, *_) in POOL_MODELS.items() if objective != "causal"]
@@ -76,7 +90,7 @@ def summarize(result: Result) -> Summary:
 
 def takeaway(result: Result) -> str:
     """Say what the intervals over seeds say: an effect is there if its whole interval is on one side of 0."""
-    return f"{_suffices(result.summary)} {_gained(result.summary)} {_separates(result.summary)}"
+    return f"{_suffices(result.summary)} {_gained(result.summary)}"
 
 
 def agreed(sides: Iterable[str]) -> str:
@@ -97,80 +111,66 @@ def answered(summary: Summary, name: str) -> str:
 
 def _suffices(summary: Summary) -> str:
     """Say whether it suffices to show a source on one side."""
-
-    forward, reverse = (
-        [summary.at(f"{query}_probability", model=name, reversed_share=0.0, stage="end").value for name in MDMS]
-        for query in ("forward", "reverse")
-    )
-    answers, chance = [answered(summary, name) for name in MDMS], f"chance {summary.at('chance').value:.2g}"
-    if agreed(answers) == "undecided":
-        each = zip(answers, MDMS, reverse, strict=True)
-        listed = ", ".join(f"{answer} for {name} ({value:.2g})" for answer, name, value in each)
-        return f"If training shows it on one side only: {listed}; {chance}."
-    at, at_forward = (f"{min(values):.2g} to {max(values):.2g}" for values in (reverse, forward))
-    return f"{agreed(answers).capitalize()}: every MDM then answers at {at} (forward {at_forward}, {chance})."
+    answers = {name: answered(summary, name) for name in MDMS}
+    of = {"reversed_share": 0.0, "stage": "end"}
+    reverse = [summary.at("reverse_probability", model=name, **of) for name in MDMS]
+    found = f"at {between(estimate.value for estimate in reverse)} (chance {summary.at('chance').value:.2g})"
+    if (answer := agreed(answers.values())) == "undecided":
+        each = ", ".join(f"{answer} for {shown(name)}" for name, answer in answers.items())
+        return f"{opening(each)}, {found}."
+    how = {"in part": "above chance but below forward", "no": "below chance", "yes": "not measurably below forward"}[
+        answer
+    ]
+    return f"{opening(answer)}: every MDM answers {how}, {found}."
 
 
 def _gained(summary: Summary) -> str:
-    """Say what it brings to show other facts both ways."""
-
-    def at_most(quantity: str) -> dict[str, Estimate]:
-        of = {"reversed_share": MOST, "stage": "end"}
-        return {name: summary.at(quantity, model=name, **of) for name in POOL_CONTRASTS}
-
-    gains = at_most("gained")
-    verb = {"above": "raises", "below": "lowers"}.get(agreed(gain.side for gain in gains.values()), "changes")
-    listed = " and ".join(f"{gain} ({POOL_MODELS[name][0]})" for name, gain in gains.items())
-    ratios = [exp(ratio.value) for ratio in at_most("log_of_arm").values()]
-    times = " and ".join(f"{float(f'{ratio:.2g}'):,g}" for ratio in ratios)
-    return f"Showing {MOST:.0%} of other facts both ways {verb} that by {listed}, to {times} times the ARM's."
-
-
-def _separates(summary: Summary) -> str:
-    """Say whether rope or learned positions are better in reverse at each share, by paired seeds."""
-    of = {"model": LEARNED, "stage": "end"}
-    differences = {share: summary.at("above_rope", reversed_share=share, **of) for share in BOTH_WAYS}
-    differences = {share: difference for share, difference in differences.items() if difference.n}
-    if any(difference.n < 2 for difference in differences.values()):
-        return "One seed cannot tell learned from rope."
-    listed = ", ".join(f"{difference} at {share:.0%}" for share, difference in differences.items())
-    better = {
-        scheme: " and ".join(f"{share:.0%}" for share, difference in differences.items() if difference.side == sign)
-        for scheme, sign in (("learned", "above"), ("rope", "below"))
-    }
-    found = ", ".join(f"{scheme} is better at {at}" for scheme, at in better.items() if at) or "neither is better"
-    concluded = "" if better["rope"] else "; relative encoding may not be what separates"
-    return f"Learned minus rope: {listed}; {found}{concluded}."
+    """Say what it brings to show most other facts both ways, and whether RoPE or learned positions are better then."""
+    of = {"reversed_share": MOST, "stage": "end"}
+    gains = [summary.at("gained", model=name, **of) for name in POOL_CONTRASTS]
+    rope, learned = (summary.at("reverse_probability", model=name, **of) for name in POOL_CONTRASTS)
+    n = of_seeds(entry.effect for entry in summary.where("reverse_probability", stage="end"))
+    verb = {"above": "raises", "below": "lowers"}.get(agreed(gain.side for gain in gains), "may change")
+    side = summary.at("above_rope", model=LEARNED, **of).side
+    than = {"above": "less than", "below": "more than"}.get(side, "not measurably apart from")
+    return (
+        f"Showing most other facts both ways {verb} that, to {rope.value:.2f} under RoPE, {than} the "
+        f"{learned.value:.2f} with learned positions ({n})."
+    )
 
 
 def draw(result: Result) -> Panels:
     panels, frame, chance = Panels(), result.frame, result.summary.at("chance").value
-    shown = {
+    ends = {
         "reverse query, end of training": ("end", "reverse"),
-        "forward query, end of training": ("end", "forward"),
-        f"reverse query, when forward reaches {LEARNT}": ("early", "reverse"),
+        "forward query, end": ("end", "forward"),
+        f"reverse, when forward is {LEARNT}": ("early", "reverse"),
     }
     both_ways = {"title": "other facts shown both ways", "tickvals": list(BOTH_WAYS), "tickformat": ".0%"}
     y = {**PROBABILITY, "title": "probability of answer"}
-    row = panels.row(list(shown), x={**both_ways, "range": [-0.06, 0.86]}, y=y, height=270)
-    for panel, (stage, query) in zip(row, shown.values(), strict=True):
+    x = {**both_ways, "range": [-0.06, 0.86]}
+    row = panels.row(list(ends), x=x, y=y, height=360, widths=[1.7, 1.0, 1.0])
+    for panel, (stage, query) in zip(row, ends.values(), strict=True):
         _draw_ends(panel, where(frame, stage=stage), f"{query}_probability")
         panel.level(chance, name="chance", color=CHANCE, x=(-0.05, 0.85))
     trained = where(frame[frame["step"] > 0], stage="checkpoint")
     shares = sorted(set(trained["reversed_share"]))
-    row = panels.row([f"reverse query, {share:.0%} both ways" for share in shares], x=TRAINING_STEPS, y=y, height=270)
+    titles = [
+        with_n(f"reverse, {share:.0%} both ways", where(trained, reversed_share=share), "model") for share in shares
+    ]
+    row = panels.row(titles, x=TRAINING_STEPS, y=y, height=200)
     for panel, share in zip(row, shares, strict=True):
         for name, color in COLORS.items():
             of_model = where(trained, model=name, reversed_share=share)
-            panel.curve(of_model, "step", "reverse_probability", name=name, color=color)
-        panel.level(chance, name="chance", color=CHANCE)
+            panel.curve(of_model, "step", "reverse_probability", name=shown(name), color=color, listed=False)
+        panel.level(chance, name="chance", color=CHANCE, listed=False)
     return panels
 
 
 def _draw_ends(panel: Panel, staged: pd.DataFrame, quantity: str) -> None:
     """Draw means over seeds against the share shown both ways, and the seeds as dots."""
-    for place, (name, color) in enumerate(COLORS.items()):
-        group, shift = where(staged, model=name), 0.018 * (place - 1.5)
+    for place, (model, color) in enumerate(COLORS.items()):
+        group, name, shift = where(staged, model=model), shown(model), 0.018 * (place - 1.5)
         beside, seeds = group.assign(at=group["reversed_share"] + shift + 0.007), group["seed"].map("seed {}".format)
         panel.dots(beside, "at", quantity, name=name, label=list(seeds), color=color, size=6, opacity=0.4, listed=False)
         panel.points(group, "reversed_share", quantity, name=name, color=color, shift=shift)

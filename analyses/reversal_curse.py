@@ -7,12 +7,13 @@ can get a head of its own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from mdm_interp import Analysis, Result, Run, Summary, TrainConfig, all_checkpoints, metrics_at, where
-from mdm_interp.experiments.grids import MANY_HEADS, MDM_SCHEMES, VARIANTS, grid, head_grid, variant_of
-from mdm_interp.viz import CHANCE, FORWARD, PROBABILITY, REVERSE, TRAINING_STEPS, Panels
+from mdm_interp.experiments.grids import MANY_HEADS, VARIANTS, grid, head_grid, variant_of
+from mdm_interp.viz import CHANCE, FORWARD, PROBABILITY, REVERSE, TRAINING_STEPS, Panels, of_seeds, shown, told
+from mdm_interp.viz.words import ANSWER
 
 SETTINGS = {
     "relation_cycle": "relation_cycle, 1 head",
@@ -20,6 +21,8 @@ SETTINGS = {
     "two_role": "two_role, 1 head",
 }
 """The rows of panels: what rows and summary call them, and how readers know them."""
+PLACES = ("With 1 head", f"With {MANY_HEADS} heads", "In two_role (sources on one side)")
+"""How sentences know them."""
 
 
 PROBABILITIES = ("forward_probability", "reverse_probability", "forward_accuracy", "reverse_accuracy")
@@ -57,45 +60,48 @@ def summarize(result: Result) -> Summary:
 def takeaway(result: Result) -> str:
     """Say who answers in reverse above chance: yes if the whole interval is above it, no if all of it is below,
     undecided otherwise, as for a single seed."""
-
-    def said(setting: str) -> str:
-        found: dict[str, dict[str, float]] = {"yes": {}, "no": {}, "undecided": {}}
-        for variant in VARIANTS:
-            of = {"setting": setting, "variant": variant}
-            above = result.summary.at("above_chance", **of)
-            answer = {"above": "yes", "below": "no"}.get(above.side, "undecided")
-            found[answer][variant] = result.summary.at("reverse_probability", **of).value
-        listed = ", ".join(f"{answer} for {_listed(values)}" for answer, values in found.items() if values)
-        return f"{SETTINGS[setting]}: {listed}"
-
-    return (
-        f"{'; '.join(map(said, SETTINGS))} (yes: above chance). "
-        "In relation_cycle every entity is a source on both sides, in two_role on one."
-    )
+    summary, said = result.summary, []
+    for setting, place in zip(SETTINGS, PLACES, strict=True):
+        above = {variant: summary.at("above_chance", setting=setting, variant=variant) for variant in VARIANTS}
+        answers = told({variant: ANSWER[estimate.side] for variant, estimate in above.items() if estimate.n})
+        said.append(f"{place}: {answers}.")
+    n = of_seeds(entry.effect for entry in summary.where("above_chance"))
+    return f"{' '.join(said)} (Yes: above chance; {n}.)"
 
 
-def _listed(values: Mapping[str, float]) -> str:
-    """List variants and their values; the MDMs, which come first, in one if all are there."""
-    listed = [f"{variant} ({value:.2g})" for variant, value in values.items()]
-    mdms = [value for variant, value in values.items() if variant.startswith("MDM")]
-    if len(mdms) == len(MDM_SCHEMES):
-        listed[: len(mdms)] = [f"every MDM ({min(mdms):.2g} to {max(mdms):.2g})"]
-    return ", ".join(listed).replace("), MDM ", "), ").replace("ARM rope", "ARM")
+QUERIES = {"forward": (FORWARD, "solid", -0.14), "reverse": (REVERSE, "dash", 0.14)}
 
 
 def draw(result: Result) -> Panels:
-    panels, frame = Panels(), result.frame[result.frame["step"] > 0]
+    panels, chance = Panels(), "chance: the answer's role known, nothing else"
+    frame = result.frame[result.frame["step"] > 0]
+    row = panels.row(
+        list(SETTINGS.values()),
+        y={**PROBABILITY, "title": "probability of answer,<br>end of training"},
+        x={"title": "model (n: seeds)"},
+        height=330,
+        ticks_height=3 * 26,
+    )
+    for panel, setting in zip(row, SETTINGS, strict=True):
+        group = where(frame, setting=setting)
+        for side, (color, _, shift) in QUERIES.items():
+            found = {}
+            for variant in VARIANTS:
+                estimate = result.summary.at(f"{side}_probability", setting=setting, variant=variant)
+                found[f"{shown(variant).replace(' ', '<br>')}<br>n = {estimate.n}"] = estimate
+            panel.estimates(found, name=f"{side} query", color=color, shift=shift, size=12, upright=True)
+        panel.level(group["chance"].max(), name=chance, color=CHANCE, x=[-0.5, len(VARIANTS) - 0.5])
     for setting, title in SETTINGS.items():
         first, last = setting == next(iter(SETTINGS)), setting == list(SETTINGS)[-1]
-        y = {**PROBABILITY, "title": f"{title}<br>probability of answer"}
-        row = panels.row(list(VARIANTS) if first else [""] * len(VARIANTS), x=TRAINING_STEPS, y=y, ticks=last)
+        y = {**PROBABILITY, "title": title.replace(", ", ",<br>")}
+        titles = [shown(variant) if first else "" for variant in VARIANTS]
+        row = panels.row(titles, x=TRAINING_STEPS, y=y, ticks=last, height=140)
         for panel, variant in zip(row, VARIANTS, strict=True):
             group = where(frame, setting=setting, variant=variant)
-            for side, color, dash in (("forward", FORWARD, "solid"), ("reverse", REVERSE, "dash")):
-                panel.curve(group, "step", f"{side}_probability", name=f"{side} query", color=color, dash=dash)
-            panel.level(group["chance"].max(), name="chance: the answer's role known, nothing else", color=CHANCE)
-            value = result.summary.at("reverse_probability", setting=setting, variant=variant).value
-            panel.note(f"ends at {value:.2f}", 0.02, 0.93, font={"color": REVERSE}, xanchor="left")
+            for side, (color, dash, _) in QUERIES.items():
+                name, y = f"{side} query", f"{side}_probability"
+                panel.curve(group, "step", y, name=name, color=color, dash=dash, listed=False)
+            panel.level(group["chance"].max(), name=chance, color=CHANCE, listed=False)
     return panels
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mdm_interp import Analysis, Result, Run, Summary, where
+from mdm_interp import Analysis, Estimate, Result, Run, Summary, where
 from mdm_interp.experiments.grids import cycle_mdm_grid, variant_of
 from mdm_interp.experiments.scope import STAGES
 from mdm_interp.inference.prediction import compare_answers
@@ -22,14 +22,31 @@ from mdm_interp.measures.representations import (
     mean_cosines,
     probe_accuracy,
 )
-from mdm_interp.viz import BLUE, CHANCE, GREEN, GREY, ORANGE, PROBABILITY, PURPLE, SKY, VERMILION, Panels
+from mdm_interp.viz import (
+    CHANCE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PROBABILITY,
+    PURPLE,
+    REVERSE,
+    SKY,
+    VERMILION,
+    Panels,
+    listed,
+    of_seeds,
+    opening,
+    told,
+    with_n,
+)
+from mdm_interp.viz.words import ANSWER
 
 N_CONTEXTS = 8
 """Draws of place and filler per fact: probes are trained on half of them and tested on the other half."""
 
 COSINES = {
     "other_context": ("same fact, both forward (ceiling)", SKY),
-    "same_fact": ("same fact", BLUE),
+    "same_fact": ("same fact", PURPLE),
     "same_answer": ("same answer, other fact", GREEN),
     "same_source": ("same source, other fact", ORANGE),
     "same_relation": ("null: same relation, other fact", GREY),
@@ -42,7 +59,7 @@ PROBES = {
     "reverse_to_reverse": ("trained in reverse, read in reverse", PURPLE),
 }
 ANSWERS = {
-    "reverse_probability": ("true answer", VERMILION),
+    "reverse_probability": ("true answer", REVERSE),
     "other_fact_probability": ("answer of the source's other fact", ORANGE),
 }
 
@@ -85,28 +102,30 @@ def two_entries(summary: Summary, variant: str) -> bool:
 
 
 def takeaway(result: Result) -> str:
+    """Say in whom both queries are alike: closer than the null, and a probe trained forward reads the reverse one."""
     variants = list(result.frame["variant"].unique())
 
-    def value(variant: str, quantity: str, stage: str = "end") -> float:
-        return result.summary.at(quantity, variant=variant, stage=stage).value
+    def found(quantity: str, stage: str = "end") -> list[Estimate]:
+        return [result.summary.at(quantity, variant=variant, stage=stage) for variant in variants]
 
-    def listed(quantity: str) -> str:
-        return ", ".join(f"{value(variant, quantity):.2f} ({variant})" for variant in variants)
-
-    carried = ", ".join(
-        f"{value(variant, 'forward_to_reverse'):.2f} ({variant}, untrained "
-        f"{value(variant, 'forward_to_reverse', 'initial'):.2f})"
-        for variant in variants
+    over = zip(found("same_fact_over_null"), found("forward_to_reverse_over_null"), strict=True)
+    sides = [{near.side, carried.side} for near, carried in over]
+    answers = [ANSWER[next(iter(of)) if len(of) == 1 else "undecided"] for of in sides]
+    same, other, probe, untrained = (
+        [estimate.value for estimate in found(*of)]
+        for of in (
+            ("same_fact",),
+            ("same_relation",),
+            ("forward_to_reverse",),
+            ("forward_to_reverse", "initial"),
+        )
     )
-    least = min(value(variant, "reverse_to_reverse") for variant in variants)
-    confused = max(variants, key=lambda variant: value(variant, "other_fact_probability"))
-    separate = [variant for variant in variants if two_entries(result.summary, variant)]
+    two = [variant for variant in variants if two_entries(result.summary, variant)]
     return (
-        f"End of training: a fact's forward and reverse representation have cosine {listed('same_fact')}; with another "
-        f"fact {listed('same_relation')}. A probe trained forward gets {carried} of reverse answers right, one trained "
-        f"in reverse at least {least:.2f}. {confused} gives the answer of the source's other fact probability "
-        f"{value(confused, 'other_fact_probability'):.2f}. "
-        f"As two entries predict: {', '.join(separate) or 'none'}."
+        f"{opening(told(dict(zip(variants, answers, strict=True))))}: a fact's two representations have cosine "
+        f"{min(same):.2f} or more, unrelated ones {max(other):.2f} or less ({of_seeds(found('same_fact'))}). A probe "
+        f"trained forward gets {min(probe):.2f} or more of reverse answers right (untrained: up to "
+        f"{max(untrained):.2f}).{f' As two entries predict: {listed(two)}.' if two else ''}"
     )
 
 
@@ -116,24 +135,27 @@ def draw(result: Result) -> Panels:
     frame = frame.assign(place=frame["stage"].map(STAGES.index), probe_null=nulls)
     x = {"title": "stage of training", "tickvals": [0, 1, 2], "ticktext": list(STAGES), "range": [-0.4, 2.4]}
     lowest = frame[list(COSINES)].min(axis=None) - 0.05
+    probes = {**PROBES, "probe_null": ("null: labels permuted", GREY)}
     rows = (
-        (COSINES, {"range": [lowest, 1.05], "title": "mean cosine of centred<br>representations"}),
-        (
-            {**PROBES, "probe_null": ("null: labels permuted", GREY)},
-            {**PROBABILITY, "title": "share of answers that a<br>linear probe gets right"},
-        ),
-        (ANSWERS, {**PROBABILITY, "title": "probability in the<br>reverse query"}),
+        (COSINES, 300, {"range": [lowest, 1.05], "title": "cosine of a forward and<br>a reverse representation"}),
+        (probes, 170, {**PROBABILITY, "title": "share of answers<br>that a linear probe<br>gets right"}),
+        (ANSWERS, 170, {**PROBABILITY, "title": "probability in the<br>reverse query"}),
     )
-    for marks, y in rows:
-        titles = variants if marks is COSINES else [""] * len(variants)
-        row = panels.row(titles, x=x, y=y, ticks=marks is ANSWERS)
+    for marks, height, y in rows:
+        titles = [with_n(variant, where(frame, variant=variant)) for variant in variants]
+        titles = titles if marks is COSINES else [""] * len(variants)
+        row = panels.row(titles, x=x, y=y, ticks=marks is not probes, height=height)
         for panel, variant in zip(row, variants, strict=True):
             group = where(frame, variant=variant)
             for i, (quantity, (name, color)) in enumerate(marks.items()):
-                panel.points(group, "place", quantity, name=name, color=color, shift=0.05 * (i - len(marks) / 2))
+                look = {"color": color, "shift": 0.09 * (i - (len(marks) - 1) / 2)}  # many are 1 in the end
+                panel.points(group, "place", quantity, name=name, dash=DASHES[i], **look)
             if marks is ANSWERS:
                 panel.level(group["chance"].iloc[0], name="chance", color=CHANCE, x=[0, 2])
     return panels
+
+
+DASHES = ("solid", "dash", "dot", "dashdot", "solid")
 
 
 ANALYSIS = Analysis(

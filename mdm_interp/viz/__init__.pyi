@@ -30,3 +30,9 @@ from .theme import VARIANT_COLORS as VARIANT_COLORS
 from .theme import VERMILION as VERMILION
 from .theme import faded as faded
 from .theme import shown as shown
+from .words import between as between
+from .words import listed as listed
+from .words import of_seeds as of_seeds
+from .words import opening as opening
+from .words import told as told
+from .words import with_n as with_n

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from analyses import depth
-from mdm_interp.experiments.results import Result
+from mdm_interp.experiments.results import Result, tidy
 
 
 def test_the_summary_follows_from_the_rows(tiny_result: Callable[[str], Result]) -> None:
@@ -55,3 +56,26 @@ def test_early_layers_and_the_least_aligned_one_are_judged_in_deep_models(tiny_r
     for found in least.to_dict("records"):
         layers = [row["VO"] for row in deep if (row["run"], row["stage"]) == (found["run"], found["stage"])]
         assert found["VO"] == pytest.approx(min(layers))
+
+
+def test_the_takeaway_counts_layers_above_the_null(tiny_result: Callable[[str], Result]) -> None:
+    """Planted: routes are above their null, evidence under RoPE alone, and gradients are no more than theirs."""
+    result = tiny_result("depth")
+    rows = []
+    for row in result.rows:
+        for seed in range(4):
+            new: dict[str, Any] = {**row, "seed": seed, "reverse_probability": 0.5}
+            for name in depth.SIGNATURES:
+                above = name == "route" or (name == "evidence" and row["scheme"] == "rope")
+                jitter = 0.01 * (-1) ** seed
+                new |= {name: above + jitter, f"{name}_null": 0.0} if name != "MLP" or row["mlp"] else {}
+            rows.append(new)
+    planted = replace(result, rows=tidy(rows))
+    said = depth.takeaway(planted)
+    assert "RoPE: routes and evidence in all, V/O and Q/K and MLP gradients in none." in said
+    assert "ALiBi: routes in all, evidence and V/O and Q/K and MLP gradients in none." in said
+    assert said.endswith("With MLPs the reverse query gets 0.50 (RoPE), 0.50 (ALiBi); n = 4 seeds.")
+    few = depth.takeaway(replace(result, rows=[row for row in rows if row["seed"] == 0]))
+    assert "RoPE: one seed decides nothing. ALiBi: one seed decides nothing." in few
+    drawn: Any = depth.ANALYSIS.figure(planted).data
+    assert len(drawn) > 4

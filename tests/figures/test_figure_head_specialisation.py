@@ -114,9 +114,9 @@ KEPT = {"reverse_probability": 0.87, "even_after": 0.87}
 def test_the_takeaway_names_what_is_lost_or_that_nothing_is(tiny_result: Callable[[str], Result]) -> None:
     result = tiny_result("head_specialisation")
     choice = planted(result, rope=LOST, learned=LOST)
-    assert choice.startswith("It is lost, mostly because the side of the source decides which of its two partners")
-    assert "0.89 (rope), 0.89 (learned) with 1 head, 0.05 (rope), 0.05 (learned) with 4" in choice
-    assert "bring it back to 0.61." in choice
+    assert choice.startswith("It is lost, mostly because the source's side decides which of its two partners")
+    assert "Under RoPE the right answer gets 0.89 with 1 head and 0.05 with 4; " in choice
+    assert "brings back 0.61 (n = 3 seeds)." in choice
     elsewhere = {**LOST, "rival_probability": 0.01}
     told = planted(result, rope=elsewhere, learned=elsewhere)
     assert told.startswith("It is lost, mostly because an answer of another role is given.")
@@ -124,12 +124,14 @@ def test_the_takeaway_names_what_is_lost_or_that_nothing_is(tiny_result: Callabl
     assert storage.startswith("It is lost, mostly because heads no longer share what they store.")
     equal = {**LOST, "gap_role": 2.0, "gap_in_role": 2.0}
     assert planted(result, rope=equal, learned=equal).startswith("It is lost, and no single part of the answer")
-    assert planted(result, rope=KEPT, learned=KEPT).startswith("Nothing: it is not lost.")
+    assert planted(result, rope=KEPT, learned=KEPT).startswith("It is not lost.")
     assert planted(result, n_seeds=1, rope=LOST, learned=LOST).startswith("Too few runs to say")
     both = planted(result, rope=LOST, learned=STORED)
-    assert both.startswith("rope: It is lost, mostly because the side") and "; learned: It is lost, mostly be" in both
+    assert (
+        both.startswith("RoPE: it is lost, mostly because the source's") and "; learned: it is lost, mostly be" in both
+    )
     in_vain = {**LOST, "even_after": 0.05}
-    assert "do not measurably change it: 0.05." in planted(result, rope=in_vain, learned=LOST)
+    assert "does not measurably change that: 0.05 (" in planted(result, rope=in_vain, learned=LOST)
 
 
 def test_the_figure_draws_what_the_summary_says(tiny_result: Callable[[str], Result]) -> None:

@@ -16,6 +16,7 @@ from mdm_interp.data.worlds import FactWorld
 from mdm_interp.experiments.claims import judge
 from mdm_interp.experiments.grids import CYCLE, VARIANTS
 from mdm_interp.experiments.results import Result
+from mdm_interp.viz import shown
 
 WORLD = FactWorld(CYCLE, seed=0)
 
@@ -75,9 +76,30 @@ def test_rows_hold_every_variant_and_group(tiny_result: Callable[[str], Result])
             parts = sum(row["influence"] for row in of if row["group"] != "all")
             (whole,) = [row["influence"] for row in of if row["group"] == "all"]
             assert parts == pytest.approx(whole, abs=1e-4)
-    assert "Through storage" in influence.takeaway(result)
     titles: Any = influence.ANALYSIS.figure(result).layout
-    assert set(VARIANTS) <= {annotation.text for annotation in titles.annotations}
+    assert set(map(shown, VARIANTS)) <= {annotation.text for annotation in titles.annotations}
+
+
+@pytest.mark.parametrize(
+    ("ahead", "null", "said"),
+    [
+        (0.3, 0.1, "Yes for every MDM and the ARM; "),
+        (0.3, 0.4, "No for every MDM and the ARM; "),
+        (-0.2, -0.3, "No for every MDM and the ARM; "),
+        (0.3, 0.3, "Undecided for every MDM and the ARM; "),
+    ],
+)
+def test_the_takeaway_says_who_is_ahead_of_both(ahead: float, null: float, said: str) -> None:
+    of = {"stage": "end", "direction": "reverse", "group": "all"}
+    rows = [
+        {**of, "variant": variant, "seed": seed, "ahead": ahead + 0.01 * (seed - 1), "ahead_null": null}
+        | {"influence": 0.0, "influence_null": 0.0}
+        for variant in VARIANTS
+        for seed in range(3)
+    ]
+    told = influence.takeaway(planted_result("influence", rows, summarize=influence.summarize))
+    assert told.startswith(said)
+    assert f"it beats: {ahead + 0.5:.2f} ({said.split()[0].lower()}); n = 3 seeds." in told
 
 
 @pytest.mark.parametrize(

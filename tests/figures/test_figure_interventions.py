@@ -80,18 +80,31 @@ def test_a_share_is_recovered_only_of_a_gap(tiny_result: Callable[[str], Result]
     assert interventions.recovered(frame, "log_after").fillna(-9).tolist() == [0.5, -1.0, -9.0]
 
 
-def test_the_takeaway_counts_runs_that_are_not_exact(tiny_result: Callable[[str], Result]) -> None:
+@pytest.mark.parametrize(
+    ("log_before", "log_after", "said"),
+    [
+        (-2.0, -0.5, "The route: in 1 of 1 settings where runs answer worse in reverse, that of the forward query "),
+        (-2.0, -2.5, "Not shown: in 0 of 1 settings "),
+        (-0.45, -0.45, "Nothing: no run answers worse in reverse"),
+    ],
+)
+def test_the_takeaway_says_whether_the_route_closes_the_gap(
+    tiny_result: Callable[[str], Result], log_before: float, log_after: float, said: str
+) -> None:
+    """Planted: the forward query's log-probability is -0.4, and three seeds of one model."""
     result = tiny_result("interventions")
-    told = interventions.takeaway(result)
-    n = sum(row["n_layers"] == 1 and row["stage"] == "end" and row["edit"] == "even" for row in result.rows)
-    assert f"in {n} of {n} one-layer runs with a relative scheme" in told
-    wrong = [{**row, "deviation": 1.0} if row["scheme"] == "rope" else row for row in result.rows]
-    changed = interventions.takeaway(replace(result, rows=wrong))
-    rope = sum(
-        row["n_layers"] == 1 and row["stage"] == "end" and row["edit"] == "even" and row["scheme"] == "rope"
+    of = {"scheme": "rope", "n_layers": 1, "mlp": False, "stage": "end"}
+    rows = [
+        {**row, "seed": seed, "log_forward": -0.4, "log_before": log_before, "log_after": log_after - 0.01 * seed}
         for row in result.rows
-    )
-    assert f"in {n - rope} of {n} one-layer runs" in changed
+        if of.items() <= row.items() and row["seed"] == 0 and row["edit"] in ("transplant", "storage")
+        for seed in range(3)
+    ]
+    told = interventions.takeaway(replace(result, rows=rows))
+    left = next(row["after"] for row in rows if row["edit"] == "storage")
+    assert told.startswith(said)
+    assert told.endswith(f"{left:.2f} or less is left of the reverse answer's probability (n = 3 seeds).")
+    assert ("closes 0.93 of the gap in nats (in one layer by construction)" in told) == said.startswith("The route")
 
 
 def test_patches_count_as_edits_of_one_layer_and_place() -> None:

@@ -88,10 +88,21 @@ def test_the_takeaway_says_which_objectives_answer_in_reverse(result: Result, an
         "causal": False,
     }
     said = objective_ablation.takeaway(planted(result, above))
-    assert f"any-order masking in {4 * any_order} of 4 settings" in said
-    assert f"single-sided masking in {8 * single} of 8 settings" in said
-    assert ("not in any_order rope (0.24)" in said) == (not any_order)
-    assert "left-to-right prediction in 0 of 4" in said
+    assert said.startswith(
+        "Yes: masking only one side does not." if any_order else "No: masking only one side does so, too."
+    )
+    everywhere, nowhere = "under every scheme (0.95)", "in no setting"
+    assert f"{everywhere if any_order else nowhere} with any-order masking" in said
+    assert f"{everywhere if single else nowhere} with one side masked" in said
+    assert "in no setting if predicted from left to right" in said
+
+
+def test_the_takeaway_says_in_how_many_settings_or_that_nothing_is_shown(result: Result) -> None:
+    above: dict[Objective, bool] = {"any_order": True, "source_only": True, "target_only": False, "causal": False}
+    said = objective_ablation.takeaway(planted(result, above))
+    assert said.startswith("In part: ") and "in 4 of 8 settings (0.95) with one side masked" in said
+    none = objective_ablation.takeaway(planted(result, dict.fromkeys(above, False)))
+    assert none.startswith("Not shown: ")
 
 
 def test_a_stage_that_no_run_reached_has_no_panel(result: Result) -> None:

@@ -54,23 +54,46 @@ def test_the_summary_follows_from_the_rows(result: Result) -> None:
             assert result.summary.at(f"{name}_above_chance", **of).value == pytest.approx(sum(above) / len(above))
 
 
-def test_the_sentence_names_who_answers_above_chance_and_nobody_else(result: Result) -> None:
-    of = [{"meaning": meaning, "stage": "end"} for meaning in ("relations", "equality")]
-    nobody = [
-        Entry(f"{name}_above_chance", {**at, "trained": trained}, Estimate(0.4, -0.1, 0.9, 3))
-        for at, trained, name in product(of, TRAINED, ASKED)
+@pytest.mark.parametrize(
+    ("answered", "said"),
+    [
+        ([0], "Both: it takes any-order masking and attention to both sides."),
+        ([0, 2], "The objective: "),
+        ([0, 1], "The attention: "),
+        ([0, 1, 2, 3], "Neither: every objective "),
+        ([], "Neither: no objective "),
+        ([2], "Undecided (above chance for sure: any order, causal)."),
+    ],
+)
+def test_the_sentence_says_what_it_takes(result: Result, answered: list[int], said: str) -> None:
+    told = objective_and_attention.takeaway(with_summary(result, *sides(answered)))
+    assert told.startswith(said)
+    assert ("holds either way" in told) and "(chance " in told
+
+
+def sides(answered: list[int], meanings: tuple[str, ...] = ("relations", "equality")) -> list[Entry]:
+    """Which cells answer above chance for sure; the others are below."""
+    return [
+        Entry(
+            "reverse_above_chance",
+            {"meaning": meaning, "trained": trained, "stage": "end"},
+            Estimate(0.4, 0.3, 0.5, 3) if i in answered else Estimate(-0.04, -0.05, -0.03, 3),
+        )
+        for meaning in meanings
+        for i, trained in enumerate(CELLS)
     ]
-    said = objective_and_attention.takeaway(with_summary(result, *nobody))
-    assert said.count("by nobody for sure") == 4 and not any(trained in said for trained in TRAINED)
-    one = {**of[0], "trained": "any order, causal"}
-    above = [
-        Entry("reverse_above_chance", one, Estimate(0.5, 0.4, 0.6, 3)),
-        Entry("reverse", one, Estimate(0.61, 0.0, 1.0, 3)),
-    ]
-    said = objective_and_attention.takeaway(
-        with_summary(result, *above, *(e for e in nobody if e.of != one or e.quantity != "reverse_above_chance"))
+
+
+def test_the_sentence_tells_worlds_apart_and_an_interval_that_holds_chance_decides_nothing(result: Result) -> None:
+    told = objective_and_attention.takeaway(
+        with_summary(result, *sides([0], ("relations",)), *sides([], ("equality",)))
     )
-    assert "A after `B r` by any order, causal (0.61); and" in said and said.count("nobody") == 3
+    assert told.startswith("In relations, both: ") and "; in equality, neither: no " in told
+    of = {"meaning": "relations", "trained": next(iter(CELLS)), "stage": "end"}
+    entry = Entry("reverse_above_chance", of, Estimate(0.4, -0.1, 0.9, 3))
+    kept = [one for one in sides([]) if one.of != of]
+    told = objective_and_attention.takeaway(with_summary(result, entry, *kept))
+    assert told.startswith("In relations, undecided (above chance for sure: none); in equality, neither")
 
 
 def planted(reverse: dict[str, float], seeds: int = 5) -> list[Verdict]:

@@ -18,6 +18,7 @@ from analyses.one_sided_routes import ARM, LEARNED, MDMS, ROPE
 from mdm_interp.data.worlds import FactWorld
 from mdm_interp.experiments.grids import BOTH_WAYS, POOL_MODELS, every_run, pool_grid, pool_world
 from mdm_interp.experiments.results import Result
+from mdm_interp.viz import shown as shown_name
 
 SEEDS = range(4)
 CHANCE = 1 / 60
@@ -90,48 +91,45 @@ def test_seeds_that_only_one_model_has_are_left_out_of_a_difference() -> None:
 
 def test_the_takeaway_says_that_one_side_does_not_suffice_and_what_other_facts_bring() -> None:
     sentence = said(needs_others)
-    assert sentence.startswith("No: every MDM then answers at 0.0047 to 0.0047 (forward 0.92 to 0.92, chance 0.017). ")
-    assert "Showing 80% of other facts both ways raises that by 0.532 [0.347, 0.717] (rope)" in sentence
-    assert "to 1,100 and 1,100 times the ARM's" in sentence
+    assert sentence.startswith("No: every MDM answers below chance, at 0.00 (chance 0.017). ")
+    assert "Showing most other facts both ways raises that, to 0.54 under RoPE" in sentence
 
 
-@pytest.mark.parametrize(("below_forward", "answer"), [(0.0, "Yes"), (0.26, "In part")])
+@pytest.mark.parametrize(
+    ("below_forward", "answer"),
+    [(0.0, "Yes: every MDM answers not measurably below"), (0.26, "In part: every MDM answers above")],
+)
 def test_the_takeaway_says_that_one_side_suffices_where_it_does(below_forward: float, answer: str) -> None:
     """Forward probability is 0.9 and a hundredth per seed."""
     sentence = said(lambda name, share, seed: 0.0005 if name == ARM else 0.9 + seed / 100 - below_forward)
-    reverse = "0.92" if answer == "Yes" else "0.66"
-    assert sentence.startswith(f"{answer}: every MDM then answers at {reverse} to {reverse} (forward 0.92")
-    assert "changes that by 0 [0, 0] (rope) and 0 [0, 0] (learned)" in sentence
+    assert sentence.startswith(answer)
+    reverse = 0.915 - below_forward
+    assert f"forward, at {reverse:.2f} (chance" in sentence
+    assert "both ways may change that, " in sentence
 
 
 def test_the_takeaway_names_each_model_where_they_differ() -> None:
     sentence = said(lambda name, share, seed: 0.6 * LUCK[seed] if name == LEARNED else 0.001)
-    assert sentence.startswith(f"If training shows it on one side only: no for {ROPE} (0.001), ")
-    assert f"in part for {LEARNED} (0.57); chance 0.017." in sentence
+    assert sentence.startswith(
+        "No for MDM RoPE, d_head 64, base 1e6, no for MDM RoPE, d_head 16, base 1e4, in part for "
+    )
+    assert "MDM learned, d_head 64, at 0.00 to 0.57 (chance 0.017)." in sentence
 
 
 @pytest.mark.parametrize(
-    ("shift", "found"),
-    [
-        (0.0, "neither is better; relative encoding may not be what separates."),
-        (0.1, "learned is better at 50% and 80%; relative encoding may not be what separates."),
-        (-0.1, "rope is better at 50% and 80%."),
-    ],
+    ("shift", "found"), [(0.0, "not measurably apart from"), (0.1, "less than"), (-0.1, "more than")]
 )
-def test_relative_encoding_may_not_separate_only_if_the_intervals_say_so(shift: float, found: str) -> None:
+def test_rope_and_learned_differ_only_if_the_interval_says_so(shift: float, found: str) -> None:
     def reverse(name: str, share: float, seed: int) -> float:
         return needs_others(name, share, seed) + shift * share * (name == LEARNED)
 
-    sentence = said(reverse)
-    assert sentence.endswith(f" at 80%; {found}")
-    assert "Learned minus rope: " in sentence
+    assert f" under RoPE, {found} the " in said(reverse)
 
 
-def test_one_seed_tells_nothing_of_rope_against_learned() -> None:
+def test_one_seed_tells_nothing() -> None:
     sentence = said(needs_others, range(1))
-    assert "One seed cannot tell learned from rope." in sentence
-    assert "separates" not in sentence
-    assert sentence.startswith(f"If training shows it on one side only: undecided for {ROPE} (0.0045)")
+    assert sentence.startswith("Undecided for MDM RoPE, d_head 64, base 1e6, undecided for ")
+    assert "may change that" in sentence and "not measurably apart from" in sentence
 
 
 def test_a_source_is_shown_on_one_side_only_unless_its_fact_is_shown_both_ways() -> None:
@@ -171,8 +169,9 @@ def drawn(result: Result) -> dict[tuple[str, str, str], list[float]]:
 
 def test_the_figure_shows_each_mean_its_seeds_and_chance() -> None:
     shown = drawn(planted(needs_others))
-    for name in POOL_MODELS:
-        seeds = [[needs_others(name, share, seed) for seed in SEEDS] for share in BOTH_WAYS]
+    for model in POOL_MODELS:
+        name = shown_name(model)
+        seeds = [[needs_others(model, share, seed) for seed in SEEDS] for share in BOTH_WAYS]
         assert shown[name, "lines+markers", "y"] == pytest.approx([np.mean(values) for values in seeds], rel=1e-4)
         assert sorted(shown[name, "markers", "y"]) == pytest.approx(sorted(chain(*seeds)), rel=1e-4)
         assert shown[name, "markers", "y2"] == pytest.approx([0.9 + seed / 100 for seed in SEEDS] * len(BOTH_WAYS))

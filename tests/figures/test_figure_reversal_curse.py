@@ -48,24 +48,24 @@ MITIGATED = {
 
 def test_the_takeaway_says_who_answers_where() -> None:
     sentence = reversal_curse.takeaway(planted(MITIGATED))
-    assert "relation_cycle, 1 head: yes for every MDM (0.8 to 0.83), no for ARM (0.001);" in sentence
-    many = "yes for MDM alibi (0.9), none (0.92), no for MDM rope (0.02), learned (0.001), ARM (0.001);"
-    assert f"relation_cycle, 4 heads: {many}" in sentence
-    assert "two_role, 1 head: no for every MDM (0.001 to 0.001), ARM (0.001) (" in sentence
+    assert sentence.startswith("With 1 head: yes for every MDM, no for the ARM. With 4 heads: ")
+    assert "yes for MDM ALiBi and NoPE, no for MDM RoPE, learned and the ARM." in sentence
+    assert "In two_role (sources on one side): no for every MDM and the ARM." in sentence
+    assert sentence.endswith("n = 3 seeds.)")
 
 
 def test_the_takeaway_says_the_opposite_of_opposite_rows() -> None:
-    opposite = {(CONTRAST, variant): 0.7 for variant in VARIANTS}
-    sentence = reversal_curse.takeaway(planted(opposite))
-    assert "relation_cycle, 1 head: no for every MDM (0.001 to 0.001), ARM (0.001);" in sentence
-    assert "relation_cycle, 4 heads: yes for every MDM (0.7 to 0.7), ARM (0.7);" in sentence
+    sentence = reversal_curse.takeaway(planted({(CONTRAST, variant): 0.7 for variant in VARIANTS}))
+    assert sentence.startswith(
+        "With 1 head: no for every MDM and the ARM. With 4 heads: yes for every MDM and the ARM."
+    )
 
 
 def test_an_interval_that_includes_chance_and_a_single_seed_decide_nothing() -> None:
     sentence = reversal_curse.takeaway(planted({("relation_cycle", "MDM rope"): 0.0501}))
-    assert "undecided for MDM rope (0.05)" in sentence
+    assert sentence.startswith("With 1 head: no for MDM ALiBi, NoPE, learned and the ARM, undecided for MDM RoPE.")
     of_one = reversal_curse.takeaway(planted(MITIGATED, n_seeds=1))
-    assert "relation_cycle, 1 head: undecided for every MDM (0.79 to 0.82), ARM (0.00099);" in of_one
+    assert of_one.startswith("With 1 head: undecided for every MDM and the ARM.")
 
 
 def test_heads_are_kept_apart_in_the_summary() -> None:
@@ -111,13 +111,12 @@ def test_rows_tell_heads_apart(tiny_result: Callable[[str], Result]) -> None:
     assert MANY_HEADS not in set(frame[frame["setting"] != CONTRAST]["n_heads"])
 
 
-def test_each_panel_shows_where_its_reverse_curve_ends() -> None:
-    result = planted(MITIGATED)
-    figure: Any = reversal_curse.draw(result).figure()
-    ends = [note.text for note in figure.layout.annotations if note.text.startswith("ends at")]
+def test_the_first_row_shows_where_the_curves_below_end() -> None:
+    figure: Any = reversal_curse.draw(planted(MITIGATED)).figure()
+    ends = [trace for trace in figure.data if trace.name == "reverse query" and trace.mode == "markers"]
     values = [MITIGATED.get((setting, variant), 0.001) for setting in SETTINGS for variant in VARIANTS]
-    assert ends == [f"ends at {value:.2f}" for value in values]
+    assert [value for trace in ends for value in trace.y] == pytest.approx(values)
     curves = [trace for trace in figure.data if trace.name == "reverse query" and trace.line.dash == "dash"]
     assert [trace.y[-1] for trace in curves] == pytest.approx(values)
-    labels = [axis.title.text for axis in figure.select_yaxes() if axis.title.text]
-    assert labels == [f"{title}<br>probability of answer" for title in SETTINGS.values()]
+    assert {label.rpartition("<br>")[2] for label in figure.layout.xaxis.ticktext} == {"n = 3"}
+    assert "MDM<br>NoPE<br>n = 3" in figure.layout.xaxis.ticktext

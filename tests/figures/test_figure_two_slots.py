@@ -51,4 +51,8 @@ def test_the_verdict_tells_one_entry_from_two(tiny_result: Callable[[str], Resul
     ]
     planted = replace(result, rows=tidy(rows))
     assert [two_slots.two_entries(planted.summary, variant) for variant in kinds] == [True, False]
-    assert "As two entries predict: MDM rope." in two_slots.takeaway(planted)
+    said = two_slots.takeaway(planted)
+    assert said.startswith("Yes for MDM ALiBi, undecided for MDM RoPE: ") and "(n = 6 seeds)" in said
+    assert said.endswith(" As two entries predict: MDM RoPE.")
+    one_entry = replace(planted, rows=[row for row in planted.rows if row["variant"] == "MDM alibi"])
+    assert "two entries" not in two_slots.takeaway(one_entry)
