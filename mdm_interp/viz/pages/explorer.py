@@ -60,7 +60,7 @@ def explore(
 
         viz.explore(run)                                                   # all along its training
         viz.explore(model, pairs, edits={"head 0 off": [("blocks.0.attn.hook_z", silence)]})
-        viz.explore({"one head": run, "four heads": other}, pairs)         # side by side, with differences
+        viz.explore({"RoPE": run, "ALiBi": other})                         # side by side, with differences
 
     Args:
         model: A HookedTransformer or TransformerBridge; a Run, of which all checkpoints are shown, or as many as fit;
@@ -72,34 +72,18 @@ def explore(
 
     Raises:
         UserError: there are no pairs, a query does not fit a model, models differ in their layers, heads or
-            vocabulary, two have one name, a run has no such
-            checkpoint, or the page would hold more than
+            vocabulary, two have one name, a run has no such checkpoint, or the page would hold more than
             :data:`~mdm_interp.viz.pages.attention.MAX_ENTRIES` entries.
     """
-    models = dict(model) if isinstance(model, Mapping) else {"": model}
-    if not models:
-        raise UserError("model: got none to explore; give a model, a Run, or several by name")
-    default = query_pairs is None
-    series = [
-        _Series(name or subject.name, given, subject)
-        for name, given in models.items()
-        for subject in [Subject.of(given)]
-    ]
+    series = _series_of(model, steps, edits or {})
     first = series[0]
+    call = "viz.explore(model)" if query_pairs is None else "viz.explore(model, query_pairs)"
     if query_pairs is None:
         if not isinstance(first.given, Run):
             raise UserError("query_pairs: a model by itself does not say what to ask it; give pairs")
         query_pairs = first.given.query_pairs(n_contexts=1)[:MAX_PAIRS]
     if not query_pairs:
         raise UserError("query_pairs: got none; give at least one")
-    for name, hooks in (edits or {}).items():
-        series.append(_Series(f"{first.name}, {name}", None, first.subject, hooks))
-    for one in series:
-        if steps is not None and one.steps:
-            one.steps = [step for step in one.steps if step in steps]
-            if missing := sorted({*steps} - {*one.steps}):
-                raise UserError(f"steps: {one.name} has no checkpoint {missing[0]}; give some of {one.given.steps}")
-    _check_alike(series)
     cfg = first.subject.model.cfg
     prompts = [{side: first.subject.prompt(getattr(pair, side)) for side in SIDES} for pair in query_pairs]
     offset = max(1, abs(query_pairs[0].forward.offset))
@@ -112,7 +96,7 @@ def explore(
             measured.append(asked.measure(one.subject, state))
             if report is not None:
                 report(len(measured), total)
-    code = first.subject.code("viz.explore(model)" if default else "viz.explore(model, query_pairs)")
+    code = first.subject.code(call)
     data = {
         "layers": list(range(cfg.n_layers)),
         "heads": list(range(cfg.n_heads)),
@@ -155,6 +139,26 @@ class _Series:
         model = self.subject.model
         with model.hooks(fwd_hooks=list(self.hooks)) if self.hooks else nullcontext():
             yield model
+
+
+def _series_of(model: Any, steps: Sequence[int] | None, edits: Mapping[str, Hooks]) -> list[_Series]:
+    """Return all that can be chosen on the page: the models, then the first one under each edit."""
+    models = dict(model) if isinstance(model, Mapping) else {"": model}
+    if not models:
+        raise UserError("model: got none to explore; give a model, a Run, or several by name")
+    series = []
+    for name, given in models.items():
+        subject = Subject.of(given)
+        series.append(_Series(name or subject.name, given, subject))
+    for one in series:
+        if steps is not None and one.steps:
+            one.steps = [step for step in one.steps if step in steps]
+            if missing := sorted({*steps} - {*one.steps}):
+                raise UserError(f"steps: {one.name} has no checkpoint {missing[0]}; give some of {one.given.steps}")
+    first = series[0]
+    series += [_Series(f"{first.name}, {name}", None, first.subject, hooks) for name, hooks in edits.items()]
+    _check_alike(series)
+    return series
 
 
 def _check_alike(series: Sequence[_Series]) -> None:
