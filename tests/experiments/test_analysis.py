@@ -433,12 +433,9 @@ QUOTED: dict[str, list[tuple[str, dict[str, Any], str]]] = {
         ("rank", {"variant": "ARM rope", "query": "reverse"} | END, ".1f"),
     ],
     "route_correlation": [
-        *(
-            ("measured", {"scheme": scheme, "stage": stage}, ".2f")
-            for scheme in grids.MDM_SCHEMES
-            for stage in ("initial", "end")
-        ),
-        *((prediction, {"distance": 2} | END, ".2f") for prediction in ("measured", "spectrum", "isotropic")),
+        ("measured", {"scheme": scheme, "stage": stage}, ".2f")
+        for scheme in grids.MDM_SCHEMES
+        for stage in ("initial", "end")
     ],
     "gradient_alignment": [
         *(
