@@ -16,8 +16,9 @@ from mdm_interp.experiments.scope import scope_of
 from mdm_interp.experiments.subjects import KINDS, demos
 from mdm_interp.measures.gradients import ROUTING, STORAGE, Alignment, gradient_alignment
 from mdm_interp.stats.resampling import FactSample, places_above, rows_at
+from mdm_interp.stats.sentences import sample_size, span
 from mdm_interp.stats.tables import estimates_in
-from mdm_interp.viz import CHANCE, GREEN, ORANGE, SKY, Panels
+from mdm_interp.viz import CHANCE, CLUSTERS, GREEN, ORANGE, SKY, Mark, Panel, Panels, draw_answers, share_scale
 
 V_AND_O = "storage (V, O)"
 GROUPS = {V_AND_O: STORAGE, "routing (Q, K)": ROUTING, "MLP": ("MLP",)}
@@ -29,6 +30,7 @@ WHOLE = {
 }
 """What is measured over all layers together."""
 COLORS = {V_AND_O: GREEN, "routing (Q, K)": ORANGE, "MLP": SKY}
+NULL = "null: V and O of another fact"
 BY = ("checkpoint", "kind", "group")
 
 
@@ -105,35 +107,42 @@ def summarize(result: Result) -> Summary:
 
 
 def takeaway(result: Result) -> str:
-    said = []
-    for entry in result.summary.where("cosine", group=V_AND_O):
-        cosine, (checkpoint, kind, _) = result.summary.contrast("cosine", **entry.of), entry.of.values()
-        shares = [share.effect.value for share in result.summary.where("share_above", **entry.of)]
-        layers = "".join(f", above it in {share:.0%} of layers" for share in shares)
-        said.append(f"{cosine.effect.value:.2g} against {cosine.null.value:.2g}{layers} ({checkpoint}, {kind})")
+    cosines = [entry for entry in result.summary.where("cosine", group=V_AND_O) if entry.null and entry.null.n]
+    shares = [entry.effect for entry in result.summary.where("share_above", group=V_AND_O)]
+    if not shares:
+        return "Too few facts to compare one with another."
+    least, most = (end(share.value for share in shares) for end in (min, max))
+    layers = "every layer" if least == 1 else f"{span(shares, '.0%')} of its layers" if most else "no layer for sure"
     return (
-        "Cosine of forward and reverse gradients in V and O of all layers, own fact against another's: "
-        f"{'; '.join(said)}. Of the layers counted at most 5 % are expected to be there by chance, all layers looked "
-        "at."
+        f"In {layers}, through V and O: over all layers, a fact's forward and reverse gradients there have a cosine of "
+        f"{span(entry.effect for entry in cosines)}, those of two facts {span(entry.null for entry in cosines)} "
+        f"({sample_size([entry.effect for entry in cosines], CLUSTERS)})."
     )
 
 
 def draw(result: Result) -> Panels:
     panels, layers = Panels(), result.frame.dropna(subset="layer")
+    marks = [
+        *(Mark("cosine", group, color, of={"group": group}) for group, color in COLORS.items()),
+        Mark("cosine_null", NULL, CHANCE, "x-thin", of={"group": V_AND_O}),
+    ]
+    x = {"title": "cosine of forward and reverse gradients", "zeroline": True}
+    whole = result.summary.where("cosine")
+    draw_answers(panels, whole, "all layers together", marks, x)
     checkpoints = list(dict.fromkeys(result.frame["checkpoint"]))
+    drawn: list[Panel] = []
     for checkpoint in checkpoints:
-        x = {
-            "title": "layer" if checkpoint == checkpoints[-1] else None,
-            "dtick": 1 if layers["layer"].max() < 12 else 4,
-        }
-        titles = [f"{checkpoint}, {kind} reverse" for kind in KINDS]
-        for panel, kind in zip(panels.row(titles, x=x, y={"title": "cosine"}), KINDS, strict=True):
+        x: dict[str, Any] = {"title": "layer" if checkpoint == checkpoints[-1] else None}
+        x["dtick"] = 1 if layers["layer"].max() < 12 else 4
+        row = panels.row([f"{checkpoint}, {kind} reverse" for kind in KINDS], x=x, y={"title": "cosine"}, height=170)
+        drawn += row
+        for panel, kind in zip(row, KINDS, strict=True):
             for group, color in COLORS.items():
                 shown = where(layers, checkpoint=checkpoint, kind=kind, group=group)
-                own, null = (estimates_in(shown, name) for name in ("cosine", "cosine_null"))
-                panel.curve(own, "layer", name=group, color=color)
-                panel.curve(null, "layer", name=f"null: {group} of another fact", color=color, dash="dot")
-            panel.level(0.0, name="zero", color=CHANCE, listed=False)
+                panel.curve(estimates_in(shown, "cosine"), "layer", name=group, color=color)
+            of_v_and_o = where(layers, checkpoint=checkpoint, kind=kind, group=V_AND_O)
+            panel.curve(estimates_in(of_v_and_o, "cosine_null"), "layer", name=NULL, color=CHANCE, dash="dot")
+    share_scale([panel for panel in drawn if panel.traces()] or drawn)
     return panels
 
 

@@ -22,11 +22,19 @@ from mdm_interp.experiments.subjects import KINDS, demos
 from mdm_interp.measures.gradients import GROUPS, Influence, influence
 from mdm_interp.stats.estimates import Estimate
 from mdm_interp.stats.resampling import FactSample
-from mdm_interp.viz import CHANCE, FORWARD, REVERSE, Panels
+from mdm_interp.stats.sentences import counted_of, sample_size
+from mdm_interp.viz import CHANCE, CLUSTERS, FORWARD, REVERSE, Mark, Panels, draw_answers
 
 N_DRAWS = 4
 """How many masked copies of a sentence its gradient is averaged over."""
 DIRECTIONS: dict[Direction, str] = {"forward": FORWARD, "reverse": REVERSE}
+LABELS = {
+    direction: (
+        f"{direction} query, its own fact's sentences",
+        f"{direction} query, another fact's with the answer's name",
+    )
+    for direction in DIRECTIONS
+}
 
 
 def measure(probe: Probe) -> list[dict[str, Any]]:
@@ -116,46 +124,58 @@ def summarize(result: Result) -> Summary:
 
 
 def takeaway(result: Result) -> str:
-    summary = result.summary.where(direction="reverse")
+    def of(quantity: str, group: str) -> list[Estimate]:
+        """Return what has an interval."""
+        found = result.summary.where(quantity, direction="reverse", group=group)
+        return [entry.effect for entry in found if entry.effect.n > 1]
 
-    def counted(found: list[Estimate]) -> int:
-        return sum(estimate.side == "above" for estimate in found)
+    def counted(group: str) -> str:
+        sides = [estimate.side for estimate in of("beyond", group)]
+        return counted_of(sides.count("above"), len(sides), "cases")
 
-    def told(group: str) -> str:
-        ahead, beyond = ([entry.effect for entry in summary.where(q, group=group)] for q in ("ahead", "beyond"))
-        ahead, beyond = ([one for one in found if one.n > 1] for found in (ahead, beyond))
-        if not ahead:
-            return "nothing to compare"
-        values = [one.value for one in ahead]
-        over_name = f", and ahead of the other fact in {counted(beyond)} of {len(beyond)}" if beyond else ""
-        return f"{min(values):+.2f} to {max(values):+.2f}, above 0 in {counted(ahead)} of {len(ahead)} cases{over_name}"
-
+    ahead, beyond = of("ahead", "all"), of("beyond", "all")
+    if not ahead:
+        return "Too few facts to compare one with another."
+    least = min(estimate.value for estimate in ahead) + 0.5
+    answer = "Yes" if all(one.side == "above" for one in ahead) else "Not for sure"
+    told = f"{answer}: they beat {least:.0%} or more of unrelated facts' sentences ({sample_size(ahead, CLUSTERS)})"
+    if not beyond:
+        return f"{told}."
+    joined = "and" if any(one.side == "above" for one in beyond) else "but"
     return (
-        "How far a fact's own sentences are ahead of unrelated facts' in lowering its reverse query's loss, from −½ "
-        "(behind all) to ½ (ahead of all), and whether they are also ahead of another fact's with the answer's name. "
-        f"Through storage: {told('storage')}. Through routing: {told('routing')}. All in all: {told('all')}."
+        f"{told}, {joined} are surely ahead of another fact's with the answer's name in {counted('all')}; through "
+        f"storage alone, in {counted('storage')}."
     )
 
 
 def draw(result: Result) -> Panels:
+    """Draw the reverse query through all components, and below it both queries through each."""
     panels, summary = Panels(), result.summary
     groups = [group for group in (*GROUPS, "all") if group in set(result.frame["group"])]
+    of: dict[str, Any] = {"direction": "reverse", "group": "all"}
+    marks = [
+        Mark("ahead", "its own fact's sentences", REVERSE, of=of),
+        Mark("ahead_null", "another fact's with the answer's name", CHANCE, "x-thin", of=of),
+    ]
+    x = {"title": "share of unrelated facts' sentences beaten, less ½", "zeroline": True, "rangemode": "tozero"}
+    draw_answers(panels, summary, "all components", marks, x)
     for kind in KINDS:
         shown = list(dict.fromkeys(where(result.frame, kind=kind)["checkpoint"]))
-        y = {"range": [-0.55, 0.7], "title": "ahead of<br>unrelated"}
+        y = {"range": [-0.6, 0.6], "title": "share beaten,<br>less ½"}
         titles = [f"{checkpoint}, {kind}".replace(", ", ",<br>") for checkpoint in shown]
         row = panels.row(titles, x={"title": "through", "tickangle": 60}, y=y, ticks_height=110) if shown else []
         for panel, checkpoint in zip(row, shown, strict=True):
             for place, (direction, color) in enumerate(DIRECTIONS.items()):
-                of = {"checkpoint": checkpoint, "kind": kind, "direction": direction}
-                for look_up, name, symbol in (
-                    (summary.at, f"{direction} query, its own fact's sentences", "circle"),
-                    (summary.null, f"{direction} query, another fact's with the answer's name", "x-thin-open"),
+                at = {"checkpoint": checkpoint, "kind": kind, "direction": direction}
+                own, other = LABELS[direction]
+                for look_up, name, symbol, aside in (
+                    (summary.at, own, "circle", -0.09),
+                    (summary.null, other, "x-thin", 0.09),
                 ):
-                    found = {group: look_up("ahead", group=group, **of) for group in groups}
-                    look: dict[str, Any] = {"color": color, "symbol": symbol, "shift": 0.3 * place - 0.15}
-                    panel.estimates(found, name=name, upright=True, **look)
-            panel.level(0.0, name="in the middle", color=CHANCE, x=[-0.5, len(groups) - 0.5], listed=False)
+                    found = {group: look_up("ahead", group=group, **at) for group in groups}
+                    look: dict[str, Any] = {"color": color, "symbol": symbol, "shift": 0.4 * place - 0.2 + aside}
+                    panel.estimates(found, name=name, upright=True, size=7, **look)
+            panel.level(0.0, name="as many beaten as not", color=CHANCE, x=[-0.5, len(groups) - 0.5])
     return panels
 
 

@@ -3,15 +3,28 @@ heads and MLPs write them."""
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
-from mdm_interp import CheckpointAnalysis, Probe, Result, Summary
+from mdm_interp import CheckpointAnalysis, Probe, Result, Summary, where
 from mdm_interp.experiments.subjects import KINDS, demos
 from mdm_interp.measures.lens import lens, other_answers
-from mdm_interp.stats.estimates import Contrast
+from mdm_interp.stats.estimates import Contrast, Estimate
 from mdm_interp.stats.resampling import Draws, FactSample, rows_at
-from mdm_interp.viz import CHANCE, FORWARD, REVERSE, HeadMap, LayerCurves, Panels, draw_layers
+from mdm_interp.stats.sentences import counted_of, sample_size, side_of, span
+from mdm_interp.viz import (
+    CHANCE,
+    CLUSTERS,
+    FORWARD,
+    PROBABILITY,
+    REVERSE,
+    HeadMap,
+    LayerCurves,
+    Mark,
+    Panels,
+    draw_answers,
+    draw_layers,
+    draw_threads,
+)
 
 SIDES = ("forward", "reverse")
 NAMES = ("probability", "correct", "heads", "mlp", "appears")
@@ -66,40 +79,53 @@ def summarize(result: Result) -> Summary:
 
 
 def takeaway(result: Result) -> str:
-    said = []
-    for kind in KINDS:
-        of = partial(result.summary.span, kind=kind)
-        if not of("forward_correct"):
-            continue
-        sentence = f"{kind}: {of('forward_correct')} of tokens right forward, {of('reverse_correct')} in reverse"
-        for side in SIDES:
-            sentence += f", {side} answers from layer {of(f'{side}_appears')}" if of(f"{side}_appears") else ""
-        sentence += (
-            f"; heads add {of('reverse_heads')} and MLPs {of('reverse_mlp')} nats to the reverse answer beyond another "
-            f"({of('forward_heads')} and {of('forward_mlp')} forward)"
-        )
-        said.append(sentence)
-    return f"What the mask's residual stream would answer after each layer. {'. '.join(said)}."
+    def of(quantity: str) -> list[Estimate]:
+        return [entry.effect for entry in result.summary.where(quantity)]
+
+    size = sample_size(of("forward_probability"), CLUSTERS)
+    if not of("forward_appears"):
+        return f"Nowhere: no fact's answer is the likeliest token after any layer ({size})."
+    more = [side_of(mlp, heads) for mlp, heads in zip(of("forward_mlp"), of("forward_heads"), strict=True)]
+    writes = f"MLPs write more of it than heads in {counted_of(more.count('above'), len(more), 'cases')}"
+    return (
+        f"Forward, the answer is the likeliest token from layer {span(of('forward_appears'), '.1f')} on (the last "
+        f"is {result.frame['layer'].max():.0f}){'; ' + writes if more else ''}. In reverse, at most "
+        f"{max(one.value for one in of('reverse_correct')):.0%} of its tokens are in the end ({size})."
+    )
 
 
-SHOWN = (
-    LayerCurves(
-        "probability after the layer",
-        {
-            "forward_probability": ("forward", FORWARD),
-            "reverse_probability": ("reverse", REVERSE),
-            "reverse_probability_null": ("another fact's answer", CHANCE),
-        },
-    ),
+DETAIL = (
     LayerCurves("nats from heads", {"forward_heads": ("forward", FORWARD), "reverse_heads": ("reverse", REVERSE)}),
     LayerCurves("nats from the MLP", {"forward_mlp": ("forward", FORWARD), "reverse_mlp": ("reverse", REVERSE)}),
     HeadMap("each head, forward", "forward_heads", middle=0.0, limit=1.0),
     HeadMap("each head, reverse", "reverse_heads", middle=0.0, limit=1.0),
 )
+ANSWERS = {
+    "forward_probability": ("forward", FORWARD),
+    "reverse_probability": ("reverse", REVERSE),
+    "reverse_probability_null": ("null: another fact's answer", CHANCE),
+}
 
 
 def draw(result: Result) -> Panels:
-    return draw_layers(result.frame, SHOWN)
+    """Draw the answer's probability after each layer, all checkpoints in one panel, and what heads and MLPs write."""
+    panels, frame = Panels(), result.frame
+    layers = frame[frame["layer"].notna() & frame["head"].isna()]
+    kinds, of = list(dict.fromkeys(frame["kind"])), result.summary.where("forward_probability")
+    size = sample_size((entry.effect for entry in of), CLUSTERS)
+    titles = [f"{kind} reverse, a line per checkpoint<br>{size}" for kind in kinds]
+    y = {**PROBABILITY, "title": "probability of the answer<br>after the layer"}
+    row = panels.row(titles, x={"title": "layer", "dtick": 1 if layers["layer"].max() < 9 else 8}, y=y, height=330)
+    for panel, kind in zip(row, kinds, strict=True):
+        for measure, (name, color) in ANSWERS.items():
+            draw_threads(panel, where(layers, kind=kind), "layer", measure, name=name, color=color)
+    marks = [
+        Mark(f"{side}_{part}", f"{side}, {name}", color, symbol)
+        for side, color in (("forward", FORWARD), ("reverse", REVERSE))
+        for part, name, symbol in (("mlp", "MLPs", "circle"), ("heads", "heads", "diamond-open"))
+    ]
+    draw_answers(panels, result.summary, "written by all layers", marks, {"title": "nats beyond another answer"})
+    return draw_layers(frame, DETAIL, panels)
 
 
 ANALYSIS = CheckpointAnalysis(

@@ -3,6 +3,7 @@ whole names, in every order of filling them in, whether or not the number of tok
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -10,18 +11,23 @@ import pandas as pd
 from mdm_interp import CheckpointAnalysis, Probe, Result, Summary, where
 from mdm_interp.experiments.subjects import demos_of_several_seeds
 from mdm_interp.measures.answers import N_DRAWS, SEED, answer_all, mean_over_facts, questions
-from mdm_interp.stats.estimates import NOTHING
+from mdm_interp.stats.estimates import NOTHING, Contrast, Estimate
 from mdm_interp.stats.resampling import FactSample
+from mdm_interp.stats.sentences import counted_of, sample_size, side_of
 from mdm_interp.stats.tables import as_columns, estimate_in
-from mdm_interp.viz import CHANCE, FORWARD, PROBABILITY, REVERSE, Panels, checkpoints_and_kinds
+from mdm_interp.viz import CHANCE, CLUSTERS, FORWARD, REVERSE, Panel, Panels
 
 DIRECTIONS = {"forward": FORWARD, "reverse": REVERSE}
 SIDES = {"left": "circle", "right": "diamond-open"}
+SHIFTS = {
+    (direction, side): -0.27 + 0.18 * place
+    for place, (direction, side) in enumerate((direction, side) for direction in DIRECTIONS for side in SIDES)
+}
 MEASURES = {
     "exact match": "exact match (share of facts)",
     "log-likelihood": "log-likelihood (nats per answer)",
-    "rank": "rank of the worst token (geometric mean)",
 }
+"""What is drawn of each order; the rank of the worst token is in the table."""
 LABELS = {
     ("one_shot", "known"): "one shot",
     ("confidence", "known"): "confidence",
@@ -69,76 +75,88 @@ def summarize(result: Result) -> Summary:
 
 
 def takeaway(result: Result) -> str:
-    """Say how often every checkpoint answers exactly in one order, with the length known."""
-    said, exact = [], result.summary.where(measure="exact match", length="known")
-    for (checkpoint, model), frame in result.frame.groupby(["checkpoint", "model"], sort=False):
-        order = USUAL[str(model)]
-        found = exact.where(checkpoint=checkpoint, order=order)
+    """Say how often checkpoints answer exactly in their usual order, with the length known."""
+    exact = usual(result.frame)
 
-        def told(kind: str, direction: str, found: Summary = found) -> str:
-            sides = [found.where(kind=kind, direction=direction, asked=side) for side in SIDES]
-            return " and ".join(f"{entry.effect.value:.2f}" for of_side in sides for entry in of_side)
+    def of(direction: str) -> list[Contrast[Estimate]]:
+        rows = where(exact, direction=direction).to_dict("records")
+        return [Contrast(estimate_in(row, "value"), estimate_in(row, "value_null")) for row in rows]
 
-        kinds = list(frame["kind"].unique())
-        reverse = ", ".join(f"{kind} reverse {told(kind, 'reverse')}" for kind in kinds)
-        said.append(f"{checkpoint} ({LABELS[order, 'known']}): forward {told(kinds[0], 'forward')}, {reverse}")
-    bounded = (result.frame["order"] == "bound").any()
+    forward, reverse = of("forward"), of("reverse")
+    least, most = min(one.effect.value for one in forward), max(one.effect.value for one in reverse)
+    answer = "Forward yes" if least > 0.5 else "Forward not always"
+    answer += ", in reverse seldom" if most < 0.5 else ", in reverse it depends"
+    sides = [side_of(one.effect, one.null) for one in reverse]
     return (
-        f"Exact matches, number of tokens known. {'; '.join(said)}. Two numbers: asked for the left entity and for the "
-        "right one. A causal model has one order and can be asked for the last entity only."
-        + f" The bound is masked diffusion's, on the log-likelihood, from {N_DRAWS} draws of masks."
-        * bool(bounded)
+        f"{answer}: forward, at least {least:.0%} of the names are exactly right, in reverse at most {most:.0%}, "
+        f"surely more than other facts' answers are, in {counted_of(sides.count('above'), len(sides), 'cases')} "
+        f"({sample_size([one.effect for one in (*forward, *reverse)], CLUSTERS)}; length known)."
     )
 
 
+def usual(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return exact matches in each model's usual order, the number of tokens known."""
+    exact = where(frame, measure="exact match", length="known")
+    return pd.DataFrame(exact[exact["order"] == exact["model"].map(USUAL)])
+
+
 def draw(result: Result) -> Panels:
-    """Draw exact matches of all checkpoints in their usual order, and below them every order and measure of each."""
+    """Draw exact matches of all checkpoints in their usual order, and below them each order of each."""
     panels, frame = Panels(), result.frame
     frame = frame.assign(label=[LABELS[asked] for asked in zip(frame["order"], frame["length"], strict=True)])
     draw_overview(panels, frame)
-    places = checkpoints_and_kinds(frame)
-    top = None
-    for checkpoint, kind in places:
-        of_place, last = where(frame, checkpoint=checkpoint, kind=kind), (checkpoint, kind) == places[-1]
-        labels = [label for label in reversed(LABELS.values()) if (of_place["label"] == label).any()]
-        titles = [f"{checkpoint}, {kind} reverse", "", ""]
-        y = {"categoryarray": labels, "range": [-0.5, len(labels) - 0.5]}
-        row = panels.row(titles, y=y, height=40 + 34 * len(labels))
-        for panel, (measure, title) in zip(row, MEASURES.items(), strict=True):
-            panel.x(title=title if last else None)
-            for direction, color in DIRECTIONS.items():
-                for side, symbol in SIDES.items():
-                    rows = where(of_place, measure=measure, direction=direction, asked=side).to_dict("records")
-                    for column, name, shade, mark in (
-                        ("value_null", "null: another fact's answer", CHANCE, "line-ns"),
-                        ("value", f"{direction}, asks for the {side} entity", color, symbol),
-                    ):
-                        estimates = {of_label["label"]: estimate_in(of_label, column) for of_label in rows}
-                        panel.estimates(estimates, name=name, color=shade, symbol=mark)
+    checkpoints, kinds = list(dict.fromkeys(frame["checkpoint"])), list(dict.fromkeys(frame["kind"]))
+    top: list[Panel] = []
+    for checkpoint in checkpoints:
+        of_checkpoint = where(frame, checkpoint=checkpoint)
+        labels = [label for label in LABELS.values() if (of_checkpoint["label"] == label).any()]
+        titles = [f"{checkpoint}, {kind}" if not at else "" for kind in kinds for at in range(len(MEASURES))]
+        y = {"tickfont": {"size": 14}}
+        row = panels.row(titles, y=y, height=30 + 30 * len(labels))
+        places = [(kind, measure) for kind in kinds for measure in MEASURES]
+        for panel, (kind, measure) in zip(row, places, strict=True):
+            of_panel = where(of_checkpoint, kind=kind, measure=measure)
+            panel.x(title={"text": MEASURES[measure], "font": {"size": 15}} if checkpoint == checkpoints[-1] else None)
+            panel.x(nticks=4, rangemode="normal")
+            draw_orders(panel, of_panel, labels)
         top = top or row
-        row[0].x(range=[-0.04, 1.04])
-        row[2].x(type="log")
-        for panel, first in zip(row[1:], top[1:], strict=True):
+        for panel, first in zip(row, top, strict=True):
             panel.x(matches=None if panel is first else f"x{first.axes}")  # one scale for all checkpoints
     return panels
 
 
+def draw_orders(panel: Panel, frame: pd.DataFrame, labels: Sequence[str]) -> None:
+    """Draw one measure in every order, and what another fact's answer gets of likelihood."""
+    for direction, color in DIRECTIONS.items():
+        for side, symbol in SIDES.items():
+            rows = {row["label"]: row for row in where(frame, direction=direction, asked=side).to_dict("records")}
+            found = {label: estimate_in(rows[label], "value") if label in rows else NOTHING for label in labels}
+            name, shift = f"{direction}, asks for the {side} entity", SHIFTS[direction, side]
+            panel.estimates(found, name=name, color=color, symbol=symbol, size=6, shift=shift)
+    nulls = where(frame, measure="log-likelihood", direction="reverse")
+    for side, shift in (("left", SHIFTS["reverse", "left"]), ("right", SHIFTS["reverse", "right"])):
+        rows = {row["label"]: row for row in where(nulls, asked=side).to_dict("records")}
+        found = {label: estimate_in(rows[label], "value_null") if label in rows else NOTHING for label in labels}
+        panel.estimates(
+            found, name="null: another fact's answer, in reverse", color=CHANCE, symbol="x-thin", shift=shift
+        )
+
+
 def draw_overview(panels: Panels, frame: pd.DataFrame) -> None:
     """Draw exact matches, the number of tokens known."""
-    exact = where(frame, measure="exact match", length="known")
-    exact = exact[exact["order"] == exact["model"].map(USUAL)]
+    exact = usual(frame)
     names, kinds = list(dict.fromkeys(frame["checkpoint"])), list(dict.fromkeys(frame["kind"]))
-    titles = [f"exact match, {kind} reverse" for kind in kinds]
-    row = panels.row(titles, x=PROBABILITY, height=50 + 36 * len(names))
+    size = sample_size([estimate_in(row, "value") for row in exact.to_dict("records")], CLUSTERS)
+    titles = [f"{kind} reverse<br>{size}" for kind in kinds]
+    x = {"range": [-0.1, 1.1], "title": "exact match (share of facts)"}
+    row = panels.row(titles, x=x, height=40 + 52 * len(names))
     for panel, kind in zip(row, kinds, strict=True):
-        for direction, color in DIRECTIONS.items():
-            for side, symbol in SIDES.items():
-                of_side = where(exact, kind=kind, direction=direction, asked=side)
-                found = {row["checkpoint"]: estimate_in(row, "value") for row in of_side.to_dict("records")}
-                estimates = {name: found.get(name, NOTHING) for name in names}
-                shift = {"forward": -0.14, "reverse": 0.14}[direction]
-                name = f"{direction}, asks for the {side} entity"
-                panel.estimates(estimates, name=name, color=color, symbol=symbol, shift=shift)
+        for (direction, side), shift in SHIFTS.items():
+            of_side = where(exact, kind=kind, direction=direction, asked=side)
+            found = {row["checkpoint"]: estimate_in(row, "value") for row in of_side.to_dict("records")}
+            estimates = {name: found.get(name, NOTHING) for name in names}
+            look = {"color": DIRECTIONS[direction], "symbol": SIDES[side], "shift": shift}
+            panel.estimates(estimates, name=f"{direction}, for the {side} entity", **look)
 
 
 ANALYSIS = CheckpointAnalysis(

@@ -3,15 +3,19 @@ how much RoPE alone lets them be alike."""
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from mdm_interp import CheckpointAnalysis, Probe, Result, Summary
 from mdm_interp.experiments.subjects import KINDS, demos
 from mdm_interp.measures.fact_routes import compute_fact_routes, is_mirrored, rope_predictions, same_lengths
+from mdm_interp.stats.estimates import Contrast
 from mdm_interp.stats.resampling import rows_at
+from mdm_interp.stats.sentences import counted_of, number, sample_size, side_of, span
+from mdm_interp.stats.tables import estimate_in
 from mdm_interp.viz import (
     CHANCE,
+    CLUSTERS,
+    CORRELATION,
     FORWARD,
     GREEN,
     ORANGE,
@@ -20,13 +24,17 @@ from mdm_interp.viz import (
     SKY,
     HeadMap,
     LayerCurves,
+    Mark,
     Panels,
+    draw_answers,
     draw_layers,
 )
 
 MEASURES = ("forward", "reverse", "correlation", "score_correlation", "selectivity", "same_content")
 PLAIN = ("uniform_forward", "uniform_reverse", "isotropic", "spectrum")
 """Without intervals."""
+ALIKE = 0.8
+"""Correlation from which routes are called largely alike."""
 
 
 def measure(probe: Probe) -> list[dict[str, Any]]:
@@ -68,25 +76,25 @@ def summarize(result: Result) -> Summary:
 
 
 def takeaway(result: Result) -> str:
-    said = []
-    for kind in KINDS:
-        of = partial(result.summary.span, kind=kind)
-        if not of("forward"):
-            continue
-        sentence = (
-            f"{kind}: {of('forward')} of attention forward, {of('reverse')} in reverse (spread evenly "
-            f"{of('uniform_forward')} and {of('uniform_reverse')})"
-        )
-        if of("correlation"):
-            sentence += f", correlation {of('correlation')} (null {of('correlation', null=True)})"
-            sentence += f", of raw scores {of('score_correlation')}"
-            sentence += f" where equal energy in RoPE predicts {of('isotropic')}" if of("isotropic") else ""
-        said.append(sentence)
+    found = [Contrast(one.effect, one.null) for one in result.summary.where("correlation") if one.null]
+    if not found:
+        return "Undefined: the forward and the reverse query share no source, or the facts are too few."
+    layers = result.frame[result.frame["layer"].notna() & result.frame["head"].isna()].to_dict("records")
+    sides = [side_of(estimate_in(row, "correlation"), estimate_in(row, "correlation_null")) for row in layers]
+    clear, least = sides.count("above"), min(one.effect.value for one in found)
+    part = "In part" if least < ALIKE else "Largely"
+    answer = f"{part}, in {counted_of(clear, len(sides), 'layers')}" if clear else "In no layer for sure"
     return (
-        "Means over layers and heads. The correlation is that of the source's score less the mean of the other keys', "
-        f"among names of one length. By kind of reverse query, {'; '.join(said)}. Selectivity is of pairs whose "
-        "sources are at mirrored offsets of the readout."
+        f"{answer}: over facts, forward and reverse routes correlate by {span(one.effect for one in found)} in the "
+        f"mean over heads, shuffled facts' by at most {number(max(one.null.value for one in found))} "
+        f"({sample_size([one.effect for one in found], CLUSTERS)})."
     )
+
+
+MARKS = (
+    Mark("correlation", "a fact's forward and reverse route", GREEN),
+    Mark("correlation_null", "null: facts shuffled", CHANCE, "x-thin"),
+)
 
 
 SHOWN = (
@@ -103,20 +111,20 @@ SHOWN = (
     LayerCurves(
         "share of attention",
         {"forward": ("forward", FORWARD), "reverse": ("reverse", REVERSE)},
-        {
-            "uniform_forward": ("spread evenly, forward", FORWARD),
-            "uniform_reverse": ("spread evenly, reverse", REVERSE),
-        },
+        {"uniform_reverse": ("spread evenly, reverse", CHANCE)},
     ),
     LayerCurves(
-        "selectivity, mirrored pairs",
-        {"selectivity": ("odd share of energy", PURPLE), "selectivity_null": ("facts shuffled", CHANCE)},
+        "selectivity",
+        {"selectivity": ("odd, mirrored pairs", PURPLE), "selectivity_null": ("facts shuffled", CHANCE)},
     ),
 )
 
 
 def draw(result: Result) -> Panels:
-    return draw_layers(result.frame, SHOWN)
+    panels = Panels()
+    x = {**CORRELATION, "title": "correlation over facts", "zeroline": True}
+    draw_answers(panels, result.summary, "mean over layers and heads", MARKS, x)
+    return draw_layers(result.frame, SHOWN, panels)
 
 
 ANALYSIS = CheckpointAnalysis(

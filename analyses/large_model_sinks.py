@@ -4,7 +4,6 @@ forward and reverse routes are with sinks set aside."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +19,22 @@ from mdm_interp.measures.sinks import sinks, watch_sinks
 from mdm_interp.measures.trajectory import source_only
 from mdm_interp.stats.estimates import Contrast
 from mdm_interp.stats.resampling import Draws, FactSample, rows_at
-from mdm_interp.viz import CHANCE, FORWARD, GREEN, PURPLE, REVERSE, SKY, HeadMap, LayerCurves, Panels, draw_layers
+from mdm_interp.stats.sentences import counted_of, listed, sample_size, side_of, span
+from mdm_interp.viz import (
+    CHANCE,
+    CLUSTERS,
+    FORWARD,
+    GREEN,
+    PURPLE,
+    REVERSE,
+    SKY,
+    HeadMap,
+    LayerCurves,
+    Mark,
+    Panels,
+    draw_answers,
+    draw_layers,
+)
 
 STEPS = 4
 """In how many steps sentences are denoised."""
@@ -89,26 +103,38 @@ def summarize(result: Result) -> Summary:
 
 
 def takeaway(result: Result) -> str:
-    of = partial(result.summary.span, kind=KINDS[0])
-    if not of("share"):
+    shares = [entry for entry in result.summary.where("share") if entry.null]
+    if not shares:
         return "No pair could be asked."
-    shares = [
-        f"{entry.of['checkpoint']} {entry.effect.value:.2f} ({entry.null.value:.2f})"
-        for entry in result.summary.where("share", kind=KINDS[0])
-        if entry.null
-    ]
-    said = f"Sinks take of all attention over {KINDS[0]} reverse queries: {', '.join(shares)}"
-    said += (
-        f". The source gets {of('forward_route')} of the readout's attention forward, {of('reverse_route')} in reverse"
-    )
-    if of("forward_aside") and of("reverse_aside"):
-        said += f", and of what sinks leave {of('forward_aside')} and {of('reverse_aside')}"
-    if of("moved"):
-        said += (
-            f". While a sentence is denoised, the position that a layer reads most moves in {of('moved')} of the steps"
+    taking = [entry for entry in shares if side_of(entry.effect, entry.null) == "above"]
+    checkpoints = dict.fromkeys(entry.of["checkpoint"] for entry in shares)
+    idle = [name for name in checkpoints if name not in {entry.of["checkpoint"] for entry in taking}]
+    named = listed(idle) if len(idle) < 3 else counted_of(len(idle), len(checkpoints), "checkpoints")
+    told = "Sinks take no sure share of attention"
+    if taking:
+        told = (
+            f"Sinks take {span(entry.effect for entry in taking)} of all attention (null "
+            f"{span(entry.null for entry in taking)})" + (f", not surely more than that in {named}" if idle else "")
         )
-        said += f" (from one sentence to another: {of('moved', null=True)})" if of("moved", null=True) else ""
-    return f"{said}. Means over layers and heads."
+    moved = [
+        abs(entry.effect.value - route.value)
+        for side in SIDES
+        for entry in result.summary.where(f"{side}_aside")
+        for route in [result.summary.at(f"{side}_route", **entry.of)]
+    ]
+    aside = f". Setting them aside changes the source's share by at most {max(moved):.2f}" if moved else ""
+    return f"{told}{aside} ({sample_size([entry.effect for entry in shares], CLUSTERS)})."
+
+
+MARKS = (
+    Mark("share", "sinks", PURPLE),
+    Mark("share_null", "null: every row reads elsewhere", CHANCE, "x-thin"),
+)
+ROUTES = tuple(
+    Mark(f"{side}_{of}", f"{side}, {name}", color, symbol)
+    for side, color in (("forward", FORWARD), ("reverse", REVERSE))
+    for of, name, symbol in (("route", "with sinks", "circle-open"), ("aside", "sinks aside", "circle"))
+)
 
 
 SHOWN = (
@@ -136,7 +162,11 @@ SHOWN = (
 
 
 def draw(result: Result) -> Panels:
-    return draw_layers(result.frame, SHOWN)
+    panels, summary = Panels(), result.summary
+    x = {"rangemode": "tozero", "title": "share of all attention, mean over layers and heads"}
+    draw_answers(panels, summary, "what sinks take", MARKS, x)
+    draw_answers(panels, summary, "the source's share", ROUTES, {**x, "title": "share of the readout's attention"})
+    return draw_layers(result.frame, SHOWN, panels)
 
 
 ANALYSIS = CheckpointAnalysis(

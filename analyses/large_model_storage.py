@@ -3,14 +3,28 @@ against the answers of other facts."""
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from mdm_interp import CheckpointAnalysis, Probe, Result, Summary
 from mdm_interp.experiments.subjects import KINDS, demos
 from mdm_interp.measures.answer_evidence import answer_evidence, fact_place_index
+from mdm_interp.stats.estimates import Contrast, Estimate
 from mdm_interp.stats.resampling import Draws, FactSample, rows_at
-from mdm_interp.viz import CHANCE, FORWARD, PURPLE, REVERSE, HeadMap, LayerCurves, Panels, draw_layers
+from mdm_interp.stats.sentences import counted_of, sample_size, side_of, span
+from mdm_interp.viz import (
+    CHANCE,
+    CLUSTERS,
+    FORWARD,
+    PROBABILITY,
+    PURPLE,
+    REVERSE,
+    HeadMap,
+    LayerCurves,
+    Mark,
+    Panels,
+    draw_answers,
+    draw_layers,
+)
 
 SIDES = ("forward", "reverse")
 MEASURES = ("forward_specific", "forward_beaten", "reverse_specific", "reverse_beaten", "place_index")
@@ -57,18 +71,31 @@ def summarize(result: Result) -> Summary:
 
 
 def takeaway(result: Result) -> str:
-    said = []
-    for kind in KINDS:
-        of = partial(result.summary.span, kind=kind)
-        if not of("forward_beaten"):
-            continue
-        sentence = (
-            f"{kind}: {of('forward_beaten')} of other facts' answers beaten forward, {of('reverse_beaten')} in reverse "
-            f"(another fact's answer: {of('forward_beaten', null=True)} and {of('reverse_beaten', null=True)})"
-        )
-        sentence += f", position index {of('place_index')}" if of("place_index") else ""
-        said.append(sentence)
-    return f"What a layer's heads write from the source, mean over layers. By kind of reverse query, {'; '.join(said)}."
+    def of(side: str) -> list[Contrast[Estimate]]:
+        found = result.summary.where(f"{side}_beaten")
+        return [Contrast(entry.effect, entry.null) for entry in found if entry.null and entry.null.n]
+
+    forward, reverse = of("forward"), of("reverse")
+    if not reverse:
+        return "Too few facts to compare one with another."
+    clear = [side_of(one.effect, one.null) for one in reverse].count("above")
+    more = [side_of(one.effect, other.effect) for one, other in zip(forward, reverse, strict=True)].count("above")
+    answer = "Yes" if clear == len(reverse) else f"In {counted_of(clear, len(reverse), 'cases')}"
+    less = f"surely more in {counted_of(more, len(reverse), 'cases')}" if more else "no sure difference"
+    beaten = [span((one.effect for one in side), ".0%") for side in (reverse, forward)]
+    both = (*forward, *reverse)
+    return (
+        f"{answer}: in reverse, a layer's heads write more toward the source's own answer than toward {beaten[0]} of "
+        f"others, forward {beaten[1]} ({less}); by chance at most {max(one.null.value for one in both):.0%} "
+        f"({sample_size([one.effect for one in both], CLUSTERS)})."
+    )
+
+
+MARKS = (
+    Mark("forward_beaten", "forward", FORWARD),
+    Mark("reverse_beaten", "reverse", REVERSE),
+    Mark("reverse_beaten_null", "null: another fact's answer", CHANCE, "x-thin"),
+)
 
 
 SHOWN = (
@@ -87,7 +114,9 @@ SHOWN = (
 
 
 def draw(result: Result) -> Panels:
-    return draw_layers(result.frame, SHOWN)
+    panels, x = Panels(), {**PROBABILITY, "title": "share of other facts' answers that are written less"}
+    draw_answers(panels, result.summary, "mean over layers", MARKS, x)
+    return draw_layers(result.frame, SHOWN, panels)
 
 
 ANALYSIS = CheckpointAnalysis(

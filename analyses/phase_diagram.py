@@ -8,7 +8,7 @@ measured where it first came to 0.5. `phase_diagram.yaml` is the whole map, a sw
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -26,9 +26,11 @@ from mdm_interp.interventions import transplant_routes
 from mdm_interp.measures.gradients import ROUTING, STORAGE, gradient_alignment
 from mdm_interp.measures.heads import compute_contributions, specialisation
 from mdm_interp.measures.parity import direction_selectivity, score_parity
+from mdm_interp.stats.estimates import NOTHING
 from mdm_interp.stats.held_out import halvings_estimate, held_out_r2
+from mdm_interp.stats.sentences import counted_of, sample_size
 from mdm_interp.stats.summary import Entry
-from mdm_interp.viz import BLUE, GREY, Page, Panels, Place, routes, settings_map
+from mdm_interp.viz import DIVERGING, GREEN, ORANGE, REVERSE, Page, Panels, Place, routes, settings_map
 
 SWEEP = Sweep.model_validate(yaml.safe_load((resources.files("analyses") / "phase_diagram.yaml").read_text()))
 HEADS: list[int] = SWEEP.grid["model.n_heads"]
@@ -232,60 +234,60 @@ def summarize(result: Result) -> Summary:
 
 
 def takeaway(result: Result) -> str:
-    summary = result.summary
-    answered = [
-        f"{round(entry.effect.value * entry.effect.n)} of {entry.effect.n} settings with "
-        f"{counted(entry.of['n_heads'], 'head')}"
-        for entry in summary.where("answered")
+    summary, settings = result.summary, settings_of(result)
+    answered = {entry.of["n_heads"]: entry.effect for entry in summary.where("answered")}
+    told = [
+        f"in {counted_of(round(one.value * one.n), one.n, 'settings')} with {counted(n_heads, 'head')}"
+        for n_heads, one in sorted(answered.items())[:: max(1, len(answered) - 1)]  # the fewest heads and the most
     ]
-    holds = (
-        f"Where forward queries are answered with probability {LEARNT:g}, reverse ones are with {BORDER * LEARNT:g} or "
-        f"more in {', '.join(answered) or 'no setting'}"
-    )
+    size = sample_size([replace(NOTHING, n=len(runs)) for runs in settings["runs"]])
+    holds = f"Reverse queries are answered {' and '.join(told) or 'in no setting'} ({size} each)"
     if not len(summary.where("explained")):
         return f"{holds}. What predicts it takes the whole map, which is a sweep of its own."
     best = max(EXPLAINING, key=lambda name: summary.at("explained", by=name).value)
-    found = summary.at("explained", by=best)
-
-    def beside(known: str) -> str:
-        more = summary.at("explained_more", by=best, than=known)
-        judged = {"above": "less", "below": "more", "undecided": "not surely less"}[more.side]
-        return f"{KNOWN[known]} {summary.at('explained', by=known).value:.0%} ({judged})"
-
+    sides = {known: summary.at("explained_more", by=best, than=known).side for known in KNOWN}
+    surely = all(side == "above" for side in sides.values())
     return (
-        f"{holds}. Of what a half-trained model shows inside, “{EXPLAINING[best]}” predicts best how well: it explains "
-        f"{found.value:.0%} [{found.low:.0%}, {found.high:.0%}] of the variance along axes of the map that it was not "
-        f"fitted to. Without looking inside: {', '.join(map(beside, KNOWN))}."
+        f"{holds}. Of what a half-trained model shows inside, “{EXPLAINING[best]}” predicts it best "
+        f"({summary.at('explained', by=best).value:.0%} of the variance), "
+        f"{'surely' if surely else 'not surely'} better than without looking inside."
     )
 
 
 def draw(result: Result) -> Panels:
+    """Draw where reverse queries are answered, and below it what may explain that."""
     panels, settings = Panels(), settings_of(result)
-    shown = settings[["axis", "setting"]].drop_duplicates()
+    columns = spaced(settings[["axis", "setting"]].drop_duplicates())
+    few = len(columns) < 12
+    x = {"type": "category", "tickangle": 0 if few else 60, "tickfont": {"size": 15 if few else 12}, "title": "setting"}
+    y = {"type": "category", "tickfont": {"size": 14}, "title": "heads", "showgrid": False}
     for quantity, title in QUANTITIES.items():
-        first, last = quantity == "reverse", quantity == list(QUANTITIES)[-1]
-        y = {"type": "category", "tickfont": {"size": 12}, "title": "heads"}
-        x = {"type": "category", "tickangle": 60, "tickfont": {"size": 12}, "title": "setting"}
-        height = max(90, 28 * settings["n_heads"].nunique())
-        title += " (–: not learnt so far)" if first else ""
-        (panel,) = panels.row([title], x=x, y=y, height=height, ticks=last, ticks_height=110)
+        main, last = quantity == "reverse", quantity == list(QUANTITIES)[-1]
+        size = 60 if main else 26
+        height = max(3 * size, size * settings["n_heads"].nunique())
+        title = f"{title} ({BORDER * LEARNT:g} or more: answered; –: not learnt in all seeds)" if main else title
+        labels = {"ticks": main or last, "ticks_height": 30 if few else 110}
+        (panel,) = panels.row([title], x={**x, "showgrid": False}, y=y, height=height, **labels)
         written = settings[quantity].map("{:.2f}".format).str.replace(r"^(-?)0\.", r"\1.", regex=True)
         written = written.replace("nan", "–")
         table, text = (
             settings.assign(cell=cells)
             .pivot(index="n_heads", columns="setting", values="cell")
             .sort_index()
-            .reindex(columns=spaced(shown))
+            .reindex(columns=columns)
             .rename(index=str)
             for cells in (settings[quantity], written)
         )
-        panel.matrix(table, limit=1.0, text=text.fillna(""), scale=UNITS.get(quantity, "share"))
+        middle = 0.5 if main else 0.0
+        colors = [[0, "#F7F7F7"], [1, REVERSE]] if main else DIVERGING
+        look = {"limit": 1 - middle, "middle": middle, "colors": colors, "scale": UNITS.get(quantity, "share")}
+        panel.matrix(table, text=text.fillna(""), **look)
         panel.scale.update(colorbar={"nticks": 3, "tickfont": {"size": 12}})
     if len(result.summary.where("explained")):
         title = "What predicts reverse probability along axes that it was not fitted to"
         x = {"title": "share of variance explained (R²)", "range": [-0.55, 1.05], "zeroline": True}
         (panel,) = panels.row([title], x=x, y={"title": "measured", "autorange": "reversed"}, height=240)
-        for names, label, color in ((EXPLAINING, "looking inside", BLUE), (KNOWN, "without looking inside", GREY)):
+        for names, label, color in ((EXPLAINING, "looking inside", GREEN), (KNOWN, "without looking inside", ORANGE)):
             found = {text: result.summary.at("explained", by=name) for name, text in names.items()}
             panel.estimates(found, name=label, color=color)
     return panels

@@ -14,16 +14,34 @@ import torch
 
 from mdm_interp import Analysis, Result, Run, Summary, TrainConfig, first_and_last, stages, where
 from mdm_interp.experiments.grids import SCHEMES, depth_grid, scheme_grid
-from mdm_interp.experiments.scope import STAGES, Moment, second_checkpoints
+from mdm_interp.experiments.scope import STAGES, Moment, counted, second_checkpoints
 from mdm_interp.measures.evidence import as_share, evidence_matrix, pair_position_index, position_share
 from mdm_interp.models.positions import POSITION_SCHEMES
-from mdm_interp.viz import CHANCE, GREEN, GREY, PROBABILITY, PURPLE, SCHEME_COLORS, TRAINING_STEPS, Panel, Panels
+from mdm_interp.stats.estimates import NOTHING, Estimate, mean_estimate
+from mdm_interp.stats.sentences import listed, sample_size
+from mdm_interp.stats.tables import curve
+from mdm_interp.viz import (
+    CHANCE,
+    GREEN,
+    PROBABILITY,
+    PURPLE,
+    SCHEME_COLORS,
+    TRAINING_STEPS,
+    Panel,
+    Panels,
+    alike,
+    shown,
+)
 
 UNRELATED = 0.5
 """The pair share when evidence in the two places has equal variance and is uncorrelated: half of it is position's."""
 DEEP = {2: GREEN, 4: PURPLE}
-DASHES = {"alibi": "dash", "none": "dot", "t5_bias": "dashdot"}
-"""Of the schemes whose curves lie on that of rope."""
+SHARES = (
+    ("over all positions", "share", -0.2, "circle"),
+    ("between the two places of a pair", "pair_share", 0.0, "diamond-open"),
+    ("null: shuffled", "share_null", 0.2, "x-thin"),
+)
+"""What is drawn of one layer: its name, its column, how far right of the scheme it is, and its mark."""
 
 
 def configs(seeds: Sequence[int]) -> list[TrainConfig]:
@@ -60,71 +78,76 @@ def summarize(result: Result) -> Summary:
 
 def takeaway(result: Result) -> str:
     summary = result.summary
-
-    def share(scheme: str, stage: str) -> float:
-        return summary.at("share", scheme=scheme, stage=stage).value
-
     relative = [scheme for scheme in SCHEMES if POSITION_SCHEMES[scheme].relative]
+    absolute = [scheme for scheme in SCHEMES if scheme not in relative]
     largest = max(summary.at("largest_share", scheme=scheme).value for scheme in relative)
-    moved = [
-        f"{scheme} {share(scheme, 'initial'):.2f} to {share(scheme, 'end'):.2f}"
-        for scheme in SCHEMES
-        if scheme not in relative
-    ]
-    null = min(summary.null("share", scheme=scheme, stage="end").value for scheme in SCHEMES)
-    ended = summary.where("pair_share", stage="end")
-    above = [entry.effect.value for entry in ended if entry.of.get("layer", 0) > 0]
-    deeper = f"between {min(above):.2g} and {max(above):.2g}" if above else "unmeasured"
+    nulls = [summary.null("share", scheme=scheme, stage="end").value for scheme in absolute]
+    ends = [summary.at("share", scheme=scheme, stage="end") for scheme in absolute]
+    deep = [entry.effect for entry in summary.where("pair_share", stage="end") if entry.of.get("layer", 0) > 0]
+    named = listed([shown(scheme) for scheme in relative])
+    answer = f"Up to {largest:.2g} of it is position's under {named}" if largest else f"No, in one layer under {named}"
+    upper = f"in upper layers {up_to(deep)}" if deep else "deeper models are unmeasured"
     return (
-        f"Position's share in first-layer evidence is at most {largest:.2g} under {', '.join(relative)}; training "
-        f"moves it from {', '.join(moved)} (shuffled: {null:.2f} or more). In the upper layers of deeper models, the "
-        f"share between the two places of a pair, context included, ends {deeper}."
+        f"{answer}; {listed(absolute)} positions end by making {up_to(ends)} of the evidence's variance, shuffled "
+        f"{min(nulls):.2f}; {upper} ({sample_size([*ends, *deep])})."
     )
 
 
+def up_to(estimates: Sequence[Estimate]) -> str:
+    """Say how large the largest is, and whether that is more than nothing."""
+    largest = max(estimates, key=lambda one: one.value)
+    return f"up to {largest.value:.2f}" + ("" if largest.side == "above" else " (not surely more than 0)")
+
+
 def draw(result: Result) -> Panels:
+    """Draw position's share at the end of training and over it, and by layer of deeper models."""
     panels, one = Panels(), where(result.frame, n_layers=1)
     trained, share = one[one["step"] > 0], {**PROBABILITY, "title": "position's share of<br>the evidence's variance"}
-    titles = ["one layer, over all positions", "one layer, within pairs", "one layer, end of training"]
-    row = panels.row(titles, y=share, widths=[2, 1, 1], ticks_height=90)
-    for panel, quantity in zip(row, ("share", "pair_share"), strict=False):
-        panel.x(**TRAINING_STEPS)
-        for scheme, color in SCHEME_COLORS.items():
-            group = where(trained, scheme=scheme)
-            panel.curve(group, "step", quantity, name=scheme, color=color, dash=DASHES.get(scheme, "solid"))
-    row[0].curve(trained, "step", "share_null", name="null: shuffled", color=GREY, dash="dot")
-    row[1].level(UNRELATED, name="unrelated evidence in the two places", color=CHANCE)
-    _draw_end(row[2], where(one, step=one["step"].max()))
-    layers = {"title": "layer", "tickvals": list(range(1, max(DEEP) + 1)), "range": [0.7, max(DEEP) + 0.3]}
+    size = sample_size([entry.effect for entry in result.summary.where("share", stage="end")])
+    titles = [f"one layer, end of training ({size})", "one layer, over training"]
+    ended, over = panels.row(titles, y=share, height=330)
+    end = where(one, step=one["step"].max())
+    for name, quantity, shift, symbol in SHARES:
+        found = {shown(scheme): mean_estimate(where(end, scheme=scheme)[quantity]) for scheme in SCHEMES}
+        for scheme in SCHEMES:
+            color = CHANCE if quantity == "share_null" else SCHEME_COLORS[scheme]
+            only = {place: one if place == shown(scheme) else NOTHING for place, one in found.items()}
+            ended.estimates(only, name=name, color=color, symbol=symbol, upright=True, shift=shift)
+    ended.x(title="position scheme")
+    over.x(**TRAINING_STEPS)
+    for names, scheme in alike(trained, "share"):
+        rows = where(trained, scheme=scheme)
+        over.curve(rows, "step", "share", name=names, color=SCHEME_COLORS[scheme])
+    over.curve(trained, "step", "share_null", name="null: shuffled", color=CHANCE, dash="dot")
+    layers = {"title": "layer", "tickvals": list(range(max(DEEP))), "range": [-0.3, max(DEEP) - 0.7]}
     deep = result.frame[result.frame["n_layers"] > 1]
     settings = {
-        f"{scheme}, {'with MLP' if mlp else 'attention only'}": where(deep, scheme=scheme, mlp=mlp)
+        f"{shown(scheme)}, {'with MLP' if mlp else 'attention only'}": where(deep, scheme=scheme, mlp=mlp)
         for scheme in dict.fromkeys(deep["scheme"])
         for mlp in (False, True)
     }
+    settings = {
+        f"{name}<br>n = {counted(group['seed'].nunique(), 'seed')}": group
+        for name, group in settings.items()
+        if len(group)
+    }
     row = panels.row(list(settings), x=layers, y=share) if settings else []
     for panel, group in zip(row, settings.values(), strict=True):
-        _draw_layers(panel, group.assign(layer=group["layer"] + 1))
+        _draw_layers(panel, group)
     return panels
 
 
-def _draw_end(panel: Panel, end: pd.DataFrame) -> None:
-    """Draw both shares of every scheme."""
-    for place, scheme in enumerate(SCHEMES):
-        rows = where(end, scheme=scheme).assign(place=place)
-        for shift, quantity in ((-0.12, "share"), (0.12, "pair_share")):
-            panel.points(rows, "place", quantity, name=scheme, color=SCHEME_COLORS[scheme], shift=shift)
-    panel.x(title="left: all positions; right: pairs", tickangle=45)
-    panel.x(tickvals=list(range(len(SCHEMES))), ticktext=list(SCHEMES))
-
-
 def _draw_layers(panel: Panel, group: pd.DataFrame) -> None:
-    """Draw the pair share of deeper models at every stage."""
+    """Draw the pair share of deeper models at every stage. What an interval has beyond 0 and 1 no share can be."""
     for n_layers, color in DEEP.items():
         for stage, dash in zip(STAGES, ("dot", "dash", "solid"), strict=True):
-            rows, name = where(group, n_layers=n_layers, stage=stage), f"{n_layers}-layer, {stage}"
-            panel.points(rows, "layer", "pair_share", name=name, color=color, dash=dash)
-    panel.level(UNRELATED, name="unrelated evidence in the two places", color=CHANCE, x=(1, max(DEEP)))
+            rows = where(group, n_layers=n_layers, stage=stage)
+            if rows.empty:
+                continue
+            points = curve(rows.astype({"pair_share": float}), "layer", "pair_share")
+            points = points.assign(low=points["low"].clip(0, 1), high=points["high"].clip(0, 1))
+            panel.points(points, "layer", name=f"{n_layers} layers, {stage}", color=color, dash=dash)
+    panel.level(UNRELATED, name="unrelated evidence in the two places", color=CHANCE, x=(0, max(DEEP) - 1))
 
 
 ANALYSIS = Analysis(

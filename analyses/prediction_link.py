@@ -4,6 +4,7 @@ and across seeds, and whether they do beyond what forward prediction says alread
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -11,11 +12,17 @@ import pandas as pd
 from mdm_interp import Analysis, Result, Run, Summary, TrainConfig, all_checkpoints, stages, where
 from mdm_interp.experiments.claims import CONSTANT
 from mdm_interp.experiments.grids import MDM_SCHEMES, WORLDS, grid
-from mdm_interp.experiments.paper import CORRELATIONS, LINK_RULES, SIGNATURES, Correlation, across_seeds, over_training
-from mdm_interp.experiments.scope import STAGES, Moment
+from mdm_interp.experiments.paper import CORRELATIONS, LINK_RULES, SIGNATURES, across_seeds, over_training
+from mdm_interp.experiments.scope import STAGES, Moment, counted
 from mdm_interp.measures.gradients import STORAGE, direction_cosine, mean_gradient
 from mdm_interp.measures.signatures import evidence, route
-from mdm_interp.viz import BLUE, CHANCE, ORANGE, SCHEME_COLORS, Panels
+from mdm_interp.stats.sentences import counted_of, listed, sample_size, side_of, span
+from mdm_interp.viz import CHANCE, ORANGE, PROBABILITY, PURPLE, SCHEME_COLORS, Panels, shown
+
+PLAIN = "rank correlation", ORANGE, "diamond-open", -0.22
+GIVEN = "given forward probability", PURPLE, "circle", 0.0
+NULL = "null of that: another seed's signature", CHANCE, "x-thin", 0.22
+"""How correlations look: name, colour, mark, and how far below their setting they are."""
 
 
 def configs(seeds: Sequence[int]) -> list[TrainConfig]:
@@ -45,55 +52,69 @@ def summarize(result: Result) -> Summary:
 
 
 def takeaway(result: Result) -> str:
-    def told(signature: str, scheme: str, kind: Correlation) -> str:
-        of = {"signature": signature, "world": "relation_cycle", "scheme": scheme, "stage": "over training"}
-        found = result.summary.contrast(kind, **of)
-        return f"{found.effect.value:.2f} (null {found.null.value:.2f})" if found.effect.n else "undefined"
-
-    listed = "; ".join(
-        f"{signature} {told(signature, 'rope', 'plain')} under rope, given forward probability "
-        f"{told(signature, 'rope', 'partial')}, under learned {told(signature, 'learned', 'plain')}, given forward "
-        f"probability {told(signature, 'learned', 'partial')}"
-        for signature in SIGNATURES
-    )
+    found = [
+        entry for entry in result.summary.where("partial", stage="over training") if entry.null and entry.effect.n > 1
+    ]
+    if not found:
+        return "Unknown: no signature varies by itself where forward probability leaves anything to explain."
+    clear = [entry for entry in found if side_of(entry.effect, entry.null) == "above" and entry.effect.side == "above"]
+    names = listed(list(dict.fromkeys(entry.of["signature"] for entry in clear)))
+    answer = f"In part, {names}" if clear else "Not beyond what forward probability says"
     return (
-        f"relation_cycle, over training: rank correlation with reverse probability: {listed}. The null takes the "
-        "signature of another seed. Nothing is defined where a signature is constant, or where forward probability "
-        "leaves nothing to explain."
+        f"{answer}: given it, a signature's rank correlation over training with reverse probability is surely above "
+        f"another seed's signature's in {counted_of(len(clear), len(found), 'cases')}; it is "
+        f"{span(entry.effect for entry in found)} ({sample_size([entry.effect for entry in found])})."
     )
 
 
 def draw(result: Result) -> Panels:
+    """Draw the correlations over training, then the checkpoints they are of, then those across seeds."""
     panels, summary = Panels(), result.summary
+    _draw_correlations(panels, summary, "over training", height=44)
     measured = where(result.frame, world="relation_cycle", stage="checkpoint")
-    y: dict[str, Any] = {"title": "reverse probability,<br>relation_cycle"}
-    row = panels.row([f"{name}, all checkpoints" for name in SIGNATURES], y=y, height=400)
-    for panel, (signature, label) in zip(row, SIGNATURES.items(), strict=True):
-        panel.x(title=label)
+    y: dict[str, Any] = {**PROBABILITY, "title": "reverse probability,<br>relation_cycle"}
+    titles = [f"every checkpoint of {counted(measured['run'].nunique(), 'run')}" if not at else "" for at in range(3)]
+    for panel, (signature, label) in zip(panels.row(titles, y=y, height=260), SIGNATURES.items(), strict=True):
+        panel.x(title={"text": label, "font": {"size": 15}})
         for scheme in MDM_SCHEMES:
             group = where(measured, scheme=scheme)
             of = [f"seed {seed}, step {step}" for seed, step in zip(group["seed"], group["step"], strict=True)]
             look = {"color": SCHEME_COLORS[scheme], "size": 6, "opacity": 0.6}
-            panel.dots(group, signature, "reverse_probability", name=scheme, label=of, **look)
+            panel.dots(group, signature, "reverse_probability", name=shown(scheme), label=of, **look)
+    for stage in STAGES[1:]:
+        _draw_correlations(panels, summary, f"across seeds, {stage}", height=30)
+    return panels
+
+
+def _draw_correlations(panels: Panels, summary: Summary, stage: str, height: int) -> None:
+    """Draw what is defined of a row of panels, one per signature."""
+    at_stage = summary.where(stage=stage)
+    known = {(entry.of["world"], entry.of["scheme"]) for entry in at_stage if entry.effect.n}
     places = {
-        f"{world}, {scheme}, {stage}": {"world": world, "scheme": scheme, "stage": stage}
-        for stage in dict.fromkeys(entry.of["stage"] for entry in summary)
+        f"{shown(scheme)}, {world}": {"world": world, "scheme": scheme, "stage": stage}
         for world in WORLDS
         for scheme in MDM_SCHEMES
+        if (world, scheme) in known
     }
-    y = {"title": "setting", "tickfont": {"size": 12}, "categoryorder": "array", "categoryarray": list(places)}
-    y["range"] = [len(places) - 0.5, -0.5]
-    x = {"title": "rank correlation", "range": [-1.1, 1.1], "zeroline": True}
-    row = panels.row([f"{name}: rank correlations" for name in SIGNATURES], x=x, y=y, height=28 * len(places))
+    if not places:
+        return
+    x = {"title": "rank correlation with reverse probability", "range": [-1.1, 1.1], "zeroline": True}
+    x["title"] = {"text": x["title"], "font": {"size": 15}}
+    size = {name: sample_size([entry.effect for entry in at_stage.where(signature=name)]) for name in SIGNATURES}
+    titles = [f"{name}, {stage}<br>{size[name]}" for name in SIGNATURES]
+    row = panels.row(titles, x=x, y={"tickfont": {"size": 14}, "title": "setting"}, height=40 + height * len(places))
     for panel, signature in zip(row, SIGNATURES, strict=True):
-        for look_up, kind, name, color in (
-            (summary.at, "plain", "rank correlation", ORANGE),
-            (summary.at, "partial", "given forward probability", BLUE),
-            (summary.null, "partial", "null of that: another seed's signature", CHANCE),
+        for look_up, kind, (name, color, symbol, shift) in (
+            (summary.at, "plain", PLAIN),
+            (summary.at, "partial", GIVEN),
+            (summary.null, "partial", NULL),
         ):
             found = {label: look_up(kind, signature=signature, **of) for label, of in places.items()}
-            panel.estimates(found, name=name, color=color)
-    return panels
+            found = {
+                label: replace(one, low=max(one.low, -1.0), high=min(one.high, 1.0)) for label, one in found.items()
+            }
+            name = name if stage == "over training" else f"{name}, across seeds"
+            panel.estimates(found, name=name, color=color, symbol=symbol, shift=shift)
 
 
 ANALYSIS = Analysis(

@@ -17,20 +17,27 @@ from mdm_interp.experiments.scope import SCOPE
 from mdm_interp.measures import routes
 from mdm_interp.measures.rope import distance_correlation, isotropy
 from mdm_interp.stats.correlations import correlate
+from mdm_interp.stats.sentences import listed, sample_size, side_of
 from mdm_interp.viz import (
     CHANCE,
-    COLORS,
     CORRELATION,
     FORWARD,
+    GREEN,
+    ORANGE,
     PROBABILITY,
+    PURPLE,
     REVERSE,
+    SCHEME_COLORS,
+    SKY,
     TRAINING_STEPS,
-    VARIANT_COLORS,
     Panels,
+    alike,
+    shown,
 )
 
 DISTANCES = (1, 2, 3, 4, 5, 6, 7)
-PREDICTIONS = {"measured": COLORS[0], "spectrum": COLORS[3], "isotropic": COLORS[2]}
+PREDICTIONS = {"measured": (GREEN, "solid"), "spectrum": (ORANGE, "dash"), "isotropic": (SKY, "dash")}
+SIDES = {"left": "circle", "right": "x-thin-open"}
 
 
 def measure(run: Run, step: int) -> list[dict[str, Any]]:
@@ -109,64 +116,65 @@ def peaks(result: Result) -> pd.DataFrame:
 
 def takeaway(result: Result) -> str:
     summary = result.summary
+    measured = {
+        scheme: [summary.at("measured", scheme=scheme, stage=stage) for stage in ("initial", "end")]
+        for scheme in MDM_SCHEMES
+    }
+    wholly = [scheme for scheme, ends in measured.items() if all(round(end.value, 2) == 1 for end in ends)]
 
-    def moved(scheme: str, quantity: str = "measured") -> str:
-        initial, end = (summary.at(quantity, scheme=scheme, stage=stage).value for stage in ("initial", "end"))
-        return f"{scheme} from {initial:.2f} to {end:.2f}"
+    def moved(scheme: str) -> str:
+        initial, end = measured[scheme]
+        way = {"above": "rises", "below": "falls", "undecided": "goes"}[side_of(end, initial)]
+        unsure = ", no sure change" if way == "goes" else ""
+        return f"under {shown(scheme)} it {way} from {initial.value:.2f} to {end.value:.2f}{unsure}"
 
-    def spread(of: str) -> str:
-        at = {"scheme": "rope", "stage": "end"}
-        return f"{summary.at(of, **at).value:.0%} (isotropic ones {summary.null(of, **at).value:.0%})"
-
-    def fallen(scheme: str) -> str:
-        forward, reverse = (summary.at(name, scheme=scheme, stage="over training").value for name in FALLS)
-        return f"{scheme} {forward:.2f} and {reverse:.2f}"
-
-    measured, spectrum, isotropic = (summary.at(name, stage="end", distance=2).value for name in PREDICTIONS)
-    return (
-        f"Training moves the correlation of forward and reverse rows for {', '.join(map(moved, MDM_SCHEMES))}; that of "
-        f"raw scores at sources, which leaves out what all sources share, for {moved('rope', 'raw')}. At distance 2, "
-        f"trained rope heads measure {measured:.2f}; their spectrum predicts {spectrum:.2f}, isotropy {isotropic:.2f}. "
-        f"Trained rope queries spread over {spread('q')} of a head's dimensions and keys over {spread('k')}. Attention "
-        f"to the source ends below its peak by, forward and in reverse: {', '.join(map(fallen, MDM_SCHEMES))}."
-    )
+    whole = f"Wholly under {listed([shown(scheme) for scheme in wholly])}" if wholly else ""
+    joined = "; else in part" if wholly else "In part"
+    others = "; ".join(moved(scheme) for scheme in MDM_SCHEMES if scheme not in wholly)
+    size = sample_size([end for ends in measured.values() for end in ends])
+    part = f"{joined}. Over training, the correlation of the two sides' scores: {others}" if others else ""
+    return f"{whole}{part} ({size})."
 
 
 def draw(result: Result) -> Panels:
+    """Draw the correlation over training, and below it attention, raw scores and distance."""
     panels, frame, seed = Panels(), result.frame, result.frame["seed"].min()
     moments = {"before": frame["step"].min(), "after": frame["step"].max()}
-    titles = [f"scores {moment}, rope, seed {seed}" for moment in moments]
-    of_scores = panels.row(titles, x={"title": "forward score"}, y={"title": "reverse score"}, one_y=False, height=300)
-    for panel, step in zip(of_scores, moments.values(), strict=True):
-        scores = where(frame, kind="score", step=step)
-        for head in sorted(scores["head"].astype(int).unique()):
-            group = where(scores, head=head)
-            symbols = group["side"].map({"left": "circle", "right": "x-thin-open"})
-            look: dict[str, Any] = {"color": COLORS[head], "opacity": 0.7, "symbol": symbols}
-            sides = group["side"] + " entity"
-            panel.dots(group, "forward", "reverse", name=f"head {head}", label=sides.tolist(), **look)
-    titles = [*(f"correlation at a distance, {moment}" for moment in moments), "over training (dotted: raw scores)"]
-    correlation = {**CORRELATION, "title": "correlation"}
-    *by_distance, over_training = panels.row(titles, y=correlation, widths=[1, 1, 1.3], height=300)
-    for panel, step in zip(by_distance, moments.values(), strict=True):
-        panel.x(title="distance (positions)")
-        for prediction, color in PREDICTIONS.items():
-            rows, dash = where(frame, kind="distance", step=step), "solid" if prediction == "measured" else "dash"
-            panel.curve(rows, "distance", prediction, name=prediction, color=color, dash=dash)
     trained = where(frame[frame["step"] > 0], kind="correlation")
-    over_training.x(**TRAINING_STEPS)
-    for name in trained["variant"].unique():
-        rows, color = where(trained, variant=name), VARIANT_COLORS[name]
-        dash = "dash" if name == "MDM none" else "solid"  # it lies on alibi
-        over_training.curve(rows, "step", "measured", name=name, color=color, dash=dash)
-        over_training.curve(rows, "step", "raw", name=f"{name}, raw scores", color=color, dash="dot", listed=False)
-    over_training.level(0.0, name="unrelated sides", color=CHANCE)
-    titles = [f"attention to the source, {scheme}" for scheme in MDM_SCHEMES]
-    share = {**PROBABILITY, "title": "share of attention"}
-    for panel, scheme in zip(panels.row(titles, x=TRAINING_STEPS, y=share, height=260), MDM_SCHEMES, strict=True):
+    size = sample_size([entry.effect for entry in result.summary.where("measured", stage="end")])
+    titles = [f"forward and reverse rows of scores ({size})", "raw scores at sources only"]
+    correlation = {**CORRELATION, "title": "correlation of<br>the two sides"}
+    row = panels.row(titles, x=TRAINING_STEPS, y=correlation, widths=[1.6, 1], height=360)
+    for panel, quantity in zip(row, ("measured", "raw"), strict=True):
+        for names, scheme in alike(trained, quantity):
+            panel.curve(where(trained, scheme=scheme), "step", quantity, name=names, color=SCHEME_COLORS[scheme])
+        panel.level(0.0, name="unrelated sides", color=CHANCE)
+    titles = [f"attention, {shown(scheme)}" for scheme in MDM_SCHEMES]
+    share = {**PROBABILITY, "title": "share of attention<br>at the source"}
+    for panel, scheme in zip(panels.row(titles, x=TRAINING_STEPS, y=share, height=170), MDM_SCHEMES, strict=True):
         for direction, color, dash in (("forward", FORWARD, "solid"), ("reverse", REVERSE, "dot")):
             rows, name = where(trained, scheme=scheme), f"{direction} query"
             panel.curve(rows, "step", f"{direction}_attention", name=name, color=color, dash=dash)
+    titles = [
+        *(f"RoPE, {moment} training" for moment in moments),
+        *(f"scores {moment}, seed {seed}" for moment in moments),
+    ]
+    *by_distance, before, after = panels.row(titles, one_y=False, height=230)
+    for panel, step in zip(by_distance, moments.values(), strict=True):
+        panel.x(title="distance (positions)")
+        panel.y(**CORRELATION, title="raw scores: correlation")
+        at = where(frame, kind="distance", step=step)
+        for prediction, (color, dash) in PREDICTIONS.items():
+            panel.curve(at, "distance", prediction, name=prediction, color=color, dash=dash)
+    for panel, step in ((before, moments["before"]), (after, moments["after"])):
+        panel.x(title="forward score")
+        panel.y(title="reverse score")
+        scores = where(frame, kind="score", step=step)
+        for side, symbol in SIDES.items():
+            group = where(scores, side=side)
+            heads = [f"head {head:.0f}" for head in group["head"]]
+            look: dict[str, Any] = {"color": PURPLE, "opacity": 0.7, "symbol": symbol}
+            panel.dots(group, "forward", "reverse", name=f"a pair that asks for the {side} entity", label=heads, **look)
     return panels
 
 

@@ -3,6 +3,7 @@ and, for rope, which planes the content is in and which of them tell left from r
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -11,19 +12,20 @@ from mdm_interp import Analysis, Result, Run, Summary, first_and_last, where
 from mdm_interp.experiments.grids import SCHEMES, scheme_grid
 from mdm_interp.experiments.scope import second_checkpoints
 from mdm_interp.measures.parity import direction_selectivity, plane_energy, score_parity
+from mdm_interp.stats.estimates import mean_estimate
+from mdm_interp.stats.sentences import listed, sample_size, span
+from mdm_interp.stats.tables import curve
 from mdm_interp.viz import (
-    BLUE,
     CHANCE,
-    FORWARD,
-    GREY,
+    GREEN,
+    ORANGE,
     PROBABILITY,
-    REVERSE,
     SCHEME_COLORS,
-    SKY,
     TRAINING_STEPS,
-    VERMILION,
     Panel,
     Panels,
+    alike,
+    shown,
 )
 
 OF_RUN = ("selectivity", "null")
@@ -76,56 +78,72 @@ def summarize(result: Result) -> Summary:
 
 
 def takeaway(result: Result) -> str:
-    summary = result.summary
-
-    def moved(scheme: str) -> str:
-        selectivity, reverse = (
-            [summary.at(quantity, scheme=scheme, moment=moment).value for moment in MOMENTS[1:]]
-            for quantity in ("selectivity", "reverse_probability")
-        )
-        return f"{scheme} {selectivity[0]:.2f} to {selectivity[1]:.2f} ({reverse[0]:.2g} to {reverse[1]:.2g})"
-
-    initial, end = (summary.at("odd_over_uniform", stage=stage).value for stage in ("initial", "end"))
-    return (
-        "Selectivity, and in brackets reverse probability, from where reverse prediction is best to the end: "
-        f"{', '.join(map(moved, SCHEMES))}. The odd energy of rope heads goes from {initial:.2f} to {end:.2f} of "
-        "what uniform phases would give."
+    summary, runs = result.summary, where(result.frame, kind="run")
+    rope = where(runs, scheme="rope").astype({"selectivity": float, "null": float})
+    peak = rope.groupby("step")["selectivity"].mean().idxmax()
+    at_peak = where(rope, step=peak)
+    highest = mean_estimate(at_peak["selectivity"])
+    over_null = mean_estimate(at_peak["selectivity"] - at_peak["null"])
+    end = summary.at("selectivity", scheme="rope", moment="end")
+    lost = end.high < highest.low
+    falling = [name for name in SCHEMES if summary.at("change_of_reverse_probability", scheme=name).side == "below"]
+    told = f"{highest.value:.2f} of their energy is odd at step {peak}, {end.value:.2f} in the end"
+    answer = (
+        f"RoPE heads do{' for a while' if lost else ''}" if over_null.side == "above" else "RoPE heads do not for sure"
     )
+    fallen = [summary.at("change_of_reverse_probability", scheme=name) for name in falling]
+    reverse = (
+        f"from its best, reverse probability falls by {span([replace(one, value=-one.value) for one in fallen])} under "
+        f"{listed([shown(name) for name in falling])}"
+        if falling
+        else "reverse probability surely falls from its best under no scheme"
+    )
+    return f"{answer}: {told}; {reverse} ({sample_size([highest, *fallen, end])})."
 
 
 def draw(result: Result) -> Panels:
+    """Draw selectivity and reverse probability over training, each scheme beside its null, and the planes of RoPE."""
     panels, runs = Panels(), where(result.frame, kind="run")
     trained = runs[runs["step"] > 0]
-    by_selectivity = panels.row(SCHEMES, x=TRAINING_STEPS, y=PROBABILITY, ticks=False)
-    by_probability = panels.row([""] * len(SCHEMES), x=TRAINING_STEPS, y=PROBABILITY)
-    by_selectivity[0].y(title="direction selectivity<br>(odd share of energy)")
-    by_probability[0].y(title="probability of<br>answer")
-    for selectivity, probability, scheme in zip(by_selectivity, by_probability, SCHEMES, strict=True):
+    size = sample_size([entry.effect for entry in result.summary.where("selectivity", moment="end")])
+    titles = ["do heads tell left from right?", f"is the reverse query answered? ({size})"]
+    selective, answered = panels.row(titles, x=TRAINING_STEPS, y=PROBABILITY, height=330, one_y=False)
+    selective.y(title="direction selectivity<br>(odd share of energy)")
+    answered.y(title="reverse probability")
+    for panel, quantity in ((selective, "selectivity"), (answered, "reverse_probability")):
+        for names, scheme in alike(trained, quantity):
+            panel.curve(where(trained, scheme=scheme), "step", quantity, name=names, color=SCHEME_COLORS[scheme])
+    answered.level(trained["chance"].iloc[0], name="chance", color=CHANCE)
+    titles = [shown(scheme) for scheme in SCHEMES]
+    row = panels.row(titles, x=TRAINING_STEPS, y={**PROBABILITY, "title": "selectivity"}, height=150)
+    for panel, scheme in zip(row, SCHEMES, strict=True):
         group = where(trained, scheme=scheme)
-        selectivity.curve(group, "step", "selectivity", name="measured", color=BLUE)
-        selectivity.curve(group, "step", "null", name="null: right of one fact, left of another", color=GREY)
-        probability.curve(group, "step", "forward_probability", name="forward query", color=FORWARD)
-        probability.curve(group, "step", "reverse_probability", name="reverse query", color=REVERSE)
-        probability.level(group["chance"].iloc[0], name="chance", color=CHANCE)
-    thirds = ["energy by plane, rope", "odd energy by plane, rope", "each run at the end"]
-    shares, odd, ends = panels.row(thirds, one_y=False, height=350)
+        panel.curve(group, "step", "selectivity", name="measured", color=SCHEME_COLORS[scheme], listed=False)
+        panel.curve(group, "step", "null", name="null: right of one fact, left of another", color=CHANCE, dash="dot")
+    thirds = ["energy by plane, RoPE", "odd energy by plane, RoPE", "each run at the end"]
+    shares, odd, ends = panels.row(thirds, one_y=False, height=260)
     _draw_planes(shares, odd, where(result.frame, kind="plane"))
     _draw_runs(ends, where(at_moments(runs), moment="end").dropna(subset="selectivity"))
     return panels
 
 
 def _draw_planes(shares: Panel, odd: Panel, planes: pd.DataFrame) -> None:
-    for stage, step, color in (("before", planes["step"].min(), SKY), ("after", planes["step"].max(), VERMILION)):
+    """Draw both energies of every plane. An interval that reaches 0, where a log axis has no place, ends below it."""
+    planes = planes.astype({"odd_energy": float, "odd_uniform": float, "energy_share": float})
+    floor = float(planes.groupby(["step", "wavelength"])["odd_energy"].mean().min()) / 10
+    for stage, step, color in (("before", planes["step"].min(), ORANGE), ("after", planes["step"].max(), GREEN)):
         at = where(planes, step=step)
-        shares.curve(at, "wavelength", "energy_share", name=stage, color=color)
-        odd.curve(at, "wavelength", "odd_energy", name=stage, color=color)
-        odd.curve(at, "wavelength", "odd_uniform", name=f"{stage}, uniform phases", color=color, dash="dot")
+        shares.curve(at, "wavelength", "energy_share", name=f"{stage} training", color=color)
+        for quantity, name, dash in (("odd_energy", "", "solid"), ("odd_uniform", ", uniform phases", "dot")):
+            points = curve(at, "wavelength", quantity)
+            points = points.assign(low=points["low"].clip(lower=floor))
+            odd.curve(points, "wavelength", name=f"{stage} training{name}", color=color, dash=dash)
     shares.level(1 / planes["wavelength"].nunique(), name="equal shares", color=CHANCE)
     for panel in (shares, odd):
         panel.x(type="log", tickvals=[10, 100, 1000, 10_000], ticktext=["10", "100", "1k", "10k"])
         panel.x(title="wavelength of the plane (positions)")
     shares.y(title="share of the energy", rangemode="tozero")
-    odd.y(title="mean square of the odd part (score²)", type="log", dtick=2, exponentformat="power")
+    odd.y(title="odd part, mean of score²", type="log", dtick=2, exponentformat="power")
 
 
 def _draw_runs(panel: Panel, end: pd.DataFrame) -> None:
@@ -133,7 +151,7 @@ def _draw_runs(panel: Panel, end: pd.DataFrame) -> None:
         rows = where(end, scheme=scheme)
         look: dict[str, Any] = {"color": color, "size": 10, "opacity": 0.75}
         seeds = [f"seed {seed}" for seed in rows["seed"]]
-        panel.dots(rows, "selectivity", "reverse_probability", name=scheme, label=seeds, **look)
+        panel.dots(rows, "selectivity", "reverse_probability", name=shown(scheme), label=seeds, listed=False, **look)
     panel.x(title="direction selectivity")
     panel.y(title="reverse probability", **PROBABILITY)
 

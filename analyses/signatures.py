@@ -6,14 +6,18 @@ from __future__ import annotations
 from typing import Any
 
 import pandas as pd
+import plotly.graph_objects as go
 
 from mdm_interp import Analysis, Contrast, Result, Run, Summary, where
+from mdm_interp.experiments.claims import ClaimTest
 from mdm_interp.experiments.grids import every_run
 from mdm_interp.experiments.paper import LINKED, RULES
 from mdm_interp.experiments.scope import SCOPE, STAGES, scope_label
 from mdm_interp.interventions import transplant_routes
 from mdm_interp.measures.signatures import alignment, evidence, position, route, score
-from mdm_interp.viz import BLUE, CHANCE, PROBABILITY, SCHEME_COLORS, Panels
+from mdm_interp.stats.sentences import sample_size, side_of
+from mdm_interp.stats.summary import Entry
+from mdm_interp.viz import DIVERGING, PROBABILITY, SCHEME_COLORS, Panel, Panels, shown
 
 SHOWN = {
     "evidence": "evidence<br>(z-score)",
@@ -24,7 +28,10 @@ SHOWN = {
     "alignment": "gradients<br>of pairs",
     "mean_alignment": "mean<br>gradients",
 }
-SYMBOLS = dict(zip(STAGES, ("circle-open", "diamond-open", "circle"), strict=True))
+PAPER = {rule.effect: rule.side for rule in RULES if isinstance(rule, ClaimTest) and rule.effect in SHOWN}
+"""On which side of its null the paper has each."""
+MARKS = {"+": 1.0, "?": 0.0, "−": -1.0, "–": 0.0}
+"""Cells of the matrix, and where their colours are on the scale."""
 UNDEFINED = Contrast(float("nan"), float("nan"))
 
 
@@ -45,13 +52,32 @@ def summarize(result: Result) -> Summary:
 
 
 def takeaway(result: Result) -> str:
-    known = [entry for entry in result.summary.where(stage="end") if entry.effect.n > 1]
-    clear = [e for e in known if e.null and (e.effect.low > e.null.high or e.effect.high < e.null.low)]
+    def agreeing(stage: str, name: str | None = None) -> tuple[int, int]:
+        found = [entry for entry in result.summary.where(name, stage=stage) if entry.effect.n > 1]
+        return sum(lies(entry) == "+" for entry in found), len(found)
+
+    (before, of_before), (after, of_after) = agreeing("initial"), agreeing("end")
+    if not of_after:
+        return "Unknown: no setting has several seeds."
+    shares = {name: count / total for name in SHOWN for count, total in [agreeing("end", name)] if total}
+    best, least = max(shares, key=lambda name: shares[name]), min(shares, key=lambda name: shares[name])
+    size = sample_size([entry.effect for entry in result.summary.where(stage="end") if entry.effect.n > 1])
     return (
-        f"At the end of training the interval of the signature lies clear of its null's in {len(clear)} of "
-        f"{len(known)} combinations of setting and signature with several seeds; which way, and whether by enough, is "
-        "what the ledger says."
+        f"At the end of training {after / of_after:.0%} of signatures and settings are surely on the paper's side of "
+        f"the null{f', {before / of_before:.0%} before it' if of_before else ''}: most often “{named(best)}” "
+        f"({shares[best]:.0%}), least often “{named(least)}” ({shares[least]:.0%}; {size})."
     )
+
+
+def named(signature: str) -> str:
+    """Name a signature in one line."""
+    return SHOWN[signature].replace("<br>", " ")
+
+
+def lies(entry: Entry) -> str:
+    """Say where an effect is: on the paper's side of its null, on the other, or neither for sure."""
+    side = side_of(entry.effect, entry.null)
+    return "?" if side == "undecided" else "+" if side == PAPER[entry.quantity] else "−"
 
 
 def settings_at(result: Result, stage: str) -> pd.DataFrame:
@@ -62,25 +88,62 @@ def settings_at(result: Result, stage: str) -> pd.DataFrame:
 
 
 def draw(result: Result) -> Panels:
+    """Draw the matrix of settings and signatures at every stage, and what settings answer beside three of them."""
     panels, points = Panels(), settings_at(result, "end")
+    settings = result.frame[list(SCOPE)].drop_duplicates().to_dict("records")
+    size = sample_size([entry.effect for entry in result.summary])
+    titles = [
+        "before training<br>+ on the paper's side",
+        "half-way<br>− on the other side",
+        f"end, {size}<br>? neither, – undefined",
+    ]
+    y = {"tickfont": {"size": 11}, "title": "setting", "autorange": "reversed", "showgrid": False}
+    x = {"tickangle": 90, "tickfont": {"size": 13}, "showgrid": False, "title": "signature"}
+    row = panels.row(titles, x=x, y=y, height=18 * len(settings), ticks_height=190)
+    for panel, stage in zip(row, STAGES, strict=True):
+        _draw_cells(panel, result.summary.where(stage=stage), settings)
     y = {**PROBABILITY, "title": "reverse probability,<br>each setting at the end"}
-    for panel, name in zip(panels.row([""] * len(LINKED), y=y, height=270), LINKED, strict=True):
-        panel.x(title=SHOWN[name], nticks=5)
+    for panel, name in zip(panels.row([""] * len(LINKED), y=y, height=240), LINKED, strict=True):
+        panel.x(title=named(name), nticks=5)
         for scheme, color in SCHEME_COLORS.items():
             dots = where(points, scheme=scheme).dropna(subset=[name])
-            panel.dots(dots, name, "reverse_probability", name=scheme, label=[*dots["setting"]], color=color, size=8)
-    settings = result.frame[list(SCOPE)].drop_duplicates().to_dict("records")
-    labels = list(map(scope_label, settings))
-    # A signature that some settings lack has them all the same, so that rows lie in line.
-    order = {"type": "category", "categoryorder": "array", "categoryarray": labels, "range": [len(labels) - 0.5, -0.5]}
-    y, summary = {**order, "title": "setting", "tickfont": {"size": 11}}, result.summary
-    for panel, name in zip(panels.row([""] * len(SHOWN), y=y, height=26 * len(labels)), SHOWN, strict=True):
-        panel.x(title={"text": SHOWN[name], "font": {"size": 13}}, nticks=3, tickangle=0)
-        for stage, symbol in SYMBOLS.items():
-            for kind, look_up, color in (("effect", summary.at, BLUE), ("null", summary.null, CHANCE)):
-                found = {label: look_up(name, **of, stage=stage) for label, of in zip(labels, settings, strict=True)}
-                panel.estimates(found, name=f"{kind}, {stage}", color=color, symbol=symbol)
+            panel.dots(
+                dots, name, "reverse_probability", name=shown(scheme), label=[*dots["setting"]], color=color, size=8
+            )
     return panels
+
+
+def _draw_cells(panel: Panel, summary: Summary, settings: list[dict[str, Any]]) -> None:
+    """Draw one cell for each setting and signature; its numbers show where the pointer is."""
+    found = {(entry.quantity, *map(entry.of.get, SCOPE)): entry for entry in summary if entry.effect.n}
+    cells = [[found.get((name, *map(of.get, SCOPE))) for name in SHOWN] for of in settings]
+    marks = [["–" if entry is None else lies(entry) for entry in row] for row in cells]
+    numbers = [
+        ["undefined" if one is None else f"{one.effect}, null {one.null}, n = {one.effect.n}" for one in row]
+        for row in cells
+    ]
+    trace = go.Heatmap(
+        z=[[MARKS[mark] for mark in row] for row in marks],
+        x=list(map(named, SHOWN)),
+        y=[setting_label(of) for of in settings],
+        text=marks,
+        customdata=numbers,
+        texttemplate="%{text}",
+        textfont={"size": 13},
+        zmin=-1.4,
+        zmax=1.4,
+        colorscale=DIVERGING,
+        showscale=False,
+        xgap=1,
+        ygap=1,
+        hovertemplate="%{y}<br>%{x}: %{customdata}<extra></extra>",
+    )
+    panel.add(trace)
+
+
+def setting_label(scope: dict[str, Any]) -> str:
+    """Name a setting, its scheme as figures call it."""
+    return scope_label({**scope, "scheme": shown(scope["scheme"])})
 
 
 ANALYSIS = Analysis(

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import replace
 from typing import Any, get_args
 
 import pandas as pd
@@ -16,9 +16,11 @@ from mdm_interp.experiments.subjects import KINDS, demos
 from mdm_interp.measures.answer_evidence import answer_evidence
 from mdm_interp.measures.routes import compute_routes
 from mdm_interp.models.protocol import HookedModel
+from mdm_interp.stats.estimates import NOTHING as NONE
 from mdm_interp.stats.estimates import Contrast, Estimate
 from mdm_interp.stats.resampling import Draws, FactSample, head_agreement, rows_at
-from mdm_interp.viz import BLUE, CORRELATION, GREEN, ORANGE, VERMILION, Panel, Panels, faded
+from mdm_interp.stats.sentences import counted_of, sample_size, side_of, span
+from mdm_interp.viz import CHANCE, CLUSTERS, CORRELATION, GREEN, ORANGE, PROBABILITY, PURPLE, SKY, Panel, Panels
 
 HEADS = ("route", "evidence")
 ASKED = {
@@ -81,85 +83,93 @@ def summarize(result: Result) -> Summary:
 
 
 def takeaway(result: Result) -> str:
-    def agreement(what: str, null: bool = False) -> str:
-        return result.summary.span("agreement", null, kind="positional", direction="forward", what=what)
+    found = [entry for entry in result.summary.where("agreement") if entry.null]
+    if not found:
+        return (
+            "Unknown: the two differ in layers or heads, or the facts are too few, so no head can be paired with one."
+        )
+    clear = [side_of(entry.effect, entry.null) for entry in found].count("above")
+    answer = "Yes" if clear == len(found) else "Only in part" if clear else "No"
 
-    def both(what: str) -> str:
-        """Give the model's numbers against the twin's."""
-        said = []
-        for name, (kind, direction) in ASKED.items():
-            of = partial(result.summary.span, kind=kind, direction=direction, what=what)
-            said.append(f"{name} {of('value')} against {of('twin_value')}")
-        return ", ".join(said)
+    def told(what: str) -> str:
+        of = [entry.effect for entry in found if entry.of["what"] == what and entry.of["direction"] == "forward"]
+        return f"{what} by {span(of)}"
 
-    heads = "The two differ in layers or heads, so no head can be followed from one to the other."
-    if agreement("route"):
-        said = [f"forward {what} {agreement(what)} (shuffled within layers {agreement(what, True)})" for what in HEADS]
-        heads = f"Rank correlation over heads of the two models: {' and '.join(said)}."
     return (
-        f"{heads} Other answers beaten by what a layer writes, model against twin: {both('layer_evidence')}; exact "
-        f"match {both('exact_match')} (a masked model fills all tokens of a name at once, a causal one is given each "
-        "token before the next)."
+        f"{answer}: they agree surely more than shuffled heads in {counted_of(clear, len(found), 'cases')}; forward, "
+        f"the heads of both correlate in {' and in '.join(map(told, HEADS))} "
+        f"({sample_size([entry.effect for entry in found], CLUSTERS)})."
     )
 
 
-SCATTERED = {"route": "share of attention,<br>forward", "evidence": "answers beaten,<br>forward"}
-COMPARED = {"layer_evidence": "answers beaten, layers", "exact_match": "exact match"}
+SCATTERED = {"route": "share of attention", "evidence": "share of other answers beaten"}
+COMPARED = {"layer_evidence": "share of other answers beaten by a layer", "exact_match": "exact match"}
 NOT_PAIRED = "other layers or<br>heads (or too few<br>facts): not paired"
-MODELS = {"value": ("model", BLUE, -0.12), "twin_value": ("twin", VERMILION, 0.12)}
+MODELS = {"value": ("masked model", PURPLE, -0.12), "twin_value": ("its twin", SKY, 0.12)}
+LOOKS = {"route": (GREEN, "circle", -0.12), "evidence": (ORANGE, "diamond", 0.12)}
 
 
 def draw(result: Result) -> Panels:
+    """Draw agreement over heads, what both models do, and every head of both."""
     panels, summary = Panels(), result.summary
-    for checkpoint in dict.fromkeys(result.frame["checkpoint"]):
-        titles = [*SCATTERED.values(), "agreement over heads", *COMPARED.values()]
-        *scattered, agreeing, beaten, matched = panels.row(titles, one_y=False)
-        draw_heads(scattered, result.frame, checkpoint)
-        draw_agreement(agreeing, summary.where(checkpoint=checkpoint), checkpoint)
-        for panel, what in zip((beaten, matched), COMPARED, strict=True):
-            panel.x(range=[-0.05, 1.05])
+    checkpoints = list(dict.fromkeys(result.frame["checkpoint"]))
+    size = sample_size([entry.effect for entry in summary], CLUSTERS)
+    x = {**CORRELATION, "title": "rank correlation over heads", "zeroline": True}
+    titles = [f"{name}<br>{size}" for name in ASKED]
+    for panel, asked in zip(panels.row(titles, x=x, height=60 + 70 * len(checkpoints)), ASKED.values(), strict=True):
+        draw_agreement(panel, summary, asked, checkpoints)
+    for what, title in COMPARED.items():
+        row = panels.row([""] * len(ASKED), x={**PROBABILITY, "title": title}, height=30 + 44 * len(checkpoints))
+        for panel, asked in zip(row, ASKED.values(), strict=True):
             for quantity, (name, color, shift) in MODELS.items():
-                found = of_asked(summary, quantity, checkpoint=checkpoint, what=what)
+                found = of_asked(summary.where(what=what), quantity, asked, checkpoints)
                 panel.estimates(found, name=name, color=color, shift=shift)
+    for what in SCATTERED:
+        row = panels.row([""] * len(checkpoints), x=PROBABILITY, y=PROBABILITY, one_y=False)
+        for panel, checkpoint in zip(row, checkpoints, strict=True):
+            draw_heads(panel, where(result.frame, checkpoint=checkpoint), what, checkpoint == checkpoints[-1])
     return panels
 
 
-def draw_heads(panels: Sequence[Panel], frame: pd.DataFrame, checkpoint: str) -> None:
+def draw_heads(panel: Panel, frame: pd.DataFrame, what: str, last: bool) -> None:
     """Draw every head's number in both models, or say that heads cannot be paired."""
-    of_checkpoint = where(frame, checkpoint=checkpoint, kind="positional", direction="forward")
-    panels[0].y(title=f"in {of_checkpoint['twin'].iloc[0]}")
-    colors: dict[str, Any] = {"colorscale": "Viridis", "cmin": 0, "cmax": frame["layer"].max(), "opacity": 0.8}
-    for panel, what in zip(panels, SCATTERED, strict=True):
-        panel.x(title=f"in {checkpoint}")
-        heads = where(of_checkpoint, what=what).dropna(subset=["head", "value", "twin_value"])
-        if heads.empty:
-            panel.say(NOT_PAIRED)
-        places = [f"layer {layer:.0f}, head {head:.0f}" for layer, head in heads[["layer", "head"]].to_numpy(float)]
-        marks = colors | {"color": heads["layer"], "size": 8 if len(heads) < 100 else 5}
-        scale = "layer" if panel is panels[-1] else None
-        panel.dots(heads, "value", "twin_value", name=what, label=places, scale=scale, listed=False, **marks)
+    heads = where(frame, kind="positional", direction="forward", what=what)
+    heads = heads.dropna(subset=["head", "value", "twin_value"])
+    title = f"{SCATTERED[what]}, forward,<br>in {frame['checkpoint'].iloc[0]}"
+    panel.x(title={"text": title, "font": {"size": 15}})
+    panel.y(title={"text": f"in {frame['twin'].iloc[0]}", "font": {"size": 15}})
+    if heads.empty:
+        panel.say(NOT_PAIRED)
+        return
+    places = [f"layer {layer:.0f}, head {head:.0f}" for layer, head in heads[["layer", "head"]].to_numpy(float)]
+    marks: dict[str, Any] = {"colorscale": "Viridis", "cmin": 0, "cmax": heads["layer"].max(), "opacity": 0.8}
+    marks |= {"color": heads["layer"], "size": 8 if len(heads) < 100 else 5}
+    scale = "layer" if last else None
+    panel.dots(heads, "value", "twin_value", name=what, label=places, scale=scale, listed=False, **marks)
 
 
-def draw_agreement(panel: Panel, summary: Summary, checkpoint: str) -> None:
+def draw_agreement(panel: Panel, summary: Summary, asked: tuple[str, str], checkpoints: Sequence[str]) -> None:
     """Draw both agreements over heads beside their nulls, or say that heads cannot be paired."""
     if not summary.where("agreement"):
         panel.say(NOT_PAIRED)
         return
-    panel.x(**CORRELATION)
-    for what, color, shift in (("route", GREEN, -0.12), ("evidence", ORANGE, 0.12)):
-        of: dict[str, Any] = {"checkpoint": checkpoint, "what": what}
-        null: dict[str, Any] = {"name": f"{what}, heads shuffled", "color": faded(color, 0.5), "symbol": "x-thin"}
-        panel.estimates(of_asked(summary, "agreement", null=True, **of), shift=shift, **null)
-        panel.estimates(of_asked(summary, "agreement", **of), name=what, color=color, shift=shift)
+    for what, (color, symbol, shift) in LOOKS.items():
+        of_what = summary.where(what=what)
+        nulls = of_asked(of_what, "agreement", asked, checkpoints, null=True)
+        panel.estimates(nulls, name="null: heads shuffled", color=CHANCE, symbol="x-thin", shift=shift + 0.08)
+        found = of_asked(of_what, "agreement", asked, checkpoints)
+        panel.estimates(found, name=what, color=color, symbol=symbol, shift=shift - 0.08)
 
 
-def of_asked(summary: Summary, quantity: str, null: bool = False, **of: Any) -> dict[str, Estimate]:
-    """Return the estimates of everything in :data:`ASKED`, by its name in two lines."""
-    read = summary.null if null else summary.at
-    return {
-        name.replace(", ", ",<br>"): read(quantity, kind=kind, direction=direction, **of)
-        for name, (kind, direction) in ASKED.items()
-    }
+def of_asked(
+    summary: Summary, quantity: str, asked: tuple[str, str], checkpoints: Sequence[str], null: bool = False
+) -> dict[str, Estimate]:
+    """Return the estimates of every checkpoint, correlations with intervals that end where correlations do."""
+    kind, direction = asked
+    entries = {one.of["checkpoint"]: one for one in summary.where(quantity, kind=kind, direction=direction)}
+    found = {name: (entry.null if null else entry.effect) or NONE for name, entry in entries.items()}
+    within = {name: replace(one, low=max(one.low, -1.0), high=min(one.high, 1.0)) for name, one in found.items()}
+    return {name: within.get(name, NONE) for name in checkpoints}
 
 
 ANALYSIS = CheckpointAnalysis(

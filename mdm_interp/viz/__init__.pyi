@@ -1,7 +1,12 @@
+from .layers import CLUSTERS as CLUSTERS
 from .layers import HeadMap as HeadMap
 from .layers import LayerCurves as LayerCurves
+from .layers import Mark as Mark
 from .layers import checkpoints_and_kinds as checkpoints_and_kinds
+from .layers import draw_answers as draw_answers
 from .layers import draw_layers as draw_layers
+from .layers import draw_threads as draw_threads
+from .layers import share_scale as share_scale
 from .pages.attention import attention as attention
 from .pages.explorer import explore as explore
 from .pages.influence import influence as influence
@@ -15,9 +20,11 @@ from .panels import PROBABILITY as PROBABILITY
 from .panels import TRAINING_STEPS as TRAINING_STEPS
 from .panels import Panel as Panel
 from .panels import Panels as Panels
+from .schemes import alike as alike
 from .theme import BLUE as BLUE
 from .theme import CHANCE as CHANCE
 from .theme import COLORS as COLORS
+from .theme import DIVERGING as DIVERGING
 from .theme import FORWARD as FORWARD
 from .theme import GREEN as GREEN
 from .theme import GREY as GREY

@@ -360,7 +360,7 @@ class Panel:
             x: From where to where; default: as far as what is drawn here reaches.
             listed: Whether a legend names it.
         """
-        drawn = [value for trace in self._traces() for value in (() if trace.x is None else trace.x)]
+        drawn = [value for trace in self.traces() for value in (() if trace.x is None else trace.x)]
         reach = drawn if x is None else list(x)
         if not reach:
             return
@@ -469,7 +469,8 @@ class Panel:
             return points
         return points.assign(**{name: self.warp(points[name]) for name in ("value", "low", "high")})
 
-    def _traces(self) -> list[Any]:
+    def traces(self) -> list[Any]:
+        """Return the lines and marks that it has."""
         return [trace for trace in self._figure.data if trace.xaxis == f"x{self.axes}" and trace.type == "scatter"]
 
 

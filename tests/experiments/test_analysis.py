@@ -427,12 +427,9 @@ QUOTED: dict[str, list[tuple[str, dict[str, Any], str]]] = {
         ("rank", {"variant": "ARM rope", "query": query} | END, ".1f") for query in ("forward", "reverse")
     ],
     "route_correlation": [
-        *(
-            ("measured", {"scheme": scheme, "stage": stage}, ".2f")
-            for scheme in grids.MDM_SCHEMES
-            for stage in ("initial", "end")
-        ),
-        *((prediction, {"distance": 2} | END, ".2f") for prediction in ("measured", "spectrum", "isotropic")),
+        ("measured", {"scheme": scheme, "stage": stage}, ".2f")
+        for scheme in grids.MDM_SCHEMES
+        for stage in ("initial", "end")
     ],
     "gradient_alignment": [("mean_gradient", {"variant": "ARM rope"} | END, ".2f")],
 }

@@ -117,8 +117,10 @@ def test_a_layer_counts_only_among_all_that_are_looked_at(result: Result) -> Non
 
 def test_the_takeaway_and_the_figure_say_so(result: Result) -> None:
     many = of_32_layers(result, dict.fromkeys(range(8), 1e-3))
-    said = analysis.takeaway(many)
-    assert "above it in 25% of layers (tiny-llada, positional)" in said and "all layers looked at" in said
+    assert analysis.takeaway(many).startswith("In 25% of its layers, through V and O:")
+    all_of_them = of_32_layers(result, dict.fromkeys(range(32), 1e-3))
+    assert analysis.takeaway(all_of_them).startswith("In every layer, through V and O:")
+    assert analysis.takeaway(of_32_layers(result, {})).startswith("In no layer for sure,")
     figure = analysis.draw(many).figure()
     assert len(traces(figure, name=STORAGE, mode="lines")) > 0
 
@@ -127,4 +129,5 @@ def test_one_fact_has_no_null_and_no_layer_to_count(tmp_path: Path) -> None:
     alone = result_of(analysis.ANALYSIS, [tiny_probe(tmp_path, "llada", facts=1)], tmp_path)
     assert all(row["cosine_null"] is None and row["p"] is None and row["cosine_low"] is None for row in alone.rows)
     assert not alone.summary.where("share_above") and alone.summary.where("cosine")
+    assert "Too few facts" in analysis.takeaway(alone)
     analysis.draw(alone).figure()

@@ -119,16 +119,26 @@ def test_one_cluster_has_nothing_to_be_compared_with(tmp_path: Path) -> None:
 
 def test_the_figure_shows_both_kinds(result: Result) -> None:
     figure = analysis.draw(result).figure()
-    assert len(traces(figure, name="reverse query, its own fact's sentences")) == len(KINDS)
-    assert "of 2 cases" in analysis.takeaway(result)
+    for name in ("its own fact's sentences", "reverse query, its own fact's sentences"):
+        assert len(traces(figure, name=name)) == len(KINDS)
+    assert "n = 3 clusters of facts" in analysis.takeaway(result)
 
 
-@pytest.mark.parametrize(("own", "other", "said"), [(0.4, 0.1, "in 2 of 2"), (0.4, 0.4, "in 0 of 2")])
+@pytest.mark.parametrize(
+    ("own", "other", "said"),
+    [
+        (0.4, 0.1, "and are surely ahead of another fact's with the answer's name in all 2"),
+        (0.4, 0.4, "but are surely ahead of another fact's with the answer's name in none of 2"),
+    ],
+)
 def test_the_takeaway_counts_what_is_ahead_of_the_name(result: Result, own: float, other: float, said: str) -> None:
     noise = [-0.01, 0.0, 0.01]
     rows = [{**row, "ahead": own + noise[row["seed"]], "ahead_null": other - noise[row["seed"]]} for row in result.rows]
     told = analysis.takeaway(replace(result, rows=rows))
-    assert (
-        f"Through storage: +{own:.2f} to +{own:.2f}, above 0 in 2 of 2 cases, and ahead of the other fact {said}"
-        in told
-    )
+    assert told.startswith(f"Yes: they beat {own + 0.5:.0%} or more of unrelated facts' sentences")
+    assert said in told
+
+
+def test_the_takeaway_does_not_say_yes_of_what_may_be_chance(result: Result) -> None:
+    rows = [{**row, "ahead": [-0.3, 0.1, 0.4][row["seed"]], "ahead_null": None} for row in result.rows]
+    assert analysis.takeaway(replace(result, rows=rows)).startswith("Not for sure: they beat")

@@ -45,7 +45,7 @@ def test_rows_are_those_of_the_library(probe: Probe, result: Result) -> None:
 def test_an_arm_has_a_lens_too(tmp_path: Path) -> None:
     result = result_of(large_model_lens.ANALYSIS, [tiny_probe(tmp_path, "llama")], tmp_path)
     assert all(row["forward_heads"] is not None for row in result.rows)
-    assert "of tokens right forward" in large_model_lens.takeaway(result)
+    assert "In reverse, at most" in large_model_lens.takeaway(result) or "Nowhere" in large_model_lens.takeaway(result)
 
 
 @pytest.mark.parametrize("checkpoints", [1, 3])
@@ -55,6 +55,20 @@ def test_the_figure_shows_every_checkpoint_and_kind(result: Result, checkpoints:
     maps = traces(figure, type="heatmap")
     assert len(maps) == 2 * 2 * checkpoints
     assert maps[1].z[1][3] == at(result, "positional", 1, 3)["reverse_heads"]
+
+
+def test_the_takeaway_names_the_layer_and_who_writes(result: Result) -> None:
+    def planted(appears: float | None, mlp: float) -> Result:
+        told = {"forward_appears": appears, "forward_appears_n": 8, "reverse_correct": 0.25}
+        told |= {"forward_mlp": mlp, "forward_mlp_low": mlp - 0.1, "forward_mlp_high": mlp + 0.1}
+        told |= {"forward_heads": 1.0, "forward_heads_low": 0.9, "forward_heads_high": 1.1}
+        return replace(result, rows=[{**row, **told} if row["layer"] is None else row for row in result.rows])
+
+    said = large_model_lens.takeaway(planted(0.5, 2.0))
+    assert "from layer 0.5 on (the last is 1); MLPs write more of it than heads in all 2 cases" in said
+    assert "In reverse, at most 25% of its tokens" in said and said.endswith("(n = 8 clusters of facts).")
+    assert "more of it than heads in none of 2 cases" in large_model_lens.takeaway(planted(0.5, 1.0))
+    assert large_model_lens.takeaway(planted(None, 2.0)).startswith("Nowhere:")
 
 
 def test_one_fact_has_no_other_answer(tmp_path: Path) -> None:

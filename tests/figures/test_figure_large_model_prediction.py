@@ -156,12 +156,38 @@ def test_the_figure_shows_every_checkpoint(result: Result, count: int) -> None:
     figure: Any = analysis.ANALYSIS.figure(several)
     titles = [annotation.text for annotation in figure.layout.annotations]
     assert [title for title in titles if title] == [
-        *(f"exact match, {kind} reverse" for kind in KINDS),
-        *(f"tiny-dream {i}, {kind} reverse" for i in range(count) for kind in KINDS),
+        *(f"{kind} reverse<br>n = 4 clusters of facts" for kind in KINDS),
+        *(f"tiny-dream {i}, {kind}" for i in range(count) for kind in KINDS),
     ]
     assert list(figure.layout.yaxis.ticktext) == [f"tiny-dream {i}" for i in range(count)]
-    assert sum(trace.showlegend is not False for trace in figure.data) == 5
+    assert sum(trace.showlegend is not False for trace in figure.data) == 4 + 5
     assert str(torch.nan) not in figure.layout.title.subtitle.text
+
+
+@pytest.mark.parametrize(
+    ("forward", "reverse", "said"),
+    [
+        (
+            0.9,
+            0.2,
+            "Forward yes, in reverse seldom: forward, at least 90% of the names are exactly right, in reverse at ",
+        ),
+        (0.9, 0.7, "Forward yes, in reverse it depends: "),
+        (0.2, 0.2, "Forward not always, in reverse seldom: "),
+    ],
+)
+@pytest.mark.parametrize("null", [0.0, 0.2])
+def test_the_takeaway_says_what_is_answered(
+    result: Result, forward: float, reverse: float, said: str, null: float
+) -> None:
+    rows = [
+        {**row, "value": value, "value_low": value, "value_high": value, "value_null": null, "value_null_high": null}
+        for row in rows_of(result, checkpoint="tiny-dream")
+        for value in [forward if row["direction"] == "forward" else reverse]
+    ]
+    found = analysis.takeaway(replace(result, rows=rows))
+    assert found.startswith(said) and f"at most {reverse:.0%}" in found
+    assert f"in {'all' if reverse > null else 'none of'} 4 cases" in found
 
 
 def test_one_fact_alone_has_no_null(tmp_path: Path) -> None:

@@ -77,7 +77,8 @@ def test_an_arm_has_routes_but_no_correlation(tmp_path: Path) -> None:
     assert not any("correlation" in entry.quantity for entry in result.summary)
     figure = large_model_routes.draw(result).figure()
     said = [trace.text for trace in traces(figure, mode="text")]
-    assert len(said) == 2 * 4 and all("undefined" in text for (text,) in said)
+    assert len(said) == 2 + 2 * 4 and all("undefined" in text for (text,) in said)
+    assert "Undefined" in large_model_routes.takeaway(result)
 
 
 def test_the_summary_is_of_the_rows(result: Result) -> None:
@@ -105,6 +106,17 @@ def test_the_figure_shows_every_checkpoint_and_kind(result: Result, checkpoints:
     listed = [(trace.name, trace.legend) for trace in traces(figure, showlegend=True)]
     assert sorted(listed) == sorted(set(listed))
     assert [name for name, _ in listed].count("forward and reverse") == 2, "once for each column"
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(0.9, "Largely, in all 4 layers"), (0.3, "In part, in all 4 layers"), (0.0, "In no layer for sure")],
+)
+def test_the_takeaway_says_how_alike_and_where(result: Result, value: float, said: str) -> None:
+    told = {"correlation": value, "correlation_low": value - 0.05, "correlation_high": value + 0.05}
+    told |= {"correlation_null": 0.0, "correlation_null_low": -0.1, "correlation_null_high": 0.1}
+    rows = [{**row, **told} for row in result.rows]
+    assert large_model_routes.takeaway(replace(result, rows=rows)).startswith(said)
 
 
 def test_one_fact_has_routes_and_nothing_to_correlate(tmp_path: Path) -> None:

@@ -56,9 +56,10 @@ def test_an_arm_denoises_nothing(tmp_path: Path) -> None:
     assert all(row["share"] is not None and row["forward_route"] is not None for row in result.rows)
     assert all(row[name] is None for row in result.rows for name in OF_LAYERS)
     said = large_model_sinks.takeaway(result)
-    assert "Sinks take" in said and "denoised" not in said
+    assert "Sinks take" in said
     figure = large_model_sinks.draw(result).figure()
-    assert [trace.text for trace in traces(figure, mode="text")] == [("a causal model<br>denoises nothing",)] * 2
+    texts = [trace.text for trace in traces(figure, mode="text")]
+    assert texts == [("a causal model<br>denoises nothing",)] * 2
 
 
 @pytest.mark.parametrize("checkpoints", [1, 3])
@@ -68,7 +69,28 @@ def test_the_figure_shows_every_checkpoint_and_kind(result: Result, checkpoints:
     maps = traces(figure, type="heatmap")
     assert len(maps) == 2 * checkpoints
     assert maps[0].z[1][3] == at(result, "positional", 1, 3)["share"]
-    assert "While a sentence is denoised" in large_model_sinks.takeaway(result)
+
+
+@pytest.mark.parametrize(
+    ("null", "said"), [(0.1, "Sinks take 0.40 of all attention (null 0.10)."), (0.4, "Sinks take no sure share")]
+)
+def test_the_takeaway_says_what_sinks_take_beyond_their_null(result: Result, null: float, said: str) -> None:
+    told = {"share": 0.4, "share_low": 0.35, "share_high": 0.45, "share_null": null}
+    told |= {"share_null_low": null - 0.05, "share_null_high": null + 0.05}
+    rows = [{**row, **told, "forward_aside": 0.5, "forward_route": 0.2} for row in result.rows]
+    rows = [{**row, "reverse_aside": row["reverse_route"]} for row in rows]
+    found = large_model_sinks.takeaway(replace(result, rows=rows))
+    assert found.startswith(said) and "changes the source's share by at most 0.30" in found
+
+
+def test_a_checkpoint_without_sinks_is_named(result: Result) -> None:
+    told = {"share": 0.4, "share_low": 0.35, "share_high": 0.45, "share_null_low": 0.0}
+    rows = [
+        {**row, **told, "checkpoint": name, "share_null": null, "share_null_high": null}
+        for name, null in (("one", 0.1), ("two", 0.4))
+        for row in result.rows
+    ]
+    assert "not surely more than that in two. " in large_model_sinks.takeaway(replace(result, rows=rows))
 
 
 def test_one_fact_has_no_other(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from analyses import position_invariance
 from mdm_interp.experiments.grids import OF_FEW_SEEDS
 from mdm_interp.experiments.results import Result, tidy
 from mdm_interp.models.positions import POSITION_SCHEMES
+from mdm_interp.stats.estimates import Estimate
 
 
 def test_the_summary_follows_from_the_rows(tiny_result: Callable[[str], Result]) -> None:
@@ -54,8 +55,14 @@ def test_the_takeaway_follows_planted_rows(tiny_result: Callable[[str], Result])
         for row in result.rows
     ]
     said = position_invariance.takeaway(replace(result, rows=tidy(rows)))
-    assert "at most 0.25 under rope, alibi, none, t5_bias" in said
-    assert "at most 0 under rope, alibi, none, t5_bias" in position_invariance.takeaway(result)
+    assert said.startswith("Up to 0.25 of it is position's under RoPE, ALiBi, NoPE and T5;")
+    assert position_invariance.takeaway(result).startswith("No, in one layer under RoPE, ALiBi, NoPE and T5;")
+
+
+@pytest.mark.parametrize(("low", "said"), [(0.2, "up to 0.30"), (-0.1, "up to 0.30 (not surely more than 0)")])
+def test_a_share_is_said_to_be_more_than_nothing_only_if_it_surely_is(low: float, said: str) -> None:
+    smaller = Estimate(0.1, 0.05, 0.15, 3)
+    assert position_invariance.up_to([smaller, Estimate(0.3, low, 0.4, 3)]) == said
 
 
 def test_a_figure_of_one_layer_models_alone_is_drawn(tiny_result: Callable[[str], Result]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -66,6 +67,18 @@ def test_a_signature_that_only_follows_the_course_of_training_fails() -> None:
 
 def test_a_constant_signature_is_left_out() -> None:
     assert judged(planted(lambda seed, step: 1.0)) == []
+
+
+def told(result: Result) -> str:
+    return prediction_link.takeaway(replace(result, summarize=prediction_link.summarize))
+
+
+def test_the_takeaway_says_which_signatures_say_more_than_forward_probability() -> None:
+    found = told(planted(lambda seed, step: ((step * (seed + 2)) % 7) / 10))
+    assert found.startswith("In part, alignment, route and evidence: ") and "in all 3 cases; it is 1.00" in found
+    follows = told(planted(lambda seed, step: -((step * (seed + 2)) % 7) / 10))
+    assert follows.startswith("Not beyond what forward probability says: ") and "in none of 3 cases" in follows
+    assert told(planted(lambda seed, step: 1.0)).startswith("Unknown: ")
 
 
 def test_what_is_correlated_comes_from_the_same_queries(tiny_result: Any) -> None:

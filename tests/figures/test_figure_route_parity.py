@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
+from helpers import planted_result
 
 from analyses import route_parity
 from mdm_interp.experiments.grids import OF_FEW_SEEDS, SCHEMES
-from mdm_interp.experiments.results import Result, tidy
+from mdm_interp.experiments.results import Result
 
 
 def mean(values: list[float]) -> float:
@@ -64,14 +64,42 @@ def test_the_summary_follows_from_the_rows(tiny_result: Callable[[str], Result])
             assert estimate.value == pytest.approx(mean(shares), rel=1e-4)
 
 
-def test_the_takeaway_follows_planted_rows(tiny_result: Callable[[str], Result]) -> None:
-    result = tiny_result("route_parity")
+SELECTIVE, BLIND = {1: 0.1, 2: 0.7, 3: 0.0}, {1: 0.1, 2: 0.15, 3: 0.0}
+
+
+@pytest.mark.parametrize(
+    ("selectivity", "reverse", "said"),
+    [
+        (
+            SELECTIVE,
+            (0.1, 0.6, 0.9),
+            "RoPE heads do for a while: 0.70 of their energy is odd at step 2, 0.00 in the end; ",
+        ),
+        (
+            BLIND,
+            (0.1, 0.6, 0.9),
+            "RoPE heads do not for sure: 0.15 of their energy is odd at step 2, 0.00 in the end; ",
+        ),
+        (SELECTIVE, (0.1, 0.9, 0.4), "RoPE heads do for a while: "),
+    ],
+)
+def test_the_takeaway_follows_planted_rows(
+    selectivity: dict[int, float], reverse: tuple[float, ...], said: str
+) -> None:
     rows = [
-        {**row, "selectivity": 0.25 if row["step"] else 0.0, "reverse_probability": 0.75}
-        if row["kind"] == "run"
-        else row
-        for row in result.rows
+        {
+            **{"kind": "run", "scheme": scheme, "run": f"{scheme}{seed}", "seed": seed, "step": step, "null": 0.2},
+            **{"selectivity": value + 0.01 * seed, "reverse_probability": probability - 0.01 * seed * (step == 3)},
+        }
+        for scheme in SCHEMES
+        for seed in (-1, 0, 1)
+        for (step, value), probability in zip(selectivity.items(), reverse, strict=True)
     ]
-    said = route_parity.takeaway(replace(result, rows=tidy(rows)))
-    assert "rope 0.25 to 0.25 (0.75 to 0.75)" in said
-    assert said != route_parity.takeaway(result)
+    planes = {"plane": 0, "energy_share": 1.0, "odd_energy": 1.0, "odd_uniform": 1.0}
+    rows += [{**rows[0], **planes, "kind": "plane", "step": step, "run": "rope0"} for step in (1, 3)]
+    found = route_parity.takeaway(planted_result("route_parity", rows, summarize=route_parity.summarize))
+    assert found.startswith(said)
+    falls = "reverse probability falls by 0.50 under RoPE, ALiBi, NoPE, learned, T5 and sinusoidal"
+    assert (
+        falls if reverse[1] > reverse[2] else "reverse probability surely falls from its best under no scheme"
+    ) in found

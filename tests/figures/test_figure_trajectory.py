@@ -78,6 +78,7 @@ def test_twins_are_asked_if_they_have_masks(tmp_path: Path) -> None:
     assert nothing.rows == [] and len(nothing.summary) == 0
     figure: Any = analysis.ANALYSIS.figure(nothing)
     assert "Causal models have no denoising trajectory" in figure.layout.title.subtitle.text
+    assert [trace.text for trace in figure.data] == [(analysis.CAUSAL,)] and not figure.layout.xaxis.showticklabels
 
 
 def test_the_summary_is_of_the_rows(result: Result) -> None:
@@ -94,6 +95,25 @@ def test_the_summary_is_of_the_rows(result: Result) -> None:
     assert result.summary.null("value", **of) != result.summary.at("value", **of)
 
 
+@pytest.mark.parametrize(
+    ("evidence", "said"),
+    [(2.0, "at every stage, the route at none. Still, at most 25%"), (0.0, "at none, the route at none.")],
+)
+def test_the_takeaway_says_what_is_above_its_null(result: Result, evidence: float, said: str) -> None:
+    values = {"evidence": evidence, "route": 0.0, "correct": 0.25, "probability": 0.5, "filled_at": 0.5}
+    rows = [
+        {
+            **row,
+            **{"value": value, "value_low": value - 0.1, "value_high": value + 0.1},
+            **{"value_null": 0.0, "value_null_low": -0.1, "value_null_high": 0.1},
+        }
+        for row in result.rows
+        for value in [1.0 if (row["direction"], row["measure"]) == ("forward", "correct") else values[row["measure"]]]
+    ]
+    found = analysis.takeaway(replace(result, rows=rows))
+    assert f"another fact's source {said}" in found and "forward at least 100% (n = 4 clusters" in found
+
+
 def test_the_figure_shows_every_checkpoint_and_layer(result: Result) -> None:
     rows = [
         {**row, "checkpoint": name, "layer": None if row["layer"] is None else row["layer"] + shift}
@@ -107,6 +127,6 @@ def test_the_figure_shows_every_checkpoint_and_layer(result: Result) -> None:
     heat = [trace for trace in figure.data if trace.type == "heatmap"]
     assert [trace.z.shape for trace in heat] == [(32, analysis.N_PARTS)] * 4
     titles = [annotation.text for annotation in figure.layout.annotations]
-    assert [title for title in titles if "above" not in title and title] == [
+    assert [title for title in titles if title and "null" not in title and "n = " not in title] == [
         f"{name}, {kind}" for name in ("one", "two") for kind in KINDS
     ]

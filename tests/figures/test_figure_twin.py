@@ -118,8 +118,8 @@ def test_other_shapes_are_not_paired_and_the_figure_says_so(tmp_path: Path) -> N
     assert all(row["head"] is None and row["agreement"] is None and not row["paired"] for row in result.rows)
     assert all(row["value"] is not None and row["twin_value"] is not None for row in result.rows)
     figure = twin.draw(result).figure()
-    assert len([text for trace in traces(figure, mode="text") for text in trace.text]) == 3
-    assert "no head can be followed" in twin.takeaway(result)
+    assert len([text for trace in traces(figure, mode="text") for text in trace.text]) == 3 + 2
+    assert "no head can be paired" in twin.takeaway(result)
 
 
 @pytest.mark.parametrize("checkpoints", [1, 3])
@@ -130,7 +130,27 @@ def test_the_figure_shows_every_checkpoint(result: Result, checkpoints: int) -> 
     scattered = [trace for trace in traces(figure, type="scatter") if trace.marker.colorscale]
     assert [len(trace.x) for trace in scattered] == [8] * 2 * checkpoints
     listed = [trace.name for trace in traces(figure, showlegend=True)]
-    assert sorted(listed) == sorted(set(listed)) and {"model", "twin", "route", "evidence"} <= set(listed)
+    assert sorted(listed) == sorted(set(listed)) and {"masked model", "its twin", "route", "evidence"} <= set(listed)
+
+
+def test_the_takeaway_counts_agreement_beyond_that_of_shuffled_heads(result: Result) -> None:
+    def told(**agreement: float) -> str:
+        rows = [
+            {**row, "agreement": value, "agreement_low": value - 0.1, "agreement_high": value + 0.1, **null}
+            if row["what"] in agreement and row["layer"] is None
+            else row
+            for row in result.rows
+            for value in [agreement.get(row["what"], 0.0)]
+        ]
+        return twin.takeaway(replace(result, rows=rows))
+
+    null = {"agreement_null": 0.0, "agreement_null_low": -0.2, "agreement_null_high": 0.2}
+    assert told(route=0.9, evidence=0.8).startswith("Yes: they agree surely more than shuffled heads in all 8 cases")
+    assert told(route=0.9, evidence=0.0).startswith("Only in part: ")
+    assert told(route=-0.9, evidence=0.0).startswith(
+        "No: they agree surely more than shuffled heads in none of 8 cases"
+    )
+    assert "correlate in route by 0.90 and in evidence by 0.80" in told(route=0.9, evidence=0.8)
 
 
 def test_without_a_twin_there_is_nothing_to_compare(probe: Probe) -> None:
