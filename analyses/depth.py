@@ -32,7 +32,7 @@ from mdm_interp.viz import (
     Panel,
     Panels,
     between,
-    of_seeds,
+    sample_size,
     shown,
     with_n,
 )
@@ -111,7 +111,7 @@ def takeaway(result: Result) -> str:
         said.append(f"{shown(scheme)}: {listed or 'one seed decides nothing'}.")
         values = between(entry.effect.value for entry in end.where(scheme=scheme, mlp=True))
         answered.append(f"{values} ({shown(scheme)})")
-    n = of_seeds(entry.effect for entry in end)
+    n = sample_size(entry.effect for entry in end)
     return f"Layers above the null. {' '.join(said)} With MLPs the reverse query gets {', '.join(answered)}; {n}."
 
 

@@ -14,8 +14,8 @@ from mdm_interp.viz import (
     TRAINING_STEPS,
     Panels,
     between,
-    of_seeds,
     opening,
+    sample_size,
     shown,
     told,
     with_n,
@@ -66,7 +66,7 @@ def takeaway(result: Result) -> str:
     return (
         f"{opening(told(answers))}. Among {2 * chance - 1:.0f} entities of its role, the true answer's evidence in the "
         f"reverse query ends at mean rank {between(of_mdms, '.1f')} in MDMs, at {of_arm:.1f} in the ARM (forward "
-        f"{forward:.1f}, by chance {chance:.3g}; {of_seeds(ranks.values())})."
+        f"{forward:.1f}, by chance {chance:.3g}; {sample_size(ranks.values())})."
     )
 
 

@@ -13,7 +13,7 @@ from mdm_interp import Analysis, Contrast, Estimate, Result, Run, Summary, mean_
 from mdm_interp.experiments.grids import VARIANTS, cycle_grid, variant_of
 from mdm_interp.experiments.scope import STAGES
 from mdm_interp.measures.gradients import COMPONENTS, ROUTING, STORAGE, FirstOrder, contrast_steps
-from mdm_interp.viz import CHANCE, GREEN, ORANGE, PURPLE, Panels, between, of_seeds, opening, told, with_n
+from mdm_interp.viz import CHANCE, GREEN, ORANGE, PURPLE, Panels, between, opening, sample_size, told, with_n
 from mdm_interp.viz.words import ANSWER
 
 ETAS = [float(f"{eta:.3g}") for eta in np.logspace(-6, 0, 13)]
@@ -103,7 +103,7 @@ def takeaway(result: Result) -> str:
     return (
         f"{opening(told(answers))}, at every stage. {'As' if as_predicted else 'Not as'} predicted: at step {SMALL:g} "
         f"the reverse loss changes by {between(slopes)} times the prediction, and it stays within {TOLERANCE:.0%} of "
-        f"that up to steps of {min(ends, default=0.0):.1g} or more ({of_seeds(chain(*transfers.values()))})."
+        f"that up to steps of {min(ends, default=0.0):.1g} or more ({sample_size(chain(*transfers.values()))})."
     )
 
 

@@ -22,8 +22,8 @@ from mdm_interp.viz import (
     VARIANT_COLORS,
     Panels,
     between,
-    of_seeds,
     opening,
+    sample_size,
     shown,
     told,
     with_n,
@@ -94,8 +94,8 @@ def takeaway(result: Result) -> str:
     return (
         f"{opening(answers)}. At the end of training the cosine of the mean forward and reverse gradient is "
         f"{between(at_end[variant].value for variant in mdms)} in MDMs and {at_end['ARM rope'].value:.2f} in the ARM "
-        f"({of_seeds(at_end.values())}). Of the MDMs, {shown(least).removeprefix('MDM ')} comes lowest on the way, at "
-        f"{lowest[least]:.2f}."
+        f"({sample_size(at_end.values())}). Of the MDMs, {shown(least).removeprefix('MDM ')} comes lowest on the way, "
+        f"at {lowest[least]:.2f}."
     )
 
 

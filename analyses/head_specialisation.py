@@ -32,8 +32,8 @@ from mdm_interp.viz import (
     REVERSE,
     SKY,
     Panels,
-    of_seeds,
     opening,
+    sample_size,
     shown,
     with_n,
 )
@@ -121,7 +121,7 @@ def takeaway(result: Result) -> str:
     return (
         f"{said}. Under {shown('rope')} the right answer gets {one.value:.2f} with 1 head and {many.value:.2f} with "
         f"{MANY_HEADS}; making side-specific heads read both sides alike {gains} {found('rope', even).value:.2f} "
-        f"({of_seeds([one, many])})."
+        f"({sample_size([one, many])})."
     )
 
 

@@ -20,7 +20,7 @@ from mdm_interp.experiments.grids import VARIANTS, cycle_grid, variant_of
 from mdm_interp.experiments.paper import mirrored
 from mdm_interp.experiments.scope import trained_stages
 from mdm_interp.measures.gradients import influence
-from mdm_interp.viz import CHANCE, FORWARD, REVERSE, Panel, Panels, between, of_seeds, opening, shown, told
+from mdm_interp.viz import CHANCE, FORWARD, REVERSE, Panel, Panels, between, opening, sample_size, shown, told
 from mdm_interp.viz.words import ANSWER
 
 N_DRAWS = 8
@@ -113,7 +113,7 @@ def takeaway(result: Result) -> str:
     shares = ", ".join(map(beaten, dict.fromkeys(answers.values())))
     return (
         f"{opening(told(answers))}; yes: it helps more than unrelated sentences and than another one with the same "
-        f"answer. Share of the unrelated ones that it beats: {shares}; {of_seeds(ahead.values())}."
+        f"answer. Share of the unrelated ones that it beats: {shares}; {sample_size(ahead.values())}."
     )
 
 

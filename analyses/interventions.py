@@ -34,7 +34,7 @@ from mdm_interp.viz import (
     SKY,
     Panels,
     between,
-    of_seeds,
+    sample_size,
     shown,
     with_n,
 )
@@ -120,7 +120,7 @@ def takeaway(result: Result) -> str:
             by = between(entry.effect.value for entry in closed)
             told = f"The route: {some}, that of the forward query measurably closes {by} of the gap in nats"
             told += " (in one layer by construction)" * any(entry.of["n_layers"] == 1 for entry in closed)
-    n = of_seeds(entry.effect for entry in end.where("before"))
+    n = sample_size(entry.effect for entry in end.where("before"))
     return f"{told}. Without the source's value, {left:.2f} or less is left of the reverse answer's probability ({n})."
 
 

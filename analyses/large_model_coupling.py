@@ -16,9 +16,9 @@ from mdm_interp.experiments.scope import scope_of
 from mdm_interp.experiments.subjects import KINDS, demos
 from mdm_interp.measures.gradients import ROUTING, STORAGE, Alignment, gradient_alignment
 from mdm_interp.stats.resampling import FactSample, places_above, rows_at
-from mdm_interp.stats.sentences import sample_size, span
 from mdm_interp.stats.tables import estimates_in
 from mdm_interp.viz import CHANCE, CLUSTERS, GREEN, ORANGE, SKY, Mark, Panel, Panels, draw_answers, share_scale
+from mdm_interp.viz.words import sample_size, span
 
 V_AND_O = "storage (V, O)"
 GROUPS = {V_AND_O: STORAGE, "routing (Q, K)": ROUTING, "MLP": ("MLP",)}

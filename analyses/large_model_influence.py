@@ -22,8 +22,8 @@ from mdm_interp.experiments.subjects import KINDS, demos
 from mdm_interp.measures.gradients import GROUPS, Influence, influence
 from mdm_interp.stats.estimates import Estimate
 from mdm_interp.stats.resampling import FactSample
-from mdm_interp.stats.sentences import counted_of, sample_size
 from mdm_interp.viz import CHANCE, CLUSTERS, FORWARD, REVERSE, Mark, Panels, draw_answers
+from mdm_interp.viz.words import counted_of, sample_size
 
 N_DRAWS = 4
 """How many masked copies of a sentence its gradient is averaged over."""

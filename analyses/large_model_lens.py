@@ -10,7 +10,6 @@ from mdm_interp.experiments.subjects import KINDS, demos
 from mdm_interp.measures.lens import lens, other_answers
 from mdm_interp.stats.estimates import Contrast, Estimate
 from mdm_interp.stats.resampling import Draws, FactSample, rows_at
-from mdm_interp.stats.sentences import counted_of, sample_size, side_of, span
 from mdm_interp.viz import (
     CHANCE,
     CLUSTERS,
@@ -25,6 +24,7 @@ from mdm_interp.viz import (
     draw_layers,
     draw_threads,
 )
+from mdm_interp.viz.words import counted_of, sample_size, side_of, span
 
 SIDES = ("forward", "reverse")
 NAMES = ("probability", "correct", "heads", "mlp", "appears")

@@ -13,9 +13,9 @@ from mdm_interp.experiments.subjects import demos_of_several_seeds
 from mdm_interp.measures.answers import N_DRAWS, SEED, answer_all, mean_over_facts, questions
 from mdm_interp.stats.estimates import NOTHING, Contrast, Estimate
 from mdm_interp.stats.resampling import FactSample
-from mdm_interp.stats.sentences import counted_of, sample_size, side_of
 from mdm_interp.stats.tables import as_columns, estimate_in
 from mdm_interp.viz import CHANCE, CLUSTERS, FORWARD, REVERSE, Panel, Panels
+from mdm_interp.viz.words import counted_of, sample_size, side_of
 
 DIRECTIONS = {"forward": FORWARD, "reverse": REVERSE}
 SIDES = {"left": "circle", "right": "diamond-open"}

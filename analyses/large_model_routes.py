@@ -10,7 +10,6 @@ from mdm_interp.experiments.subjects import KINDS, demos
 from mdm_interp.measures.fact_routes import compute_fact_routes, is_mirrored, rope_predictions, same_lengths
 from mdm_interp.stats.estimates import Contrast
 from mdm_interp.stats.resampling import rows_at
-from mdm_interp.stats.sentences import counted_of, number, sample_size, side_of, span
 from mdm_interp.stats.tables import estimate_in
 from mdm_interp.viz import (
     CHANCE,
@@ -29,6 +28,7 @@ from mdm_interp.viz import (
     draw_answers,
     draw_layers,
 )
+from mdm_interp.viz.words import counted_of, number, sample_size, side_of, span
 
 MEASURES = ("forward", "reverse", "correlation", "score_correlation", "selectivity", "same_content")
 PLAIN = ("uniform_forward", "uniform_reverse", "isotropic", "spectrum")

@@ -19,7 +19,6 @@ from mdm_interp.measures.sinks import sinks, watch_sinks
 from mdm_interp.measures.trajectory import source_only
 from mdm_interp.stats.estimates import Contrast
 from mdm_interp.stats.resampling import Draws, FactSample, rows_at
-from mdm_interp.stats.sentences import counted_of, listed, sample_size, side_of, span
 from mdm_interp.viz import (
     CHANCE,
     CLUSTERS,
@@ -35,6 +34,7 @@ from mdm_interp.viz import (
     draw_answers,
     draw_layers,
 )
+from mdm_interp.viz.words import counted_of, joined, sample_size, side_of, span
 
 STEPS = 4
 """In how many steps sentences are denoised."""
@@ -109,7 +109,7 @@ def takeaway(result: Result) -> str:
     taking = [entry for entry in shares if side_of(entry.effect, entry.null) == "above"]
     checkpoints = dict.fromkeys(entry.of["checkpoint"] for entry in shares)
     idle = [name for name in checkpoints if name not in {entry.of["checkpoint"] for entry in taking}]
-    named = listed(idle) if len(idle) < 3 else counted_of(len(idle), len(checkpoints), "checkpoints")
+    named = joined(idle) if len(idle) < 3 else counted_of(len(idle), len(checkpoints), "checkpoints")
     told = "Sinks take no sure share of attention"
     if taking:
         told = (

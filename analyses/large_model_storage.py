@@ -10,7 +10,6 @@ from mdm_interp.experiments.subjects import KINDS, demos
 from mdm_interp.measures.answer_evidence import answer_evidence, fact_place_index
 from mdm_interp.stats.estimates import Contrast, Estimate
 from mdm_interp.stats.resampling import Draws, FactSample, rows_at
-from mdm_interp.stats.sentences import counted_of, sample_size, side_of, span
 from mdm_interp.viz import (
     CHANCE,
     CLUSTERS,
@@ -25,6 +24,7 @@ from mdm_interp.viz import (
     draw_answers,
     draw_layers,
 )
+from mdm_interp.viz.words import counted_of, sample_size, side_of, span
 
 SIDES = ("forward", "reverse")
 MEASURES = ("forward_specific", "forward_beaten", "reverse_specific", "reverse_beaten", "place_index")

@@ -37,7 +37,7 @@ from mdm_interp.viz import (
     Panels,
     between,
     listed,
-    of_seeds,
+    sample_size,
     shown,
 )
 
@@ -158,7 +158,7 @@ def takeaway(result: Result) -> str:
     )
     lowered = [setting for setting, both in of_storage.items() if {one.side for one in both} == {"above"}]
     single = [setting for setting, (storage, _) in of_storage.items() if storage.n == 1]
-    n = of_seeds(storage for storage, _ in of_storage.values())
+    n = sample_size(storage for storage, _ in of_storage.values())
     begin = "In no model do the intervals show that storage lowered the reverse loss more than another answer's"
     if lowered:
         by, fall = (between(estimate.value for estimate in found(name, lowered)) for name in ("storage", "fall"))

@@ -26,7 +26,7 @@ from mdm_interp.viz import (
     Panel,
     Panels,
     between,
-    of_seeds,
+    sample_size,
     shown,
     with_n,
 )
@@ -99,7 +99,7 @@ def takeaway(result: Result) -> str:
         if any_order == "all"
         else "Not shown: masking only one side does not, either"
     )
-    n = of_seeds(entry.effect for entry in summary.where("above_chance", stage="end"))
+    n = sample_size(entry.effect for entry in summary.where("above_chance", stage="end"))
     return (
         f"{begin.get(single, yes)}. Reverse queries end above chance ({summary.at('chance').value:.2g}) {with_one} "
         f"with one side masked, {with_any} with any-order masking, {with_arm} if predicted from left to right ({n})."

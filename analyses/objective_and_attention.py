@@ -15,7 +15,7 @@ from mdm_interp import Analysis, Result, Run, Summary, predict, where
 from mdm_interp.experiments.claims import ClaimTest
 from mdm_interp.experiments.grids import CELLS, MASK_RATES, POOL, attention_grid
 from mdm_interp.experiments.scope import trained_stages
-from mdm_interp.viz import Panels, between, of_seeds, opening, with_n
+from mdm_interp.viz import Panels, between, opening, sample_size, with_n
 
 ASKED = {"forward": "B after A r,<br>as trained", "reverse": "A after B r", "mirrored": "B before r A"}
 """The questions: what rows and summary call them, and how readers know them."""
@@ -86,7 +86,7 @@ def takeaway(result: Result) -> str:
     }
     others = between(value for name in CELLS if name != BOTH for value in found[name])
     chances = between((summary.at("chance", meaning=meaning).value for meaning in worlds), ".2g")
-    n = of_seeds(entry.effect for entry in summary.where("reverse", stage="end"))
+    n = sample_size(entry.effect for entry in summary.where("reverse", stage="end"))
     both = " and ".join(f"{value:.2f} in {meaning}" for meaning, value in zip(worlds, found[BOTH], strict=True))
     return (
         f"{opening(said)}. With both, A after `B r` gets {both}; with one or none of them {others} (chance {chances}; "

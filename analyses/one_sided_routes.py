@@ -29,8 +29,8 @@ from mdm_interp.viz import (
     Panel,
     Panels,
     between,
-    of_seeds,
     opening,
+    sample_size,
     shown,
     with_n,
 )
@@ -129,7 +129,7 @@ def _gained(summary: Summary) -> str:
     of = {"reversed_share": MOST, "stage": "end"}
     gains = [summary.at("gained", model=name, **of) for name in POOL_CONTRASTS]
     rope, learned = (summary.at("reverse_probability", model=name, **of) for name in POOL_CONTRASTS)
-    n = of_seeds(entry.effect for entry in summary.where("reverse_probability", stage="end"))
+    n = sample_size(entry.effect for entry in summary.where("reverse_probability", stage="end"))
     verb = {"above": "raises", "below": "lowers"}.get(agreed(gain.side for gain in gains), "may change")
     side = summary.at("above_rope", model=LEARNED, **of).side
     than = {"above": "less than", "below": "more than"}.get(side, "not measurably apart from")

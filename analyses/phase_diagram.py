@@ -28,9 +28,9 @@ from mdm_interp.measures.heads import compute_contributions, specialisation
 from mdm_interp.measures.parity import direction_selectivity, score_parity
 from mdm_interp.stats.estimates import NOTHING
 from mdm_interp.stats.held_out import halvings_estimate, held_out_r2
-from mdm_interp.stats.sentences import counted_of, sample_size
 from mdm_interp.stats.summary import Entry
 from mdm_interp.viz import DIVERGING, GREEN, ORANGE, REVERSE, Page, Panels, Place, routes, settings_map
+from mdm_interp.viz.words import counted_of, sample_size
 
 SWEEP = Sweep.model_validate(yaml.safe_load((resources.files("analyses") / "phase_diagram.yaml").read_text()))
 HEADS: list[int] = SWEEP.grid["model.n_heads"]

@@ -18,7 +18,6 @@ from mdm_interp.experiments.scope import STAGES, Moment, counted, second_checkpo
 from mdm_interp.measures.evidence import as_share, evidence_matrix, pair_position_index, position_share
 from mdm_interp.models.positions import POSITION_SCHEMES
 from mdm_interp.stats.estimates import NOTHING, Estimate, mean_estimate
-from mdm_interp.stats.sentences import listed, sample_size
 from mdm_interp.stats.tables import curve
 from mdm_interp.viz import (
     CHANCE,
@@ -32,6 +31,7 @@ from mdm_interp.viz import (
     alike,
     shown,
 )
+from mdm_interp.viz.words import joined, sample_size
 
 UNRELATED = 0.5
 """The pair share when evidence in the two places has equal variance and is uncorrelated: half of it is position's."""
@@ -84,11 +84,11 @@ def takeaway(result: Result) -> str:
     nulls = [summary.null("share", scheme=scheme, stage="end").value for scheme in absolute]
     ends = [summary.at("share", scheme=scheme, stage="end") for scheme in absolute]
     deep = [entry.effect for entry in summary.where("pair_share", stage="end") if entry.of.get("layer", 0) > 0]
-    named = listed([shown(scheme) for scheme in relative])
+    named = joined([shown(scheme) for scheme in relative])
     answer = f"Up to {largest:.2g} of it is position's under {named}" if largest else f"No, in one layer under {named}"
     upper = f"in upper layers {up_to(deep)}" if deep else "deeper models are unmeasured"
     return (
-        f"{answer}; {listed(absolute)} positions end by making {up_to(ends)} of the evidence's variance, shuffled "
+        f"{answer}; {joined(absolute)} positions end by making {up_to(ends)} of the evidence's variance, shuffled "
         f"{min(nulls):.2f}; {upper} ({sample_size([*ends, *deep])})."
     )
 

@@ -16,8 +16,8 @@ from mdm_interp.experiments.paper import CORRELATIONS, LINK_RULES, SIGNATURES, a
 from mdm_interp.experiments.scope import STAGES, Moment, counted
 from mdm_interp.measures.gradients import STORAGE, direction_cosine, mean_gradient
 from mdm_interp.measures.signatures import evidence, route
-from mdm_interp.stats.sentences import counted_of, listed, sample_size, side_of, span
 from mdm_interp.viz import CHANCE, ORANGE, PROBABILITY, PURPLE, SCHEME_COLORS, Panels, shown
+from mdm_interp.viz.words import counted_of, joined, sample_size, side_of, span
 
 PLAIN = "rank correlation", ORANGE, "diamond-open", -0.22
 GIVEN = "given forward probability", PURPLE, "circle", 0.0
@@ -58,7 +58,7 @@ def takeaway(result: Result) -> str:
     if not found:
         return "Unknown: no signature varies by itself where forward probability leaves anything to explain."
     clear = [entry for entry in found if side_of(entry.effect, entry.null) == "above" and entry.effect.side == "above"]
-    names = listed(list(dict.fromkeys(entry.of["signature"] for entry in clear)))
+    names = joined(list(dict.fromkeys(entry.of["signature"] for entry in clear)))
     answer = f"In part, {names}" if clear else "Not beyond what forward probability says"
     return (
         f"{answer}: given it, a signature's rank correlation over training with reverse probability is surely above "

@@ -12,7 +12,7 @@ from typing import Any
 
 from mdm_interp import Analysis, Result, Run, Summary, TrainConfig, all_checkpoints, metrics_at, where
 from mdm_interp.experiments.grids import MANY_HEADS, VARIANTS, grid, head_grid, variant_of
-from mdm_interp.viz import CHANCE, FORWARD, PROBABILITY, REVERSE, TRAINING_STEPS, Panels, of_seeds, shown, told
+from mdm_interp.viz import CHANCE, FORWARD, PROBABILITY, REVERSE, TRAINING_STEPS, Panels, sample_size, shown, told
 from mdm_interp.viz.words import ANSWER
 
 SETTINGS = {
@@ -65,7 +65,7 @@ def takeaway(result: Result) -> str:
         above = {variant: summary.at("above_chance", setting=setting, variant=variant) for variant in VARIANTS}
         answers = told({variant: ANSWER[estimate.side] for variant, estimate in above.items() if estimate.n})
         said.append(f"{place}: {answers}.")
-    n = of_seeds(entry.effect for entry in summary.where("above_chance"))
+    n = sample_size(entry.effect for entry in summary.where("above_chance"))
     return f"{' '.join(said)} (Yes: above chance; {n}.)"
 
 

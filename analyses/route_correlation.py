@@ -17,7 +17,6 @@ from mdm_interp.experiments.scope import SCOPE
 from mdm_interp.measures import routes
 from mdm_interp.measures.rope import distance_correlation, isotropy
 from mdm_interp.stats.correlations import correlate
-from mdm_interp.stats.sentences import listed, sample_size, side_of
 from mdm_interp.viz import (
     CHANCE,
     CORRELATION,
@@ -34,6 +33,7 @@ from mdm_interp.viz import (
     alike,
     shown,
 )
+from mdm_interp.viz.words import joined, sample_size, side_of
 
 DISTANCES = (1, 2, 3, 4, 5, 6, 7)
 PREDICTIONS = {"measured": (GREEN, "solid"), "spectrum": (ORANGE, "dash"), "isotropic": (SKY, "dash")}
@@ -128,11 +128,11 @@ def takeaway(result: Result) -> str:
         unsure = ", no sure change" if way == "goes" else ""
         return f"under {shown(scheme)} it {way} from {initial.value:.2f} to {end.value:.2f}{unsure}"
 
-    whole = f"Wholly under {listed([shown(scheme) for scheme in wholly])}" if wholly else ""
-    joined = "; else in part" if wholly else "In part"
+    whole = f"Wholly under {joined([shown(scheme) for scheme in wholly])}" if wholly else ""
+    rest = "; else in part" if wholly else "In part"
     others = "; ".join(moved(scheme) for scheme in MDM_SCHEMES if scheme not in wholly)
     size = sample_size([end for ends in measured.values() for end in ends])
-    part = f"{joined}. Over training, the correlation of the two sides' scores: {others}" if others else ""
+    part = f"{rest}. Over training, the correlation of the two sides' scores: {others}" if others else ""
     return f"{whole}{part} ({size})."
 
 

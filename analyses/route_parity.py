@@ -13,7 +13,6 @@ from mdm_interp.experiments.grids import SCHEMES, scheme_grid
 from mdm_interp.experiments.scope import second_checkpoints
 from mdm_interp.measures.parity import direction_selectivity, plane_energy, score_parity
 from mdm_interp.stats.estimates import mean_estimate
-from mdm_interp.stats.sentences import listed, sample_size, span
 from mdm_interp.stats.tables import curve
 from mdm_interp.viz import (
     CHANCE,
@@ -27,6 +26,7 @@ from mdm_interp.viz import (
     alike,
     shown,
 )
+from mdm_interp.viz.words import joined, sample_size, span
 
 OF_RUN = ("selectivity", "null")
 OF_PLANE = ("plane", "wavelength", "energy_share", "odd_energy", "odd_uniform")
@@ -94,7 +94,7 @@ def takeaway(result: Result) -> str:
     fallen = [summary.at("change_of_reverse_probability", scheme=name) for name in falling]
     reverse = (
         f"from its best, reverse probability falls by {span([replace(one, value=-one.value) for one in fallen])} under "
-        f"{listed([shown(name) for name in falling])}"
+        f"{joined([shown(name) for name in falling])}"
         if falling
         else "reverse probability surely falls from its best under no scheme"
     )

@@ -15,9 +15,9 @@ from mdm_interp.experiments.paper import LINKED, RULES
 from mdm_interp.experiments.scope import SCOPE, STAGES, scope_label
 from mdm_interp.interventions import transplant_routes
 from mdm_interp.measures.signatures import alignment, evidence, position, route, score
-from mdm_interp.stats.sentences import sample_size, side_of
 from mdm_interp.stats.summary import Entry
 from mdm_interp.viz import DIVERGING, PROBABILITY, SCHEME_COLORS, Panel, Panels, shown
+from mdm_interp.viz.words import sample_size, side_of
 
 SHOWN = {
     "evidence": "evidence<br>(z-score)",

@@ -13,7 +13,6 @@ from mdm_interp.data.prompts import Kind
 from mdm_interp.experiments.subjects import KINDS, demos
 from mdm_interp.measures.trajectory import denoise_answers, other_sources, source_only, with_source
 from mdm_interp.stats.resampling import FactSample
-from mdm_interp.stats.sentences import sample_size, side_of
 from mdm_interp.stats.tables import as_columns, estimate_in, estimates_in
 from mdm_interp.viz import (
     CHANCE,
@@ -26,6 +25,7 @@ from mdm_interp.viz import (
     checkpoints_and_kinds,
     draw_threads,
 )
+from mdm_interp.viz.words import sample_size, side_of
 
 DIRECTIONS = {"forward": FORWARD, "reverse": REVERSE}
 N_PARTS = 5

@@ -19,8 +19,8 @@ from mdm_interp.models.protocol import HookedModel
 from mdm_interp.stats.estimates import NOTHING as NONE
 from mdm_interp.stats.estimates import Contrast, Estimate
 from mdm_interp.stats.resampling import Draws, FactSample, head_agreement, rows_at
-from mdm_interp.stats.sentences import counted_of, sample_size, side_of, span
 from mdm_interp.viz import CHANCE, CLUSTERS, CORRELATION, GREEN, ORANGE, PROBABILITY, PURPLE, SKY, Panel, Panels
+from mdm_interp.viz.words import counted_of, sample_size, side_of, span
 
 HEADS = ("route", "evidence")
 ASKED = {

@@ -34,8 +34,8 @@ from mdm_interp.viz import (
     VERMILION,
     Panels,
     listed,
-    of_seeds,
     opening,
+    sample_size,
     told,
     with_n,
 )
@@ -123,8 +123,8 @@ def takeaway(result: Result) -> str:
     two = [variant for variant in variants if two_entries(result.summary, variant)]
     return (
         f"{opening(told(dict(zip(variants, answers, strict=True))))}: a fact's two representations have cosine "
-        f"{min(same):.2f} or more, unrelated ones {max(other):.2f} or less ({of_seeds(found('same_fact'))}). A probe "
-        f"trained forward gets {min(probe):.2f} or more of reverse answers right (untrained: up to "
+        f"{min(same):.2f} or more, unrelated ones {max(other):.2f} or less ({sample_size(found('same_fact'))}). A "
+        f"probe trained forward gets {min(probe):.2f} or more of reverse answers right (untrained: up to "
         f"{max(untrained):.2f}).{f' As two entries predict: {listed(two)}.' if two else ''}"
     )
 

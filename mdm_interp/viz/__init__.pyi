@@ -39,7 +39,7 @@ from .theme import faded as faded
 from .theme import shown as shown
 from .words import between as between
 from .words import listed as listed
-from .words import of_seeds as of_seeds
 from .words import opening as opening
+from .words import sample_size as sample_size
 from .words import told as told
 from .words import with_n as with_n

@@ -15,10 +15,10 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from mdm_interp.stats.estimates import NOTHING
-from mdm_interp.stats.sentences import sample_size
 from mdm_interp.stats.summary import Summary
 from mdm_interp.stats.tables import estimates_in, where
 from mdm_interp.viz.panels import Panel, Panels
+from mdm_interp.viz.words import sample_size
 
 UNDEFINED = "undefined: these pairs<br>share no source, or<br>the facts are too few"
 CLUSTERS = "clusters of facts"

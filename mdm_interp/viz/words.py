@@ -1,9 +1,10 @@
-"""Sentences of figures: who is meant, what was found of each, and of how many seeds."""
+"""Words of figures: who is meant, what was found of each, and of how many; no more than intervals allow."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -12,15 +13,14 @@ from mdm_interp.viz.theme import shown
 
 ANSWER = {"above": "yes", "below": "no", "undecided": "undecided"}
 """What the side of 0 on which an interval is says to a question."""
+Side = Literal["above", "below", "undecided"]
 
 
-def listed(names: Sequence[str]) -> str:
-    """List labels as figures call them: `MDM RoPE, ALiBi and the ARM`."""
-    named = ["the ARM" if name == "ARM rope" else shown(name) for name in names]
-    for i in reversed(range(1, len(named))):
-        if named[i - 1].startswith("MDM "):
-            named[i] = named[i].removeprefix("MDM ")
-    return " and ".join(filter(None, (", ".join(named[:-1]), *named[-1:])))
+def side_of(effect: Estimate, null: Estimate | None) -> Side:
+    """Say on which side of its null an effect is; undecided where their intervals overlap or one has none."""
+    if null is None:
+        return "undecided"
+    return "above" if effect.low > null.high else "below" if effect.high < null.low else "undecided"
 
 
 def told(answers: Mapping[str, str]) -> str:
@@ -34,19 +34,47 @@ def told(answers: Mapping[str, str]) -> str:
     return ", ".join(found)
 
 
-def between(values: Iterable[Any], rounding: str = ".2f") -> str:
+def listed(names: Sequence[str]) -> str:
+    """List labels as figures call them: `MDM RoPE, ALiBi and the ARM`."""
+    named = ["the ARM" if name == "ARM rope" else shown(name) for name in names]
+    for i in reversed(range(1, len(named))):
+        if named[i - 1].startswith("MDM "):
+            named[i] = named[i].removeprefix("MDM ")
+    return joined(named)
+
+
+def joined(names: Sequence[str]) -> str:
+    """Join names, as `RoPE, ALiBi and NoPE`."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
+
+
+def number(value: int | float, form: str = ".2f") -> str:
+    """Write a number, without a minus before what is rounded to zero."""
+    return re.sub(r"^-(?=[0.]+%?$)", "", format(value, form))
+
+
+def between(values: Iterable[Any], form: str = ".2f") -> str:
     """Say between which numbers some are: `0.70 to 0.86`, or one number if all are written alike."""
     known = [value for value in values if value == value]  # NaN is not
-    if not known:
-        return "?"
-    ends = [format(end, rounding) for end in (min(known), max(known))]
-    return " to ".join(dict.fromkeys(end if float(end) else end.removeprefix("-") for end in ends))
+    return " to ".join(dict.fromkeys(number(end, form) for end in (min(known), max(known)))) if known else "?"
 
 
-def of_seeds(estimates: Iterable[Estimate]) -> str:
-    """Say of how many seeds estimates are: `n = 5 to 10 seeds`."""
-    counts = between([estimate.n for estimate in estimates if estimate.n], ".0f")
-    return f"n = {counts} seed{'' if counts == '1' else 's'}"
+def span(estimates: Iterable[Estimate | None], form: str = ".2f") -> str:
+    """Say between which values estimates lie; nothing where there are none."""
+    values = [one.value for one in estimates if one is not None and one.n]
+    return between(values, form) if values else ""
+
+
+def counted_of(count: int, total: int, noun: str) -> str:
+    """Say how many of so many, as `all 6 cases`, `4 of 6 cases` or `none of 6 cases`."""
+    how_many = "all" if count == total else f"{count or 'none'} of"
+    return f"{how_many} {total} {noun}"
+
+
+def sample_size(estimates: Iterable[Estimate], unit: str = "seeds") -> str:
+    """Say how many observations are behind estimates, as `n = 5 to 10 seeds`."""
+    told = between([one.n for one in estimates if one.n] or [0], ".0f")
+    return f"n = {told} {unit.removesuffix('s') if told == '1' else unit}"
 
 
 def with_n(label: str, rows: pd.DataFrame, by: str | None = None) -> str:
