@@ -32,7 +32,7 @@ from mdm_interp import viz
 from mdm_interp.checkpoints import save_checkpoint
 from mdm_interp.cli import run_one
 from mdm_interp.config import FactConfig, ModelConfig, TrainConfig
-from mdm_interp.experiments import claims, findings, grids, runner, subjects
+from mdm_interp.experiments import claims, exhibits, findings, grids, runner, subjects
 from mdm_interp.experiments.analysis import discover
 from mdm_interp.experiments.results import CheckpointOrigin, Result
 from mdm_interp.experiments.runner import Reported
@@ -374,7 +374,8 @@ def test_a_state_of_another_model_is_one_line(mdm_interp: Callable[..., Ended], 
     """This one is found while the progress bar is up."""
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
     run = unfinished(tmp_path / "runs", seed=0)
-    save_tensors(run.checkpoint_path(0), HookedTransformer(run.config.model).state_dict())
+    for step in (0, 1):
+        save_tensors(run.checkpoint_path(step), HookedTransformer(run.config.model).state_dict())
     save_tensors(run.state_path, {"generator": torch.Generator().get_state()}, {"step": "1"})
     assert_refused(mdm_interp("train", "config.yaml", "--device", "cpu"), "state.safetensors", "delete the folder")
 
@@ -382,10 +383,13 @@ def test_a_state_of_another_model_is_one_line(mdm_interp: Callable[..., Ended], 
 # ---- reproduce
 
 
-def tiny_layer(facts: FactConfig, position: Any, objective: Any, seed: int, **heads: Any) -> TrainConfig:
+def tiny_layer(
+    facts: FactConfig, position: Any, objective: Any, seed: int, *, n_heads: int = 1, n_layers: int = 1, **_: Any
+) -> TrainConfig:
     model = ModelConfig(
         d_model=16,
-        **{"n_heads": 1, **heads},
+        n_heads=n_heads,
+        n_layers=n_layers,
         d_vocab=facts.d_vocab,
         n_ctx=facts.seq_len,
         position=position,
@@ -425,6 +429,7 @@ def work(real_grid: None, monkeypatch: pytest.MonkeyPatch) -> Work:
     monkeypatch.setitem(grids.WORLDS, "relation_cycle", FactConfig(n_entities=6, n_filler=4))
     monkeypatch.setitem(grids.WORLDS, "two_role", grids.TWO_ROLE.model_copy(update={"n_entities": 6}))
     monkeypatch.setattr(grids, "small_model", tiny_layer)
+    monkeypatch.setattr(exhibits, "settings_of", lambda scope: ["RoPE"] if scope["scheme"] == "rope" else [])
     monkeypatch.setattr(subjects, "train_all", train_here)
     monkeypatch.setattr(reversal_curse, "ANALYSIS", replace(reversal_curse.ANALYSIS, measure=counted))
     monkeypatch.setattr(pio, "write_images", no_browser)
@@ -451,8 +456,8 @@ def test_reproduce_writes_what_it_says_and_works_once(
     assert [path.name for path in (tmp_path / "figures").iterdir()] == ["quick"]
     written = sorted(path.name for path in (tmp_path / "figures" / "quick").iterdir())
     assert written == [
-        "index.html",
         "explore_rope.html",
+        "index.html",
         "plotly.min.js",
         "reversal_curse.html",
         "reversal_curse.json",
@@ -567,7 +572,7 @@ def test_report_draws_everything_again_from_the_results_alone(
     before, trained = contents(folder), len(work.trained)
     measured = {run: list(steps) for run, steps in work.measured.items()}
     for path in folder.iterdir():
-        if path.suffix != ".json" and not path.name.startswith("inside_"):
+        if path.suffix != ".json" and not path.name.startswith(("inside_", "explore_")):
             path.unlink()
     shutil.rmtree(tmp_path / "runs")
     ended = mdm_interp("report", "--out", "figures/quick")

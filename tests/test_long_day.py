@@ -81,7 +81,7 @@ def test_ctrl_c_leaves_what_the_same_command_goes_on_from(
     monkeypatch.setattr(HookedTransformer, "forward", interrupted)
     fresh = tmp_path / "fresh"
     fresh.mkdir()
-    stored(fresh / "runs").folder.rename(fresh / "runs" / "RUN")
+    run = stored(fresh / "runs").folder.name
     (fresh / "new.yaml").write_text(yaml.safe_dump({**CONFIG, "seed": 9}))
     (fresh / "said.txt").write_text("Tom Cruise's mother is Mary Lee Pfeiffer.\n")
     tiny_probe(fresh, "llada", facts=2)
@@ -91,7 +91,7 @@ def test_ctrl_c_leaves_what_the_same_command_goes_on_from(
             shutil.copytree(fresh, tmp_path / name)
         monkeypatch.chdir(tmp_path / name)
         calls[:] = 0, stop_at
-        return mdm_interp(*INTERRUPTED[command])
+        return mdm_interp(*(run if word == "RUN" else word for word in INTERRUPTED[command]))
 
     assert go("whole", 0).code == 0
     whole, last = visible(tmp_path / "whole"), calls[0]

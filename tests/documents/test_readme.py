@@ -61,7 +61,7 @@ def test_the_example_runs_as_written(tmp_path: Path) -> None:
     ((before, after),) = re.findall(rf"^before {number} after {number}$", ran.stdout, re.MULTILINE)
     assert abs(float(before) - float(reverse)) < 1e-3 and abs(float(after) - float(forward)) < 1e-3
     assert "torch.Size([1, 1, 6, 6])" in ran.stdout
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["routes.html", "runs"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["explorer.html", "runs"]
 
 
 # ---- what was found

@@ -33,7 +33,7 @@ def test_each_model_that_is_there_has_its_pages(
     out.mkdir()
     with tiny_grid():
         lab = Lab(n_seeds=1, root=tmp_path / "store")
-        for config in scheme_grid([0])[:2]:
+        for config in (one for one in scheme_grid([0]) if one.model.position in named):
             train(config, root=lab.root, progress=False)
         write_exhibits(lab, out)
         small = {explorer_of("RoPE"), explorer_of("learned")}

@@ -8,9 +8,7 @@ import os
 import re
 import shutil
 import struct
-import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from itertools import combinations
 from pathlib import Path
@@ -73,36 +71,6 @@ def test_without_a_browser_the_pages_are_written_and_one_line_says_why_there_are
     assert problem == "no PNGs: Kaleido requires Google Chrome."
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other.html", "plotly.min.js", "tiny.html"]
     assert (tmp_path / "plotly.min.js").read_text(encoding="utf-8") == get_plotlyjs()
-
-
-def test_what_a_killed_process_left_beside_the_figures_is_cleared_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Killed(BaseException):
-        pass
-
-    def killed(figures: Any, files: list[Path], **_: Any) -> None:
-        files[0].write_bytes(b"half an image")
-        monkeypatch.setattr(tempfile.TemporaryDirectory, "cleanup", lambda self: self._finalizer.detach())
-        raise Killed
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(pio, "write_images", killed)
-        patch.setattr(module, "_draw_images", lambda *given, **sizes: killed(*given, **sizes))
-        write_figures([(result(), drawing())], tmp_path)
-    (left,) = [path for path in tmp_path.iterdir() if path.is_dir()]
-    assert [path.name for path in left.iterdir()] == ["tiny.png"]
-    for name in ("tmpabcd1234", "mine.tmp", ".mine"):
-        (tmp_path / name).mkdir()
-        os.utime(tmp_path / name, (0, 0))
-    monkeypatch.undo()
-    monkeypatch.setattr(module, "_draw_images", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("none")))
-    write_figures([(result(), drawing())], tmp_path)
-    assert left.exists(), "another process may be drawing there"
-    os.utime(left, (0, time.time() - 4000))
-    write_figures([(result(), drawing())], tmp_path)
-    assert not left.exists()
-    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"tmpabcd1234", "mine.tmp", ".mine"}
 
 
 def test_a_browser_that_stops_answering_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,11 +144,11 @@ def test_a_figure_names_the_runs_behind_it_by_setting(tmp_path: Path) -> None:
     index = write(tmp_path, (first, drawing()), (second, drawing()))
     for page in (index, tmp_path / "tiny.html"):
         said = text_of(page)
-        assert "Its 3 runs mdm-interp runs show DIGEST" in said
+        assert "Its 3 runs mdm-interp explore DIGEST --out explorer.html shows its heads" in said
         assert "w, any_order rope, 1 layer, 1 head of 64: aa bb dd" in said
     for page in (index, tmp_path / "other.html"):
         said = text_of(page)
-        assert "Its 2 runs mdm-interp runs show DIGEST" in said
+        assert "Its 2 runs mdm-interp explore DIGEST --out explorer.html shows its heads" in said
         assert "MDM none: cc aa" in said
     assert "2 analyses of 4 trained models with 3 seeds, 3 rows of measurements." in text_of(index)
 

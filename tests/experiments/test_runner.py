@@ -108,7 +108,7 @@ def refuse(*_: Any, **__: Any) -> None:
     raise AssertionError("work was spread although there is nothing to do side by side")
 
 
-PROGRESS = re.compile(r"^measuring planted_(one|two): [12] of 2$\n", re.MULTILINE)
+PROGRESS = re.compile(r"^measuring planted_(one|two): [12] of 2; [01] of 2 analyses done.*$\n", re.MULTILINE)
 """What is said every few seconds where there is no terminal for bars."""
 
 

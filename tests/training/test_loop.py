@@ -545,7 +545,7 @@ def test_training_that_diverges_stops_with_the_step_and_keeps_what_was_good(
     assert all(math.isfinite(progressed.loss) for progressed in reports if progressed.step)
 
 
-@pytest.mark.parametrize("lr", [1e20, 1e38])
+@pytest.mark.parametrize("lr", [1e20])
 def test_a_last_step_that_diverges_finishes_no_run(tmp_path: Path, lr: float) -> None:
     """The loss of a step is that of before it."""
     config = tiny(lr=lr, steps=1, warmup=1)
