@@ -595,6 +595,8 @@ def _opened(subjects: list[str], runs: Path, device: str, loading: dict[str, Any
     Raises:
         UserError: one cannot be opened, or an option is given that none of them has a use for.
     """
+    import torch
+
     from mdm_interp.checkpoints import load_checkpoint
     from mdm_interp.config import TrainConfig
     from mdm_interp.devices import check_device
@@ -623,6 +625,7 @@ def _opened(subjects: list[str], runs: Path, device: str, loading: dict[str, Any
 
     ways = [way(subject) for subject in subjects]
     if checkpoint not in ways:
+        torch.set_num_threads(1)  # runs' models are tiny: more threads only wait for each other
         _only_for_checkpoints(loading, "a run's model is as its config says")
         if described not in ways and device not in ("auto", "cpu"):
             _only_for_checkpoints({"device": device}, "pages of a run are made on the CPU")

@@ -149,6 +149,13 @@ def test_what_does_not_fit_is_thinned_then_refused(run: Run, monkeypatch: pytest
         viz.explore(run, pairs)
 
 
+def test_tokens_that_a_runs_world_does_not_have_are_named_by_their_ids(run: Run, tmp_path: Path) -> None:
+    cfg = run.config.model
+    wide = run.config.model_copy(update={"model": cfg.model_copy(update={"d_vocab": cfg.d_vocab + 2})})
+    page = viz.explore(train(wide, root=tmp_path, progress=False))
+    assert page.data["tokens"][-2:] == [str(cfg.d_vocab), str(cfg.d_vocab + 1)]
+
+
 def test_chosen_checkpoints_are_shown(run: Run) -> None:
     page = viz.explore(run, steps=run.steps[::2])
     assert page.data["series"][0]["steps"] == run.steps[::2]

@@ -7,13 +7,14 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mdm_interp.data.queries import Query, QueryPair, batches
+from mdm_interp.data.queries import Query, QueryBatch, QueryPair, batches
 from mdm_interp.errors import UserError
 from mdm_interp.inference.denoising import denoise
 from mdm_interp.inference.prediction import predict
@@ -247,19 +248,35 @@ class _Asked:
             "overall": {name: as_lists(mean) for name, mean in scores.over_pairs.items()},
             "undefined": scores.undefined,
             "probability": {side: as_lists(predict(model, asked).probability) for side, asked in queries.items()},
-            "patterns": {side: [self._patterns(model, at, side) for at in range(len(self.pairs))] for side in SIDES},
+            "patterns": {side: self._together(side, partial(self._patterns, model)) for side in SIDES},
             "planes": planes,
             "no_planes": reason,
             "maps": self._maps(model),
-            "lens": {side: [self._lens(model, prompt[side]) for prompt in self.prompts] for side in SIDES},
+            "lens": {side: self._together(side, partial(self._lens, model)) for side in SIDES},
             "denoised": {side: self._denoised(model, asked) for side, asked in queries.items()},
         }
 
-    def _patterns(self, model: Any, at: int, side: str) -> list[str]:
-        def reduce(view: LayerView) -> str:
-            return packed(view.pattern[0].transpose(0, 1))
+    def _together(self, side: str, measure: Callable[[QueryBatch], list[Any]]) -> list[Any]:
+        """Measure all prompts of a side, those of one length in one pass, and return what is found of each in order."""
+        found: dict[int, Any] = {}
+        alike: dict[tuple[int, int], list[int]] = {}
+        for at, prompt in enumerate(self.prompts):
+            alike.setdefault((len(prompt[side].tokens), len(self.rows(at, side))), []).append(at)
+        for places in alike.values():
+            each = [self.prompts[at][side].batch(self.rows(at, side), "cpu") for at in places]
+            fields = ("tokens", "readout", "answer", "answered", "source")
+            whole = {field: torch.cat([getattr(batch, field) for batch in each]) for field in fields}
+            found |= zip(places, measure(QueryBatch(attention_mask=None, **whole)), strict=True)
+        return [found[at] for at in range(len(self.prompts))]
 
-        return capture(model, self.prompts[at][side].batch(self.rows(at, side), model.cfg.device), reduce)[1]
+    def _patterns(self, model: Any, batch: QueryBatch) -> list[list[str]]:
+        """Return the attention of each prompt's rows, layer by layer."""
+
+        def reduce(view: LayerView) -> list[str]:
+            return [packed(rows.transpose(0, 1)) for rows in view.pattern]
+
+        _, layers = capture(model, batch.to(torch.device(model.cfg.device)), reduce)
+        return [list(of_prompt) for of_prompt in zip(*layers, strict=True)]
 
     def _maps(self, model: Any) -> dict[str, Any]:
         """Return, layer by layer, what every head would write toward every token if it read each other one, and how
@@ -277,11 +294,14 @@ class _Asked:
             pass
         return maps
 
-    def _lens(self, model: Any, prompt: Prompt) -> list[list[list[Number]]]:
-        """Return for each layer and position the likeliest tokens, each followed by its probability."""
+    def _lens(self, model: Any, batch: QueryBatch) -> list[list[list[list[Number]]]]:
+        """Return for each prompt, layer and position the likeliest tokens, each followed by its probability."""
         names = [f"blocks.{layer}.hook_resid_post" for layer in range(model.cfg.n_layers)]
-        _, cache = model.run_with_cache(torch.tensor([prompt.tokens], device=model.cfg.device), names_filter=names)
-        return [self._likeliest(model, read_out(model, cache[name][0])) for name in names]
+        _, cache = model.run_with_cache(batch.tokens.to(model.cfg.device), names_filter=names)
+        return [
+            [self._likeliest(model, read_out(model, cache[name][row])) for name in names]
+            for row in range(len(batch.tokens))
+        ]
 
     def _likeliest(self, model: Any, logits: Float[Tensor, "pos d_vocab"]) -> list[list[Number]]:
         mask = None if model.cfg.is_causal else model.cfg.mask_token_id

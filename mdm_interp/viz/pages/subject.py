@@ -100,7 +100,11 @@ class Subject:
         name = f"{config.model.position} {config.objective}, {shape}, {config.facts.world}, seed {config.seed}"
         name += f" ({run.folder.name[:6]})"  # other settings may differ, too
         opened = f'model = Run.open("{run.folder.name}", root="{run.folder.parent.name}")'
-        return cls(hooked(run.model()), lambda tokens: [names[token] for token in tokens], encode, name, opened)
+
+        def read(tokens: Sequence[int]) -> list[str]:
+            return [names[token] if token < len(names) else str(token) for token in tokens]  # a model may know more
+
+        return cls(hooked(run.model()), read, encode, name, opened)
 
     def code(self, call: str) -> str:
         """Return Python that opens the model and makes a page of it."""
