@@ -150,6 +150,7 @@ def on_the_map(setting: str, n_heads: int, quantity: str = "reverse") -> str:
     return f"{value:.2f}"
 
 
+@pytest.mark.usefixtures("real_grid")
 def test_the_map_is_as_the_readme_says() -> None:
     settings, said = the_map()[0], " ".join(README.split())
     (one, of_one), (two, of_two), (four, of_four), (eight, of_eight) = map(answered, (1, 2, 4, 8))
@@ -162,6 +163,7 @@ def test_the_map_is_as_the_readme_says() -> None:
     assert less.side == "undecided" and max(EXPLAINING, key=lambda name: float(explained(name))) == "route_gap"
 
 
+@pytest.mark.usefixtures("real_grid")
 def test_the_map_is_as_the_findings_say() -> None:
     counts = [f"{n} of {of}" for n, of in map(answered, (1, 2, 4, 8))]
     assert f"0.45 or more in {counts[0]} settings with one head, {counts[1]} with two, {counts[2]} with four" in FOUND
