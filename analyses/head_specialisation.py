@@ -15,7 +15,7 @@ import pandas as pd
 
 from mdm_interp import Analysis, Estimate, Result, Run, Summary, mean_estimate, where
 from mdm_interp.experiments.grids import HEAD_SCHEMES, HEADS, MANY_HEADS, head_grid
-from mdm_interp.experiments.scope import SCOPE, STAGES, counted, scope_label
+from mdm_interp.experiments.scope import SCOPE, STAGES, scope_label
 from mdm_interp.inference.prediction import compare_answers
 from mdm_interp.interventions import edit_heads
 from mdm_interp.measures.heads import N_EXCHANGES, compare_heads
@@ -37,6 +37,7 @@ from mdm_interp.viz import (
     shown,
     with_n,
 )
+from mdm_interp.viz.words import counted
 
 GAP = 0.1
 """Nats between forward and reverse query from which it makes sense to ask in which part they are lost."""

@@ -10,7 +10,7 @@ import torch
 
 from mdm_interp import Analysis, Estimate, HookedTransformer, QueryPair, Result, Run, Summary, TrainConfig, where
 from mdm_interp.experiments.grids import SCHEMES, depth_grid, scheme_grid
-from mdm_interp.experiments.scope import counted, trained_stages
+from mdm_interp.experiments.scope import trained_stages
 from mdm_interp.interventions import (
     Effect,
     ablate_routes,
@@ -38,6 +38,7 @@ from mdm_interp.viz import (
     shown,
     with_n,
 )
+from mdm_interp.viz.words import counted
 
 EDITS = {
     "transplant": transplant_routes,

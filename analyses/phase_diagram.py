@@ -20,7 +20,7 @@ import yaml
 
 from mdm_interp import Analysis, Result, Run, Summary, TrainConfig, where
 from mdm_interp.experiments.grids import MANY_HEADS, every_third, is_quick
-from mdm_interp.experiments.scope import Moment, counted, reaching, stages
+from mdm_interp.experiments.scope import Moment, reaching, stages
 from mdm_interp.experiments.sweep import Point, Sweep
 from mdm_interp.interventions import transplant_routes
 from mdm_interp.measures.gradients import ROUTING, STORAGE, gradient_alignment
@@ -30,7 +30,7 @@ from mdm_interp.stats.estimates import NOTHING
 from mdm_interp.stats.held_out import halvings_estimate, held_out_r2
 from mdm_interp.stats.summary import Entry
 from mdm_interp.viz import DIVERGING, GREEN, ORANGE, REVERSE, Page, Panels, Place, routes, settings_map
-from mdm_interp.viz.words import counted_of, sample_size
+from mdm_interp.viz.words import counted, counted_of, sample_size
 
 SWEEP = Sweep.model_validate(yaml.safe_load((resources.files("analyses") / "phase_diagram.yaml").read_text()))
 HEADS: list[int] = SWEEP.grid["model.n_heads"]

@@ -14,7 +14,7 @@ import torch
 
 from mdm_interp import Analysis, Result, Run, Summary, TrainConfig, first_and_last, stages, where
 from mdm_interp.experiments.grids import SCHEMES, depth_grid, scheme_grid
-from mdm_interp.experiments.scope import STAGES, Moment, counted, second_checkpoints
+from mdm_interp.experiments.scope import STAGES, Moment, second_checkpoints
 from mdm_interp.measures.evidence import as_share, evidence_matrix, pair_position_index, position_share
 from mdm_interp.models.positions import POSITION_SCHEMES
 from mdm_interp.stats.estimates import NOTHING, Estimate, mean_estimate
@@ -31,7 +31,7 @@ from mdm_interp.viz import (
     alike,
     shown,
 )
-from mdm_interp.viz.words import joined, sample_size
+from mdm_interp.viz.words import counted, joined, sample_size
 
 UNRELATED = 0.5
 """The pair share when evidence in the two places has equal variance and is uncorrelated: half of it is position's."""

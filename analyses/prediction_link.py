@@ -13,11 +13,11 @@ from mdm_interp import Analysis, Result, Run, Summary, TrainConfig, all_checkpoi
 from mdm_interp.experiments.claims import CONSTANT
 from mdm_interp.experiments.grids import MDM_SCHEMES, WORLDS, grid
 from mdm_interp.experiments.paper import CORRELATIONS, LINK_RULES, SIGNATURES, across_seeds, over_training
-from mdm_interp.experiments.scope import STAGES, Moment, counted
+from mdm_interp.experiments.scope import STAGES, Moment
 from mdm_interp.measures.gradients import STORAGE, direction_cosine, mean_gradient
 from mdm_interp.measures.signatures import evidence, route
 from mdm_interp.viz import CHANCE, ORANGE, PROBABILITY, PURPLE, SCHEME_COLORS, Panels, shown
-from mdm_interp.viz.words import counted_of, joined, sample_size, side_of, span
+from mdm_interp.viz.words import counted, counted_of, joined, sample_size, side_of, span
 
 PLAIN = "rank correlation", ORANGE, "diamond-open", -0.22
 GIVEN = "given forward probability", PURPLE, "circle", 0.0

@@ -84,13 +84,10 @@ def with_loading(command: Callable[..., None]) -> Callable[..., None]:
         command(loading={name: given.pop(name) for name in options}, **given)
 
     del with_options.__wrapped__  # whoever asks for a signature is to see this one's
-    parameters = [
-        parameter.replace(annotation=hints[name])
-        for function in (command, _loading)
-        for hints in (get_type_hints(function, include_extras=True),)
-        for name, parameter in inspect.signature(function).parameters.items()
-        if name != "loading"
-    ]
+    hints = get_type_hints(_loading, include_extras=True) | get_type_hints(command, include_extras=True)
+    taken = {**inspect.signature(command).parameters, **options}
+    del taken["loading"]
+    parameters = [parameter.replace(annotation=hints[name]) for name, parameter in taken.items()]
     with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return with_options
@@ -166,7 +163,7 @@ def _say(reported: Any, out: Path) -> None:
 
 
 def _drawn(n: int, out: Path) -> str:
-    from mdm_interp.experiments.scope import counted
+    from mdm_interp.viz.words import counted
 
     return f"{counted(n, 'figure')} in {out}; open {out / 'index.html'}"
 
@@ -361,13 +358,11 @@ def influence(
     """Find the training sentences that help or hurt a checkpoint's answers most, forward and in reverse."""
     from mdm_interp.devices import check_device
     from mdm_interp.experiments.influence import write_influence
-    from mdm_interp.experiments.subjects import KINDS, open_probe
+    from mdm_interp.experiments.subjects import open_probe
 
-    if kind not in KINDS:
-        raise UserError(f"--kind: {kind!r} is none of {', '.join(KINDS)}; choose one")
-    where = {"device": check_device(device)}
+    asked, where = _kind(kind), {"device": check_device(device)}
     opened = open_probe(checkpoint, facts, templates=templates, limit=limit, **where, **loading)
-    print(write_influence(opened, train, out, kind=kind, top=top, n_draws=draws, seed=seed))
+    print(write_influence(opened, train, out, kind=asked, top=top, n_draws=draws, seed=seed))
 
 
 @app.command("reversal-benchmark")
@@ -567,7 +562,7 @@ def explore(
 def _pairs(opened: Any, facts: Path | None, kind: str | None) -> list[Any]:
     """Return the query pairs of a run, each in one context, or of facts that a checkpoint is asked."""
     from mdm_interp.data.prompts import load_facts
-    from mdm_interp.experiments.subjects import KINDS, Probe
+    from mdm_interp.experiments.subjects import Probe
     from mdm_interp.training.runs import Run
 
     if isinstance(opened, Run):
@@ -575,10 +570,16 @@ def _pairs(opened: Any, facts: Path | None, kind: str | None) -> list[Any]:
         return opened.query_pairs(n_contexts=1)
     if facts is None:
         raise UserError("--facts: a checkpoint does not say what to ask it; give a CSV of facts")
-    kind = kind or KINDS[0]
+    return Probe.of("checkpoint", opened, load_facts(facts)).pairs(_kind(kind or "positional"))
+
+
+def _kind(kind: str) -> Any:
+    """Return which kind of reverse query is asked for."""
+    from mdm_interp.experiments.subjects import KINDS
+
     if kind not in KINDS:
         raise UserError(f"--kind: {kind!r} is none of {', '.join(KINDS)}; choose one")
-    return Probe.of("checkpoint", opened, load_facts(facts)).pairs(kind)
+    return kind
 
 
 def _numbers(option: str, text: str | None) -> list[int] | None:
@@ -606,9 +607,6 @@ def _opened(subjects: list[str], runs: Path, device: str, loading: dict[str, Any
     def described(subject: str) -> Run:
         return train(TrainConfig.from_yaml(subject), root=runs, device=check_device(device))
 
-    def in_folder(subject: str) -> Run:
-        return Run.at(subject)
-
     def stored(subject: str) -> Run:
         return Run.open(subject, runs)
 
@@ -619,7 +617,7 @@ def _opened(subjects: list[str], runs: Path, device: str, loading: dict[str, Any
         if Path(subject).suffix in (".yaml", ".yml"):
             return described
         if (Path(subject) / "checkpoints").is_dir():
-            return in_folder
+            return Run.at
         is_stored = not Path(subject).exists() and any(runs.glob(f"{glob.escape(subject)}*/config.yaml"))
         return stored if is_stored else checkpoint
 
@@ -759,8 +757,8 @@ def prune_runs(runs: Root = DEFAULT_ROOT) -> None:
     each named on stderr; they are kept."""
     from filelock import FileLock, Timeout
 
-    from mdm_interp.experiments.scope import counted
     from mdm_interp.training.runs import Run, holds_nothing
+    from mdm_interp.viz.words import counted
 
     def is_unfinished(folder: Path) -> bool:
         return holds_nothing(folder) or not Run.at(folder).finished

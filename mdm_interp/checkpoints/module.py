@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,36 +37,27 @@ def from_module(module: nn.Module, cfg: ModelConfig, names: Mapping[str, str]) -
             nothing names, or its logits are not those of the model.
     """
     model, given = HookedTransformer(cfg, init_weights=False), module.state_dict()
-    format, weights, problems = _Named(names), dict[str, Tensor](), list[str]()
+    format: Format = type("Named", (Format,), {"tensors": names})()
+    weights, named, problems = dict[str, Tensor](), set[str](), list[str]()
     for parameter, weight in model.state_dict(keep_vars=True).items():
-        name = format.named(parameter)
-        if name is None:
+        try:
+            name = format.tensor_name(parameter)
+        except KeyError:
             problems.append(f"{parameter} has no name")
-        elif name not in given:
+            continue
+        named.add(name)
+        if name not in given:
             problems.append(f"{name} ({parameter}) is not there")
         elif given[name].shape != (shape := format.to_stored(parameter, weight, cfg).shape):
             problems.append(f"{name} is {list(given[name].shape)}, not {list(shape)}")
         else:
             weights[parameter] = format.from_stored(parameter, given[name], cfg).to(cfg.dtype, copy=True)
-    named = {format.named(parameter) for parameter in model.state_dict()}
     problems += [f"{name} is named by nothing" for name, _ in module.named_parameters() if name not in named]
     if problems:
         raise UserError(f"names: do not fit module and cfg: {few(problems, '; ')}; correct names or cfg")
     model.load_state_dict(weights, assign=True)
     _compare(module, model.to(cfg.device))
     return model
-
-
-class _Named(Format):
-    """The layout of `torch.nn.Linear`, with names as they are given."""
-
-    def __init__(self, names: Mapping[str, str]) -> None:
-        self.names = names
-
-    def named(self, parameter: str) -> str | None:
-        layer = re.search(r"(?<=blocks\.)\d+", parameter)
-        name = self.names.get(re.sub(r"(?<=blocks\.)\d+", "*", parameter))
-        return name if name is None or layer is None else name.replace("*", layer[0])
 
 
 @torch.no_grad()

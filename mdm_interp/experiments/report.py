@@ -30,12 +30,13 @@ from mdm_interp.experiments.claims import OUTCOMES, Verdict, counts
 from mdm_interp.experiments.exhibits import explorer_of
 from mdm_interp.experiments.findings import by_setting, sentences, settings_of
 from mdm_interp.experiments.results import CheckpointOrigin, Result, TrainedOrigin
-from mdm_interp.experiments.scope import SCOPE, counted, scope_label, setting_labels
+from mdm_interp.experiments.scope import SCOPE, scope_label, setting_labels
 from mdm_interp.experiments.subjects import demo_name
 from mdm_interp.files import replacing, write_text
 from mdm_interp.provenance import difference
-from mdm_interp.viz.pages.page import TEMPLATES, asset, write_libraries
+from mdm_interp.viz.pages.page import TEMPLATES, asset, browser_json, write_libraries
 from mdm_interp.viz.theme import DARK, HEIGHT, NAME, WIDTH
+from mdm_interp.viz.words import counted
 
 BENCHMARK = "reversal_benchmark"
 """The result of the command of that name."""
@@ -172,7 +173,7 @@ def _render(
 
 def _packed(values: Any) -> str:
     """Return JSON in gzip in base64: a tenth of its size. `report.js` unpacks it."""
-    return base64.b64encode(gzip.compress(json.dumps(values).encode(), mtime=0)).decode("ascii")
+    return base64.b64encode(gzip.compress(browser_json(values).encode(), mtime=0)).decode("ascii")
 
 
 def _numbers(result: Result) -> list[list[str]]:

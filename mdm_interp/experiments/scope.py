@@ -9,6 +9,7 @@ import pandas as pd
 
 from mdm_interp.config import ModelConfig, Objective
 from mdm_interp.training.runs import Run
+from mdm_interp.viz.words import counted
 
 LEARNT = 0.5
 """Forward probability from which a model counts as having learnt its facts: the stage `early` is there."""
@@ -52,11 +53,6 @@ def setting_labels(scope: Mapping[str, Any]) -> list[str]:
     if scope["attention"] == "causal" and scope["objective"] != "causal":
         objective += " with causal attention"
     return [world, scope["scheme"] + base, objective, depth, heads]
-
-
-def counted(n: int, noun: str) -> str:
-    """Say how many there are, as in `1 layer` or `4 heads`."""
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 def scope_of(

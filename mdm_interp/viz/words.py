@@ -65,6 +65,11 @@ def span(estimates: Iterable[Estimate | None], form: str = ".2f") -> str:
     return between(values, form) if values else ""
 
 
+def counted(n: int, noun: str) -> str:
+    """Say how many there are, as in `1 layer` or `4 heads`."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
 def counted_of(count: int, total: int, noun: str) -> str:
     """Say how many of so many, as `all 6 cases`, `4 of 6 cases` or `none of 6 cases`."""
     how_many = "all" if count == total else f"{count or 'none'} of"

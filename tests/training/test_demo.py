@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -192,10 +193,8 @@ def test_the_same_config_gives_the_same_weights(tmp_path: Path) -> None:
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
 
-@pytest.mark.promise("a demo checkpoint's training that is interrupted", "resumed to the same weights")
-def test_an_interrupted_training_ends_in_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train_demo(tmp_path / "whole", TINY, progress=False)
-    monkeypatch.setattr(text, "SAVE_SECONDS", -1.0)  # saves after every step
+def interrupt(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Have training stopped in its fourth step; give what counts its steps."""
     loss, calls = text.text_loss, iter(range(100))
 
     def interrupted(*args: Any) -> torch.Tensor:
@@ -204,6 +203,14 @@ def test_an_interrupted_training_ends_in_the_same_weights(tmp_path: Path, monkey
         return loss(*args)
 
     monkeypatch.setattr(text, "text_loss", interrupted)
+    return calls
+
+
+@pytest.mark.promise("a demo checkpoint's training that is interrupted", "resumed to the same weights")
+def test_an_interrupted_training_ends_in_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train_demo(tmp_path / "whole", TINY, progress=False)
+    monkeypatch.setattr(text, "SAVE_SECONDS", -1.0)  # saves after every step
+    calls = interrupt(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         train_demo(tmp_path / "cut", TINY, progress=False)
     assert not (tmp_path / "cut" / "config.json").exists()
@@ -270,14 +277,7 @@ def test_a_damaged_training_state_of_a_demo_is_never_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     monkeypatch.setattr(text, "SAVE_SECONDS", -1.0)
-    loss, calls = text.text_loss, iter(range(100))
-
-    def interrupted(*args: Any) -> torch.Tensor:
-        if next(calls) == 3:
-            raise KeyboardInterrupt
-        return loss(*args)
-
-    monkeypatch.setattr(text, "text_loss", interrupted)
+    calls = interrupt(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         train_demo(tmp_path, TINY, progress=False)
     path = tmp_path / "training_state.safetensors"

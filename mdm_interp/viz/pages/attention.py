@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mdm_interp.data.queries import Query
@@ -109,9 +109,22 @@ def _after_each_layer(subject: Subject, given: Prompt) -> list[list[dict[str, An
     model, at = subject.model, list(given.readout)
     if not at:
         return []
+    tokens = given.batch(at, model.cfg.device).tokens
+    return [predictions(subject, given, logits[0]) for logits in logits_after_layers(model, tokens, at)]
+
+
+def logits_after_layers(
+    model: Any, tokens: Int[Tensor, "prompt pos"], rows: Sequence[int] | None = None
+) -> Iterator[Float[Tensor, "prompt row d_vocab"]]:
+    """Give what the residual stream after each layer would predict, read as the last one's is.
+
+    Args:
+        rows: At which positions; default: at all.
+    """
     names = [f"blocks.{layer}.hook_resid_post" for layer in range(model.cfg.n_layers)]
-    _, cache = model.run_with_cache(given.batch(at, model.cfg.device).tokens, names_filter=names)
-    return [predictions(subject, given, read_out(model, cache[name][0, at])) for name in names]
+    _, cache = model.run_with_cache(tokens, names_filter=names)
+    for name in names:
+        yield read_out(model, cache[name] if rows is None else cache[name][:, list(rows)])
 
 
 def shortened(given: Prompt, length: int = 60) -> str:

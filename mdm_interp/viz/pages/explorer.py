@@ -21,17 +21,17 @@ from mdm_interp.inference.prediction import predict
 from mdm_interp.measures.capture import LayerView, capture
 from mdm_interp.measures.evidence import evidence_matrix
 from mdm_interp.measures.head_scores import SCORES, head_scores
-from mdm_interp.measures.lens import read_out
 from mdm_interp.measures.parity import plane_parity
 from mdm_interp.measures.rope import require_rope
 from mdm_interp.measures.routes import score_matrix
 from mdm_interp.models.inputs import forbid_mask
 from mdm_interp.training.runs import Run
-from mdm_interp.viz.pages.attention import MAX_ENTRIES, shortened
+from mdm_interp.viz.pages.attention import MAX_ENTRIES, logits_after_layers, shortened
 from mdm_interp.viz.pages.page import Page, as_lists, packed, packed_signed
 from mdm_interp.viz.pages.routes import evenly
 from mdm_interp.viz.pages.subject import Prompt, Subject
 from mdm_interp.viz.theme import FORWARD, REVERSE
+from mdm_interp.viz.words import counted
 
 MAX_PAIRS = 24
 """How many of a run's pairs are shown unless others are asked for."""
@@ -296,12 +296,11 @@ class _Asked:
 
     def _lens(self, model: Any, batch: QueryBatch) -> list[list[list[list[Number]]]]:
         """Return for each prompt, layer and position the likeliest tokens, each followed by its probability."""
-        names = [f"blocks.{layer}.hook_resid_post" for layer in range(model.cfg.n_layers)]
-        _, cache = model.run_with_cache(batch.tokens.to(model.cfg.device), names_filter=names)
-        return [
-            [self._likeliest(model, read_out(model, cache[name][row])) for name in names]
-            for row in range(len(batch.tokens))
+        layers = [
+            [self._likeliest(model, of_prompt) for of_prompt in logits]
+            for logits in logits_after_layers(model, batch.tokens.to(model.cfg.device))
         ]
+        return [list(of_prompt) for of_prompt in zip(*layers, strict=True)]
 
     def _likeliest(self, model: Any, logits: Float[Tensor, "pos d_vocab"]) -> list[list[Number]]:
         mask = None if model.cfg.is_causal else model.cfg.mask_token_id
@@ -360,8 +359,8 @@ def _wavelengths(model: Any) -> list[float] | None:
 def _about(data: Mapping[str, Any], measured: Sequence[Mapping[str, Any]], first: _Series) -> str:
     """Return what the page shows, and which head of the first model's last state carries most."""
     last = measured[max(len(first.steps) - 1, 0)]
-    sizes = [(len(data["layers"]), "layer"), (len(data["heads"]), "head"), (len(data["pairs"]), "query pair")]
-    layers, heads, pairs = (f"{count} {noun}{'' if count == 1 else 's'}" for count, noun in sizes)
+    sizes = {"layers": "layer", "heads": "head", "pairs": "query pair"}
+    layers, heads, pairs = (counted(len(data[name]), noun) for name, noun in sizes.items())
     said = f"{layers} x {heads}, {pairs}" + (
         f", {len(first.steps)} steps of training. " if len(first.steps) > 1 else ". "
     )

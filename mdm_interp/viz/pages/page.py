@@ -43,7 +43,7 @@ TEMPLATES = Environment(
 )
 
 
-def _as_json(value: Any, **options: Any) -> str:
+def browser_json(value: Any, **options: Any) -> str:
     """Write JSON, in which a number that is not finite is null: browsers read no NaN."""
     try:
         return json.dumps(value, allow_nan=False, **options)
@@ -59,7 +59,7 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-TEMPLATES.policies["json.dumps_function"] = _as_json
+TEMPLATES.policies["json.dumps_function"] = browser_json
 
 
 def asset(name: str) -> Markup:
