@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup dev first reproduce report test test-fast lint docs bench
+.PHONY: setup dev first reproduce report test test-fast lint docs notebooks bench
 
 setup: $(VENV)/.installed
 dev: $(VENV)/.dev
@@ -47,6 +47,10 @@ lint: dev
 
 docs: dev
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs docs/_build/html
+
+# Execute the notebooks, and keep what they show.
+notebooks: dev
+	$(BIN)/python examples/execute.py
 
 bench: setup
 	$(BIN)/python -m benchmarks $(ARGS)

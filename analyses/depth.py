@@ -20,7 +20,6 @@ from mdm_interp.measures.gradients import layer_cosines
 from mdm_interp.measures.routes import route_correlation
 from mdm_interp.stats.resampling import places_above
 from mdm_interp.viz import (
-    BLUE,
     CHANCE,
     CORRELATION,
     FORWARD,
@@ -29,6 +28,7 @@ from mdm_interp.viz import (
     PROBABILITY,
     PURPLE,
     REVERSE,
+    SEQUENTIAL,
     Panel,
     Panels,
     between,
@@ -174,7 +174,7 @@ def _draw_counts(panels: Panels, above: pd.DataFrame) -> None:
         return main.say("one seed decides nothing")
     texts = counts["sum"].fillna(0).astype(int).astype(str) + " of " + counts["count"].fillna(0).astype(int).astype(str)
     texts = texts.where(counts["mean"].notna(), "")
-    main.matrix(counts["mean"], limit=0.5, middle=0.5, colors=[[0, "#F7F7F7"], [1, BLUE]], scale="share", text=texts)
+    main.matrix(counts["mean"], limit=0.5, middle=0.5, colors=SEQUENTIAL, scale="share", text=texts)
 
 
 def _draw_signature(panel: Panel, group: pd.DataFrame, signature: str) -> None:

@@ -154,6 +154,7 @@ ANALYSIS = Analysis(
     draw=draw,
     settings={"etas": ETAS, "part_etas": PART_ETAS, "tolerance": TOLERANCE},
     order=60,
+    detail_of="gradient_alignment",
 )
 
 if __name__ == "__main__":

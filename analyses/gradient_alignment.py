@@ -15,7 +15,6 @@ from mdm_interp.viz import (
     CHANCE,
     CORRELATION,
     GREEN,
-    GREY,
     ORANGE,
     PURPLE,
     TRAINING_STEPS,
@@ -127,7 +126,7 @@ def draw(result: Result) -> Panels:
     for pair, stored, variant in zip(by_pair, storage, VARIANTS, strict=True):
         rows, null = where(whole, variant=variant), "null: forward of one fact, reverse of another"
         pair.curve(rows, "step", "matched", name="same fact", color=PURPLE)
-        pair.curve(rows, "step", "mismatched", name=null, color=GREY, dash="dash")
+        pair.curve(rows, "step", "mismatched", name=null, color=CHANCE, dash="dash")
         stored.curve(rows, "step", "storage_term", name="storage term", color=GREEN, listed=False)
         for panel in (pair, stored):
             panel.level(0.0, name="zero", color=CHANCE, listed=False)

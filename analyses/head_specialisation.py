@@ -23,9 +23,9 @@ from mdm_interp.stats.correlations import correlation_estimate, rank_correlation
 from mdm_interp.stats.resampling import rows_at
 from mdm_interp.stats.summary import Entry
 from mdm_interp.viz import (
+    CHANCE,
     FORWARD,
     GREEN,
-    GREY,
     ORANGE,
     PROBABILITY,
     PURPLE,
@@ -161,7 +161,7 @@ def _draw_answers(panels: Panels, end: pd.DataFrame) -> None:
             panel.points(rows, "octave", quantity, name=name, color=color, dash=dash, shift=shift)
     controls = {np.log2(n) + 0.12: mean_estimate(where(rope, n_heads=n)["even_control"]) for n in HEADS}
     name = "control: as many other heads reading both sides alike"
-    row[-1].estimates(controls, name=name, color=GREY, symbol="x-thin", size=12, upright=True)
+    row[-1].estimates(controls, name=name, color=CHANCE, symbol="x-thin", size=12, upright=True)
 
 
 def _draw_indices(panels: Panels, models: pd.DataFrame) -> None:
@@ -173,7 +173,7 @@ def _draw_indices(panels: Panels, models: pd.DataFrame) -> None:
     means = where(models, stage="end").groupby(list(SCOPE), sort=False).mean(numeric_only=True).reset_index()
     labels = [scope_label(row) for row in means.to_dict("records")]
     marks = [(index, name, color, "circle") for index, (name, color) in CONTRASTS.items()]
-    marks += [(f"{index}_null", "null of either: sides exchanged", GREY, "x-thin") for index in CONTRASTS]
+    marks += [(f"{index}_null", "null of either: sides exchanged", CHANCE, "x-thin") for index in CONTRASTS]
     for quantity, name, color, symbol in marks:
         look: dict[str, Any] = {"color": color, "symbol": symbol, "size": 10, "line": {"color": color, "width": 1.5}}
         settings.dots(means, quantity, "reverse_probability", name=name, label=labels, **look)
@@ -184,7 +184,7 @@ def _draw_indices(panels: Panels, models: pd.DataFrame) -> None:
                 rows = where(models, scheme=scheme, n_heads=n_heads, shares_width=True)
                 look = {"name": f"{shown(scheme)}, {counted(n_heads, 'head')}", "color": color, "dash": dash}
                 panel.points(rows, "place", quantity, shift=0.06 * (i - 1.5), **look)
-        panel.points(models, "place", f"{quantity}_null", name="null, mean over all", color=GREY, dash="dot")
+        panel.points(models, "place", f"{quantity}_null", name="null, mean over all", color=CHANCE, dash="dot")
 
 
 ANALYSIS = Analysis(

@@ -196,6 +196,7 @@ ANALYSIS = Analysis(
     ],
     settings={"draws": N_DRAWS},
     order=67,
+    detail_of="learning_path",
 )
 
 if __name__ == "__main__":

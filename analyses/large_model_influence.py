@@ -203,6 +203,7 @@ ANALYSIS = CheckpointAnalysis(
     ],
     settings={"draws": N_DRAWS},
     order=235,
+    detail_of="large_model_coupling",
     of_twins=True,
 )
 

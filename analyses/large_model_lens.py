@@ -138,6 +138,7 @@ ANALYSIS = CheckpointAnalysis(
     takeaway=takeaway,
     draw=draw,
     order=205,
+    detail_of="large_model_prediction",
 )
 
 if __name__ == "__main__":

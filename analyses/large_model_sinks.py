@@ -179,6 +179,7 @@ ANALYSIS = CheckpointAnalysis(
     takeaway=takeaway,
     draw=draw,
     order=215,
+    detail_of="large_model_routes",
 )
 
 if __name__ == "__main__":

@@ -128,6 +128,7 @@ ANALYSIS = CheckpointAnalysis(
     takeaway=takeaway,
     draw=draw,
     order=220,
+    detail_of="large_model_routes",
 )
 
 if __name__ == "__main__":

@@ -28,10 +28,10 @@ from mdm_interp.training.loop import checkpoint_steps, retrace
 from mdm_interp.viz import (
     CHANCE,
     GREEN,
-    GREY,
     ORANGE,
     PURPLE,
     REVERSE,
+    SAND,
     SKY,
     TRAINING_STEPS,
     Panels,
@@ -58,7 +58,7 @@ ONE_SIDED: dict[Objective, str] = {"source_only": "MDM rope, left masked", "targ
 SETTINGS = (*VARIANTS, MANY, *ONE_SIDED.values())
 IN_A_ROW = 4
 """How many settings the figure has side by side."""
-COLORS = dict(zip(GROUPS, (ORANGE, GREEN, PURPLE, SKY, GREY), strict=True))
+COLORS = dict(zip(GROUPS, (ORANGE, GREEN, PURPLE, SKY, SAND), strict=True))
 
 
 def setting_of(config: TrainConfig) -> str:

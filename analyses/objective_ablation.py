@@ -153,6 +153,7 @@ ANALYSIS = Analysis(
     takeaway=takeaway,
     draw=draw,
     order=15,
+    detail_of="reversal_curse",
 )
 
 if __name__ == "__main__":

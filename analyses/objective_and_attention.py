@@ -177,6 +177,7 @@ ANALYSIS = Analysis(
     draw=draw,
     claims=CLAIMS,
     order=16,
+    detail_of="reversal_curse",
 )
 
 if __name__ == "__main__":

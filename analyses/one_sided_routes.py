@@ -19,13 +19,13 @@ from mdm_interp import Analysis, Result, Run, Summary, TrainConfig, all_checkpoi
 from mdm_interp.experiments.grids import BOTH_WAYS, POOL_CONTRASTS, POOL_MODELS, pool_grid
 from mdm_interp.experiments.scope import LEARNT, Moment
 from mdm_interp.viz import (
-    BLUE,
     CHANCE,
     PROBABILITY,
     PURPLE,
+    SAND,
     SKY,
     TRAINING_STEPS,
-    VERMILION,
+    VIOLET,
     Panel,
     Panels,
     between,
@@ -35,7 +35,7 @@ from mdm_interp.viz import (
     with_n,
 )
 
-COLORS = dict(zip(POOL_MODELS, (BLUE, SKY, PURPLE, VERMILION), strict=True))
+COLORS = dict(zip(POOL_MODELS, (VIOLET, SKY, PURPLE, SAND), strict=True))
 MDMS = [name for name, (_, objective, *_) in POOL_MODELS.items() if objective != "causal"]
 (ARM,) = POOL_MODELS.keys() - MDMS
 ROPE, LEARNED = POOL_CONTRASTS
@@ -186,6 +186,7 @@ ANALYSIS = Analysis(
     takeaway=takeaway,
     draw=draw,
     order=14,
+    detail_of="phase_diagram",
 )
 
 if __name__ == "__main__":

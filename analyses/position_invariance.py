@@ -160,6 +160,7 @@ ANALYSIS = Analysis(
     takeaway=takeaway,
     draw=draw,
     order=50,
+    detail_of="evidence_growth",
 )
 
 if __name__ == "__main__":

@@ -129,6 +129,7 @@ ANALYSIS = Analysis(
     claims=LINK_RULES,
     settings={"constant": CONSTANT},
     order=90,
+    detail_of="signatures",
 )
 
 if __name__ == "__main__":

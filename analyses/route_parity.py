@@ -166,6 +166,7 @@ ANALYSIS = Analysis(
     takeaway=takeaway,
     draw=draw,
     order=35,
+    detail_of="route_correlation",
 )
 
 if __name__ == "__main__":

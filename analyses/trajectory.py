@@ -181,6 +181,7 @@ ANALYSIS = CheckpointAnalysis(
     draw=draw,
     settings={"stages": N_PARTS},
     order=250,
+    detail_of="large_model_prediction",
 )
 
 if __name__ == "__main__":

@@ -182,6 +182,7 @@ ANALYSIS = CheckpointAnalysis(
     draw=draw,
     needs_twin=True,
     order=260,
+    detail_of="large_model_prediction",
 )
 
 if __name__ == "__main__":

@@ -25,13 +25,11 @@ from mdm_interp.measures.representations import (
 from mdm_interp.viz import (
     CHANCE,
     GREEN,
-    GREY,
     ORANGE,
     PROBABILITY,
     PURPLE,
     REVERSE,
     SKY,
-    VERMILION,
     Panels,
     listed,
     opening,
@@ -49,13 +47,13 @@ COSINES = {
     "same_fact": ("same fact", PURPLE),
     "same_answer": ("same answer, other fact", GREEN),
     "same_source": ("same source, other fact", ORANGE),
-    "same_relation": ("null: same relation, other fact", GREY),
+    "same_relation": ("null: same relation, other fact", CHANCE),
 }
 """What a forward representation is compared with: a reverse one, except for the ceiling. The null asks for the same
 side of another fact of the same relation."""
 PROBES = {
     "forward_to_forward": ("trained forward, read forward", SKY),
-    "forward_to_reverse": ("trained forward, read in reverse", VERMILION),
+    "forward_to_reverse": ("trained forward, read in reverse", REVERSE),
     "reverse_to_reverse": ("trained in reverse, read in reverse", PURPLE),
 }
 ANSWERS = {
@@ -135,7 +133,7 @@ def draw(result: Result) -> Panels:
     frame = frame.assign(place=frame["stage"].map(STAGES.index), probe_null=nulls)
     x = {"title": "stage of training", "tickvals": [0, 1, 2], "ticktext": list(STAGES), "range": [-0.4, 2.4]}
     lowest = frame[list(COSINES)].min(axis=None) - 0.05
-    probes = {**PROBES, "probe_null": ("null: labels permuted", GREY)}
+    probes = {**PROBES, "probe_null": ("null: labels permuted", CHANCE)}
     rows = (
         (COSINES, 300, {"range": [lowest, 1.05], "title": "cosine of a forward and<br>a reverse representation"}),
         (probes, 170, {**PROBABILITY, "title": "share of answers<br>that a linear probe<br>gets right"}),
@@ -168,6 +166,7 @@ ANALYSIS = Analysis(
     draw=draw,
     settings={"n_contexts": N_CONTEXTS, "ridge": RIDGE, "n_permutations": N_PERMUTATIONS},
     order=95,
+    detail_of="evidence_growth",
 )
 
 if __name__ == "__main__":

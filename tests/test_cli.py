@@ -713,7 +713,7 @@ def test_attention_writes_a_page_of_a_run_or_a_checkpoint(mdm_interp: Callable[.
     ("arguments", "says"),
     [
         (["nothing", "A0"], ["nothing: not a folder, and not to be had"]),
-        (["RUN", "A0 x9 [M]"], ["text: 'x9' is no token of this run's world"]),
+        (["RUN", "A0 x9 [M]"], ["text: 'A0 x9' holds what this model's tokenizer has no token for"]),
         (["RUN", "A0", "--layers", "0;1"], ["--layers: '0;1' is no list of numbers; write it as 0,1,5"]),
         (["RUN", "A0", "--heads", "7"], ["heads: [7] is no choice from 0 to 1"]),
     ],

@@ -13,10 +13,13 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Int
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from mdm_interp.config import Attention, FactConfig, Objective
 from mdm_interp.data.queries import Query, QueryPair
@@ -107,6 +110,14 @@ class FactWorld:
         entities = [f"{roles[entity // size]}{entity % size}" for entity in range(self.config.n_entities)]
         relations = [f"r{relation}" for relation in range(self.config.n_relations)]
         return entities + relations + [f"f{filler}" for filler in range(self.config.filler_tokens)] + ["[M]"]
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """What reads and writes texts of this world: its token names with spaces between them."""
+        names = self.token_names
+        words = Tokenizer(models.WordLevel({name: token for token, name in enumerate(names)}))
+        words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        return PreTrainedTokenizerFast(tokenizer_object=words, mask_token=names[-1], clean_up_tokenization_spaces=False)
 
     def sample(self, batch_size: int, generator: torch.Generator) -> FactBatch:
         """Draw random facts at random places among filler, each fact as often as any other; a share `noise` of them

@@ -62,6 +62,8 @@ class Analysis:
     """What `measure` depends on besides the runs; kept in the result."""
     order: int = 100
     """Place among the figures; lower comes first."""
+    detail_of: str = ""
+    """Name of the analysis whose answer it goes into; the report folds its figure below that one's."""
     when: Callable[[Run], Sequence[Moment]] = stages
     """The moments of a run's training that are measured."""
     pages: Callable[[Result, Path], Iterable[tuple[str, Page]]] = lambda result, root: ()

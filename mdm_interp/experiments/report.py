@@ -117,25 +117,30 @@ def write_index(
     verdicts: Sequence[Verdict],
     out: Path,
     pages: Mapping[str, str] | None = None,
+    details: Mapping[str, str] | None = None,
 ) -> None:
     """Write index.html, the report: the claims ledger, and every figure with its numbers and where they come from.
 
     Args:
         pages: Interactive pages to link to: file name in `out` to what it shows. Those that are not there are left out.
+        details: Name of a figure to that of the figure below which it is folded, if that is there.
     """
     results = [result for result, _ in drawn]
-    entries = [_entry(result, figure) for result, figure in drawn]
-    for entry in entries:
-        still = f"{entry['result'].name}.png"
+    entries = {result.name: {**_entry(result, figure), "details": []} for result, figure in drawn}
+    of_runs, of_checkpoints = list[dict[str, Any]](), list[dict[str, Any]]()
+    for name, entry in entries.items():
+        still = f"{name}.png"
         entry["still"] = still if (out / still).exists() else None
-    groups: dict[str, list[dict[str, Any]]] = {"Of small models, trained on facts": [], "Of checkpoints": []}
-    for entry in entries:
-        groups["Of checkpoints" if entry["is_of_checkpoints"] else "Of small models, trained on facts"].append(entry)
+        if main := entries.get((details or {}).get(name, "")):
+            main["details"].append(entry)
+        else:
+            (of_checkpoints if entry["is_of_checkpoints"] else of_runs).append(entry)
+    groups = {"Of small models, trained on facts": of_runs, "Of checkpoints": of_checkpoints}
     ledger = [(verdict, _cells(verdict)) for verdict in verdicts]
     claims = {verdict.claim["id"]: verdict.claim["sentence"] for verdict in verdicts}
     page = _render(
         "report_index.html",
-        entries,
+        list(entries.values()),
         [_line(verdict, cells, out) for verdict, cells in ledger],
         measured=_measured(results),
         pages={file: title for file, title in (pages or {}).items() if (out / file).exists()},

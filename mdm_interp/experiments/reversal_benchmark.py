@@ -33,7 +33,7 @@ from mdm_interp.stats.estimates import Estimate
 from mdm_interp.stats.summary import Summary
 from mdm_interp.training.text import END, TextBars, TextStep, train_text
 from mdm_interp.viz.panels import PROBABILITY, Panels
-from mdm_interp.viz.theme import BLUE, CHANCE, GREEN, ORANGE, VERMILION, title_height, titled
+from mdm_interp.viz.theme import CHANCE, GREEN, ORANGE, PURPLE, SKY, title_height, titled
 
 QUESTION = "Who answers in reverse what was stated one way only?"
 LABELS: dict[Test, str] = {
@@ -260,7 +260,7 @@ SHOWN = {
     ("contains", "unknown"): ("completion written,<br>length unknown", PROBABILITY),
     ("preferred", "known"): ("likelier than another<br>person's (chance: 0.5)", PROBABILITY),
 }
-COLORS = (BLUE, VERMILION, GREEN)
+COLORS = (PURPLE, SKY, GREEN)
 """Of the checkpoint and those beside it."""
 
 

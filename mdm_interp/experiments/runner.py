@@ -87,7 +87,8 @@ def report(out: Path, analyses: Sequence[Analysis] | None = None) -> Reported:
     verdicts = ledger(known.values(), results)
     if verdicts:
         save_ledger(verdicts, out / "claims.json")
-    write_index(list(drawn.values()), verdicts, out, PAGES)
+    details = {name: known[name].detail_of for name in there}
+    write_index(list(drawn.values()), verdicts, out, PAGES, details)
     if problem is None:
         write_text(out / DRAWN, json.dumps({**_drawn(out), **dict.fromkeys(wanted, _drawing_of(out))}))
     return Reported(wanted, problem)

@@ -29,6 +29,22 @@ Input = str | Sequence[str] | Ids
 """A text, several, or token ids of one sequence or of several."""
 
 
+def read_text(tokenizer: Any, text: str, **options: Any) -> Any:
+    """Return what a Hugging Face tokenizer makes of a text.
+
+    Raises:
+        UserError: it has no token for a part of the text.
+    """
+    try:
+        return tokenizer(text, **options)
+    except Exception as error:  # the tokenizers library raises nothing narrower
+        known = sorted(tokenizer.get_vocab().items(), key=lambda token: token[1])
+        raise UserError(
+            f"text: {text!r:.80} holds what this model's tokenizer has no token for ({error!s:.80}); use its tokens: "
+            f"{', '.join(name for name, _ in known)!s:.120}"
+        ) from error
+
+
 class Texts(Weights):
     """What a model does with its tokenizer."""
 
@@ -137,7 +153,7 @@ class Texts(Weights):
     def _encode(self, texts: Sequence[str], prepend_bos: bool | None) -> list[list[int]]:
         """Return the token ids of every text, with or without BOS."""
         tokenizer = self._require_tokenizer("input", texts[0] if len(texts) == 1 else list(texts))
-        ids = [list(tokenizer(text)["input_ids"]) for text in texts]
+        ids = [list(read_text(tokenizer, text)["input_ids"]) for text in texts]
         wanted = self.cfg.default_prepend_bos if prepend_bos is None else prepend_bos
         bos = getattr(tokenizer, "bos_token_id", None)
         if prepend_bos and bos is None:
@@ -203,7 +219,8 @@ class Texts(Weights):
         Raises:
             UserError: the model has no tokenizer, or the text is not one token.
         """
-        ids = self._require_tokenizer("text", string)(string, add_special_tokens=False)["input_ids"]
+        tokenizer = self._require_tokenizer("text", string)
+        ids = read_text(tokenizer, string, add_special_tokens=False)["input_ids"]
         if len(ids) != 1:
             raise UserError(f"text: {string!r} is {len(ids)} tokens, expected one; choose another word")
         return int(ids[0])

@@ -219,7 +219,8 @@ class Run(Resumable):
         return self.facts.query_pairs(self.config.objective, n_contexts, attention=self.config.model.attention)
 
     def model(self, step: int = -1, device: str = "cpu") -> HookedTransformer:
-        """Return the model after `step` training steps; negative counts back from the last checkpoint.
+        """Return the model after `step` training steps; negative counts back from the last checkpoint. Its tokenizer
+        reads and writes the names of its world's tokens.
 
         Raises:
             UserError: there is no such checkpoint, or it is damaged or of another model.
@@ -239,6 +240,7 @@ class Run(Resumable):
                 f"{self.checkpoint_path(step)}: does not fit the model of config.yaml "
                 f"({' '.join(str(error).split())[:200]}); delete {self.folder} to train it again"
             ) from error
+        model.set_tokenizer(self.facts.tokenizer)
         return model.to(device)
 
     def save_checkpoint(self, step: int, model: HookedTransformer) -> None:

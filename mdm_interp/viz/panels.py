@@ -2,7 +2,7 @@
 
     panels = Panels()
     left, right = panels.row(["before", "after"], x={"title": "distance"}, y={"title": "correlation"})
-    left.curve(rows, "distance", "measured", name="measured", color=BLUE)
+    left.curve(rows, "distance", "measured", name="measured", color=FORWARD)
     left.level(0.0, name="unrelated", color=CHANCE)
     panels.figure()
 
@@ -24,7 +24,7 @@ import plotly.graph_objects as go
 
 from mdm_interp.stats.estimates import Estimate
 from mdm_interp.stats.tables import curve
-from mdm_interp.viz.theme import BLUE, DIVERGING, WIDTH, faded, legend_at
+from mdm_interp.viz.theme import DIVERGING, SEQUENTIAL, WIDTH, faded, legend_at
 
 TRAINING_STEPS = {
     "title": "training step",
@@ -432,8 +432,7 @@ class Panel:
             cells.pivot(index=row, columns=column, values=of).reindex(index=list(in_rows), columns=list(in_columns))
             for of in ("value", "text")
         )
-        colors = [[0, "#F7F7F7"], [1, BLUE]]
-        self.matrix(values, limit=0.5, middle=0.5, colors=colors, text=texts.fillna(""), scale=scale)
+        self.matrix(values, limit=0.5, middle=0.5, colors=SEQUENTIAL, text=texts.fillna(""), scale=scale)
 
     def note(self, text: str, x: float, y: float, **words: Any) -> None:
         """Write words at a place of the panel, whose lower left corner is (0, 0) and upper right corner (1, 1)."""

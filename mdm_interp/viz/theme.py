@@ -9,36 +9,37 @@ from typing import Any
 import plotly.graph_objects as go
 import plotly.io as pio
 
-# Okabe & Ito (2008), in an order in which neighbours differ in lightness too.
-BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, GREY = (
-    "#0072B2",
+# Okabe & Ito (2008), and three that are as far from those as any can be, for colour-blind readers too.
+FORWARD, REVERSE, CHANCE = "#0072B2", "#D55E00", "#666666"
+"""Forward queries, reverse queries, and chance or nulls: these colours mean nothing else."""
+ORANGE, GREEN, PURPLE, SKY, VIOLET, SAND, LIME = (
     "#E69F00",
     "#009E73",
-    "#D55E00",
     "#CC79A7",
     "#56B4E9",
-    "#666666",
+    "#7B3FF2",
+    "#C8A95A",
+    "#5AC369",
 )
-COLORS = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY)
+COLORS = (ORANGE, GREEN, PURPLE, SKY, VIOLET, SAND, LIME)
+"""For whatever else a figure compares."""
 
-FORWARD, REVERSE, CHANCE = BLUE, VERMILION, GREY
-VARIANT_COLORS = {
-    "MDM rope": BLUE,
-    "MDM alibi": ORANGE,
-    "MDM none": GREEN,
-    "MDM learned": PURPLE,
-    "ARM rope": VERMILION,
-}
 SCHEME_COLORS = {
-    "rope": BLUE,
+    "rope": VIOLET,
     "alibi": ORANGE,
     "none": GREEN,
     "learned": PURPLE,
     "t5_bias": SKY,
-    "sinusoidal": VERMILION,
+    "sinusoidal": LIME,
+}
+VARIANT_COLORS = {
+    **{f"MDM {scheme}": SCHEME_COLORS[scheme] for scheme in ("rope", "alibi", "none", "learned")},
+    "ARM rope": SAND,
 }
 SCHEME_NAMES = {"rope": "RoPE", "alibi": "ALiBi", "none": "NoPE", "t5_bias": "T5"}
 """What figures call position schemes whose names in configs are other ones."""
+SEQUENTIAL = [[0.0, "#F7F7F7"], [1.0, "#2166AC"]]
+"""Of shares."""
 DIVERGING = [[0.0, "#B2182B"], [0.25, "#EF8A62"], [0.5, "#F7F7F7"], [0.75, "#67A9CF"], [1.0, "#2166AC"]]
 """Red for negative, blue for positive; distinct under red-green blindness."""
 

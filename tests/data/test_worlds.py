@@ -217,6 +217,16 @@ def test_reversed_facts_are_shown_both_ways_half_the_time_and_never_asked(world:
 
 @reproducible
 @given(config=fact_configs())
+def test_the_tokenizer_reads_and_writes_every_name(config: FactConfig) -> None:
+    world = FactWorld(config, 0)
+    text = " ".join(world.token_names)
+    assert world.tokenizer(text)["input_ids"] == list(range(config.d_vocab))
+    assert world.tokenizer.decode(list(range(config.d_vocab))) == text
+    assert world.tokenizer.mask_token_id == config.mask_token_id
+
+
+@reproducible
+@given(config=fact_configs())
 def test_every_token_has_its_own_name(config: FactConfig) -> None:
     names = FactWorld(config, 0).token_names
     assert len(names) == len(set(names)) == config.d_vocab

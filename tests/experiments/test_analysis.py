@@ -97,6 +97,12 @@ def plant(path: Path, name: str = "planted", order: int = 15) -> None:
     path.write_text(PLANTED.format(name=name, order=order))
 
 
+def test_the_report_shows_thirteen_figures_and_folds_the_others_below_them() -> None:
+    below = {analysis.name: analysis.detail_of for analysis in discover()}
+    shown = {name for name, main in below.items() if not main}
+    assert len(shown) == 13 and set(below.values()) <= {"", *shown}
+
+
 def test_the_analyses_are_found_in_the_order_of_their_figures() -> None:
     orders = [analysis.order for analysis in discover()]
     assert orders == sorted(orders)

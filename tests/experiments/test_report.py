@@ -355,6 +355,7 @@ def show(browser: Browser) -> Iterator[Callable[[Path], Shown]]:
 
 
 def go_past_all(page: Page) -> None:
+    page.evaluate("document.querySelectorAll('details.more').forEach(folded => { folded.open = true; })")
     for plot in page.locator(".plot").element_handles():
         plot.scroll_into_view_if_needed()
         page.wait_for_function("plot => !window.Plotly || plot.querySelector('.main-svg')", arg=plot)
@@ -441,6 +442,29 @@ def test_a_figure_is_drawn_when_it_comes_near(tmp_path: Path, browser: Browser) 
         page.wait_for_function("document.querySelector('#tiny4 .main-svg')")
         after = page.locator("#tiny4 .drawing").bounding_box()
         assert place and after and (place["width"], place["height"]) == (after["width"], after["height"])
+        assert problems == []
+
+
+def test_a_figure_that_details_another_is_folded_below_it_until_it_is_asked_for(
+    tmp_path: Path, browser: Browser
+) -> None:
+    figures = [(result(name), drawing()) for name in ("main", "detail", "alone")]
+    index = write(tmp_path, *figures, details={"main": "", "detail": "main", "alone": "gone"})
+    with opened(browser, index) as (page, problems):
+        contents = page.get_by_role("navigation", name="Figures by question")
+        assert contents.locator("ol > li > a").count() == 2 and contents.locator("ul a").count() == 1
+        folded, drawn = page.locator("#main > details.more"), page.locator("#detail .main-svg").first
+        assert folded.count() == page.locator("details.more").count() == 1
+        assert not drawn.is_visible()
+        folded.locator("summary").first.click()
+        drawn.wait_for()
+        folded.locator("summary").first.click()
+        contents.locator("ul a").click()
+        drawn.wait_for()
+        expect(page.locator("#detail")).to_be_in_viewport()
+        page.goto("about:blank")
+        page.goto(f"{index.as_uri()}#detail")
+        expect(page.locator("#detail .plot")).to_be_in_viewport()
         assert problems == []
 
 

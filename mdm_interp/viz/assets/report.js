@@ -211,6 +211,19 @@ if (filters.length) {
   more.addEventListener("click", () => { whole = true; showLedger(); });
 }
 
+// ---- figures that are folded below another
+
+function unfold() {
+  for (let place = document.getElementById(location.hash.slice(1)); place; place = place.parentElement) {
+    if (place.matches("details.more")) place.open = true;
+  }
+  document.getElementById(location.hash.slice(1))?.scrollIntoView();
+}
+if (document.querySelector("details.more")) {
+  unfold();
+  addEventListener("hashchange", unfold);
+}
+
 // ---- drawing
 
 const near = new IntersectionObserver(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from mdm_interp.data.queries import Query, QueryBatch, Span
 from mdm_interp.errors import UserError
 from mdm_interp.models.bridge import hooked
+from mdm_interp.models.text import read_text
 from mdm_interp.training.runs import Run
 
 MASK = "[M]"
@@ -80,31 +81,20 @@ class Subject:
             return cls(model, lambda tokens: [str(token) for token in tokens], _no_text)
 
         def encode(text: str) -> tuple[list[int], list[Span]]:
-            encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+            encoded = read_text(tokenizer, text, add_special_tokens=False, return_offsets_mapping=True)
             return encoded["input_ids"], [tuple(span) for span in encoded["offset_mapping"]]
 
-        return cls(model, lambda tokens: [tokenizer.decode([token]) for token in tokens], encode)
+        return cls(model, lambda tokens: [tokenizer.decode([token]) or str(token) for token in tokens], encode)
 
     @classmethod
     def of_run(cls, run: Run) -> Subject:
-        """Return a run's last checkpoint; tokens of its synthetic world are written with spaces between them."""
-        names, config = run.facts.token_names, run.config
-
-        def encode(text: str) -> tuple[list[int], list[Span]]:
-            words = list(re.finditer(r"\S+", text))
-            if unknown := [word[0] for word in words if word[0] not in names]:
-                raise UserError(f"text: {unknown[0]!r} is no token of this run's world; there are {', '.join(names)}")
-            return [names.index(word[0]) for word in words], [word.span() for word in words]
-
+        """Return a run's last checkpoint."""
+        config = run.config
         shape = f"{config.model.n_layers} x {config.model.n_heads} heads"
         name = f"{config.model.position} {config.objective}, {shape}, {config.facts.world}, seed {config.seed}"
         name += f" ({run.folder.name[:6]})"  # other settings may differ, too
         opened = f'model = Run.open("{run.folder.name}", root="{run.folder.parent.name}")'
-
-        def read(tokens: Sequence[int]) -> list[str]:
-            return [names[token] if token < len(names) else str(token) for token in tokens]  # a model may know more
-
-        return cls(hooked(run.model()), read, encode, name, opened)
+        return replace(cls.of(run.model()), name=name, opened=opened)
 
     def code(self, call: str) -> str:
         """Return Python that opens the model and makes a page of it."""
