@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
@@ -63,6 +64,7 @@ class _Logged(Progress):
         total = "" if task.total is None else f" of {task.total:g}"
         said = f"{task.description}: {task.completed:g}{total} {task.fields.get('values', '')}".rstrip()
         said += "".join(f"; {self._left(over)}" for over in self.tasks if over.fields.get("over_all") and over != task)
+        said += f"; {_phase}" if _phase else ""
         self.console.print(said, markup=False, highlight=False, soft_wrap=True)
 
     def _left(self, over_all: Task) -> str:
@@ -75,9 +77,33 @@ class _Logged(Progress):
         return f"{said}, about {minutes:.0f} min left" if minutes >= 1 else f"{said}, less than 1 min left"
 
 
+@dataclass(frozen=True)
+class _Phase:
+    name: str
+    number: int
+    of: int
+
+    def __str__(self) -> str:
+        return f"phase {self.number} of {self.of}: {self.name}"
+
+
+_phase: _Phase | None = None
+
+
+@contextlib.contextmanager
+def phase(name: str, number: int, of: int) -> Iterator[None]:
+    """Have all bars that are drawn meanwhile say of which phase of how many they are."""
+    global _phase
+    before, _phase = _phase, _Phase(name, number, of)
+    try:
+        yield
+    finally:
+        _phase = before
+
+
 def progress_bars(*, transient: bool = False) -> Progress:
     """Return bars on stderr: what, how far, `values`, time left; lines where there is no terminal. A task with the
-    field `over_all` counts all the others.
+    field `over_all` counts all the others. Within a :func:`phase`, the first bar says how many phases are done.
 
     Args:
         transient: Whether the bars leave nothing behind.
@@ -85,7 +111,7 @@ def progress_bars(*, transient: bool = False) -> Progress:
     console = Console(stderr=True, force_jupyter=False)  # a live display there takes ipywidgets
     if not console.is_interactive:
         return _Logged(console, keep=not transient)
-    return Progress(
+    bars = Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=10),
         TaskProgressColumn(),
@@ -94,6 +120,9 @@ def progress_bars(*, transient: bool = False) -> Progress:
         console=console,
         transient=transient,
     )
+    if _phase:
+        bars.add_task(str(_phase), completed=_phase.number - 1, total=_phase.of, values="")
+    return bars
 
 
 SHARING_A_GPU = 8

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import shutil
 import signal
@@ -188,6 +190,25 @@ def test_a_log_gets_lines_where_there_is_no_terminal(
                 bars.update(task, advance=1, values=values)
         lines = capsys.readouterr().err.splitlines()
         assert lines == ["things: 2 of 4 b", *([] if transient else ["things: 4 of 4 d"])]
+
+
+def test_bars_and_lines_say_of_which_phase_they_are(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(parallel.time, "monotonic", lambda: now[0])
+    for within in (parallel.phase("measuring", 2, 4), contextlib.nullcontext()):
+        now[0] = 0.0
+        with within, parallel.progress_bars() as bars:
+            task = bars.add_task("things", total=2, values="")
+            now[0] = 2.0
+            bars.advance(task)
+    assert capsys.readouterr().err.splitlines() == ["things: 1 of 2; phase 2 of 4: measuring", "things: 1 of 2"]
+    monkeypatch.setattr(parallel, "Console", functools.partial(parallel.Console, force_interactive=True))
+    with parallel.phase("measuring", 2, 4):
+        (bar,) = parallel.progress_bars().tasks
+    assert (bar.description, bar.completed, bar.total) == ("phase 2 of 4: measuring", 1, 4)
+    assert parallel.progress_bars().tasks == []
 
 
 def test_lines_say_how_much_of_everything_is_done_and_how_long_the_rest_takes(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
+from itertools import chain
 
 from mdm_interp.experiments.findings import NAMED_SETTINGS, settings_of
 from mdm_interp.experiments.grids import depth_grid, head_grid, objective_grid, pool_grid, scheme_grid
@@ -37,10 +37,10 @@ PAIRS, STEPS = 6, 4
 """How many query pairs and checkpoints of a small model its explorer shows: enough to look around."""
 
 
-def write_exhibits(lab: Lab, out: Path) -> None:
-    """Write the pages of those models that the run store holds; pages of others that are in `out` stay."""
-    for file, page in (*_of_small_models(lab), *_of_demo(lab)):
-        replace(page, home="index.html").save(out / file, shared=True)
+def make_exhibits(lab: Lab) -> Iterator[tuple[str, Page]]:
+    """Give the pages of those models that the run store holds, each with its file name."""
+    for file, page in chain(_of_small_models(lab), _of_demo(lab)):
+        yield file, replace(page, home="index.html")
 
 
 def _of_small_models(lab: Lab) -> Iterator[tuple[str, Page]]:

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,12 @@ from mdm_interp.config import TrainConfig
 from mdm_interp.errors import UserError
 from mdm_interp.experiments.analysis import Analysis, discover, ledger
 from mdm_interp.experiments.claims import save_ledger
-from mdm_interp.experiments.exhibits import PAGES, write_exhibits
+from mdm_interp.experiments.exhibits import PAGES, make_exhibits
 from mdm_interp.experiments.report import write_figures, write_index
 from mdm_interp.experiments.results import Result
 from mdm_interp.experiments.subjects import Demo, Lab, demo_bars
 from mdm_interp.files import check_folder, write_text
-from mdm_interp.parallel import find_place, progress_bars, side_by_side
+from mdm_interp.parallel import find_place, phase, progress_bars, side_by_side
 from mdm_interp.training.text import TextStep
 
 
@@ -54,15 +55,24 @@ def reproduce(analyses: Sequence[Analysis], lab: Lab, out: Path) -> Reported:
     """
     check_folder(out)
     wanted = [config for analysis in analyses for config in analysis.configs(lab.seeds)]
-    lab.runs([config for config in wanted if isinstance(config, TrainConfig)])
+    with phase("training", 1, PHASES):
+        lab.runs([config for config in wanted if isinstance(config, TrainConfig)])
     torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
-    results = measure_all(analyses, lab, out)
-    names = [analysis.name for analysis in analyses]
-    if not _is_drawn(names, out):
-        write_exhibits(lab, out)
-        for analysis, result in zip(analyses, results, strict=True):
-            analysis.write_pages(result, lab.root, out)
-    return report(out, analyses)
+    with phase("measuring", 2, PHASES):
+        results = measure_all(analyses, lab, out)
+    if not _is_drawn([analysis.name for analysis in analyses], out):
+        of_results = (analysis.pages(result, lab.root) for analysis, result in zip(analyses, results, strict=True))
+        with phase("pages", 3, PHASES), progress_bars(transient=True) as bars:
+            written = bars.add_task("pages", total=None, values="")
+            for file, page in chain(make_exhibits(lab), *of_results):
+                page.save(out / file, shared=True)
+                bars.advance(written)
+    with phase("figures", 4, PHASES):
+        return report(out, analyses)
+
+
+PHASES = 4
+"""Of :func:`reproduce`."""
 
 
 def report(out: Path, analyses: Sequence[Analysis] | None = None) -> Reported:
@@ -82,8 +92,13 @@ def report(out: Path, analyses: Sequence[Analysis] | None = None) -> Reported:
     if _is_drawn(wanted, out):
         return Reported(wanted, None)
     results = {name: known[name].load(out / f"{name}.json") for name in there}
-    drawn = {name: (result, _figure(known[name], result)) for name, result in results.items()}
-    problem = write_figures([drawn[name] for name in wanted], out)
+    with progress_bars(transient=True) as bars:
+        drawing, drawn = bars.add_task("figures", total=len(there) + 1, values=""), {}
+        for name, result in results.items():
+            drawn[name] = result, _figure(known[name], result)
+            bars.advance(drawing)
+        problem = write_figures([drawn[name] for name in wanted], out)
+        bars.advance(drawing)
     verdicts = ledger(known.values(), results)
     if verdicts:
         save_ledger(verdicts, out / "claims.json")

@@ -10,7 +10,7 @@ from helpers import tiny_grid
 from page_helpers import opened
 
 from mdm_interp.experiments import exhibits
-from mdm_interp.experiments.exhibits import PAGES, explorer_of, write_exhibits
+from mdm_interp.experiments.exhibits import PAGES, explorer_of, make_exhibits
 from mdm_interp.experiments.grids import scheme_grid
 from mdm_interp.experiments.subjects import Lab, demos, train_demos
 from mdm_interp.training.loop import train
@@ -20,8 +20,13 @@ if TYPE_CHECKING:
 
 
 def test_what_is_not_trained_is_not_shown(tmp_path: Path) -> None:
-    write_exhibits(Lab(n_seeds=1, root=tmp_path / "store"), tmp_path / "out")
+    assert not list(make_exhibits(Lab(n_seeds=1, root=tmp_path / "store")))
     assert list(tmp_path.iterdir()) == []
+
+
+def write(lab: Lab, out: Path) -> None:
+    for file, page in make_exhibits(lab):
+        page.save(out / file, shared=True)
 
 
 def test_each_model_that_is_there_has_its_pages(
@@ -35,11 +40,11 @@ def test_each_model_that_is_there_has_its_pages(
         lab = Lab(n_seeds=1, root=tmp_path / "store")
         for config in (one for one in scheme_grid([0]) if one.model.position in named):
             train(config, root=lab.root, progress=False)
-        write_exhibits(lab, out)
+        write(lab, out)
         small = {explorer_of("RoPE"), explorer_of("learned")}
         assert {path.name for path in out.glob("*.html")} == small
         train_demos(demos(lab.seeds), lab)
-        write_exhibits(lab, out)
+        write(lab, out)
     written = {*small, "inside_attention.html", "inside_demo_routes.html", "inside_denoising.html"}
     assert written < PAGES.keys()
     assert {path.name for path in out.iterdir()} == {*written, "circuitsvis.js", "plotly.min.js"}
