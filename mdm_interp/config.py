@@ -604,6 +604,11 @@ class TrainConfig(Config):
             )
         return self
 
+    def learning_rate(self, step: int) -> float:
+        """Return the learning rate of a step, the first of which is 1: it rises linearly over the warm-up, and stays.
+        At the initial weights it is 0."""
+        return self.lr * min(1.0, step / max(self.warmup, 1))
+
 
 class TextConfig(Config):
     """What a small checkpoint that is trained on sentences is made from, besides the sentences."""

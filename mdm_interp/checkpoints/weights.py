@@ -26,7 +26,7 @@ from mdm_interp.config import ModelConfig
 from mdm_interp.errors import UserError, few
 from mdm_interp.files import read_text, require_file, write_text
 from mdm_interp.models.transformer import HookedTransformer
-from mdm_interp.tensors import save_tensors, saved_digests, tensor_digest
+from mdm_interp.tensors import not_finite, save_tensors, saved_digests, tensor_digest
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -267,21 +267,13 @@ def load_weights(
                         shape = (len(found[parameter]), *part.shape)
                         stacks[parameter] = torch.empty(shape, dtype=dtype, device=device)
                     placed = stacks[parameter][index].copy_(part)
-                _require_finite(placed, path, name)
+                if not_finite({name: placed}):
+                    raise UserError(
+                        f"{path}: tensor {name} has NaN or infinite numbers in {str(dtype).removeprefix('torch.')}; "
+                        "load it in another dtype, or download the file again"
+                    )
     for parameter, stack in stacks.items():
         _set(model, format, parameter, stack)
-
-
-def _require_finite(weight: Tensor, path: Path, name: str) -> None:
-    """Refuse NaN and infinite numbers, which would be in all that is computed. A sum has them, and takes no memory; a
-    sum of large numbers may have them, too."""
-    if weight.is_meta:  # it has no numbers
-        return
-    if not torch.isfinite(weight.sum(dtype=torch.float32)) and not torch.isfinite(weight).all():
-        raise UserError(
-            f"{path}: tensor {name} has NaN or infinite numbers in {str(weight.dtype).removeprefix('torch.')}; load it "
-            "in another dtype, or download the file again"
-        )
 
 
 def _device_of(name: str, devices: Mapping[str, torch.device]) -> torch.device:

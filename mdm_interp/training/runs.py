@@ -281,11 +281,6 @@ class Run(Resumable):
         if self.finished:
             self.metrics()
 
-    def learning_rate(self, step: int) -> float:
-        """Return the learning rate that a step was taken with: it rises linearly over the warm-up, and stays. At the
-        initial weights it is 0."""
-        return self.config.lr * min(1.0, step / max(self.config.warmup, 1))
-
     def metrics(self) -> list[dict[str, Any]]:
         """Return one entry per checkpoint: step, loss, and probability, accuracy and rank of forward and reverse
         queries.

@@ -27,10 +27,6 @@ class Trainee:
         self.model = HookedTransformer(config.model, generator=self.generator).to(device)
         self.optimizer = _adamw([{"params": list(self.model.parameters()), **_settings(config)}])
 
-    def rate(self, step: int) -> float:
-        """Return the learning rate of a step, the first of which is 1."""
-        return self.config.lr * min(1.0, step / max(self.config.warmup, 1))
-
     def draw(self) -> Drawn:
         """Draw the next batch, on the CPU."""
         config, generator = self.config, self.generator
@@ -40,7 +36,7 @@ class Trainee:
     def advance(self, step: int) -> Float[Tensor, ""]:
         """Take a step, and return the loss of its batch before it."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.rate(step)
+            group["lr"] = self.config.learning_rate(step)
         drawn = Drawn(*(tensor.to(self.model.cfg.device) for tensor in self.draw()))
         loss = drawn_loss(self.model(drawn.inputs), drawn, self.config.objective)
         self.optimizer.zero_grad()
@@ -100,7 +96,7 @@ class Ensemble:
     def advance(self, step: int) -> Float[Tensor, "member"]:
         """Take a step with every member, the first of which is 1, and return the losses of their batches before it."""
         for group, stack in zip(self._optimizer.param_groups, self._stacks, strict=True):
-            group["lr"] = stack.members[0].rate(step)
+            group["lr"] = stack.members[0].config.learning_rate(step)
         each = [one.draw() for one in self._members]
         warm = step >= max(member.config.warmup for member in self._members)  # a record has its rates in it
         learn = self._recorded if self._recorded is not None and warm else self._learn

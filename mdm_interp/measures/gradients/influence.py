@@ -161,7 +161,7 @@ def traced_influence(
     """Sum the influence over checkpoints, each weighted with its learning rate, in nats: what one gradient step on the
     sentence at each of them lowers the query's loss by, to first order.
 
-        traced_influence(((run.model(step), run.learning_rate(step)) for step in run.steps), sentences, queries)
+        traced_influence(((run.model(step), run.config.learning_rate(step)) for step in run.steps), sentences, queries)
 
     A run's own optimiser takes batches, and clips and rescales their gradients; of that, this knows nothing.
 
