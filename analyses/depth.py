@@ -1,7 +1,9 @@
-"""Routes, evidence and gradient alignment layer by layer, in models of 1, 2 and 4 layers with and without MLPs.
+"""Routes, evidence and gradient alignment layer by layer, in models of 1, 2 and 4 layers with and without MLPs; and how
+much of the evidence depends on where its source is.
 
 Evidence is read along the direct path only: what a source's value writes straight into the logits. A deeper model may
-answer by other paths, which these measures do not see.
+answer by other paths, which these measures do not see. In upper layers it also holds what the context made of the
+source.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from mdm_interp import Analysis, Contrast, Result, Run, Summary, mean_estimate, 
 from mdm_interp.experiments.claims import ClaimTest
 from mdm_interp.experiments.grids import DEPTHS, depth_grid
 from mdm_interp.experiments.scope import SCOPE
-from mdm_interp.measures.evidence import evidence_scores
+from mdm_interp.measures.evidence import as_share, evidence_scores, pair_position_index
 from mdm_interp.measures.gradients import layer_cosines
 from mdm_interp.measures.routes import route_correlation
 from mdm_interp.stats.resampling import places_above
@@ -47,14 +49,24 @@ SIGNATURES = {
     "MLP": "gradient cosine,<br>MLP",
 }
 """Columns measured per layer (their nulls: `…_null`), and how the figure calls them."""
+ROWS = {
+    "route": SIGNATURES["route"],
+    "evidence": SIGNATURES["evidence"],
+    "pair_share": "position's share<br>of its variance",
+    **{name: SIGNATURES[name] for name in PARTS},
+}
+"""What is drawn of every layer. The pair share is index / (1 + index), with the index of
+:func:`~mdm_interp.measures.evidence.pair_position_index`."""
+UNRELATED = 0.5
+"""The pair share when evidence in the two places has equal variance and is uncorrelated: half of it is position's."""
 LOOKS = dict(zip(DEPTHS, ((GREEN, "solid"), (ORANGE, "dash"), (PURPLE, "dashdot")), strict=True))
 """How models of each depth are drawn."""
 BY = ("scheme", "mlp", "n_layers", "stage")
 
 
 def measure(run: Run, step: int) -> list[dict[str, Any]]:
-    """Give one row per layer, with every signature and its null; the null of a route correlation is 0, that of keys
-    dealt at random."""
+    """Give one row per layer, with every signature and its null, and the pair share; the null of a route correlation is
+    0, that of keys dealt at random."""
     model, pairs = run.model(step), run.query_pairs(n_contexts=1)
     routes, reverse = route_correlation(model, pairs).nanmean(1), [pair.reverse for pair in pairs]
     measured = {
@@ -62,9 +74,11 @@ def measure(run: Run, step: int) -> list[dict[str, Any]]:
         "route": Contrast(routes, torch.zeros_like(routes)),
         "evidence": evidence_scores(model, reverse, run.facts.candidates(reverse)),
     }
+    places = pair_position_index(model, pairs, torch.arange(run.config.facts.n_entities)).tolist()
     return [
         {
             "layer": layer,
+            "pair_share": as_share(places[layer]),
             **{name: found.effect[layer].item() for name, found in measured.items()},
             **{f"{name}_null": found.null[layer].item() for name, found in measured.items()},
         }
@@ -73,12 +87,13 @@ def measure(run: Run, step: int) -> list[dict[str, Any]]:
 
 
 def summarize(result: Result) -> Summary:
-    """Give the probabilities of each model and stage, and per layer how far each signature exceeds its null."""
+    """Give the probabilities of each model and stage, and per layer the pair share and how far each signature exceeds
+    its null."""
     frame = result.frame.astype({f"{name}{of}": float for name in SIGNATURES for of in ("", "_null")})
     frame = frame.assign(above_chance=frame["reverse_probability"] - frame["chance"])
     excess = {f"{name}_excess": frame[name] - frame[f"{name}_null"] for name in SIGNATURES}
     of_models = Summary.of(where(frame, layer=0), BY, ("forward_probability", "reverse_probability", "above_chance"))
-    return of_models + Summary.of(frame.assign(**excess), (*BY, "layer"), tuple(excess))
+    return of_models + Summary.of(frame.assign(**excess), (*BY, "layer"), (*excess, "pair_share"))
 
 
 def above_null(result: Result) -> pd.DataFrame:
@@ -140,8 +155,9 @@ def draw(result: Result) -> Panels:
         panel.level(models["chance"].iloc[0], name="chance", color=CHANCE, x=[-0.5, len(found) - 0.5])
     scores = frame[["evidence", "evidence_null"]]
     reach = {"range": [scores.min(axis=None) - 0.2, scores.max(axis=None) + 0.2]}
-    for signature, title in SIGNATURES.items():
-        y = {**(reach if signature == "evidence" else CORRELATION), "title": title}
+    ranges = {"evidence": reach, "pair_share": PROBABILITY}
+    for signature, title in ROWS.items():
+        y = {**ranges.get(signature, CORRELATION), "title": title}
         drawn = {name: group for name, group in groups.items() if signature != "MLP" or group["mlp"].all()}
         titles = [shown(name) if signature in ("route", "MLP") else "" for name in drawn]
         x, ticks, of_drawn = (
@@ -182,8 +198,12 @@ def _draw_signature(panel: Panel, group: pd.DataFrame, signature: str) -> None:
         models, shift = where(group, n_layers=n_layers), 0.1 * (i - 1)
         null, listed = f"{signature}_null", n_layers == max(LOOKS)
         panel.points(models, "layer", signature, name=f"{n_layers}-layer", color=color, dash=dash, shift=shift)
+        if null not in models:
+            continue
         look: dict[str, Any] = {"color": CHANCE, "dash": "dot", "shift": shift + 0.05, "listed": listed}
         panel.points(models, "layer", null, name="null", **look)
+    if signature == "pair_share":
+        panel.level(UNRELATED, name="unrelated evidence in the two places", color=CHANCE)
 
 
 def halves(result: Result) -> pd.DataFrame:

@@ -21,6 +21,9 @@ def test_the_summary_follows_from_the_rows(tiny_result: Callable[[str], Result])
         assert reverse.value == pytest.approx(row["reverse_probability"], rel=1e-5)
         above = row["reverse_probability"] - row["chance"]
         assert result.summary.at("above_chance", **of).value == pytest.approx(above, rel=1e-5)
+        share = result.summary.at("pair_share", **of, layer=row["layer"])
+        assert share.value == pytest.approx(row["pair_share"], rel=1e-4, abs=1e-9)
+        assert row["layer"] > 0 or row["pair_share"] == 0, "relative schemes, first layer"
         for name in depth.SIGNATURES:
             excess = result.summary.at(f"{name}_excess", **of, layer=row["layer"])
             assert excess.n == (name != "MLP" or row["mlp"])
