@@ -77,10 +77,8 @@ def up_to(estimates: Sequence[Estimate]) -> str:
 def draw(result: Result) -> Panels:
     """Draw position's share at the end of training and over it."""
     panels, frame = Panels(), result.frame
-    trained, share = (
-        frame[frame["step"] > 0],
-        {**PROBABILITY, "title": "position's share of<br>the evidence's variance"},
-    )
+    trained = frame[frame["step"] > 0]
+    share = {**PROBABILITY, "title": "position's share of<br>the evidence's variance"}
     size = sample_size([entry.effect for entry in result.summary.where("share", stage="end")])
     titles = [f"end of training ({size})", "over training"]
     ended, over = panels.row(titles, y=share, height=330)

@@ -1,5 +1,5 @@
-"""A masked diffusion model beside an autoregressive twin: the same head's routes and evidence in both, and what either
-predicts."""
+"""A masked diffusion model beside an autoregressive twin: the same head's routes and evidence in both. What either
+answers, `large_model_prediction` says."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import pandas as pd
 
-from mdm_interp import CheckpointAnalysis, Probe, Query, Result, Summary, predict, where
+from mdm_interp import CheckpointAnalysis, Probe, Query, Result, Summary, where
 from mdm_interp.data.queries import Direction
 from mdm_interp.experiments.subjects import KINDS, demos
 from mdm_interp.measures.answer_evidence import answer_evidence
@@ -37,8 +37,8 @@ def measure(probe: Probe) -> list[dict[str, Any]]:
     null), and of `route` and `evidence` one per head.
 
     `route` is the share of attention from the readout to the source, `evidence` the share of other facts' answers that
-    the source writes less toward than its own, and `layer_evidence` the same of all heads of a layer, mean over layers;
-    `exact_match` and `log_probability` (nats) are of the answer. `value` is the model's, `twin_value` the twin's.
+    the source writes less toward than its own, and `layer_evidence` the same of all heads of a layer, mean over layers.
+    `value` is the model's, `twin_value` the twin's.
     `agreement` is their rank correlation over heads, `agreement_null` the same with the twin's heads shuffled within
     each layer. Heads are paired by place: where the two models differ in layers or heads (`paired` is false), no row is
     a head's and no agreement is there. `NAME_n` counts the independent clusters of facts behind a number, and `facts`
@@ -65,19 +65,16 @@ def measure(probe: Probe) -> list[dict[str, Any]]:
 
 def means(model: HookedModel, queries: Sequence[Query], sample: FactSample) -> dict[str, Draws]:
     """Return a model's means over facts, `[layer head]` for what heads do."""
-    predicted = predict(model, queries)
     by_head, by_layer = answer_evidence(model, queries, sample.contexts)
     return {
         "route": sample.mean(compute_routes(model, queries).pattern),
         "evidence": sample.mean(by_head.beaten.effect),
         "layer_evidence": sample.mean(by_layer.beaten.effect.mean(1)),
-        "exact_match": sample.mean(predicted.correct.double()),
-        "log_probability": sample.mean(predicted.log_probability),
     }
 
 
 def summarize(result: Result) -> Summary:
-    """Give both models' means and predictions, and their agreement, by kind and direction."""
+    """Give both models' means, and their agreement, by kind and direction."""
     by, quantities = ("checkpoint", "kind", "direction", "what"), ("value", "twin_value", "agreement")
     return Summary.read(result.frame[result.frame["layer"].isna()], by, quantities)
 
@@ -103,7 +100,6 @@ def takeaway(result: Result) -> str:
 
 
 SCATTERED = {"route": "share of attention", "evidence": "share of other answers beaten"}
-COMPARED = {"layer_evidence": "share of other answers beaten by a layer", "exact_match": "exact match"}
 NOT_PAIRED = "other layers or<br>heads (or too few<br>facts): not paired"
 MODELS = {"value": ("masked model", PURPLE, -0.12), "twin_value": ("its twin", SKY, 0.12)}
 LOOKS = {"route": (GREEN, "circle", -0.12), "evidence": (ORANGE, "diamond", 0.12)}
@@ -118,12 +114,12 @@ def draw(result: Result) -> Panels:
     titles = [f"{name}<br>{size}" for name in ASKED]
     for panel, asked in zip(panels.row(titles, x=x, height=60 + 70 * len(checkpoints)), ASKED.values(), strict=True):
         draw_agreement(panel, summary, asked, checkpoints)
-    for what, title in COMPARED.items():
-        row = panels.row([""] * len(ASKED), x={**PROBABILITY, "title": title}, height=30 + 44 * len(checkpoints))
-        for panel, asked in zip(row, ASKED.values(), strict=True):
-            for quantity, (name, color, shift) in MODELS.items():
-                found = of_asked(summary.where(what=what), quantity, asked, checkpoints)
-                panel.estimates(found, name=name, color=color, shift=shift)
+    x = {**PROBABILITY, "title": "share of other answers beaten by a layer"}
+    row = panels.row([""] * len(ASKED), x=x, height=30 + 44 * len(checkpoints))
+    for panel, asked in zip(row, ASKED.values(), strict=True):
+        for quantity, (name, color, shift) in MODELS.items():
+            found = of_asked(summary.where(what="layer_evidence"), quantity, asked, checkpoints)
+            panel.estimates(found, name=name, color=color, shift=shift)
     for what in SCATTERED:
         row = panels.row([""] * len(checkpoints), x=PROBABILITY, y=PROBABILITY, one_y=False)
         for panel, checkpoint in zip(row, checkpoints, strict=True):
