@@ -302,12 +302,15 @@ def probe(
     device: Device = "auto",
     device_map: Annotated[str | None, typer.Option(help="`auto` spreads a model over several GPUs.")] = None,
 ) -> None:
-    """Ask a checkpoint facts, forward and in reverse: routes, evidence, gradients and predictions, layer by layer."""
+    """Ask a checkpoint facts, forward and in reverse: routes, evidence, gradients and predictions, layer by layer.
+    Unless --only is given, also write a page on which to look at every head."""
     from mdm_interp.devices import check_device
     from mdm_interp.experiments.analysis import CheckpointAnalysis, discover
+    from mdm_interp.experiments.exhibits import write_probed
     from mdm_interp.experiments.report import write_figures, write_index, write_summaries
     from mdm_interp.experiments.subjects import open_probe, shared_probe
     from mdm_interp.parallel import progress_bars
+    from mdm_interp.viz.words import counted
 
     place = _place(executor, address, None)
     if shards is None and place is not None:
@@ -319,22 +322,29 @@ def probe(
     here = "cpu" if shards else device  # with shards, models that are asked are the workers'
     where: dict[str, Any] = {"device_map": device_map} if device_map else {"device": check_device(here)}
     opened = open_probe(checkpoint, facts, templates=templates, limit=limit, twin=twin, chat=chat, **where, **loading)
-    drawn, sharing = [], contextlib.nullcontext()
+    drawn, sharing, pages, refused = [], contextlib.nullcontext(), dict[str, str](), None
     if shards:
         sharing = shared_probe(opened, checkpoint, twin, shards, place, device=device, **loading)
     with sharing, progress_bars() as bars:
-        bar = bars.add_task("probing", total=len(analyses), values="")
+        bar = bars.add_task("probing", total=len(analyses) + (not only), values="")
         for analysis in analyses:
             bars.update(bar, values=analysis.name)
             result = analysis.probe(opened, out)
             drawn.append((result, analysis.figure(result)))
             bars.advance(bar)
+        if not only:
+            bars.update(bar, values="explorer")
+            try:
+                pages = write_probed(opened, out, LookedAt)
+            except UserError as error:
+                refused = f"no explorer: {error}"
+            bars.advance(bar)
     write_summaries([result for result, _ in drawn], out / "summary.csv")
     problem = write_figures(drawn, out)
-    write_index(drawn, [], out)
+    write_index(drawn, [], out, pages)
     asked = opened.origin()
-    counts = [f"{kind}: {asked.pairs[kind]} pairs asked, {asked.skipped[kind]} skipped" for kind in asked.pairs]
-    _tell(problem, *counts, _drawn(len(drawn), out))
+    counts = [f"{kind}: {counted(n, 'pair')} asked, {asked.skipped[kind]} skipped" for kind, n in asked.pairs.items()]
+    _tell(problem, refused, *counts, _drawn(len(drawn), out))
 
 
 @app.command()

@@ -40,8 +40,22 @@ def opened(browser: Browser, path: Path, **context: Any) -> Iterator[tuple[Page,
     page.on("dialog", lambda dialog: problems.append(dialog.message))
     page.on("dialog", lambda dialog: dialog.dismiss())
     page.goto(path.as_uri(), wait_until="load")
+    page.wait_for_function("() => !document.querySelector('main[aria-busy]')")
     yield page, problems
     window.close()
+
+
+def point_of(tab: Page, place: str, at: int) -> tuple[float, float]:
+    """Where a point of the first curve that Plotly drew is in the window."""
+    point = tab.locator(f"{place} .point").nth(at)
+    x, y = point.evaluate(
+        """point => {
+          point.scrollIntoView({block: 'center'});
+          const box = point.getBoundingClientRect();
+          return [box.x + box.width / 2, box.y + box.height / 2];
+        }"""
+    )
+    return x, y
 
 
 def middle_of(tab: Page, place: str, column: int, row: int) -> tuple[float, float]:

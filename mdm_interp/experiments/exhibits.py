@@ -1,7 +1,8 @@
-"""Pages that look inside models of the figures, each of the first seed."""
+"""Pages that look inside models of the figures: small ones, each of the first seed, and checkpoints."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
@@ -9,7 +10,7 @@ from itertools import chain
 from mdm_interp.experiments.findings import NAMED_SETTINGS, settings_of
 from mdm_interp.experiments.grids import depth_grid, head_grid, objective_grid, pool_grid, scheme_grid
 from mdm_interp.experiments.scope import about
-from mdm_interp.experiments.subjects import Demo, Lab, demos, open_probe
+from mdm_interp.experiments.subjects import Demo, Lab, Probe, demos, open_probe
 from mdm_interp.training.runs import Run
 from mdm_interp.viz.pages.attention import attention
 from mdm_interp.viz.pages.explorer import explore
@@ -41,6 +42,31 @@ def make_exhibits(lab: Lab) -> Iterator[tuple[str, Page]]:
     """Give the pages of those models that the run store holds, each with its file name."""
     for file, page in chain(_of_small_models(lab), _of_demo(lab)):
         yield file, replace(page, home="index.html")
+
+
+def write_probed(probe: Probe, out: Path, n_pairs: int) -> dict[str, str]:
+    """Write the explorer of a checkpoint, and that of its twin, each asked its own first positional pairs.
+
+    Returns:
+        What each file shows.
+
+    Raises:
+        UserError: a model has so many heads that a page cannot hold these pairs.
+    """
+    asked = {"explorer.html": probe} | ({"twin_explorer.html": probe.twin} if probe.twin else {})
+    for file, one in asked.items():
+        page = explore({one.name: one.model}, one.pairs("positional")[:n_pairs])
+        replace(page, home="index.html").save(out / file, shared=True)
+    return {file: f"Every head of {one.name}" for file, one in asked.items()}
+
+
+def explored(out: Path) -> dict[str, str]:
+    """Return the runs whose explorers are in a folder: digest to file."""
+    found = dict[str, str]()
+    for path in sorted(out.glob("explore_*.html")):
+        if opened := re.search(r"Run\.open\(&#34;(\w+)&#34;", path.read_text(encoding="utf-8")):
+            found.setdefault(opened[1], path.name)
+    return found
 
 
 def _of_small_models(lab: Lab) -> Iterator[tuple[str, Page]]:

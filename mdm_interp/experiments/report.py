@@ -6,9 +6,7 @@ reader's browser, in light or dark, on whatever width and on paper.
 
 from __future__ import annotations
 
-import base64
 import concurrent.futures
-import gzip
 import html
 import json
 import math
@@ -17,7 +15,7 @@ import shutil
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +25,15 @@ import plotly.io as pio
 
 from mdm_interp.config import DemoConfig
 from mdm_interp.experiments.claims import OUTCOMES, Verdict, counts
-from mdm_interp.experiments.exhibits import explorer_of
+from mdm_interp.experiments.exhibits import explored, explorer_of
 from mdm_interp.experiments.findings import by_setting, sentences, settings_of
 from mdm_interp.experiments.results import CheckpointOrigin, Result, TrainedOrigin
 from mdm_interp.experiments.scope import SCOPE, scope_label, setting_labels
 from mdm_interp.experiments.subjects import demo_name
 from mdm_interp.files import replacing, write_text
 from mdm_interp.provenance import difference
-from mdm_interp.viz.pages.page import TEMPLATES, asset, browser_json, write_libraries
-from mdm_interp.viz.theme import DARK, HEIGHT, NAME, WIDTH
+from mdm_interp.viz.pages.page import TEMPLATES, asset, browser_json, write_libraries, zipped
+from mdm_interp.viz.theme import DARK, HEIGHT, NAME, WIDTH, shown
 from mdm_interp.viz.words import counted
 
 BENCHMARK = "reversal_benchmark"
@@ -54,8 +52,9 @@ def write_figures(drawn: Sequence[tuple[Result, go.Figure]], out: Path) -> str |
         OSError: a file cannot be written.
     """
     write_libraries(out, "plotly")
+    inside = explored(out)
     for result, figure in drawn:
-        entry = _entry(result, figure)
+        entry = _entry(result, figure, inside)
         write_text(out / f"{result.name}.html", _render("report_figure.html", [entry], entry=entry))
     figures = [figure for _, figure in drawn]
     layouts: list[Any] = [figure.layout for figure in figures]
@@ -126,7 +125,8 @@ def write_index(
         details: Name of a figure to that of the figure below which it is folded, if that is there.
     """
     results = [result for result, _ in drawn]
-    entries = {result.name: {**_entry(result, figure), "details": []} for result, figure in drawn}
+    inside = explored(out)
+    entries = {result.name: {**_entry(result, figure, inside), "details": []} for result, figure in drawn}
     of_runs, of_checkpoints = list[dict[str, Any]](), list[dict[str, Any]]()
     for name, entry in entries.items():
         still = f"{name}.png"
@@ -164,21 +164,14 @@ def _render(
     """Fill a template of a page that shows these figures, and the lines of the ledger."""
     themes = {scheme: pio.templates[name].to_plotly_json() for scheme, name in (("light", NAME), ("dark", DARK))}
     by_name = {entry["result"].name: entry for entry in entries}
-    packed = _packed(
-        {
-            "figures": {name: entry["drawing"] for name, entry in by_name.items()},
-            "numbers": {name: _numbers(entry["result"]) for name, entry in by_name.items()},
-            "ledger": ledger,
-        }
-    )
+    drawn = {
+        "figures": {name: entry["drawing"] for name, entry in by_name.items()},
+        "numbers": {name: _numbers(entry["result"]) for name, entry in by_name.items()},
+        "ledger": ledger,
+    }
     return TEMPLATES.get_template(template).render(
-        asset=asset, themes=themes, packed=packed, outcomes=OUTCOMES, **values
+        asset=asset, themes=themes, packed=zipped(browser_json(drawn)), outcomes=OUTCOMES, **values
     )
-
-
-def _packed(values: Any) -> str:
-    """Return JSON in gzip in base64: a tenth of its size. `report.js` unpacks it."""
-    return base64.b64encode(gzip.compress(browser_json(values).encode(), mtime=0)).decode("ascii")
 
 
 def _numbers(result: Result) -> list[list[str]]:
@@ -201,14 +194,16 @@ def _line(verdict: Verdict, cells: Sequence[str], out: Path) -> dict[str, Any]:
     told = [verdict.measure, f"{verdict.effect}, n = {verdict.effect.n}", str(verdict.null)]
     every = [*cells, *told, "-" if p is None else f"{p:.2g}"]
     sorted_by = dict(zip(range(len(cells) + 1, len(every)), (verdict.effect.value, verdict.null.value, p), strict=True))
-    inside = [explorer_of(name) for name in settings_of(verdict.scope) if (out / explorer_of(name)).exists()]
+    scope = verdict.scope
+    inside = [explorer_of(name) for name in settings_of(scope) if (out / explorer_of(name)).exists()]
     return {
         "cells": every,
         "keys": {column: key for column, key in sorted_by.items() if key is not None and math.isfinite(key)},
         "text": " ".join([*every, verdict.reading]).lower(),
         "reading": verdict.reading,
         "figure": verdict.figure,
-        "inside": f"{inside[0]}#step={0 if verdict.scope['stage'] == 'initial' else ''}" if inside else None,
+        "setting": None if scope["world"] is None else scope_label({column: scope[column] for column in SCOPE}),
+        "inside": f"{inside[0]}#step={0 if scope['stage'] == 'initial' else ''}" if inside else None,
     }
 
 
@@ -237,17 +232,23 @@ def _cells(verdict: Verdict) -> list[str]:
 # ---- one figure
 
 
-def _entry(result: Result, figure: go.Figure) -> dict[str, Any]:
-    """Return what the templates show of a figure: the drawing, its text alternative, and where it comes from."""
+def _entry(result: Result, figure: go.Figure, inside: Mapping[str, str]) -> dict[str, Any]:
+    """Return what the templates show of a figure: the drawing, its text alternative, and where it comes from.
+
+    Args:
+        inside: Explorers by the runs that they show.
+    """
     layout: Any = figure.layout
     width, height = layout.width or WIDTH, layout.height or HEIGHT
     drawn = json.loads(figure.to_json() or "")
     drawn["layout"].pop("template", None)  # the page has the theme, in the reader's colours
     drawn["layout"] |= {"width": width, "height": height}
-    runs = _runs(result)
+    runs, settings = _runs(result), _settings(result, inside)
     return {
         "result": result,
-        "drawing": {"data": drawn["data"], "layout": drawn["layout"]},
+        "drawing": {"data": drawn["data"], "layout": drawn["layout"], "settings": settings},
+        "inside": inside,
+        "leads": {one["labels"][0]: one["page"] for one in settings if one["page"]},
         "width": width,
         "height": height,
         "title": _plain(layout.title.text) or result.question,
@@ -258,6 +259,32 @@ def _entry(result: Result, figure: go.Figure) -> dict[str, Any]:
         "checkpoints": [*_checkpoints(result), *_trained_otherwise(result)],
         "is_of_checkpoints": result.origin.kind != "runs",
     }
+
+
+def _settings(result: Result, inside: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Return the settings of a result: what figures call each, its full name first, and the explorer of one of its
+    runs."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in result.rows:
+        if "run" not in row or row.get("world") is None or not set(SCOPE) <= row.keys():
+            continue
+        names = dict.fromkeys(_names(row))
+        one = found.setdefault(next(iter(names)), {"labels": {}, "page": None})
+        one["labels"] |= names
+        one["page"] = one["page"] or inside.get(row["run"])
+    return [{"labels": list(one["labels"]), "page": one["page"]} for one in found.values()]
+
+
+def _names(row: Mapping[str, Any]) -> Iterator[str]:
+    """Give the names that figures have for a row's setting: the whole one, and those of its parts."""
+    scope = {column: row[column] for column in SCOPE}
+    for scheme in dict.fromkeys((row["scheme"], shown(row["scheme"]))):
+        yield scope_label({**scope, "scheme": scheme})
+        yield from (scheme, f"{scheme}, {row['world']}", f"{scheme}, {counted(row['n_heads'], 'head')}")
+    yield from setting_labels(scope)
+    yield f"{row['world']}, {counted(row['n_heads'], 'head')}"
+    texts = [value for column, value in row.items() if isinstance(value, str) and column not in (*SCOPE, "run")]
+    yield from (name for text in texts for name in (text, shown(text)))
 
 
 def _plain(text: str | None) -> str:
@@ -286,8 +313,8 @@ def _checkpoints(result: Result) -> list[str]:
             f"{kind}: {counted(n, 'pair')}, {origin.skipped[kind]} skipped" for kind, n in origin.pairs.items()
         )
         lines.append(
-            f"{'Its twin' if lines else 'Checkpoint'} {origin.checkpoint}: {model['n_layers']} layers of "
-            f"{model['n_heads']} heads, width {model['d_model']}, digest {origin.digest}; asked about "
+            f"{'Its twin' if lines else 'Checkpoint'} {origin.checkpoint}: {counted(model['n_layers'], 'layer')} of "
+            f"{counted(model['n_heads'], 'head')}, width {model['d_model']}, digest {origin.digest}; asked about "
             f"{counted(origin.facts, 'fact')} ({pairs})."
         )
         origin = origin.twin

@@ -8,6 +8,7 @@ from .layers import draw_layers as draw_layers
 from .layers import draw_threads as draw_threads
 from .layers import share_scale as share_scale
 from .pages.attention import attention as attention
+from .pages.attention import patterns as patterns
 from .pages.explorer import explore as explore
 from .pages.influence import influence as influence
 from .pages.page import Page as Page

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING
 import pytest
 from helpers import tiny_grid
 from page_helpers import opened
+from probe_helpers import tiny_probe
 
+from mdm_interp.errors import UserError
 from mdm_interp.experiments import exhibits
-from mdm_interp.experiments.exhibits import PAGES, explorer_of, make_exhibits
+from mdm_interp.experiments.exhibits import PAGES, explored, explorer_of, make_exhibits, write_probed
 from mdm_interp.experiments.grids import scheme_grid
 from mdm_interp.experiments.subjects import Lab, demos, train_demos
 from mdm_interp.training.loop import train
+from mdm_interp.viz.pages import explorer
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -38,13 +41,16 @@ def test_each_model_that_is_there_has_its_pages(
     out.mkdir()
     with tiny_grid():
         lab = Lab(n_seeds=1, root=tmp_path / "store")
+        trained = dict[str, str]()
         for config in (one for one in scheme_grid([0]) if one.model.position in named):
-            train(config, root=lab.root, progress=False)
+            (name,) = named[config.model.position]
+            trained[train(config, root=lab.root, progress=False).folder.name] = name
         write(lab, out)
         small = {explorer_of("RoPE"), explorer_of("learned")}
         assert {path.name for path in out.glob("*.html")} == small
         train_demos(demos(lab.seeds), lab)
         write(lab, out)
+    assert explored(out) == {run: explorer_of(name) for run, name in trained.items()}
     written = {*small, "inside_attention.html", "inside_demo_routes.html", "inside_denoising.html"}
     assert written < PAGES.keys()
     assert {path.name for path in out.iterdir()} == {*written, "circuitsvis.js", "plotly.min.js"}
@@ -53,3 +59,23 @@ def test_each_model_that_is_there_has_its_pages(
             assert tab.locator("#tokens li, ol.tokens li, #lens tbody tr").count() > 3
             assert tab.get_by_role("link", name="All figures").get_attribute("href") == "index.html"
         assert problems == [], file
+
+
+def test_a_probe_is_explored_with_its_twin(tmp_path: Path, browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+    probe, out = tiny_probe(tmp_path, "llada", twin="qwen2"), tmp_path / "out"
+    out.mkdir()
+    pages = write_probed(probe, out, 3)
+    assert pages == {
+        "explorer.html": "Every head of tiny-llada",
+        "twin_explorer.html": "Every head of tiny-qwen2",
+    }
+    assert explored(out) == {}, "these are of no run"
+    for file, name in zip(pages, ("tiny-llada", "tiny-qwen2"), strict=True):
+        with opened(browser, out / file) as (tab, problems):
+            assert tab.title() == f"Explorer: {name}"
+            assert tab.locator("#pair option").count() == 3
+            assert tab.get_by_role("link", name="All figures").get_attribute("href") == "index.html"
+        assert problems == [], file
+    monkeypatch.setattr(explorer, "MAX_ENTRIES", 50)
+    with pytest.raises(UserError, match=r"^query_pairs: 3 pairs of 1 models with .* are more than the 50 entries"):
+        write_probed(probe, out, 3)

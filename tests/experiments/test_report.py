@@ -10,10 +10,12 @@ import shutil
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlencode
 
+import pandas as pd
 import plotly.graph_objects as go
 import plotly.io as pio
 import pytest
@@ -30,9 +32,11 @@ from mdm_interp.experiments.findings import NAMED_SETTINGS
 from mdm_interp.experiments.report import write_figures, write_index
 from mdm_interp.experiments.results import CheckpointOrigin, Result, TrainedOrigin
 from mdm_interp.experiments.runner import report
+from mdm_interp.experiments.scope import SCOPE, scope_label
 from mdm_interp.stats.estimates import Estimate
 from mdm_interp.stats.summary import Entry, Summary
-from mdm_interp.viz.theme import legend_at
+from mdm_interp.viz.panels import PROBABILITY, Panels
+from mdm_interp.viz.theme import CHANCE, REVERSE, legend_at, title_height, titled
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -40,6 +44,8 @@ if TYPE_CHECKING:
 FIGURES = Path(__file__).parents[2] / "figures"
 NAMES = [analysis.name for analysis in discover()]
 CHECKPOINTS = {analysis.name for analysis in discover() if isinstance(analysis, CheckpointAnalysis)}
+NAMED = "w, any_order {}, 1 layer, 1 head of 64"
+"""The name of a setting of `report_helpers`."""
 VERDICTS = [verdict("1", "rope", "holds"), verdict("1", "alibi", "fails"), verdict("5", "rope", "fails")]
 
 
@@ -505,8 +511,8 @@ def test_the_ledger_filters(tmp_path: Path, browser: Browser) -> None:
         expect(page.get_by_role("status")).to_have_text("3 of 3 verdicts")
         assert shown_schemes(page) == ["rope", "alibi", "rope"]
         assert "<b>measure</b>" in page.locator("#ledger tbody tr").first.inner_text(), "text is escaped"
-        links = {link.get_attribute("href") for link in page.locator("#ledger a").all()}
-        assert links == {"tiny.html", "tiny.json"}
+        links = {link.get_attribute("href") for link in page.locator("#ledger tbody tr").first.locator("a").all()}
+        assert links == {f"tiny.html#{urlencode({'setting': NAMED.format('rope')})}", "tiny.json"}
         assert problems == []
 
 
@@ -558,6 +564,117 @@ def test_a_verdict_leads_to_the_heads_of_its_setting(tmp_path: Path, browser: Br
     with opened(browser, write(tmp_path, verdicts=lines)) as (page, _):
         links = page.locator("#ledger").get_by_role("link", name="heads").all()
         assert [link.get_attribute("href") for link in links] == ["explore_4_heads.html#step=0"]
+
+
+# ---- in a browser: from figures to heads
+
+RUNS = {"".join(map(str, of)): of for of in product(("rope", "alibi"), (1, 4), (0, 1))}
+"""Scheme, heads and seed, by digest."""
+
+
+def of_settings(folder: Path) -> tuple[Result, go.Figure]:
+    """A figure of four settings, two of which have an explorer in the folder: one panel for each number of heads, with
+    a point for each scheme, and a matrix with a row for each setting."""
+    rows = [
+        {**SETTING, "scheme": scheme, "n_heads": n_heads, "seed": seed, "run": run}
+        for run, (scheme, n_heads, seed) in RUNS.items()
+    ]
+    made, of = Panels(), {"RoPE<br>n = 2": Estimate(0.3, 0.2, 0.4, 2), "ALiBi<br>n = 2": Estimate(0.7, 0.6, 0.8, 2)}
+    for panel in made.row(["w, 1 head (n = 2)", "w, 4 heads (n = 2)"], y=PROBABILITY):
+        panel.estimates(of, name="reverse query", color=REVERSE, shift=0.1, size=20, upright=True)
+        panel.level(0.1, name="chance", color=CHANCE, x=[0, 1])
+    names = list(dict.fromkeys(scope_label({column: row[column] for column in SCOPE}) for row in rows))
+    (matrix,) = made.row([""])
+    matrix.matrix(pd.DataFrame([[0.0]] * len(names), index=names, columns=["measure"]), limit=1.0)
+    for name, run in {"a": "rope10", "b": "alibi41"}.items():
+        opened_by = f"<pre id=code>model = Run.open(&#34;{run}&#34;, root=&#34;runs&#34;)</pre>"
+        (folder / f"explore_{name}.html").write_text(f"<title>{name}</title>{opened_by}")
+    return result(rows=rows, origin=trained_on(*RUNS)), titled(made.figure(title_height(TAKEAWAY)), QUESTION, TAKEAWAY)
+
+
+def test_a_point_leads_to_the_heads_of_a_run_behind_it(tmp_path: Path, browser: Browser) -> None:
+    write(tmp_path, of_settings(tmp_path))
+    expected = ["explore_a.html", None, None, "explore_b.html"]  # RoPE and ALiBi, with 1 head and with 4
+    for at, page_of in enumerate(expected):
+        with opened(browser, tmp_path / "tiny.html", viewport={"width": 1500, "height": 900}) as (page, problems):
+            page.locator(".plot .main-svg").first.wait_for()
+            box = page.locator(".points .point").nth(at).bounding_box()
+            assert box
+            page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+            page.locator(HOVER).first.wait_for()
+            assert ("leads" in str(page.locator(".plot").get_attribute("class")).split()) == bool(page_of)
+            page.mouse.down()
+            page.mouse.up()
+            if page_of:
+                page.wait_for_url(f"**/{page_of}")
+                assert page.title() == page_of.removeprefix("explore_").removesuffix(".html")
+            else:
+                page.wait_for_timeout(200)
+                assert page.url.endswith("tiny.html")
+        assert problems == []
+
+
+def test_a_row_of_a_matrix_leads_to_its_heads(tmp_path: Path, browser: Browser) -> None:
+    write(tmp_path, of_settings(tmp_path))
+    with opened(browser, tmp_path / "tiny.html", viewport={"width": 1500, "height": 900}) as (page, problems):
+        page.locator(".heatmaplayer image").wait_for(state="attached")
+        box = page.locator(".heatmaplayer image").bounding_box()
+        assert box
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] * 3.5 / 4)
+        page.locator(HOVER).first.wait_for()
+        page.mouse.down()
+        page.mouse.up()
+        page.wait_for_url("**/explore_b.html")
+        assert problems == []
+
+
+def test_runs_and_settings_lead_to_their_heads_without_a_mouse(tmp_path: Path, browser: Browser) -> None:
+    write(tmp_path, of_settings(tmp_path))
+    with opened(browser, tmp_path / "tiny.html") as (page, problems):
+        page.locator(".runs summary").click()
+        digests = {link.inner_text(): link.get_attribute("href") for link in page.locator(".runs a").all()}
+        assert digests == {"rope10": "explore_a.html", "alibi41": "explore_b.html"}
+        assert page.locator(".runs li code").count() == len(RUNS), "the others say how they are explored"
+        assert "mdm-interp explore DIGEST" in page.locator(".runs").inner_text()
+        link = page.get_by_role("link", name=NAMED.format("rope"))
+        assert link.get_attribute("href") == "explore_a.html"
+        link.focus()
+        page.keyboard.press("Enter")
+        page.wait_for_url("**/explore_a.html")
+        assert problems == []
+
+
+def test_a_figure_without_explorers_leads_nowhere(tmp_path: Path) -> None:
+    made = of_settings(tmp_path)
+    for path in tmp_path.glob("explore_*.html"):
+        path.unlink()
+    said = text_of(write(tmp_path, made))
+    assert "Look inside, as a click" not in said and "Its 8 runs" in said
+
+
+MARKED = """plot => plot.data.map(({opacity, selectedpoints}) => [opacity ?? 1, selectedpoints ?? null])"""
+FRAMES = """plot => (plot.layout.shapes ?? []).map(({xref, yref, y0, y1}) => [xref, yref, y0, y1])"""
+
+
+def test_a_verdicts_figure_marks_its_setting(tmp_path: Path, browser: Browser) -> None:
+    """From the ledger: what is of other settings fades, and what is of none stays."""
+    index = write(tmp_path, of_settings(tmp_path), verdicts=[verdict("1", "alibi", "holds")])
+    with opened(browser, index) as (page, problems):
+        page.locator("#ledger").get_by_role("link", name="tiny").click()
+        plot = page.locator(".plot")
+        plot.locator(".main-svg").first.wait_for()
+        assert plot.evaluate(MARKED) == [[1, [1]], [1, None], [0.15, None], [0.15, None], [1, None]]
+        assert plot.evaluate(FRAMES) == [["x3 domain", "y3", 1.5, 2.5]]
+        assert page.get_by_role("status").inner_text() == f"Marked: {NAMED.format('alibi')}. Show all alike"
+        page.get_by_role("link", name="Show all alike").click()
+        page.wait_for_function("!document.querySelector('#marked a') && document.querySelector('.main-svg')")
+        assert plot.evaluate(MARKED) == [[1, None]] * 5 and plot.evaluate(FRAMES) == []
+        assert not page.locator("#marked").is_visible()
+        page.goto(f"{(tmp_path / 'tiny.html').as_uri()}#setting=another")
+        page.reload()
+        plot.locator(".main-svg").first.wait_for()
+        assert plot.evaluate(MARKED) == [[1, None]] * 5, "a setting that is not there marks nothing"
+        assert problems == []
 
 
 def test_a_picture_is_there_before_plotly_is(tmp_path: Path, browser: Browser) -> None:
@@ -653,7 +770,7 @@ def test_every_control_is_reached_and_worked_by_keyboard(tmp_path: Path, browser
             for name in ("claim", "world", "scheme", "objective", "layers", "heads", "stage", "role", "verdict")
         } <= {*reached}
         assert {("button", "Show all"), ("div", "Claims ledger"), ("div", f"Figure: {QUESTION}")} <= {*reached}
-        assert {("summary", "How each claim is judged"), ("summary", "Its 1 runs"), ("summary", "Its 2 numbers")} <= {
+        assert {("summary", "How each claim is judged"), ("summary", "Its 1 run"), ("summary", "Its 2 numbers")} <= {
             *reached
         }
         assert {("input", "forward"), ("input", "chance")} <= {*reached}
@@ -702,7 +819,7 @@ def test_a_figure_has_a_text_alternative_made_from_its_summary(tmp_path: Path, b
             assert page.locator("[role=img]").count() == 1
             described, detailed = (image.get_attribute(f"aria-{name}") for name in ("describedby", "details"))
             assert page.locator(f"#{described}").text_content() == (
-                f"{TAKEAWAY} {len(SUMMARY)} numbers are in the table that follows."
+                f"{TAKEAWAY} The table that follows has {len(SUMMARY)} numbers."
             )
             page.locator(f"#{detailed} summary").click()
             table = page.locator(f"#{detailed}").get_by_role("table", name="What is it?")

@@ -41,6 +41,7 @@ from mdm_interp.measures.parity import score_parity
 from mdm_interp.measures.routes import score_correlation
 from mdm_interp.stats.summary import Summary
 from mdm_interp.training.demo import train_demo
+from mdm_interp.viz.pages import explorer
 
 ALONE = [a for a in discover() if isinstance(a, CheckpointAnalysis) and not a.needs_twin]
 
@@ -173,6 +174,25 @@ def test_probing_from_the_command_line(mdm_interp: Callable[..., Ended], tmp_pat
     ended = mdm_interp(*asked, "--only", "twin", "--limit", 3, "--twin", tmp_path / "qwen2", "--device", "cpu")
     assert ended.code == 0, ended.err
     assert json.loads((tmp_path / "probed" / "twin.json").read_text())["origin"]["twin"]["checkpoint"] == "qwen2"
+
+
+def test_probing_everything_leads_to_every_head(
+    mdm_interp: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_probe(tmp_path, "llada")
+    monkeypatch.setattr("mdm_interp.experiments.analysis.discover", lambda: [large_model_coupling.ANALYSIS])
+    asked = ("probe", tmp_path / "tiny-llada", "--facts", tmp_path / "facts.csv", "--device", "cpu", "--out")
+    ended = mdm_interp(*asked, "probed")
+    assert ended.code == 0, ended.err
+    assert '<a href="explorer.html">Every head of tiny-llada</a>' in (tmp_path / "probed" / "index.html").read_text()
+    assert "<h1>Explorer: tiny-llada</h1>" in (tmp_path / "probed" / "explorer.html").read_text()
+    assert mdm_interp(*asked, "one", "--only", "large_model_coupling").code == 0
+    assert not (tmp_path / "one" / "explorer.html").exists()
+    assert "Look inside" not in (tmp_path / "one" / "index.html").read_text()
+    monkeypatch.setattr(explorer, "MAX_ENTRIES", 50)
+    ended = mdm_interp(*asked, "large")
+    assert ended.code == 0 and "no explorer: query_pairs: 8 pairs of 1 models with" in ended.err, ended.err
+    assert (tmp_path / "large" / "index.html").exists() and not (tmp_path / "large" / "explorer.html").exists()
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import torch
 from helpers import TINY, random_model, tiny_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from page_helpers import HOSTILE, opened
+from page_helpers import HOSTILE, expect, opened
 
 from mdm_interp import viz
 from mdm_interp.config import FactConfig
@@ -313,13 +313,44 @@ def test_every_control_is_reached_by_keyboard(shown: tuple[Any, list[str]]) -> N
     for _ in range(20):
         tab.keyboard.press("Tab")
         reached.append(tab.evaluate("() => document.activeElement.id || document.activeElement.textContent"))
-    assert {"layer", "head", "row", "stretch", "head 0", "head 3"} <= set(reached)
+    assert {"layer", "head", "row", "stretch", "head 0"} <= set(reached)
+    assert "head 3" not in reached, "the heads are one stop, and so are the tokens"
     tab.locator("#heads button").nth(1).focus()
     tab.keyboard.press("Enter")
     assert tab.locator("#head").input_value() == "1"
     tab.locator("#layer").focus()
     tab.keyboard.press("ArrowDown")
     assert tab.locator("#caption").inner_text().startswith("layer 1, head 1:")
+    assert problems == []
+
+
+def test_arrow_keys_choose_heads_layers_and_tokens(shown: tuple[Any, list[str]]) -> None:
+    tab, problems = shown
+    heads, tokens = tab.locator("#heads button"), tab.locator("#tokens li")
+    heads.first.focus()
+    keys = ("ArrowLeft", "ArrowRight", "ArrowRight", "ArrowDown", "ArrowDown", "ArrowLeft", "ArrowUp")
+    for key, layer, head in zip(keys, (0, 0, 0, 1, 1, 1, 0), (0, 1, 2, 2, 2, 1, 1), strict=True):
+        tab.keyboard.press(key)
+        expect(heads.nth(head)).to_be_focused()
+        assert tab.locator("#caption").inner_text().startswith(f"layer {layer}, head {head}:")
+        assert heads.nth(head).get_attribute("aria-pressed") == "true"
+    tokens.first.focus()
+    for at in (1, 2, 3):
+        tab.keyboard.press("ArrowRight")
+        expect(tokens.nth(at)).to_be_focused()
+        assert tab.locator("#row").input_value() == str(at)
+        assert tab.locator("#tokens [aria-selected=true]").inner_text() == tokens.nth(at).inner_text()
+    assert problems == []
+
+
+def test_the_hover_line_is_not_left_over_from_another_layer(shown: tuple[Any, list[str]]) -> None:
+    tab, problems = shown
+    hint = tab.locator("#hovered").inner_text()
+    tab.locator("#heads button canvas").first.hover()
+    expect(tab.locator("#hovered")).to_contain_text("layer 0, head 0:")
+    tab.mouse.move(5, 5)
+    tab.locator("#layer").select_option("1")
+    assert tab.locator("#hovered").inner_text() == hint
     assert problems == []
 
 
@@ -337,6 +368,8 @@ def test_a_row_says_what_it_reads(shown: tuple[Any, list[str]]) -> None:
     )
     assert shares == pytest.approx(read.tolist(), abs=1e-5)
     tab.locator("#stretch").check()
+    label = tab.locator("label", has=tab.locator("#stretch")).inner_text().strip()
+    assert re.fullmatch(r"full colour at this layer's highest share, \d\.\d\d, not at 1", label)
     stretched = tab.evaluate("() => +document.querySelectorAll('#tokens li')[0].style.getPropertyValue('--share')")
     assert stretched == pytest.approx(float(read[0] / cache["pattern", 0][0].max()), abs=1e-4)
     assert problems == []
@@ -409,3 +442,115 @@ def test_the_data_survives_its_page(tmp_path: Path) -> None:
     assert len(text) < 40_000
     (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text)
     assert json.loads(data)["patterns"] == page.data["patterns"]
+
+
+# ---- patterns from elsewhere
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 6)),
+    dtype=st.sampled_from(["float16", "float32", "float64"]),
+    tensor=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_any_attention_is_shown_as_it_is(shape: tuple[int, int, int], dtype: str, tensor: bool, seed: int) -> None:
+    rows = np.random.default_rng(seed).dirichlet(np.ones(shape[-1]), shape).astype(dtype)
+    array, tokens = torch.tensor(rows) if tensor else rows, [f"t{at}" for at in range(shape[-1])]
+    page = viz.patterns(array, tokens)
+    assert page.kind == "attention" and page.data["tokens"] == tokens
+    assert patterns(page) == pytest.approx(rows.astype(float), abs=1e-5)
+    assert patterns(viz.patterns(array[0], tokens)) == pytest.approx(rows[:1].astype(float), abs=1e-5), "of one layer"
+
+
+def test_a_models_own_patterns_make_the_same_pictures() -> None:
+    for kind, reach in (("bidirectional", None), ("causal", 1)):
+        model = random_model(attention=kind)
+        whole = viz.attention(model, [1, 2, 3, 4])
+        _, cache = model.run_with_cache(torch.tensor([[1, 2, 3, 4]]))
+        page = viz.patterns(torch.stack([cache["pattern", layer][0] for layer in range(2)]), [1, 2, 3, 4])
+        assert patterns(page) == pytest.approx(patterns(whole), abs=2e-5)
+        assert page.data["reach"] == whole.data["reach"] == reach
+        assert page.data["tokens"] == whole.data["tokens"]
+        assert ("reads a later one" in page.about) == (reach == 1)
+
+
+def test_an_edited_pattern_whose_rows_add_up_to_less_is_shown() -> None:
+    array = np.full((1, 3, 3), 1 / 3)
+    array[0, :, 2] = 0
+    assert patterns(viz.patterns(array, "abc"))[0] == pytest.approx(array, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("array", "says"),
+    [
+        (np.ones((3, 3)), r"^array: has the shape \(3, 3\) for 3 tokens; give \[layer head query_pos key_pos\] or \["),
+        (np.ones((1, 1, 1, 3, 3)), r"^array: has the shape \(1, 1, 1, 3, 3\) for 3 tokens"),
+        (np.ones((2, 3, 4)), r"^array: has the shape \(2, 3, 4\) for 3 tokens; .* with a position for each token$"),
+        (np.ones((2, 4, 4)), r"^array: has the shape \(2, 4, 4\) for 3 tokens"),
+        (np.ones((0, 3, 3)), r"^array: has the shape \(0, 3, 3\) for 3 tokens"),
+        (-np.eye(3)[None], r"^array: holds -1, and attention is from 0 to 1; give it as it is after softmax$"),
+        (np.full((1, 3, 3), np.nan), r"^array: holds nan, and attention is from 0 to 1"),
+        (np.full((1, 3, 3), np.inf), r"^array: row 0 of layer 0, head 0 adds up to inf"),
+        (np.eye(3)[[0, 0, 0]].T[None, None], r"^array: row 0 of layer 0, head 0 adds up to 3, and attention to 1"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_what_is_no_attention_is_refused(array: np.ndarray, says: str) -> None:
+    for given_as in (array, torch.tensor(array)):
+        with refused(says):
+            viz.patterns(given_as, "abc")
+
+
+def test_more_patterns_than_a_page_holds_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "MAX_ENTRIES", 17)
+    with refused(r"^array: 18 entries are more than the 17 that a page holds; choose some layers or heads"):
+        viz.patterns(np.full((2, 3, 3), 1 / 3), "abc")
+    assert len(patterns(viz.patterns(np.full((1, 3, 3), 1 / 3), "abc"))) == 1
+
+
+FULL = """canvas => {
+  const {width, height} = canvas, {data} = canvas.getContext('2d').getImageData(0, 0, width, height);
+  const [x, y] = [[], []], box = canvas.getBoundingClientRect();
+  for (let at = 0; at < width * height; at++) {
+    if (data[4 * at] < 20 && data[4 * at + 2] > 150) { x.push(at % width); y.push(Math.floor(at / width)); }
+  }
+  const [from, to] = [(all) => all.reduce((a, b) => Math.min(a, b)), (all) => all.reduce((a, b) => Math.max(a, b)) + 1];
+  return [box.left + from(x) * box.width / width, box.top + from(y) * box.height / height,
+          box.left + to(x) * box.width / width, box.top + to(y) * box.height / height];
+}"""
+"""The part of the window in which cells have the full colour, from the first to the last."""
+LISTEN = """() => {
+  window.written = [];
+  const write = CanvasRenderingContext2D.prototype.fillText;
+  CanvasRenderingContext2D.prototype.fillText = function (text, ...at) {
+    written.push(text);
+    write.call(this, text, ...at);
+  };
+}"""
+
+
+def test_a_click_on_the_large_pattern_chooses_its_row(tmp_path: Path, browser: Browser) -> None:
+    read = [2, 0, 3, 1]  # each row reads one token, each token is read once: full colours reach from edge to edge
+    page = viz.patterns(np.eye(4)[read][None], HOSTILE[:4])
+    high = {"width": 1280, "height": 1600}
+    with opened(browser, page.save(tmp_path / "page.html"), viewport=high) as (tab, problems):
+        tab.wait_for_function(DRAWN)
+        left, top, right, bottom = tab.locator("#pattern canvas").evaluate(FULL)
+        tab.evaluate(LISTEN)
+        for row, column in ((1, 0), (0, 2), (3, 1), (2, 0)):
+            tab.mouse.move(left + (right - left) * (column + 0.5) / 4, top + (bottom - top) * (row + 0.5) / 4)
+            share = f"{float(column == read[row]):.4f}"
+            said = f"{HOSTILE[row]} ({row}) reads {share} of {HOSTILE[column]} ({column})"
+            tab.wait_for_function("said => written.includes(said)", arg=said)
+            tab.mouse.down()
+            tab.mouse.up()
+            expect(tab.locator("#row")).to_have_value(str(row))
+            assert tab.locator("#reading").text_content() == f"What {HOSTILE[row]} ({row}) reads, layer 0, head 0"
+            assert tab.locator("#tokens li.from").text_content() == HOSTILE[row]
+            tab.wait_for_function(DRAWN)
+        words = set(tab.evaluate("written"))
+        assert {"read from", "reads"} <= words
+        assert not {"Source Token", "Destination Token"} & words, "a source is something else here"
+        assert "▶" not in tab.locator("main").inner_text(), "nothing is predicted here"
+    assert problems == []

@@ -12,7 +12,7 @@ import pytest
 import torch
 from helpers import random_model, tiny_run
 from model_helpers import SHAPE, llama_bridge, mirrored_pairs
-from page_helpers import HOSTILE, expect, middle_of, opened
+from page_helpers import HOSTILE, expect, middle_of, opened, point_of
 
 from mdm_interp import viz
 from mdm_interp.config import FactConfig
@@ -186,11 +186,6 @@ def test_signed_numbers_are_packed() -> None:
 
 # ---- in a browser
 
-CENTRE = """point => {
-  point.scrollIntoView();
-  const box = point.getBoundingClientRect();
-  return [box.x + box.width / 2, box.y + box.height / 2];
-}"""
 MAP = "place => place.data[0].z"
 
 
@@ -240,6 +235,24 @@ def test_a_head_is_chosen_by_click_key_and_table(shown: tuple[Page, Any]) -> Non
     check(1 - strongest)
 
 
+def test_arrow_keys_go_from_row_to_row(shown: tuple[Page, Any]) -> None:
+    _, tab = shown
+    for table, control in (("#ranking", "#head"), ("#served", "#pair")):
+        rows = tab.locator(f"{table} tbody tr")
+        assert rows.evaluate_all("rows => rows.filter(row => row.tabIndex === 0).length") == 1, "one stop of Tab"
+        rows.first.focus()
+        tab.keyboard.press("ArrowUp")  # there is none above
+        tab.keyboard.press("ArrowDown")
+        before = tab.locator(control).input_value()
+        expect(rows.nth(1)).to_be_focused()
+        assert tab.locator(control).input_value() == before, "going there is not choosing"
+        tab.keyboard.press("Enter")
+        expect(rows.nth(1)).to_be_focused()
+        expect(tab.locator(f"{table} tr.chosen")).to_be_focused()
+        tab.keyboard.press("ArrowUp")
+        expect(rows.first).to_be_focused()
+
+
 def test_the_map_has_the_chosen_score_of_the_chosen_fact(shown: tuple[Page, Any]) -> None:
     page, tab = shown
     last = page.data["states"][len(page.data["series"][0]["steps"]) - 1]
@@ -275,8 +288,7 @@ def test_the_slider_and_the_training_curve_move_through_training(shown: tuple[Pa
             state["probability"]["forward"][0], rel=1e-3
         )
         assert tab.locator("#maps-shown > div").evaluate(MAP) == state["overall"]["forward route"]
-    x, y = tab.locator("#training-probability .point").nth(2).evaluate(CENTRE)
-    tab.mouse.click(x, y)
+    tab.mouse.click(*point_of(tab, "#training-probability", 2))
     expect(tab.locator("#shown-step")).to_have_text(f"step {steps[2]}")
 
 

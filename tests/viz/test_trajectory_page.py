@@ -232,6 +232,45 @@ def test_positions_are_chosen_by_click_slider_and_select(shown: tuple[Page, Any]
     check(2)
 
 
+def test_it_opens_on_the_answer(tmp_path: Path, browser: Browser) -> None:
+    query = Query(tuple(TOKENS), (4,), (5, 6), (0, 1))
+    with opened(browser, viz.trajectory(random_model(mask_token_id=MASK), query).save(tmp_path / "page.html")) as (
+        tab,
+        problems,
+    ):
+        assert tab.locator("#position").input_value() == "5"
+        assert " at position 5, filled in step " in tab.locator("#chosen").inner_text()
+    assert problems == []
+
+
+def test_without_an_answer_it_opens_on_a_word(tmp_path: Path, browser: Browser) -> None:
+    model = random_model(mask_token_id=MASK)
+    first, *others = viz.trajectory(model, TOKENS).data["filled"]
+    words = [one["position"] for one in others if one["token"] != first["token"]]
+    assert words, "there is something else to open on"
+    named = {first["token"]: ". "}
+    model.tokenizer = SimpleNamespace(decode=lambda tokens: named.get(str(tokens[0]), f" w{tokens[0]}"))  # type: ignore[assignment]
+    with opened(browser, viz.trajectory(model, TOKENS).save(tmp_path / "page.html")) as (tab, problems):
+        assert tab.locator("#position").input_value() == str(words[0])
+    assert problems == []
+
+
+def test_arrow_keys_choose_tokens_and_heads(shown: tuple[Page, Any]) -> None:
+    page, tab = shown
+    tokens, position = tab.locator("#tokens li"), tab.locator("#position")
+    first = position.input_value()
+    tokens.first.focus()
+    for at, chosen in ((1, "1"), (2, "1"), (3, "3")):  # the token at 2 was given
+        tab.keyboard.press("ArrowRight")
+        expect(tokens.nth(at)).to_be_focused()
+        assert position.input_value() == chosen
+    assert first in {str(one["position"]) for one in page.data["filled"]}
+    tab.locator("#map").focus()
+    for key, chosen in (("ArrowRight", ("all", "0")), ("ArrowDown", ("0", "0")), ("ArrowDown", ("1", "0"))):
+        tab.keyboard.press(key)
+        assert (tab.locator("#layer").input_value(), tab.locator("#head").input_value()) == chosen
+
+
 def test_one_heads_attention_is_chosen_by_click_and_by_keyboard(shown: tuple[Page, Any]) -> None:
     page, tab = shown
 

@@ -1,6 +1,7 @@
 // One layer at a time: its heads small, one of them large, and what one row of that one reads.
 const n = data.tokens.length, square = data.rows.length === n && n <= data.max_drawn;
 const layer = element("layer"), head = element("head"), row = element("row"), stretch = element("stretch");
+const HINT = element("hovered").textContent;
 const HIDDEN = [200, 200, 200];  // what attention does not reach, in CircuitsVis' grey
 let shares;  // of the chosen layer: [head row token]
 let most = 1;  // which share has the full colour
@@ -26,7 +27,7 @@ function show(headAt) {
   const top = [...read.keys()].sort((a, b) => read[b] - read[a]).slice(0, 8);
   listValues(element("read"), top.map((at) => `${read[at].toFixed(4)}  ${labelOf(data, at)} (${at})`));
   if (square) {
-    drawPattern(element("pattern"), squareOf(headAt), data, { maskUpperTri: data.reach === 1, maxValue: most, zoomed: true });
+    drawPattern(element("pattern"), squareOf(headAt), data, chooseRow, { maskUpperTri: data.reach === 1, maxValue: most, zoomed: true });
   } else {
     element("pattern").textContent =
       `Whole patterns are drawn of up to ${data.max_drawn} tokens whose rows are all here; read row by row instead.`;
@@ -35,8 +36,18 @@ function show(headAt) {
 
 function choose(headAt) {
   head.value = headAt;
-  [...element("heads").children].forEach((button, at) => button.setAttribute("aria-pressed", at === headAt));
+  const buttons = [...element("heads").children];
+  buttons.forEach((button, at) => {
+    button.setAttribute("aria-pressed", at === headAt);
+    button.tabIndex = at === headAt ? 0 : -1;
+  });
+  if (buttons.includes(document.activeElement)) buttons[headAt].focus();
   show(headAt);
+}
+
+function chooseRow(rowAt) {
+  row.value = rowAt;
+  show(Number(head.value));
 }
 
 // A head's pattern, one pixel for each entry: CircuitsVis takes seconds for a layer of 32 heads.
@@ -68,9 +79,10 @@ function nameCell(event, headAt) {
 
 function drawHeads() {
   shares = unpacked(data.patterns[layer.value]);
-  const highest = shares.reduce((one, other) => Math.max(one, other), 0);
+  const highest = shares.reduce((one, other) => Math.max(one, other), 0), focused = element("heads").contains(document.activeElement);
   most = stretch.checked ? highest : 1;
   element("highest").textContent = highest.toFixed(2);
+  element("hovered").textContent = HINT;
   element("heads").replaceChildren(...data.heads.map((number, headAt) => {
     const button = document.createElement("button");
     button.type = "button";
@@ -83,6 +95,7 @@ function drawHeads() {
     return button;
   }));
   choose(Number(head.value));
+  if (focused) element("heads").children[head.value].focus();
 }
 
 function listFilled() {
@@ -118,11 +131,8 @@ choices(layer, data.layers.map((number, at) => [at, number]));
 choices(head, data.heads.map((number, at) => [at, number]));
 choices(row, data.rows.map((position, at) => [at, `${position}: ${labelOf(data, position)}`]));
 row.value = Math.max(0, data.rows.indexOf(data.readout[0] ?? n - 1));
-listTokens(element("tokens"), data, (position) => {
-  if (!data.rows.includes(position)) return;
-  row.value = data.rows.indexOf(position);
-  show(Number(head.value));
-});
+listTokens(element("tokens"), data, (position) => data.rows.includes(position) && chooseRow(data.rows.indexOf(position)));
+walkHeads(element("heads"), layer, head);
 layer.addEventListener("change", drawHeads);
 head.addEventListener("change", () => choose(Number(head.value)));
 row.addEventListener("change", () => show(Number(head.value)));

@@ -61,22 +61,25 @@ function figures(part, captions) {
   return Object.fromEntries(Object.keys(captions).map((name, at) => [name, wanted[at].lastChild]));
 }
 
-// Fills a table: heads as texts, rows as lists of texts; `pick`, if there is one, is told which row was chosen.
+// Fills a table: heads as texts, rows as lists of texts; `pick`, if there is one, is told which row was chosen: arrow keys
+// go from row to row.
 function fillTable(table, heads, rows, pick, isChosen = () => false) {
   const cell = (row, text, tag) => Object.assign(row.appendChild(document.createElement(tag)), { textContent: text });
-  table.replaceChildren();
-  const top = table.createTHead().insertRow(), body = table.createTBody();
+  table.deleteTHead();
+  const top = table.createTHead().insertRow(), body = table.tBodies[0] ?? table.createTBody();
   heads.forEach((text) => (cell(top, text, "th").scope = "col"));
-  rows.forEach((texts, at) => {
-    const row = body.insertRow();
+  const items = rows.map((texts, at) => {
+    const row = document.createElement("tr");
     texts.forEach((text, column) => (column ? cell(row, text, "td") : (cell(row, text, "th").scope = "row")));
     row.classList.toggle("chosen", isChosen(at));
     if (pick) {
-      row.tabIndex = 0;
       row.addEventListener("click", () => pick(at));
       row.addEventListener("keydown", ({ key }) => key === "Enter" && pick(at));
     }
+    return row;
   });
+  if (pick) fillWalkable(body, items);
+  else body.replaceChildren(...items);
   return top;
 }
 
@@ -259,7 +262,7 @@ function drawTraining() {
       legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" } });
     if (!place.dataset.listens) {
       place.dataset.listens = "yes";
-      place.on("plotly_click", ({ points }) => { element("shown-at").value = points[0].pointIndex; draw(); });
+      onPoint(place, (at) => { element("shown-at").value = at; draw(); });
     }
   }
 }
@@ -319,15 +322,6 @@ function lastStep(which) {
   slider.value = slider.max;
 }
 
-function move(key) {
-  const [control, by] = { ArrowLeft: [head, -1], ArrowRight: [head, 1], ArrowUp: [layer, -1], ArrowDown: [layer, 1] }[key] ?? [];
-  if (!control) return false;
-  const to = Number(control.value) + by;
-  if (to >= 0 && to < control.options.length) control.value = to;
-  draw();
-  return true;
-}
-
 choices(layer, data.layers.map((number, at) => [at, number]));
 choices(head, data.heads.map((number, at) => [at, number]));
 choices(pair, data.pairs.map(({ name }, at) => [at, name]));
@@ -347,7 +341,7 @@ for (const which of Object.keys(pickers)) {
   element(`${which}-at`).addEventListener("input", draw);
 }
 search.addEventListener("input", drawTokenMaps);
-element("maps").addEventListener("keydown", (event) => { if (move(event.key)) event.preventDefault(); });
+walkHeads(element("maps"), layer, head);
 element("maps").addEventListener("click", (event) => {
   const place = event.target.closest("figure")?.lastChild;
   if (place) atCell(place, event, (x, y) => { [head.value, layer.value] = [x, y]; draw(); });

@@ -1,5 +1,11 @@
 // What the scripts of all pages use. Text goes into elements as text, never as HTML.
-"use strict";
+
+// What a page that stands alone draws with comes first, each library in a script of its own.
+for (const library of document.querySelectorAll(".library")) {
+  const script = document.createElement("script");
+  script.textContent = await unzipped(library.textContent);
+  library.replaceWith(script);
+}
 
 const data = JSON.parse(document.getElementById("data").textContent);
 
@@ -36,16 +42,55 @@ function labelOf(prompt, position) {
   return marks + prompt.tokens[position].replaceAll("\n", "⏎");
 }
 
-// The tokens of a prompt in a list, each with its marks; `pick`, if there is one, is told which one was clicked.
+// The tokens of a prompt in a list, each with its marks; `pick`, if there is one, is told which one was chosen.
 function listTokens(list, prompt, pick) {
-  list.replaceChildren(...prompt.tokens.map((text, position) => {
+  const items = prompt.tokens.map((text, position) => {
     const item = document.createElement("li");
     item.textContent = labelOf(prompt, position);
     item.className = marksOf(prompt, position).join(" ");
-    if (pick) item.addEventListener("click", () => pick(position));
-    else item.style.cursor = "default";
+    if (pick) {
+      item.setAttribute("role", "option");
+      item.addEventListener("click", () => pick(position));
+    }
     return item;
-  }));
+  });
+  if (!pick) return list.replaceChildren(...items);
+  list.setAttribute("role", "listbox");
+  fillWalkable(list, items, pick);
+}
+
+const NEXT = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 };
+
+// Fills a place with items that are one stop of the Tab key: arrow keys go on from it, and `pick`, if there is one, is told
+// where to. Items that replace others take over their focus.
+function fillWalkable(place, items, pick) {
+  const focused = [...place.children].indexOf(document.activeElement);
+  place.replaceChildren(...items);
+  items.forEach((item) => { item.tabIndex = -1; });
+  const stop = items[Math.max(focused, 0)] ?? items[0];
+  if (stop) stop.tabIndex = 0;
+  if (focused >= 0) stop?.focus();
+  place.onkeydown = (event) => {
+    const to = items.indexOf(event.target) + NEXT[event.key];
+    if (!items[to]) return;
+    event.preventDefault();
+    event.target.tabIndex = -1;
+    items[to].tabIndex = 0;
+    items[to].focus();
+    pick?.(to);
+  };
+}
+
+// Lets arrow keys in a map choose the next head (left, right) and layer (up, down).
+function walkHeads(map, layer, head) {
+  map.addEventListener("keydown", (event) => {
+    const select = { ArrowLeft: head, ArrowRight: head, ArrowUp: layer, ArrowDown: layer }[event.key];
+    if (!select) return;
+    event.preventDefault();
+    if (!select.options[select.selectedIndex + NEXT[event.key]]) return;
+    select.selectedIndex += NEXT[event.key];
+    select.dispatchEvent(new Event("change"));
+  });
 }
 
 // Colours the tokens by what the token at `from` reads of them; a share of `most` has the full colour.
@@ -55,6 +100,7 @@ function colourTokens(list, shares, from, most = 1) {
     item.style.setProperty("--share", colour);
     item.classList.toggle("dark", colour > 0.7);
     item.classList.toggle("from", position === from);
+    if (item.getAttribute("role") === "option") item.setAttribute("aria-selected", position === from);
     item.title = `${position}: read ${shares[position].toFixed(4)}`;
   });
 }
@@ -75,16 +121,25 @@ function listValues(list, lines) {
 const ATTENTION = [0, 114, 178];  // the colour of a share of 1; one of 0 is white
 let patternsDrawn = 0;
 
-// CircuitsVis' attention pattern of one head, in place of what `place` held. It leaves no root to draw on again.
-function drawPattern(place, attention, prompt, options) {
-  const holder = document.createElement("div");
+// CircuitsVis' attention pattern of one head, in place of what `place` held: it leaves no root to draw on again. `pick` is
+// told the row of a clicked cell.
+function drawPattern(place, attention, prompt, pick, options) {
+  const holder = document.createElement("div"), tokens = prompt.tokens.map((_, position) => labelOf(prompt, position));
   holder.id = `circuitsvis-${patternsDrawn++}`;
   holder.className = "pattern";
   place.replaceChildren(holder);
-  CircuitsVis.render(holder.id, CircuitsVis.AttentionPattern, {
-    attention, tokens: prompt.tokens.map((_, position) => labelOf(prompt, position)), minValue: 0, maxValue: 1,
-    positiveColor: `rgb(${ATTENTION})`, ...options,
-  });
+  const Pattern = (given) => {
+    const drawn = CircuitsVis.AttentionPattern(given);
+    let chart = drawn;
+    while (!chart.props.options) chart = chart.props.children;
+    const { plugins, scales } = chart.props.options;
+    [scales.x.title.text, scales.y.title.text] = ["read from", "reads"];  // “source” has another meaning here
+    plugins.tooltip.callbacks.label = ({ raw: { destIdx, srcIdx, v } }) => (given.maskUpperTri && destIdx < srcIdx ? "not reached"
+      : `${tokens[destIdx]} (${destIdx}) reads ${v.toFixed(4)} of ${tokens[srcIdx]} (${srcIdx})`);
+    chart.props.options.onClick = (_, [cell], { data: { datasets } }) => cell && pick(datasets[0].data[cell.index].destIdx);
+    return drawn;
+  };
+  CircuitsVis.render(holder.id, Pattern, { attention, tokens, minValue: 0, maxValue: 1, positiveColor: `rgb(${ATTENTION})`, ...options });
 }
 
 // Plotly takes some tags and all entities in its texts for HTML.
@@ -158,6 +213,11 @@ function atCell(place, { clientX, clientY }, pick) {
   const x = Math.floor((z[0].length * (clientX - box.left)) / box.width);
   const y = Math.floor((z.length * (clientY - box.top)) / box.height);
   if (y in z && x in z[y]) pick(x, y);
+}
+
+// Tells `pick` which point of a curve was clicked.
+function onPoint(place, pick) {
+  place.on("plotly_click", ({ points }) => pick(points[0].pointIndex));
 }
 
 // Names for the rows or columns of a map, every fourth of many.

@@ -1,13 +1,6 @@
 // Draws figures when they come near, in the reader's colours and width; fills tables when they are opened; filters, searches
 // and sorts the ledger. A module, so that the page is there before it runs; texts go into elements as text, never as HTML.
-const { figures, numbers, ledger } = await unpacked(document.getElementById("packed").textContent);
-
-// JSON in gzip in base64 (experiments/report.py, `_packed`).
-async function unpacked(text) {
-  const bytes = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
-  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
-  return JSON.parse(await new Response(stream).text());
-}
+const { figures, numbers, ledger } = JSON.parse(await unzipped(document.getElementById("packed").textContent));
 
 // Adds a row of cells to a table's body, the first of them its header; a cell is a text, or a function that fills it.
 function addRow(body, cells, number = () => false) {
@@ -33,8 +26,9 @@ function template() {
 
 function draw(plot) {
   if (plot.data) return;
-  const { data, layout } = figures[plot.id.replace("figure-", "")];
+  const figure = figures[plot.id.replace("figure-", "")], { data, layout } = figure;
   layout.template = template();
+  highlight(figure);
   if (matchMedia("(pointer: coarse)").matches) layout.dragmode = false; // a finger on a figure scrolls the page
   Plotly.newPlot(plot, data, layout, OPTIONS);
   plot.querySelector(".still")?.remove();
@@ -48,6 +42,70 @@ function draw(plot) {
   for (const layer of others) layer.setAttribute("aria-hidden", "true");
   for (const layer of [drawing, ...others]) layer.setAttribute("viewBox", `0 0 ${layout.width} ${layout.height}`);
   offerCurves(plot);
+  leadInside(plot, figure);
+}
+
+// ---- settings: what marks of a figure are of
+
+// A name without markup, and without how many it is of.
+function plain(text) {
+  return text.replace(/<[^>]*>/g, " ").replace(/\s*\(?\bn = .*$/, "").replace(/\s+/g, " ").trim();
+}
+
+// What names a trace: it itself, and the title of its panel.
+function namesOf({ layout }, { name, xaxis = "x", yaxis = "y" }) {
+  const isTitle = ({ xref, yref, y }) => xref === `${xaxis} domain` && yref === `${yaxis} domain` && y === 1;
+  return [name, layout.annotations?.find(isTitle)?.text];
+}
+
+// The settings that a mark can be of, by all that names it. What is no name of a setting says nothing.
+function settingsOf({ settings }, names) {
+  return names.filter((name) => typeof name === "string").map(plain).reduce((left, name) => {
+    const called = left.filter(({ labels }) => labels.includes(name));
+    return called.length ? called : left;
+  }, settings);
+}
+
+// A point whose names leave one setting leads to the explorer of one of its runs.
+function leadInside(plot, figure) {
+  const pageOf = ({ points: [{ data, x, y, text, customdata }] }) => {
+    const settings = settingsOf(figure, [...namesOf(figure, data), x, y, text, ...[customdata].flat()]);
+    return settings.length === 1 ? settings[0].page : null;
+  };
+  plot.on("plotly_click", (event) => { if (pageOf(event)) location.href = pageOf(event); });
+  plot.on("plotly_hover", (event) => plot.classList.toggle("leads", pageOf(event) !== null));
+  plot.on("plotly_unhover", () => plot.classList.remove("leads"));
+}
+
+// Marks the setting that the address names: marks of others fade, and its row of a matrix has a frame.
+function highlight(figure) {
+  const label = new URLSearchParams(location.hash.slice(1)).get("setting");
+  const setting = figure.settings.find(({ labels }) => labels[0] === label);
+  if (!setting) return;
+  const isOther = (names) => !settingsOf(figure, names).includes(setting);
+  const frames = [];
+  for (const trace of figure.data) {
+    const { x, y, text, customdata, xaxis = "x", yaxis = "y" } = trace, names = namesOf(figure, trace);
+    if (trace.type === "heatmap") {
+      const rows = isOther(names) || !Array.isArray(y) ? [] : y.map((name) => settingsOf(figure, [name]));
+      rows.forEach((settings, at) => {
+        if (settings.length === figure.settings.length || !settings.includes(setting)) return;
+        frames.push({ type: "rect", xref: `${xaxis} domain`, x0: 0, x1: 1, yref: yaxis, y0: at - 0.5, y1: at + 0.5,
+          line: { color: template().layout.font.color, width: 3 } });
+      });
+      continue;
+    }
+    const lists = [x, y, text, customdata].filter(Array.isArray);
+    const others = Array.from({ length: lists[0]?.length ?? 1 }, (_, at) => isOther([...names, ...lists.flatMap((list) => list[at])]));
+    if (others.every(Boolean)) trace.opacity = 0.15;
+    else if (others.includes(true)) trace.selectedpoints = [...others.keys()].filter((at) => !others[at]);
+  }
+  figure.layout.shapes = [...(figure.layout.shapes ?? []), ...frames];
+  const said = document.getElementById("marked");
+  if (!said) return;
+  said.replaceChildren(`Marked: ${label}. `);
+  link(said, location.href.split("#")[0], "Show all alike");
+  said.hidden = false;
 }
 
 // Checkboxes that do what clicks on the legend do.
@@ -139,7 +197,7 @@ function link(place, href, text) {
 function showLedger() {
   const found = chosenRows(), shown = whole || printing ? found : found.slice(0, AT_ONCE);
   body.replaceChildren();
-  for (const { cells, reading, figure, inside } of shown) {
+  for (const { cells, reading, figure, setting, inside } of shown) {
     const verdict = filters.length - 1;
     addRow(body, [
       ...cells.slice(0, verdict), (place) => Object.assign(place, { className: cells[verdict], textContent: cells[verdict] }),
@@ -149,7 +207,7 @@ function showLedger() {
       },
       ...cells.slice(verdict + 2),
       (place) => {
-        link(place, `${figure}.html`, figure);
+        link(place, `${figure}.html${setting ? `#${new URLSearchParams({ setting })}` : ""}`, figure);
         place.append(" (");
         link(place, `${figure}.json`, "rows");
         if (inside) {
@@ -163,7 +221,7 @@ function showLedger() {
   const which = filters.filter((filter) => filter.value).map((filter) => `${filter.name} ${filter.value}`);
   if (search.value) which.push(`“${search.value}”`);
   document.getElementById("shown").textContent =
-    `${found.length} of ${ledger.length} verdicts${which.length ? `: ${which.join(", ")}` : ""}`;
+    `${found.length} of ${ledger.length} verdict${ledger.length === 1 ? "" : "s"}${which.length ? `: ${which.join(", ")}` : ""}`;
   more.hidden = shown.length === found.length;
   more.textContent = `Show ${found.length - shown.length} more`;
   headers.forEach((button, column) => button.parentElement.setAttribute("aria-sort",

@@ -132,7 +132,11 @@ function draw() {
 
 choices(layer, data.layers.map((number, at) => [at, number]));
 choices(head, data.heads.map((number, at) => [at, number]));
-SIDES.forEach((side) => listTokens(element(`${side}-tokens`), data[side]));
+for (const side of SIDES) {
+  const list = element(`${side}-tokens`);
+  listTokens(list, data[side]);
+  fillWalkable(list, [...list.children]);
+}
 // First the head with the strongest forward route at the end.
 slider?.addEventListener("input", draw);
 layer.addEventListener("change", draw);
@@ -141,6 +145,8 @@ const last = data.checkpoints.at(-1).route.forward, strongest = Math.max(...last
 layer.value = Math.max(0, last.findIndex((row) => row.includes(strongest)));
 head.value = Math.max(0, last[layer.value].indexOf(strongest));
 draw();
+walkHeads(element("maps"), layer, head);
+if (slider) ["probabilities", "growth"].forEach((place) => onPoint(element(place), (at) => { slider.value = at; draw(); }));
 SIDES.forEach((side) => onCell(element(`${side}-routes`), (x, y) => {
   layer.value = y;
   head.value = x;

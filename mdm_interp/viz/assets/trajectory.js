@@ -103,7 +103,8 @@ function drawHeads(one) {
     return Number(known.reduce((sum, at) => sum + shares[at], 0).toFixed(5));
   }));
   const what = data.source ? "the source" : "the tokens given from the start", highest = Math.max(...z.flat());
-  element("map-said").textContent = `Share of the readout's attention that goes to ${what}, by layer and head: click a cell to choose it`;
+  element("map-said").textContent =
+    `Share of the readout's attention that goes to ${what}, by layer and head: click a cell or use arrow keys to choose it`;
   const single = layer.value !== "all" && head.value !== "all";
   const frames = single ? [framed([+head.value, +head.value], [+layer.value, +layer.value], SOURCE)] : [];
   mapHeads(element("heads"), `Attention to ${what}, highest ${written(highest)}`, data, z, 1, { thickness: 10 }, frames);
@@ -144,8 +145,12 @@ step.addEventListener("input", () => choose(data.filled.find((one) => one.step =
 position.addEventListener("change", draw);
 layer.addEventListener("change", drawReading);
 head.addEventListener("change", drawReading);
+// First the answer's first token or, without an answer, the first that is a word: a full stop says little.
+const isAnswer = (one) => one.position === data.answer?.[0], isWord = (one) => /[\p{L}\p{N}]/u.test(one.token);
+position.value = (data.filled.find(isAnswer) ?? data.filled.find(isWord) ?? data.filled[0]).position;
 drawSteps();
 draw();
+walkHeads(element("map"), layer, head);
 onCell(element("steps"), (at) => filledAt.has(at) && choose(at));
 onCell(element("heads"), (x, y) => {
   layer.value = y;

@@ -1,12 +1,14 @@
-"""Attention patterns: every head of every layer over one prompt, through CircuitsVis."""
+"""Attention patterns: every head of every layer over one prompt, of a model or as an array, through CircuitsVis."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from mdm_interp.data.queries import Query
@@ -16,6 +18,7 @@ from mdm_interp.measures.lens import read_out
 from mdm_interp.models.inputs import forbid_mask
 from mdm_interp.viz.pages.page import Page, packed, places
 from mdm_interp.viz.pages.subject import Prompt, Subject
+from mdm_interp.viz.words import counted
 
 MAX_ENTRIES = 8_000_000
 """How many entries of patterns a page holds: 2.7 bytes each, so 21 MB."""
@@ -23,6 +26,8 @@ MAX_DRAWN = 128
 """Up to how many tokens whole patterns are drawn; of longer prompts, one row at a time."""
 TOP = 5
 """How many of the likeliest tokens are named for each mask."""
+ROUNDED = 0.02
+"""By how much a row of attention in half precision may exceed 1."""
 
 
 @torch.no_grad()
@@ -65,33 +70,91 @@ def attention(
     def reduce(view: LayerView) -> str | None:
         return packed(view.pattern[0][:, of_heads].transpose(0, 1)) if view.layer in of_layers else None
 
-    logits, patterns = capture(model, given.batch(shown, cfg.device), reduce, all_logits=True)
-    data = given.marks() | {
-        "reach": cfg.reach,
-        "layers": of_layers,
-        "heads": of_heads,
-        "rows": shown,
-        "max_drawn": MAX_DRAWN,
-        "patterns": [pattern for pattern in patterns if pattern is not None],
-        "filled": predictions(subject, given, logits[0][list(given.readout)]),
-        "lens": _after_each_layer(subject, given),
-    }
+    logits, captured = capture(model, given.batch(shown, cfg.device), reduce, all_logits=True)
     kind = {
         "bidirectional": "bidirectional attention",
         "causal": "causal attention: a token reads those up to it",
         "block_causal": f"attention in blocks: a token reads its own {cfg.block_size} tokens and those before them",
     }[cfg.attention]
-    about = f"{len(of_layers)} of {cfg.n_layers} layers, {len(of_heads)} of {cfg.n_heads} heads, {n} tokens, {kind}."
+    layers_of, heads_of = counted(cfg.n_layers, "layer"), counted(cfg.n_heads, "head")
+    about = f"{len(of_layers)} of {layers_of}, {len(of_heads)} of {heads_of}, {counted(n, 'token')}, {kind}."
     if len(shown) < n:
         about += f" Attention is shown from {len(shown)} of the {n} positions."
-    return Page(
-        "attention",
-        f"Attention: {shortened(given)}",
+    return _page(
+        given,
         about,
-        ("circuitsvis",),
-        data,
         subject.code(f"viz.attention(model, {list(given.tokens)})"),
+        reach=cfg.reach,
+        layers=of_layers,
+        heads=of_heads,
+        rows=shown,
+        patterns=[pattern for pattern in captured if pattern is not None],
+        filled=predictions(subject, given, logits[0][list(given.readout)]),
+        lens=_after_each_layer(subject, given),
     )
+
+
+def patterns(
+    array: Shaped[Tensor, "*layer head query_pos key_pos"] | Shaped[np.ndarray, "*layer head query_pos key_pos"],
+    tokens: Sequence[str | int],
+) -> Page:
+    """Show attention patterns from anywhere on the page of :func:`attention`.
+
+        viz.patterns(cache["pattern", 0][0], ["The", " cat", " sat"])
+
+    Args:
+        array: How much of its attention each position of `query_pos` gives each of `key_pos`, as shares from 0 to 1:
+            of all layers or, without their axis, of one. Where no position reads a later one in any head, the page is
+            that of a causal model.
+        tokens: What is at each position: a text or an id.
+
+    Raises:
+        UserError: the array has other axes, or not as many positions as there are tokens; an entry is below 0 or NaN,
+            or a row adds up to more than 1; or there are more than :data:`MAX_ENTRIES` entries.
+    """
+    shape, n = tuple(array.shape), len(tokens)
+    if len(shape) not in (3, 4) or shape[-2:] != (n, n) or 0 in shape:
+        raise UserError(
+            f"array: has the shape {shape} for {counted(n, 'token')}; give [layer head query_pos key_pos] or [head "
+            "query_pos key_pos], with a position for each token"
+        )
+    if math.prod(shape) > MAX_ENTRIES:
+        raise UserError(
+            f"array: {math.prod(shape):,} entries are more than the {MAX_ENTRIES:,} that a page holds; choose some "
+            "layers or heads"
+        )
+    values = array.detach().cpu().double() if isinstance(array, Tensor) else torch.tensor(array).double()
+    values = values.reshape(-1, *shape[-3:])
+    wrong = values[~(values >= 0)]
+    if len(wrong):
+        raise UserError(f"array: holds {wrong[0]:.3g}, and attention is from 0 to 1; give it as it is after softmax")
+    sums = values.sum(-1)
+    if (most := sums.max()) > 1 + ROUNDED:
+        layer, head, row = np.unravel_index(int(sums.argmax()), sums.shape)
+        raise UserError(
+            f"array: row {row} of layer {layer}, head {head} adds up to {most:.3g}, and attention to 1 at most; give "
+            "it as it is after softmax, with the positions that are read on the last axis"
+        )
+    causal = n > 1 and not values.triu(1).any()
+    about = f"{counted(len(values), 'layer')} of {counted(shape[-3], 'head')}, {counted(n, 'token')}"
+    return _page(
+        Prompt((), tuple(map(str, tokens)), (), (), None, None),
+        f"{about}{', none of which reads a later one' if causal else ''}.",
+        'from mdm_interp import viz\n\nviz.patterns(array, tokens).save("page.html")',
+        reach=1 if causal else None,
+        layers=list(range(len(values))),
+        heads=list(range(shape[-3])),
+        rows=list(range(n)),
+        patterns=[packed(layer.clamp(max=1)) for layer in values],
+        filled=[],
+        lens=[],
+    )
+
+
+def _page(given: Prompt, about: str, code: str, **data: Any) -> Page:
+    """Return the page of patterns over a prompt."""
+    data |= given.marks() | {"max_drawn": MAX_DRAWN}
+    return Page("attention", f"Attention: {shortened(given)}", about, ("circuitsvis",), data, code)
 
 
 def predictions(subject: Subject, given: Prompt, logits: Float[Tensor, "readout d_vocab"]) -> list[dict[str, Any]]:

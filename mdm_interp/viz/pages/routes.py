@@ -21,6 +21,7 @@ from mdm_interp.viz.pages.attention import MAX_ENTRIES, shortened
 from mdm_interp.viz.pages.page import Page, as_lists, packed, places
 from mdm_interp.viz.pages.subject import Prompt, Subject
 from mdm_interp.viz.theme import FORWARD, REVERSE
+from mdm_interp.viz.words import counted
 
 
 @torch.no_grad()
@@ -137,8 +138,8 @@ def _about(subject: Subject, pair: QueryPair, data: Mapping[str, Any]) -> str:
         )
     layer, head = np.unravel_index(np.nan_to_num(forward).argmax(), forward.shape)
     said.append(
-        f"Of {forward.size} heads, head {data['heads'][head]} of layer {data['layers'][layer]} has the strongest "
-        f"forward route: its readout gives the source {100 * forward[layer, head]:.3g}% of its attention, and in the "
-        f"reverse query {100 * reverse[layer, head]:.3g}%."
+        f"Of {counted(forward.size, 'head')}, head {data['heads'][head]} of layer {data['layers'][layer]} has the "
+        f"strongest forward route: its readout gives the source {100 * forward[layer, head]:.3g}% of its attention, "
+        f"and in the reverse query {100 * reverse[layer, head]:.3g}%."
     )
     return " ".join(said)

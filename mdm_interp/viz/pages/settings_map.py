@@ -11,6 +11,7 @@ import torch
 from mdm_interp.errors import UserError
 from mdm_interp.viz.pages.page import Page, as_lists
 from mdm_interp.viz.theme import FORWARD, REVERSE
+from mdm_interp.viz.words import counted
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ def settings_map(places: Sequence[Place], quantities: Mapping[str, str], *, abou
     for place in places:
         at = f"{columns.index((place.axis, place.setting))},{rows.index(place.n_heads)}"
         if at in cells:
-            raise UserError(f"places: {place.setting!r} with {place.n_heads} heads is there twice; leave one out")
+            heads = counted(place.n_heads, "head")
+            raise UserError(f"places: {place.setting!r} with {heads} is there twice; leave one out")
         if missing := sorted(quantities.keys() - place.values.keys()):
             raise UserError(f"places: {place.setting!r} has no {missing[0]!r}; give every quantity, NaN if undefined")
         cells[at] = {

@@ -18,6 +18,7 @@ from mdm_interp.measures.capture import LayerView, capture
 from mdm_interp.viz.pages.attention import MAX_ENTRIES, predictions, shortened
 from mdm_interp.viz.pages.page import Page, packed, places
 from mdm_interp.viz.pages.subject import Prompt, Subject
+from mdm_interp.viz.words import counted
 
 
 @torch.no_grad()
@@ -169,7 +170,7 @@ def _told(subject: Subject, done: Trajectory, filled: Sequence[dict[str, Any]], 
     if len(filled) == 1:
         return f"The mask was filled with {named(filled[0])}: “{final}”."
     return (
-        f"{len(filled)} masks were filled in {filled[-1]['step']} steps, {how}. The first to be filled was "
+        f"{len(filled)} masks were filled in {counted(filled[-1]['step'], 'step')}, {how}. The first to be filled was "
         f"{named(filled[0])}, the last {named(filled[-1])}; the least certain was {named(least)}. The "
         f"result: “{final}”."
     )
