@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup dev first reproduce report test test-fast lint docs notebooks bench
+.PHONY: setup dev first reproduce report test test-fast lint docs notebooks bench retest
 
 setup: $(VENV)/.installed
 dev: $(VENV)/.dev
@@ -55,3 +55,7 @@ notebooks: dev
 bench: setup
 	$(BIN)/python -m benchmarks $(ARGS)
 	$(BIN)/python docs/benchmark_tables.py
+
+# The quick grid twice, with two instruction sets: which verdicts move is written to docs/retest.md.
+retest: setup
+	$(BIN)/python -m benchmarks.retest $(ARGS)

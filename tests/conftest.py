@@ -34,7 +34,7 @@ SLOW |= {f"test_figure_{name}" for name in ("trajectory", "twin")}
 SLOW |= {f"test_{name}" for name in ("precision", "parity", "routes_page", "trajectory_page", "attention_page")}
 SLOW |= {"test_influence", "test_influence_page"}
 SLOW |= {f"test_{name}" for name in ("meaning", "gram", "gradients", "estimates", "generation", "optional_hooks")}
-SLOW |= {f"test_{name}" for name in ("forward", "processing", "transformer_lens_tools", "devices")}
+SLOW |= {f"test_{name}" for name in ("invariance", "forward", "processing", "transformer_lens_tools", "devices")}
 SLOW |= {f"test_figure_large_model_{name}" for name in ("coupling", "prediction", "routes", "storage")}
 """Modules whose tests are slow."""
 

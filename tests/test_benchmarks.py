@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from document_helpers import ROOT, load
+from helpers import planted_result, with_summary
+from hypothesis import given
+from hypothesis import strategies as st
+from ledger_helpers import ABOVE, PLACE, rows_of
 
+from benchmarks import retest
 from benchmarks.peers import (
     PlainTransformer,
     llama,
@@ -23,7 +31,10 @@ from benchmarks.peers import (
 from benchmarks.rows import OURS, ROWS, Setting, random_pairs
 from mdm_interp.config import Attention
 from mdm_interp.data.queries import collate
+from mdm_interp.experiments.claims import judge
 from mdm_interp.models.transformer import HookedTransformer
+from mdm_interp.stats.estimates import mean_estimate
+from mdm_interp.stats.summary import Entry
 
 
 @pytest.fixture(scope="module")
@@ -107,3 +118,95 @@ def test_what_misses_its_target_has_a_reason(tables: Any) -> None:
     for path in filter(Path.exists, tables.RESULTS[:1]):
         rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
         assert [name for name, row in rows.items() if tables.missed(row) and name not in tables.REASONS] == []
+
+
+# ---- the retest
+
+
+def side(**effects: Sequence[float]) -> retest.Side:
+    """A planted result: the effects over seeds of each scheme, judged, and their means as its summary."""
+    rows = [row for scheme, values in effects.items() for row in rows_of(values, scheme=scheme)]
+    result = planted_result("planted", [{**PLACE, **row} for row in rows])
+    entries = [Entry("effect", {"scheme": scheme}, mean_estimate(values)) for scheme, values in effects.items()]
+    return retest.Side({"planted": with_summary(result, *entries)}, judge([(result, [ABOVE])]))
+
+
+def test_a_planted_verdict_that_moves_is_found() -> None:
+    sure, unsure = [0.5, 0.51, 0.52, 0.5, 0.51], [0.5, 0.9, 0.1, 0.6, 0.4]
+    compared = retest.compare(side(rope=sure, alibi=sure), side(rope=unsure, alibi=sure))
+    (moved,) = compared.moved
+    assert [(one.scope["scheme"], one.verdict) for one in moved] == [("rope", "holds"), ("rope", "inconclusive")]
+    assert compared.alone == []
+    told = retest.page(
+        compared, {"native": TOLD, "plain": {**TOLD, "digests": {**TOLD["digests"], "sums": "c"}}}, [0, 1]
+    )
+    assert "**1 of 2 lines of the ledger have another verdict.**" in told
+    assert "- **5**, m: planted, any_order rope, 1 layer, 2 heads of 16, end: holds (0.508 [" in told
+    assert "compute other bits in sums, and the same in products." in told
+
+
+TOLD: dict[str, Any] = {"instructions": "AVX9", "cpu": "a processor", "torch": "2.0", "blas": "MKL"}
+TOLD["digests"] = {"products": "a", "sums": "b"}
+
+
+def test_the_largest_change_is_named_with_its_place() -> None:
+    native, plain = side(rope=[0.5, 0.6], alibi=[0.1, 0.3]), side(rope=[0.5, 0.6], alibi=[0.1, 0.26])
+    compared = retest.compare(native, plain)
+    for changes in (compared.effects["5", "m"], compared.values["planted", "effect"]):
+        same, changed = sorted(changes, key=lambda change: change.size)
+        assert same.size == same.share == 0 and "rope" in same.where
+        assert changed.size == pytest.approx(0.02) and "alibi" in changed.where
+        assert changed.share == pytest.approx(0.02 / (12.706 * 0.1), rel=1e-4)  # t of one degree of freedom
+    (row,) = [
+        line for line in retest.page(compared, {"native": TOLD, "plain": TOLD}, [0]).splitlines() if "| m |" in line
+    ]
+    assert row == "| 5 | m | 2 | 0.02 | planted, any_order alibi, 1 layer, 2 heads of 16, end | 0.2 | 0.18 | 0.016 |"
+
+
+def test_what_one_side_lacks_is_listed() -> None:
+    compared = retest.compare(side(rope=[0.5, 0.6]), side(rope=[0.5, 0.6], alibi=[0.1, 0.3]))
+    assert [what.partition(":")[0] for what in compared.alone] == ["claim 5, m", "planted, effect"]
+    assert all("alibi" in what for what in compared.alone) and compared.moved == []
+
+
+def test_a_single_seed_has_no_half_width() -> None:
+    compared = retest.compare(side(rope=[0.5]), side(rope=[0.6]))
+    (change,) = compared.effects["5", "m"]
+    assert change.size == pytest.approx(0.1) and math.isnan(change.share)
+    assert "– half-widths" in retest.page(compared, {"native": TOLD, "plain": TOLD}, [0])
+
+
+EFFECTS = st.dictionaries(
+    st.sampled_from(["rope", "alibi", "none"]),
+    st.lists(st.floats(-1, 1, width=16), min_size=2, max_size=4),
+    min_size=1,
+)
+
+
+@given(one=EFFECTS, other=EFFECTS)
+def test_a_comparison_is_the_same_from_either_side(one: Any, other: Any) -> None:
+    there, back = retest.compare(side(**one), side(**other)), retest.compare(side(**other), side(**one))
+    assert there.alone == back.alone
+    assert {(a.scope["scheme"], a.verdict, b.verdict) for a, b in there.moved} == {
+        (a.scope["scheme"], b.verdict, a.verdict) for a, b in back.moved
+    }
+    itself = retest.compare(side(**one), side(**one))
+    assert not itself.moved and not itself.alone
+    assert {change.size for changes in (*itself.effects.values(), *itself.values.values()) for change in changes} == {0}
+
+
+@pytest.mark.slow
+def test_no_two_lines_of_the_ledger_have_one_name() -> None:
+    committed = retest.read(ROOT)
+    compared = retest.compare(committed, replace(committed, verdicts=committed.verdicts[1:]))
+    assert len(committed.verdicts) > 100 and sum(map(len, compared.effects.values())) == len(committed.verdicts) - 1
+    assert len(compared.alone) == 1 and sum(map(len, compared.values.values())) > 100
+
+
+@pytest.mark.slow
+def test_workers_compute_with_the_instructions_that_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")  # of the user's, which does not count
+    plain, native = retest.look("plain"), retest.look("native")
+    assert plain["instructions"] == "DEFAULT" and plain["cpu"] == native["cpu"]
+    if native["instructions"] != "DEFAULT":
+        assert plain["digests"] != native["digests"]

@@ -323,6 +323,9 @@ def test_folders_that_hold_only_a_lock_are_pruned(mdm_interp: Callable[..., Ende
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {good.folder.name, "2" * 16, "my notes"}
 
 
+@pytest.mark.promise(
+    "training whose loss or weights become NaN or infinite", "stopped by name, with what to try; what was good is kept"
+)
 def test_training_that_diverges_ends_in_one_line_and_exit_code_1(
     mdm_interp: Callable[..., Ended], tmp_path: Path
 ) -> None:

@@ -124,6 +124,7 @@ def same(one: Any, other: Any) -> None:
         assert one == other
 
 
+@pytest.mark.promise("queries shared out over three workers", "the same numbers within 1e-5")
 @pytest.mark.parametrize("name", [*CALLS, *OF_MDMS])
 def test_shares_make_the_whole(probe: Probe, name: str, request: pytest.FixtureRequest) -> None:
     if name in OF_MDMS and probe.model.cfg.is_causal:

@@ -112,6 +112,7 @@ PROGRESS = re.compile(r"^measuring planted_(one|two): [12] of 2; [01] of 2 analy
 """What is said every few seconds where there is no terminal for bars."""
 
 
+@pytest.mark.promise("runs measured by two processes", "the rows that one process measures")
 def test_the_runs_of_another_packages_analyses_are_measured_side_by_side_once(
     planted: list[Analysis], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -106,6 +106,7 @@ def test_a_bidirectional_model_sees_later_tokens_and_a_causal_one_does_not(posit
 # ---- padding
 
 
+@pytest.mark.promise("padding on the left or on the right", "the same numbers within 1e-5")
 @pytest.mark.parametrize("attention", ATTENTION)
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("position", list(POSITION_SCHEMES))

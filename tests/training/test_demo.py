@@ -255,6 +255,9 @@ def test_a_demo_without_its_weights_is_trained_again_and_a_damaged_one_refused_b
         load_checkpoint(folder)
 
 
+@pytest.mark.promise(
+    "training whose loss or weights become NaN or infinite", "stopped by name, with what to try; what was good is kept"
+)
 @pytest.mark.parametrize("save_seconds", [30.0, -1.0])
 def test_a_demo_that_diverges_stops_with_the_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save_seconds: float

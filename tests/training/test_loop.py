@@ -491,6 +491,7 @@ class CountingPool(ProcessPoolExecutor):
         return super().submit(fn, *args, **kwargs)
 
 
+@pytest.mark.promise("runs trained by two processes", "those of one; runs trained as one batch, within 1e-5")
 @pytest.mark.slow
 def test_train_all_gives_the_runs_of_train_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CountingPool, "submitted", [], raising=False)
@@ -525,6 +526,9 @@ def test_a_workers_user_error_reaches_the_caller(tmp_path: Path, monkeypatch: py
 # ---- training that diverges
 
 
+@pytest.mark.promise(
+    "training whose loss or weights become NaN or infinite", "stopped by name, with what to try; what was good is kept"
+)
 @pytest.mark.parametrize(("lr", "kept", "from_step"), [(1e30, 1, 2), (1e20, 0, 1), (1e3, 30, 50)])
 def test_training_that_diverges_stops_with_the_step_and_keeps_what_was_good(
     tmp_path: Path, lr: float, kept: int, from_step: int
