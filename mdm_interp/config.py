@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import torch
 import yaml
@@ -29,6 +29,10 @@ from mdm_interp.errors import UserError, shorten
 from mdm_interp.files import json_digest, read_text, write_text
 
 Scheme = Literal["rope", "alibi", "t5_bias", "none", "learned", "sinusoidal"]
+"""The package's own position schemes."""
+SCHEMES: dict[str, bool] = {name: name == "rope" for name in get_args(Scheme)}
+"""All position schemes by name, and whether they turn planes by RoPE's settings (`rotary_*`);
+:func:`~mdm_interp.models.positions.register_scheme` adds others."""
 Attention = Literal["bidirectional", "causal", "block_causal"]
 Objective = Literal["any_order", "source_only", "target_only", "left_to_right", "causal"]
 World = Literal["two_role", "relation_cycle", "symmetric_pool"]
@@ -69,6 +73,19 @@ Dtype = Annotated[
     PlainSerializer(lambda dtype: str(dtype).removeprefix("torch."), return_type=str),
 ]
 """A torch.dtype, also given and always written as its name."""
+
+
+def _read_scheme(name: Any) -> str:
+    if not isinstance(name, str) or name not in SCHEMES:
+        raise ValueError(
+            f"{shorten(repr(name), 60)} is not one of {shorten(', '.join(map(repr, SCHEMES)), 250)}; correct it, or "
+            "register it (register_scheme) in a module that this process imports"
+        )
+    return name
+
+
+AnyScheme = Annotated[str, BeforeValidator(_read_scheme)]
+"""The name of a position scheme of the package, or of one that is registered."""
 
 ConfigT = TypeVar("ConfigT", bound="Config")
 
@@ -280,7 +297,8 @@ class ModelConfig(Config):
     block_size: Size | None = Field(default=None, exclude_if=lambda size: size is None)
     """block_causal only; written to files only there."""
 
-    position: Scheme = "rope"
+    position: AnyScheme = "rope"
+    """A scheme of the package, or one that is registered (:func:`~mdm_interp.models.positions.register_scheme`)."""
     rotary_base: Positive = 10_000.0
     rotary_scaling: RotaryScaling | None = Field(default=None, exclude_if=lambda scaling: scaling is None)
     """Default: angles as `rotary_base` gives them. Written to files only where it is set."""
@@ -336,7 +354,7 @@ class ModelConfig(Config):
             "initializer_range": 0.8 / self.d_model**0.5,
             "readout_shift": -1 if self.is_causal else 0,
         }
-        if self.position == "rope":
+        if self.turns_planes:
             defaults["rotary_dim"] = self.d_head or defaults["d_head"]
         for name, value in defaults.items():
             if getattr(self, name) is None:
@@ -377,9 +395,9 @@ class ModelConfig(Config):
             raise ValueError(
                 f"n_key_value_heads: {self.kv_heads} does not divide n_heads {self.n_heads}; use a divisor"
             )
-        if self.position != "rope":
+        if not self.turns_planes:
             if self.rotary_scaling is not None:
-                raise ValueError(f"rotary_scaling: position {self.position!r} rotates nothing; leave it out")
+                raise ValueError(f"rotary_scaling: position {self.position!r} has no angles of RoPE; leave it out")
             return
         if self.head_dim % 2 and self.rotary_dim == self.head_dim:
             raise ValueError(
@@ -421,6 +439,11 @@ class ModelConfig(Config):
         """n_key_value_heads, resolved."""
         assert self.n_key_value_heads is not None
         return self.n_key_value_heads
+
+    @property
+    def turns_planes(self) -> bool:
+        """Whether positions turn planes by RoPE's settings."""
+        return SCHEMES[self.position]
 
     @property
     def attn_only(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import importlib
 import itertools
 import multiprocessing
 import os
@@ -198,6 +199,21 @@ Place = tuple[Callable[[Callable[..., Any], tuple[Any, ...]], "Future[Any]"], An
 """What calls a function with a task there, and a queue of what is reported."""
 
 
+_needed: set[str] = set()
+
+
+def import_in_workers(module: str) -> None:
+    """Have workers import a module before they work, so that what it registers here is registered there, too. One that
+    they cannot import is left out."""
+    _needed.add(module)
+
+
+def _import(modules: Sequence[str]) -> None:
+    for module in modules:
+        with contextlib.suppress(ImportError):  # whoever misses what it registers says so
+            importlib.import_module(module)
+
+
 def workers_of(workers: int | str) -> contextlib.AbstractContextManager[Place]:
     """Give so many processes here, or the workers of the Dask scheduler at an address, until this ends.
 
@@ -219,14 +235,15 @@ def _cluster(address: str) -> Iterator[Place]:
         executor = client.get_executor(pure=False)
 
         def submit(function: Callable[..., Any], task: tuple[Any, ...]) -> Future[Any]:
-            return executor.submit(_work_there, topic, function, task, priority=-next(place_in_line))
+            return executor.submit(_work_there, topic, sorted(_needed), function, task, priority=-next(place_in_line))
 
         yield submit, reports
 
 
-def _work_there(topic: str, function: Callable[..., Any], task: tuple[Any, ...]) -> Any:
+def _work_there(topic: str, modules: Sequence[str], function: Callable[..., Any], task: tuple[Any, ...]) -> Any:
     from distributed import get_worker
 
+    _import(modules)
     torch.set_num_threads(1)
     worker = get_worker()
     return function(*task, lambda report: worker.log_event(topic, pickle.dumps(report)))
@@ -271,7 +288,7 @@ def _processes(n: int) -> Iterator[Place]:
     given = (watched, reports, context.Value("i", 0))
     pool = ProcessPoolExecutor(n, mp_context=context, initializer=_start_worker, initargs=given)
     try:
-        yield partial(pool.submit, _work), reports
+        yield partial(pool.submit, _work, sorted(_needed)), reports
     except BaseException:
         held.close()
         raise
@@ -303,10 +320,11 @@ def _start_worker(watched: Connection, reports: Any, started: Any) -> None:
     threading.Thread(target=_end_with_parent, args=(watched,), daemon=True).start()
 
 
-def _work(function: Callable[..., Any], task: tuple[Any, ...]) -> Any:
+def _work(modules: Sequence[str], function: Callable[..., Any], task: tuple[Any, ...]) -> Any:
     global _at_work
     _at_work = True
     try:
+        _import(modules)
         return function(*task, _reports.put)
     except KeyboardInterrupt:
         os._exit(1)

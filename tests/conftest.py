@@ -99,6 +99,15 @@ def real_grid(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def own_schemes() -> Iterator[None]:
+    """Position schemes that a test registers are forgotten after it."""
+    import scheme_helpers
+
+    with scheme_helpers.forgotten():
+        yield
+
+
+@pytest.fixture
 def mdm_interp(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., Ended]:

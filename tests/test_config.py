@@ -43,7 +43,8 @@ MODEL_MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"rotary_dim": 3}, r"rotary_dim: 3 must be even and at most d_head \(4\)"),
     ({"rotary_dim": 6}, r"rotary_dim: 6 must be even and at most d_head \(4\)"),
     ({"rotary_base": 0}, r"rotary_base: .*greater than 0 \(got 0\)"),
-    ({"position": "ropee"}, r"position: .*'rope', 'alibi'.* \(got 'ropee'\)"),
+    ({"position": "ropee"}, r"position: 'ropee' is not one of 'rope', 'alibi'.*; correct it, or register it"),
+    ({"position": ["rope"]}, r"position: \['rope'\] is not one of 'rope', 'alibi'.*; correct it"),
     ({"attention": "left"}, r"attention: .*'bidirectional', 'causal' or 'block_causal' \(got 'left'\)"),
     ({"normalization_type": "LNPre"}, r"normalization_type: .*'RMS' or 'LN' \(got 'LNPre'\)"),
     ({"act_fn": "swish"}, r"act_fn: .*'silu' \(got 'swish'\)"),
@@ -120,7 +121,7 @@ TRAIN_MISTAKES: list[tuple[dict[str, Any], str]] = [
         r"model.mask_token_id: 3 is not the world's mask 79; leave it out",
     ),
     ({"model": {**TRAIN_MODEL, "n_heads": 3}}, r"model: n_heads: 3 does not divide d_model 16; choose"),
-    ({"model": {**TRAIN_MODEL, "position": "up"}}, r"model.position: .* \(got 'up'\)"),
+    ({"model": {**TRAIN_MODEL, "position": "up"}}, r"model.position: 'up' is not one of 'rope', "),
     (
         {"model": {**TRAIN_MODEL, "readout_shift": -1}},
         r"model.readout_shift: -1 is not what objective 'any_order' trains; set it to 0",
@@ -237,7 +238,7 @@ def test_a_message_is_one_line_that_keeps_beginning_and_end() -> None:
     assert str(UserError("short")) == "short"
     assert str(UserError("a\x1b[2J\x00b\ud800\u202ec:\n\td")) == r"a\x1b[2J\x00b\ud800\u202ec: d"
     with pytest.raises(ValidationError) as built:
-        tiny_config(position="x" * 10**6)
+        tiny_config(attention="x" * 10**6)
     assert len(one_line(built.value)) < 500 and one_line(built.value).endswith("xxx')")
 
 

@@ -22,7 +22,7 @@ from cluster_helpers import Cluster
 
 from mdm_interp import parallel
 from mdm_interp.errors import UserError
-from mdm_interp.parallel import SHARING_A_GPU, default_workers, find_place, side_by_side
+from mdm_interp.parallel import SHARING_A_GPU, default_workers, find_place, import_in_workers, side_by_side
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals are those of POSIX")
 
@@ -44,6 +44,28 @@ def test_every_task_is_done_in_single_threaded_processes_and_errors_leave_the_re
     assert sorted(future.result() for future in ended if not future.exception()) == [2, 4, 6]
     with pytest.raises(UserError, match="number: -1 is negative"):
         side_by_side(work, [(-1,), (1,)], workers=1, show=reports.append)
+
+
+def is_imported(module: str, report: Callable[[Any], None]) -> bool:
+    return module in sys.modules
+
+
+NEEDED = ("needed_by_workers", "not_to_be_imported")
+
+
+def test_workers_import_what_they_are_told_and_pass_over_what_they_cannot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "needed_by_workers.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(parallel, "_needed", set[str]())
+    for module in NEEDED:
+        import_in_workers(module)
+    ended: list[Future[bool]] = []
+    tasks = [(module,) for module in NEEDED]
+    side_by_side(is_imported, tasks, workers=1, show=lambda report: None, finished=ended.append)
+    assert sorted(future.result() for future in ended) == [False, True]
+    assert "needed_by_workers" not in sys.modules
 
 
 def test_a_core_has_one_worker_and_a_gpu_a_few(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +140,11 @@ def wait_for(seconds: float, until: str, report: Callable[[Any], None]) -> None:
         time.sleep(0.05)
 
 
-def test_a_cluster_takes_tasks_in_order_with_their_reports_and_errors(tmp_path: Path) -> None:
+def test_a_cluster_takes_tasks_in_order_with_their_reports_and_errors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "needed_by_workers.py").touch()  # a worker's own folder
+    monkeypatch.setattr(parallel, "_needed", set(NEEDED))
     with Cluster(tmp_path) as cluster:
         cluster.worker()
         assert find_place(cluster.address, "auto") == (1, "cuda" if torch.cuda.is_available() else "cpu")
@@ -133,6 +159,10 @@ def test_a_cluster_takes_tasks_in_order_with_their_reports_and_errors(tmp_path: 
         assert sorted(future.result() for future in ended if not future.exception()) == [0, 10, *range(20, 40, 2)]
         with pytest.raises(UserError, match="number: -1 is negative"):
             side_by_side(work, [(-1,), (1,)], workers=cluster.address, show=reports.append)
+        imported: list[Future[bool]] = []
+        modules = [(module,) for module in NEEDED]
+        side_by_side(is_imported, modules, workers=cluster.address, show=reports.append, finished=imported.append)
+        assert sorted(future.result() for future in imported) == [False, True]
 
 
 def test_a_killed_workers_task_is_another_workers_and_is_finished_once(tmp_path: Path) -> None:

@@ -252,7 +252,8 @@ def _require_own_positions(model: HookedTransformer) -> None:
     if type(scheme) is not type(own) or not _same_constants(scheme, own):
         raise UserError(
             f"model.pos_embed: this {type(scheme).__name__} is not the position scheme {model.cfg.position!r} that "
-            "config.json names, and no file holds code; save a model of that scheme, and set this one after loading"
+            "config.json names, and no file holds code; register its class (register_scheme) and build the model with "
+            "that name, or set it after loading"
         )
 
 
@@ -268,15 +269,21 @@ def _require_own_parameters(model: HookedTransformer) -> None:
 
 
 def _same_constants(scheme: PositionScheme, own: PositionScheme) -> bool:
-    """Tell whether what two schemes compute with and do not learn is the same, up to rounding to the model's dtype."""
+    """Tell whether what two schemes compute with and no file holds is the same, up to rounding to the model's dtype:
+    tensors, numbers, texts, and which methods were put in the place of the class's."""
+    of_all = {"name", *vars(PositionScheme(own.cfg)), *own.state_dict()}  # TransformerLens names each module
     found, expected = (
-        {name: x.cpu().double() for name, x in (*vars(of).items(), *of.named_buffers()) if isinstance(x, Tensor)}
+        {name: value for name, value in (*vars(of).items(), *of.named_buffers()) if name not in of_all}
         for of in (scheme, own)
     )
-    return found.keys() == expected.keys() and all(
-        x.shape == expected[name].shape and torch.allclose(x, expected[name], rtol=2**-8, atol=1e-6)
-        for name, x in found.items()
-    )
+    return found.keys() == expected.keys() and all(_same(value, expected[name]) for name, value in found.items())
+
+
+def _same(value: Any, other: Any) -> bool:
+    if isinstance(value, Tensor) and isinstance(other, Tensor):
+        value, other = value.cpu().double(), other.cpu().double()
+        return value.shape == other.shape and torch.allclose(value, other, rtol=2**-8, atol=1e-6)
+    return type(value) is type(other) and (not isinstance(value, (bool, int, float, str)) or value == other)
 
 
 def _find(source: str | Path, revision: str | None, configured: bool) -> tuple[Path, str | None]:

@@ -75,6 +75,9 @@ def _keep_together(model: HookedTransformer, placed: dict[str, torch.device]) ->
         devices = {device for name, device in placed.items() if name.startswith(f"blocks.{layer}.")}
         if len(devices) > 1:
             raise UserError(f"device_map: splits blocks.{layer}; give the block one device")
-    if model.cfg.position == "t5_bias" and len(set(placed.values())) > 1:
-        raise UserError("device_map: t5_bias has one table for all layers; give the model one device")
+    in_layers = model.pos_embed.answers("rotate") or model.pos_embed.answers("bias")
+    if in_layers and list(model.pos_embed.parameters()) and len(set(placed.values())) > 1:
+        raise UserError(
+            f"device_map: what position scheme {model.cfg.position!r} learns serves all layers; give one device to all"
+        )
     return placed

@@ -277,9 +277,10 @@ def load_weights(
 
 
 def _device_of(name: str, devices: Mapping[str, torch.device]) -> torch.device:
-    """Return where a parameter goes; a buffer goes with the parameters of its module."""
+    """Return where a parameter goes; a buffer goes with the parameters of its module, or else with the embedding."""
     module = name.rpartition(".")[0]
-    return devices.get(name) or next(device for other, device in devices.items() if other.startswith(f"{module}."))
+    beside = (device for other, device in devices.items() if other.startswith(f"{module}."))
+    return devices.get(name) or next(beside, devices["embed.W_E"])
 
 
 def _set(model: HookedTransformer, format: Format, parameter: str, weight: Tensor) -> None:

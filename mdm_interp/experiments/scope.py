@@ -68,7 +68,7 @@ def scope_of(
         "world": world,
         "reversed_share": reversed_share,
         "scheme": model.position,
-        "rotary_base": model.rotary_base if model.position == "rope" else 0.0,  # nothing rotates
+        "rotary_base": model.rotary_base if model.turns_planes else 0.0,  # nothing rotates
         "objective": objective,
         "mask_rate": mask_rate or 0.0,
         "attention": model.attention,

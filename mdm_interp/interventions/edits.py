@@ -110,7 +110,7 @@ def even_routes(
 
     def project(scores: Tensor, hook: HookPoint) -> Tensor:
         mirrored = -torch.arange(scores.shape[-1], device=scores.device)
-        rotated = (position.rotate(content[kind], mirrored) for kind in ("q", "k"))
+        rotated = (position.rotate(content[kind], mirrored, kind) for kind in ("q", "k"))
         q, k = (per_query_head(x, model.cfg.n_heads, dim=2).transpose(1, 2) for x in rotated)
         turned = attention_scores(q, k, position.bias(mirrored, mirrored), model.cfg.score_scale)
         masked = scores <= torch.finfo(scores.dtype).min / 2

@@ -22,6 +22,7 @@ from mdm_interp.errors import UserError
 from mdm_interp.models.bridge import BridgedTransformer
 from mdm_interp.models.inputs import within_reach
 from mdm_interp.models.layers import attention_scores, content_hooks, per_query_head, precise
+from mdm_interp.models.positions import rotates
 from mdm_interp.models.protocol import HookedModel
 
 T = TypeVar("T")
@@ -113,7 +114,7 @@ KEYS = ("k", "k_normalized", "rot_k")
 
 
 def _rotated(model: HookedModel) -> tuple[str, str]:
-    return ("rot_q", "rot_k") if model.cfg.position == "rope" else content_hooks(model.cfg)
+    return ("rot_q", "rot_k") if rotates(model.cfg) else content_hooks(model.cfg)
 
 
 def _hooks(

@@ -151,7 +151,7 @@ def rope_predictions(model: HookedModel, query_pairs: Sequence[QueryPair], sampl
     """
     model, several = hooked(model), sample.matched()
     shape = (model.cfg.n_layers, model.cfg.n_heads)
-    if model.cfg.position != "rope" or not all(pair.shared for pair in query_pairs) or not several:
+    if not model.cfg.turns_planes or not all(pair.shared for pair in query_pairs) or not several:
         nothing = Draws.nothing(shape)
         return RopePredictions(nothing.value, nothing.value, nothing)
     rope, cfg = require_rope(model), model.cfg

@@ -31,19 +31,27 @@ def require_rope(model: HookedModel) -> Rope:
     """Return the model's rotation, for which closed forms hold: RoPE's own, by any angles.
 
     Raises:
-        UserError: the model has none, or one that turns heads or planes otherwise, or does more than to rotate.
+        UserError: the model has none, or one that turns heads, planes, or queries and keys otherwise, or does more than
+            to rotate.
     """
     scheme = hooked(model).pos_embed
-    if not isinstance(scheme, Rope):
+    if not isinstance(scheme, Rope) and not scheme.answers("rotate"):
         raise UserError(f"model: position scheme {model.cfg.position!r} has no rotation to predict from; use 'rope'")
-    methods = ("rotate", "planes", "_split", "embed", "bias")
-    changed = [name for name in methods if getattr(getattr(scheme, name), "__func__", None) is not getattr(Rope, name)]
-    if changed or scheme.theta.ndim > 1:
+    changed = [name for name in METHODS if _own(scheme, name)] if isinstance(scheme, Rope) else ["rotate"]
+    if changed or scheme.theta.shape != (scheme.cfg.rotary_dim // 2,):
         raise UserError(
-            f"model: {type(scheme).__name__} has its own {', '.join(changed) or 'theta of each head'}, and closed "
-            "forms are for Rope's; use score_parity or route_correlation, which evaluate scores"
+            f"model: {type(scheme).__name__} has its own {', '.join(changed) or 'shape of theta'}, and closed forms "
+            "are for Rope's; use score_parity or route_correlation, which evaluate scores"
         )
     return scheme
+
+
+METHODS = ("rotate", "planes", "_split", "_constant", "embed", "bias")
+"""What closed forms take to be Rope's."""
+
+
+def _own(scheme: Rope, method: str) -> bool:
+    return getattr(getattr(scheme, method), "__func__", None) is not getattr(Rope, method)
 
 
 @dataclass(frozen=True)

@@ -118,16 +118,16 @@ def score_matrix(
         raise UserError(f"offset: {offset} is longer than the context; give {1 - n_ctx} to {n_ctx - 1}")
     at = {"query": torch.tensor(max(-offset, 0)), "key": torch.tensor(max(offset, 0))}
     read = []
-    for tokens, position, weight, bias, norm in (
-        (queries, at["query"], attn.W_Q, attn.b_Q, "q_norm"),
-        (keys, at["key"], attn.W_K, attn.b_K, "k_norm"),
+    for which, tokens, position, weight, bias in (
+        ("q", queries, at["query"], attn.W_Q, attn.b_Q),
+        ("k", keys, at["key"], attn.W_K, attn.b_K),
     ):
         x = read_embedding(model, tokens.to(model.W_E.device), position.to(model.W_E.device), layer)
         x = einsum(precise(x), precise(weight), "token d_model, head d_model d_head -> token head d_head")
         x = x if bias is None else x + bias
-        x = getattr(attn, norm)(x) if cfg.use_qk_norm else x
+        x = getattr(attn, f"{which}_norm")(x) if cfg.use_qk_norm else x
         # Each token as a sequence of its own, all of them where the query or the key stands.
-        read.append(model.pos_embed.rotate(x[:, None], position[None].to(x.device))[:, 0])
+        read.append(model.pos_embed.rotate(x[:, None], position[None].to(x.device), which)[:, 0])
     q, k = read[0], per_query_head(read[1], cfg.n_heads, dim=1)
     bias = model.pos_embed.bias(at["query"][None].to(q.device), at["key"][None].to(q.device))
     scores = einsum(q, k, "query head d_head, key head d_head -> head query key") * cfg.score_scale

@@ -21,7 +21,7 @@ from mdm_interp.errors import UserError
 from mdm_interp.models.classic import POSITIONS
 from mdm_interp.models.inputs import check_token_ids, read_mask, rows_at
 from mdm_interp.models.layers import attention_scores, per_query_head, precise
-from mdm_interp.models.positions import POSITION_SCHEMES, PositionScheme
+from mdm_interp.models.positions import POSITION_SCHEMES, PositionScheme, Which
 
 _WEIGHTS = {
     "embed": {"weight": "W_E"},
@@ -104,8 +104,9 @@ class BridgedTransformer:
         tokens = torch.arange(min(16, self.cfg.d_vocab, self.cfg.n_ctx), device=self.cfg.device)[None]
         _, cache = self.run_with_cache(tokens)
         positions = torch.arange(tokens.shape[1], device=tokens.device)
-        read = (cache[f"blocks.0.attn.hook_{kind}"].float() for kind in ("q", "k"))
-        q, k = (per_query_head(scheme.rotate(x, positions), self.cfg.n_heads, dim=2).transpose(1, 2) for x in read)
+        kinds: tuple[Which, ...] = ("q", "k")
+        read = (scheme.rotate(cache[f"blocks.0.attn.hook_{kind}"].float(), positions, kind) for kind in kinds)
+        q, k = (per_query_head(x, self.cfg.n_heads, dim=2).transpose(1, 2) for x in read)
         scores = attention_scores(q, k, scheme.bias(positions, positions), self.cfg.score_scale)
         if self.cfg.is_causal:
             scores = scores.masked_fill(positions > positions[:, None], float("-inf"))

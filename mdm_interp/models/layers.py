@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mdm_interp.config import ModelConfig
 from mdm_interp.models.hooks import CheckedHookPoint, in_use
-from mdm_interp.models.positions import PositionScheme
+from mdm_interp.models.positions import PositionScheme, rotates
 
 # Below about this many positions explicit attention is the faster of the two on a CPU (benchmarks: attention-*).
 FUSED_FROM = 64
@@ -100,7 +100,7 @@ class Attention(nn.Module):
         if cfg.use_qk_norm:
             self.q_norm, self.k_norm = Norm(d_head, cfg.eps), Norm(d_head, cfg.eps)
             self.hook_q_normalized, self.hook_k_normalized = CheckedHookPoint(), CheckedHookPoint()
-        if cfg.position == "rope":
+        if rotates(cfg):
             self.hook_rot_q, self.hook_rot_k = CheckedHookPoint(), CheckedHookPoint()
         self.hook_attn_scores, self.hook_pattern = CheckedHookPoint(), CheckedHookPoint()
         self.hook_z, self.hook_result = CheckedHookPoint(), CheckedHookPoint()
@@ -120,8 +120,9 @@ class Attention(nn.Module):
         if self.cfg.use_qk_norm:
             q, k = self.hook_q_normalized(self.q_norm(q)), self.hook_k_normalized(self.k_norm(k))
         positions = torch.arange(q.shape[1], device=q.device)
-        if self.cfg.position == "rope":
-            q, k = self.hook_rot_q(position.rotate(q, positions)), self.hook_rot_k(position.rotate(k, positions))
+        if rotates(self.cfg):
+            q = self.hook_rot_q(position.rotate(q, positions, "q"))
+            k = self.hook_rot_k(position.rotate(k, positions, "k"))
         z = self.hook_z(self._attend(q, k, v, position.bias(positions, positions), allowed))
         if in_use(self.hook_result):
             result = einsum(z, self.W_O, "batch pos head d_head, head d_head d_model -> batch pos head d_model")

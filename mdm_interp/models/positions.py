@@ -3,23 +3,32 @@
 Every scheme answers the same three questions, and most answer only one of them:
 
     embed   what position adds to the residual stream (learned, sinusoidal)
-    rotate  what position does to queries and keys (rope)
+    rotate  what position does to queries and to keys (rope)
     bias    what position adds to attention scores (alibi, t5_bias)
 
 A scheme is *relative* when a score depends on positions through `key_pos - query_pos` only and nothing of
 position reaches the values; what a head writes about a token is then the same wherever the token is.
+
+:func:`register_scheme` gives a class of one's own a name, by which configs, runs and checkpoints know it.
 """
 
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
+import re
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mdm_interp.config import ModelConfig
+from mdm_interp.config import SCHEMES, ModelConfig, Scheme
+from mdm_interp.errors import UserError, shorten
+from mdm_interp.parallel import import_in_workers
+
+Which = Literal["q", "k"]
+"""Queries or keys."""
 
 
 class PositionScheme(nn.Module):
@@ -56,9 +65,13 @@ class PositionScheme(nn.Module):
         return None
 
     def rotate(
-        self, x: Float[Tensor, "*batch pos head d_head"], positions: Int[Tensor, "pos"]
+        self, x: Float[Tensor, "*batch pos head d_head"], positions: Int[Tensor, "pos"], which: Which
     ) -> Float[Tensor, "*batch pos head d_head"]:
-        """Return queries or keys as they enter the dot product."""
+        """Return queries (`which` is "q") or keys ("k") as they enter the dot product.
+
+        There are `cfg.n_heads` heads of queries and `cfg.kv_heads` of keys: query head h reads key head
+        `h // (n_heads / kv_heads)`.
+        """
         return x
 
     def bias(
@@ -97,7 +110,7 @@ class Rope(PositionScheme):
         return torch.complex(first, second)
 
     def rotate(
-        self, x: Float[Tensor, "*batch pos head d_head"], positions: Int[Tensor, "pos"]
+        self, x: Float[Tensor, "*batch pos head d_head"], positions: Int[Tensor, "pos"], which: Which
     ) -> Float[Tensor, "*batch pos head d_head"]:
         # Angles in float64, then at least float32: at half precision far positions would share an angle.
         angle = positions[:, None, None] * self._constant("theta", positions.device)
@@ -232,11 +245,131 @@ class Sinusoidal(PositionScheme):
         return self.W_pos[positions]
 
 
-POSITION_SCHEMES: dict[str, type[PositionScheme]] = {
-    "none": PositionScheme,
-    "rope": Rope,
-    "alibi": Alibi,
-    "t5_bias": T5Bias,
-    "learned": Learned,
-    "sinusoidal": Sinusoidal,
-}
+# ---- schemes by name
+
+
+class _ByName(dict[str, type[PositionScheme]]):
+    def __missing__(self, name: str) -> type[PositionScheme]:
+        raise UserError(
+            f"position: {shorten(repr(name), 60)} is registered by no module that this process imports; call "
+            "register_scheme in a module (what a notebook defines, its worker processes do not know)"
+        )
+
+
+POSITION_SCHEMES: dict[str, type[PositionScheme]] = _ByName(
+    {
+        "none": PositionScheme,
+        "rope": Rope,
+        "alibi": Alibi,
+        "t5_bias": T5Bias,
+        "learned": Learned,
+        "sinusoidal": Sinusoidal,
+    }
+)
+"""The class of each position scheme. Of a name that is not here, no file brings the class: none holds code."""
+
+OWN = get_args(Scheme)
+"""Names of the package's own schemes."""
+
+SchemeT = TypeVar("SchemeT", bound=type[PositionScheme])
+
+
+def register_scheme(name: str) -> Callable[[SchemeT], SchemeT]:
+    """Register a class as the position scheme of a name: a decorator.
+
+        @register_scheme("xpos")
+        class XPos(Rope): ...
+
+        ModelConfig(position="xpos", ...)
+
+    Models of this config ask the class, and train what it learns; runs and checkpoints keep the name, and whoever reads
+    them registers the class first. Worker processes import the module that defines it. Defining the same class again,
+    as a notebook does, replaces it. A class derived from :class:`Rope` has RoPE's settings (`rotary_*`).
+
+    Raises:
+        UserError: the name is none, or another class has it; or the class is no position scheme.
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]{0,39}", name):
+        raise UserError(
+            f"name: {shorten(repr(name), 60)} is no name of a position scheme; use up to 40 small letters, digits and "
+            "underscores, as in @register_scheme('xpos')"
+        )
+
+    def register(scheme: SchemeT) -> SchemeT:
+        if not (isinstance(scheme, type) and issubclass(scheme, PositionScheme)):
+            raise UserError(
+                f"scheme: {shorten(repr(scheme), 60)} is no class derived from PositionScheme; derive it from that, or "
+                "from Rope"
+            )
+        known, full_name = POSITION_SCHEMES.get(name), f"{scheme.__module__}.{scheme.__qualname__}"
+        holder = "" if known is None else f"{known.__module__}.{known.__qualname__}"
+        if name in OWN or holder not in ("", full_name):
+            raise UserError(f"name: {name!r} is {holder}'s already; give {full_name} another")
+        POSITION_SCHEMES[name], SCHEMES[name] = scheme, issubclass(scheme, Rope)
+        import_in_workers(scheme.__module__)
+        return scheme
+
+    return register
+
+
+def rotates(cfg: ModelConfig) -> bool:
+    """Tell whether models of a config have their scheme rotate queries and keys."""
+    return POSITION_SCHEMES[cfg.position].rotate is not PositionScheme.rotate
+
+
+# ---- one class told from another of its name
+
+SAMPLE = "position_sample"
+"""What files call :func:`sample_answers`."""
+
+
+@torch.no_grad()
+def sample_answers(cfg: ModelConfig) -> list[float]:
+    """Compute four numbers from what a registered scheme answers at the first positions, whatever it has learned: of
+    embeddings, queries, keys and bias. Of the package's own schemes there are none.
+
+    Raises:
+        UserError: no scheme of this name is registered.
+    """
+    if cfg.position in OWN:
+        return []
+    scheme = POSITION_SCHEMES[cfg.position](cfg).double()
+    for stored in scheme.state_dict().values():  # what files bring back
+        stored.copy_(1.5 + 0.5 * _waves(*stored.shape))
+    positions = torch.arange(min(cfg.n_ctx, 16))
+    q, k = (_waves(1, len(positions), n_heads, cfg.head_dim) for n_heads in (cfg.n_heads, cfg.kv_heads))
+    answers = (
+        scheme.embed(positions),
+        scheme.rotate(q, positions, "q"),
+        scheme.rotate(k, positions, "k"),
+        scheme.bias(positions, positions),
+    )
+    finite = [None if answer is None else answer.double().nan_to_num(0.0, 1e3, -1e3) for answer in answers]
+    return [0.0 if answer is None else float((answer * _waves(*answer.shape)).sum()) for answer in finite]
+
+
+def _waves(*shape: int) -> Float[Tensor, "..."]:
+    return torch.arange(1, math.prod(shape) + 1, dtype=torch.float64).sin().view(shape)
+
+
+def check_answers(cfg: ModelConfig, sample: Any) -> None:
+    """Check that a model of this config was made with the class that is registered now. No sample says nothing.
+
+    Args:
+        sample: What :func:`sample_answers` was then.
+
+    Raises:
+        UserError: the class registered under that name now answers otherwise.
+    """
+    here = sample_answers(cfg) if sample else []
+    alike = isinstance(sample, list) and len(sample) == len(here) and all(map(_close, sample, here))
+    if sample and not alike:
+        raise UserError(
+            f"position: the scheme that is registered as {cfg.position!r} is not the one that the model was made with; "
+            "register that one, and a changed one under a name of its own"
+        )
+
+
+def _close(one: Any, other: float) -> bool:
+    """Tell whether numbers are equal but for the rounding of a scheme that computes in float32."""
+    return isinstance(one, float) and abs(one - other) <= 1e-4 + 1e-5 * abs(other)

@@ -30,7 +30,7 @@ from mdm_interp.models.generation import Generation
 from mdm_interp.models.hooks import CheckedHookPoint
 from mdm_interp.models.inputs import check_token_ids, places, read_mask, require_predictions, rows_at, within_reach
 from mdm_interp.models.layers import Block, Embed, TiedUnembed, Unembed, make_norm, precise
-from mdm_interp.models.positions import POSITION_SCHEMES
+from mdm_interp.models.positions import POSITION_SCHEMES, rotates
 from mdm_interp.models.text import Input, PaddingSide
 
 ReturnType = Literal["logits", "loss", "both"]
@@ -63,10 +63,11 @@ class HookedTransformer(Generation):
     Hooks: `hook_embed`, `hook_pos_embed` (absolute schemes), `blocks.{l}.hook_resid_pre|mid|post`,
     `blocks.{l}.hook_attn_out|mlp_out`, `blocks.{l}.attn.hook_q|k|v|rot_q|rot_k|attn_scores|pattern|z|result`,
     `blocks.{l}.hook_attn_in|q_input|k_input|v_input|mlp_in`, `blocks.{l}.mlp.hook_pre|pre_linear|post`,
-    `blocks.{l}.ln1|ln2.hook_scale|hook_normalized` and the same of `ln_final`. `rot_*` exist under rope, `mid`, `mlp`
-    and `ln2` with an MLP; with `cfg.use_qk_norm` also `blocks.{l}.attn.q_norm|k_norm.hook_scale|hook_normalized` and
-    `blocks.{l}.attn.hook_q_normalized|k_normalized`, which is what positions act on: gain included. Layers of experts
-    (`cfg.experts`) have the hooks of :class:`~mdm_interp.models.layers.MoE` in `mlp`.
+    `blocks.{l}.ln1|ln2.hook_scale|hook_normalized` and the same of `ln_final`. `rot_*` exist under schemes that rotate,
+    `mid`, `mlp` and `ln2` with an MLP; with `cfg.use_qk_norm` also
+    `blocks.{l}.attn.q_norm|k_norm.hook_scale|hook_normalized` and `blocks.{l}.attn.hook_q_normalized|k_normalized`,
+    which is what positions act on: gain included. Layers of experts (`cfg.experts`) have the hooks of
+    :class:`~mdm_interp.models.layers.MoE` in `mlp`.
 
     Initial weights are drawn from a normal distribution of `cfg.initializer_range`, from `generator` if given. With
     `init_weights=False` they are on the `meta` device, where they take neither time nor memory, until a checkpoint's
@@ -342,7 +343,7 @@ class HookedTransformer(Generation):
     def _check_scheme(self) -> None:
         """Refuse a position scheme that would be asked only part of what it answers."""
         scheme, built_as = self.pos_embed, self.cfg.position
-        if scheme.answers("rotate") and built_as != "rope":
+        if scheme.answers("rotate") and not rotates(self.cfg):
             raise UserError(
                 f"pos_embed: {type(scheme).__name__} rotates, and a model built with position {built_as!r} does not; "
                 "build it with 'rope'"

@@ -27,6 +27,7 @@ from mdm_interp.devices import check_device
 from mdm_interp.errors import Diverged, UserError
 from mdm_interp.files import DEFAULT_ROOT, locked, remove_leftovers
 from mdm_interp.inference.prediction import predict
+from mdm_interp.models.positions import SAMPLE, sample_answers
 from mdm_interp.models.transformer import HookedTransformer
 from mdm_interp.parallel import Workers, find_place, progress_bars, side_by_side
 from mdm_interp.provenance import provenance, stamp
@@ -241,6 +242,8 @@ def _train_together(trainings: Sequence[_Training], device: str, report: Report)
     ensemble = None if alone else Ensemble([training.trainee for training in trainings])
     for training in trainings:
         made_by = provenance(train, device, training.trainee.model.W_E.dtype)
+        if sample := sample_answers(training.run.config.model):
+            made_by[SAMPLE] = sample
         stamp(
             training.run.folder,
             training.step + 1,

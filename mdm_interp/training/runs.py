@@ -33,7 +33,9 @@ from mdm_interp.data.queries import QueryPair
 from mdm_interp.data.worlds import FactWorld
 from mdm_interp.errors import Diverged, UserError
 from mdm_interp.files import DEFAULT_ROOT, json_digest, write_text
+from mdm_interp.models.positions import SAMPLE, check_answers
 from mdm_interp.models.transformer import HookedTransformer
+from mdm_interp.provenance import made_with
 from mdm_interp.tensors import load_tensors, not_finite, save_tensors
 
 
@@ -223,8 +225,10 @@ class Run(Resumable):
         reads and writes the names of its world's tokens.
 
         Raises:
-            UserError: there is no such checkpoint, or it is damaged or of another model.
+            UserError: there is no such checkpoint, or it is damaged or of another model; or its position scheme is a
+                registered one, and another class is registered now.
         """
+        self._check_scheme()
         steps = self.steps
         if step < 0 and -step <= len(steps):
             step = steps[step]
@@ -271,15 +275,22 @@ class Run(Resumable):
         """Read what the run has come to, so that damage is found before there is work that needs it.
 
         Raises:
-            UserError: something is missing, damaged or of another run.
+            UserError: something is missing, damaged or of another run, or as :meth:`model` of the position scheme.
         """
         Run.at(self.folder)
+        self._check_scheme()
         done = -1 if self.step is None else self.step
         for step in checkpoint_steps(self.config):
             if step <= done:
                 self._weights(step)
         if self.finished:
             self.metrics()
+
+    def _check_scheme(self) -> None:
+        try:
+            check_answers(self.config.model, made_with(self.folder)[0].get(SAMPLE))
+        except UserError as error:
+            raise UserError(f"{self.folder}: {error}") from error
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return one entry per checkpoint: step, loss, and probability, accuracy and rank of forward and reverse

@@ -170,7 +170,7 @@ class _Stack:
     def clip(self) -> None:
         """Do for every member as :func:`torch.nn.utils.clip_grad_norm_` does for one."""
         grads = [weight.grad for weight in self.weights.values() if weight.grad is not None]
-        norms = torch.stack([grad.flatten(1).norm(dim=1) for grad in grads]).norm(dim=0)
+        norms = torch.stack([grad.reshape(len(grad), -1).norm(dim=1) for grad in grads]).norm(dim=0)
         shares = (self._most / (norms + 1e-6)).clamp(max=1.0)
         for grad in grads:
             grad *= shares.view(-1, *[1] * (grad.ndim - 1))

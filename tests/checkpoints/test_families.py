@@ -165,7 +165,10 @@ def test_llama_3_1_loads_beside_llada_as_its_twin(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"position": "alibi", "rotary_scaling": ROPES["linear"]}, "rotary_scaling: position 'alibi' rotates nothing"),
+        (
+            {"position": "alibi", "rotary_scaling": ROPES["linear"]},
+            "rotary_scaling: position 'alibi' has no angles of RoPE",
+        ),
         ({"rotary_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "rotary_scaling.rope_type"),
         ({"rotary_scaling": {"rope_type": "linear", "factor": 2.0, "beta_fast": 3.0}}, "beta_fast: 3.0 is not of rope"),
         ({"rotary_scaling": {"rope_type": "yarn", "factor": 2.0}}, "original_max_position_embeddings: missing"),
@@ -215,7 +218,7 @@ def test_hooks_of_normalised_heads_hold_what_positions_act_on(pos: int) -> None:
         prefix = f"blocks.1.attn.{kind}_norm.hook_"
         assert_close(cache[f"{prefix}normalized"] * norm.w, out)
         assert_close(cache[f"{prefix}scale"] * cache[f"{prefix}normalized"], raw)
-        turned = model.pos_embed.rotate(out, torch.arange(pos))
+        turned = model.pos_embed.rotate(out, torch.arange(pos), kind)
         assert torch.equal(turned, cache[f"blocks.1.attn.hook_rot_{kind}"])
         lengths = (out / norm.w).norm(dim=-1)
         assert_close(lengths, torch.full_like(lengths, 2.0), atol=1e-2, rtol=0)  # sqrt(d_head), whatever the token

@@ -296,6 +296,7 @@ def test_most_pages_have_code_that_runs() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", WITH_CODE, ids=name_of)
+@pytest.mark.usefixtures("own_schemes")
 def test_the_code_of_a_page_runs(page: Path, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, files = code_of(read(page))
     for name, content in files.items():

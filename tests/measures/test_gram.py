@@ -14,6 +14,7 @@ from helpers import EXPERTS, LLAMA3, YARN, random_model, seeded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_helpers import SHAPE, llama_bridge, mirrored_pairs, native_peer
+from scheme_helpers import XPos
 from torch import Tensor, nn
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -26,7 +27,7 @@ from mdm_interp.measures.gradients.backward import SourceAttention
 from mdm_interp.measures.gradients.components import Part, part_of
 from mdm_interp.measures.gradients.gram import Gram, gram
 from mdm_interp.models.bridge import hooked
-from mdm_interp.models.positions import PositionScheme
+from mdm_interp.models.positions import PositionScheme, Which
 from mdm_interp.models.transformer import HookedTransformer
 
 MASK = 12
@@ -251,14 +252,15 @@ def test_attention_of_a_bridge_is_refused() -> None:
 
 
 class Turning(PositionScheme):
-    """Learns what queries and keys are multiplied with, by position."""
+    """Learns what queries are multiplied with, by position, and keys the other way round."""
 
     def __init__(self, cfg: Any) -> None:
         super().__init__(cfg)
         self.strength = nn.Parameter(torch.linspace(0.5, 1.5, cfg.n_ctx, dtype=torch.float64))
 
-    def rotate(self, x: Tensor, positions: Tensor) -> Tensor:
-        return x * self.strength[positions, None, None]
+    def rotate(self, x: Tensor, positions: Tensor, which: Which) -> Tensor:
+        strength = self.strength if which == "q" else self.strength.flip(0)
+        return x * strength[positions, None, None]
 
 
 class Everything(PositionScheme):
@@ -278,7 +280,7 @@ class Everything(PositionScheme):
         return (-self.slope[1] * (key_pos[None, :] - query_pos[:, None]).abs()).expand(self.cfg.n_heads, -1, -1)
 
 
-@pytest.mark.parametrize(("scheme", "built_as"), [(Turning, "rope"), (Everything, "learned")])
+@pytest.mark.parametrize(("scheme", "built_as"), [(Turning, "rope"), (XPos, "rope"), (Everything, "learned")])
 def test_schemes_of_ones_own(scheme: type[PositionScheme], built_as: str) -> None:
     model = random_model(dtype="float64", position=built_as, n_key_value_heads=2)
     model.pos_embed = scheme(model.cfg)

@@ -13,6 +13,7 @@ from helpers import LLAMA3, YARN, random_model, seeded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_helpers import mirrored_pairs
+from scheme_helpers import PerHead, XPos
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -31,7 +32,7 @@ from mdm_interp.measures.parity import (
     score_parity,
 )
 from mdm_interp.measures.rope import Content, distance_correlation, isotropy, require_rope, spread
-from mdm_interp.models.positions import POSITION_SCHEMES, PositionScheme, Rope
+from mdm_interp.models.positions import POSITION_SCHEMES, PositionScheme, Rope, Which
 from mdm_interp.models.transformer import HookedTransformer
 
 MASK = 12
@@ -155,8 +156,8 @@ def gradients(model: HookedTransformer, query: Query, layer: int, head: int, inp
     at, stands = query.answer_span[0], query.source_span[0]
     places = torch.arange(len(query.tokens))
     q, k = (
-        model.pos_embed.rotate((inputs @ weight + bias)[:, None], places)[:, 0]
-        for weight, bias in zip(weights, biases, strict=True)
+        model.pos_embed.rotate((inputs @ weight + bias)[:, None], places, which)[:, 0]
+        for which, weight, bias in zip(("q", "k"), weights, biases, strict=True)
     )
     factor = 1.0 if model.cfg.rotary_scaling is None else model.cfg.rotary_scaling.attention_factor
     score = (factor * q[at]) @ (factor * k[stands]) * model.cfg.head_dim**-0.5
@@ -252,9 +253,9 @@ def test_what_a_measure_cannot_use_is_refused() -> None:
 class Halved(Rope):
     """Leaves the second half of the heads as they are."""
 
-    def rotate(self, x: Tensor, positions: Tensor) -> Tensor:
+    def rotate(self, x: Tensor, positions: Tensor, which: Which) -> Tensor:
         half = x.shape[-2] // 2
-        return torch.cat([super().rotate(x[..., :half, :], positions), x[..., half:, :]], dim=-2)
+        return torch.cat([super().rotate(x[..., :half, :], positions, which), x[..., half:, :]], dim=-2)
 
 
 class Stretched(Rope):
@@ -268,7 +269,7 @@ class Stretched(Rope):
 class Spun(PositionScheme):
     """A rotation that is not Rope's."""
 
-    def rotate(self, x: Tensor, positions: Tensor) -> Tensor:
+    def rotate(self, x: Tensor, positions: Tensor, which: Which) -> Tensor:
         return torch.where((positions % 2 == 0)[:, None, None], x, -x)
 
 
@@ -280,6 +281,7 @@ def with_scheme(scheme: type[PositionScheme]) -> HookedTransformer:
 
 CLOSED_FORMS: dict[str, Callable[[HookedTransformer], Any]] = {
     "rope_parity": lambda model: rope_parity(model, PAIRS),
+    "plane_parity": lambda model: plane_parity(model, PAIRS),
     "plane_spectrum": lambda model: plane_spectrum(model, PAIRS),
     "plane_energy": lambda model: plane_energy(model, PAIRS),
     "route_coupling": lambda model: route_coupling(model, PAIRS),
@@ -289,18 +291,18 @@ CLOSED_FORMS: dict[str, Callable[[HookedTransformer], Any]] = {
 
 @pytest.mark.parametrize("measure", CLOSED_FORMS)
 def test_a_rotation_that_is_not_ropes_has_no_closed_form(measure: str) -> None:
-    with pytest.raises(UserError, match=r"model: Halved has its own rotate, .*; use score_parity"):
-        CLOSED_FORMS[measure](with_scheme(Halved))
-    with pytest.raises(UserError, match="model: position scheme 'rope' has no rotation"):
-        CLOSED_FORMS[measure](with_scheme(Spun))
+    for scheme in (Halved, Spun, XPos, PerHead):
+        with pytest.raises(UserError, match=rf"model: {scheme.__name__} has its own rotate, .*; use score_parity"):
+            CLOSED_FORMS[measure](with_scheme(scheme))
     patched = with_scheme(Rope)
     patched.pos_embed.bias = lambda query_pos, key_pos: torch.zeros(4, len(query_pos), len(key_pos))
     with pytest.raises(UserError, match="model: Rope has its own bias"):
         CLOSED_FORMS[measure](patched)
-    per_head = with_scheme(Rope)
-    require_rope(per_head).theta = torch.ones(4, 2, dtype=torch.float64)
-    with pytest.raises(UserError, match="model: Rope has its own theta of each head"):
-        CLOSED_FORMS[measure](per_head)
+    for shape in ((4, 2), (1,)):  # one for each head, and one for all planes
+        other = with_scheme(Rope)
+        require_rope(other).theta = torch.ones(shape, dtype=torch.float64)
+        with pytest.raises(UserError, match="model: Rope has its own shape of theta"):
+            CLOSED_FORMS[measure](other)
 
 
 @pytest.mark.parametrize("scheme", [Rope, Stretched])

@@ -26,7 +26,7 @@ def rope(**changes: object) -> Rope:
 
 def rotated(scheme: PositionScheme, x: Tensor, position: int) -> Tensor:
     """One vector `[d_head]` as it enters the dot product at `position`."""
-    return scheme.rotate(x[None, None], torch.tensor([position]))[0, 0]
+    return scheme.rotate(x[None, None], torch.tensor([position]), "q")[0, 0]
 
 
 # ---- rope
@@ -92,7 +92,7 @@ def test_rope_angles_are_exact_far_away_at_any_precision(dtype: str, tolerance: 
     x = torch.ones(3, 1, 8, dtype=getattr(torch, dtype))
     angle = far[:, None].double() * 10_000.0 ** -torch.tensor([0.0, 0.25, 0.5, 0.75], dtype=torch.float64)
     expected = torch.cat([angle.cos() - angle.sin(), angle.sin() + angle.cos()], dim=-1)
-    got = model.pos_embed.rotate(x, far)
+    got = model.pos_embed.rotate(x, far, "q")
     assert got.dtype == x.dtype
     assert_close(got[:, 0].double(), expected, atol=tolerance, rtol=tolerance)
     # the same in float32 throughout would be off by more than the strictest tolerance
@@ -105,7 +105,8 @@ def test_the_rope_of_a_converted_model_keeps_its_precision() -> None:
     reference = random_model(dtype="float64")
     x = torch.randn(2, 4, 4, dtype=torch.float64, generator=seeded(0))
     positions = torch.tensor([1, 100_001])
-    assert_close(model.pos_embed.rotate(x, positions), reference.pos_embed.rotate(x, positions), atol=1e-12, rtol=0)
+    ours, theirs = (one.pos_embed.rotate(x, positions, "k") for one in (model, reference))
+    assert_close(ours, theirs, atol=1e-12, rtol=0)
 
 
 # ---- alibi
@@ -226,10 +227,11 @@ def test_a_scheme_answers_one_question_or_none(name: str) -> None:
     x = torch.randn(4, 4, 4, generator=seeded(0))
     answers = {
         "embed": scheme.embed(steps) is not None,
-        "rotate": not torch.equal(scheme.rotate(x, steps), x),
+        "rotate": not torch.equal(scheme.rotate(x, steps, "q"), x),
         "bias": scheme.bias(steps, steps) is not None,
     }
     asked = {"rope": "rotate", "alibi": "bias", "t5_bias": "bias", "learned": "embed", "sinusoidal": "embed"}
+    assert torch.equal(scheme.rotate(x, steps, "k"), scheme.rotate(x, steps, "q"))
     answered = [question for question, answered in answers.items() if answered]
     assert answered == ([asked[name]] if name in asked else [])
     assert answered == [question for question in ("embed", "rotate", "bias") if scheme.answers(question)]

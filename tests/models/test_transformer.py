@@ -24,7 +24,7 @@ from transformer_lens.hook_points import HookPoint
 from mdm_interp.errors import UserError
 from mdm_interp.models.bridge import hooked
 from mdm_interp.models.hooks import SWITCHES, CheckedHookPoint
-from mdm_interp.models.positions import POSITION_SCHEMES, PositionScheme, Rope
+from mdm_interp.models.positions import POSITION_SCHEMES, PositionScheme, Rope, Which
 from mdm_interp.models.transformer import HookedTransformer
 
 ATTENTION = ["bidirectional", "causal"]
@@ -242,7 +242,7 @@ def test_ids_are_looked_at_outside_of_vmap_only() -> None:
 
 
 class Reversing(PositionScheme):
-    def rotate(self, x: Tensor, positions: Tensor) -> Tensor:
+    def rotate(self, x: Tensor, positions: Tensor, which: Which) -> Tensor:
         return torch.where((positions % 2 == 0)[:, None, None], x, -x)
 
 

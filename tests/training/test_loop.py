@@ -487,7 +487,7 @@ class CountingPool(ProcessPoolExecutor):
     submitted: list[list[Run]]
 
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
-        self.submitted.append(args[1][0])  # _work(function, (runs, device))
+        self.submitted.append(args[2][0])  # _work(modules, function, (runs, device))
         return super().submit(fn, *args, **kwargs)
 
 

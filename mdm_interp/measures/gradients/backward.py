@@ -24,7 +24,7 @@ from mdm_interp.measures.gradients.terms import Found, Terms, Weight, without_ze
 from mdm_interp.models.hooks import in_use
 from mdm_interp.models.inputs import places
 from mdm_interp.models.layers import MLP, MoE, Norm, precise
-from mdm_interp.models.positions import PositionScheme
+from mdm_interp.models.positions import PositionScheme, Which
 from mdm_interp.models.transformer import HookedTransformer
 
 RowLoss = Callable[[Float[Tensor, "query span d_vocab"], QueryBatch], Float[Tensor, "query"]]
@@ -445,7 +445,7 @@ class _Question(nn.Module):
         super().__init__()
         self.scheme = scheme
 
-    def forward(self, question: str, *args: Tensor) -> Tensor | None:
+    def forward(self, question: str, *args: Tensor | str) -> Tensor | None:
         return getattr(self.scheme, question)(*args)
 
 
@@ -476,8 +476,8 @@ class PositionGradients:
             self._bias[i] = at["bias"] + self._bias.get(i, torch.zeros_like(at["bias"])).to(at["bias"].device)
         for name in (name for name in at if name.startswith("rotated ")):
             x, d = taps.read[name].detach(), at[name]
-            positions = torch.arange(x.shape[1], device=x.device)
-            vectors = torch.stack([self._vjp("rotate", (x[a], positions), d[a]) for a in range(len(x))])
+            positions, which = torch.arange(x.shape[1], device=x.device), name.removeprefix("rotated ")
+            vectors = torch.stack([self._vjp("rotate", (x[a], positions, which), d[a]) for a in range(len(x))])
             self._rotated[i] = vectors + self._rotated.get(i, 0)
 
     def vectors(self, i: int, at_embedding: Float[Tensor, "query pos d_model"] | None) -> Float[Tensor, "query size"]:
@@ -497,7 +497,7 @@ class PositionGradients:
             vectors = vectors + torch.stack([self._vjp("embed", (positions,), of_query) for of_query in d])
         return vectors
 
-    def _vjp(self, question: str, args: tuple[Tensor, ...], d: Tensor | None) -> Float[Tensor, "size"]:
+    def _vjp(self, question: str, args: tuple[Tensor | str, ...], d: Tensor | None) -> Float[Tensor, "size"]:
         """Return the gradient of one query through one answer; zeros where it asks no parameter."""
         parameters = list(self.parameters.values())
         with torch.enable_grad():
@@ -516,11 +516,11 @@ class _Asked(PositionScheme):
         self.scheme, self.taps = scheme, taps
 
     def rotate(
-        self, x: Float[Tensor, "*batch pos head d_head"], positions: Int[Tensor, "pos"]
+        self, x: Float[Tensor, "*batch pos head d_head"], positions: Int[Tensor, "pos"], which: Which
     ) -> Float[Tensor, "*batch pos head d_head"]:
-        name = f"rotated {sum(made.startswith('rotated ') for made in self.taps.made)}"
+        name = f"rotated {which}"
         self.taps.read[name] = x
-        return self.taps.leaf(name, self.scheme.rotate(x, positions))
+        return self.taps.leaf(name, self.scheme.rotate(x, positions, which))
 
     def bias(
         self, query_pos: Int[Tensor, "query_pos"], key_pos: Int[Tensor, "key_pos"]

@@ -213,7 +213,7 @@ class _Asked:
 
     def fit(self, cfg: Any, series: Sequence[_Series]) -> None:
         """Leave out rows, then checkpoints, until the page is not too large."""
-        planes = cfg.rotary_dim // 2 if cfg.position == "rope" else 0
+        planes = cfg.rotary_dim // 2 if cfg.turns_planes else 0
 
         def of_state() -> int:
             patterns = sum(
