@@ -73,6 +73,10 @@ def _naming(path: Path) -> Iterator[None]:
         raise OSError(number, os.strerror(number), str(path)) from error
 
 
+OF_SAFETENSORS = ".tmp" + "?" * 6
+"""What that library calls its own temporary files."""
+
+
 def check_file(path: Path) -> Path:
     """Return `path` if a file can be put there, before anything is done for it. Nothing is left there, and what a
     killed process left half written of it is removed.
@@ -104,7 +108,7 @@ def check_folder(path: Path) -> Path:
     """
     with _naming(path):
         _check_place(path)
-    _remove_old(path.glob(f".*.{RANDOM}.tmp"))
+    _remove_old([*path.glob(f".*.{RANDOM}.tmp"), *path.glob(OF_SAFETENSORS)])
     return path
 
 
@@ -211,7 +215,7 @@ def _file_digest(path: Path) -> str:
 def remove_leftovers(folder: str | Path) -> None:
     """Remove temporary files and folders below a folder that a killed process left. Those of the last hour may be
     another process's that is about to put them into place, and stay."""
-    _remove_old(Path(folder).rglob(".*.tmp"))
+    _remove_old([*Path(folder).rglob(".*.tmp"), *Path(folder).rglob(OF_SAFETENSORS)])
 
 
 def _remove_old(leftovers: Iterable[Path]) -> None:

@@ -67,7 +67,7 @@ def at_the_end(run: Run) -> list[Moment]:
 
 
 def measure(run: Run, step: int) -> list[dict[str, Any]]:
-    return [{"first": float(run.model(step).W_E[0, 0])}]
+    return [{"first": run.model(step).W_E[0, 0].item()}]
 
 
 MEASURED = Analysis(

@@ -180,8 +180,6 @@ def test_a_hostile_checkpoint_is_refused_or_read_in_time_and_memory(case: str, t
         ("a2d-qwen3", {"mask_token_id": [3]}, r"mask_token_id: .*integer \(got \[3\]\)"),
         ("nemotron_labs_diffusion", {"max_position_embeddings": "x"}, "max_position_embeddings: .*integer"),
         ("llada", {"vocab_size": True}, "vocab_size is True, not a whole number"),
-        ("llada2_moe", {"num_experts": True}, r"num_experts: .*integer \(got True\)"),
-        ("llada2_moe", {"num_experts": 1000, "moe_intermediate_size": 2**20}, "it says \\d+ weights, and the tensors"),
     ],
 )
 def test_a_hostile_field_of_one_format_is_refused(
@@ -315,7 +313,7 @@ LIMIT = "fails \\(it takes more than 3 s or 1073741824 bytes|fails \\(MemoryErro
 TEMPLATES = {
     "a long loop": ("{% for i in range(10**9) %}{% endfor %}", "chat template fails"),
     "loops in loops": ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", LIMIT),
-    "a number without end": ("{{ 10**10**10 }}", LIMIT),
+    "a number without end": ("{{ 10**(10**10) }}", LIMIT),
     "a text without end": ("{{ 'a' * 10**11 }}", LIMIT),
     "a text that doubles": (
         "{% set x = namespace(t='a') %}{% for i in range(99) %}{% set x.t = x.t + x.t %}{% endfor %}", LIMIT
