@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup dev first reproduce report test test-fast lint docs notebooks bench retest
+.PHONY: setup dev first reproduce report test test-fast torture lint docs notebooks bench retest
 
 setup: $(VENV)/.installed
 dev: $(VENV)/.dev
@@ -39,6 +39,11 @@ test: dev
 # Without what opens a browser, trains models or builds environments.
 test-fast: dev
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --max-worker-restart=0 -m "not slow and not browser and not gpu" $(ARGS)
+
+# What becomes of faults and bad inputs, tried a hundred times and at every write; half an hour on two cores. Writes
+# docs/reliability.md.
+torture: dev
+	$(BIN)/python -m pytest -n auto --dist load -m promise --torture --write-reliability $(ARGS)
 
 lint: dev
 	$(BIN)/ruff check .

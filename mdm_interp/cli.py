@@ -304,7 +304,6 @@ def probe(
 ) -> None:
     """Ask a checkpoint facts, forward and in reverse: routes, evidence, gradients and predictions, layer by layer.
     Unless --only is given, also write a page on which to look at every head."""
-    from mdm_interp.devices import check_device
     from mdm_interp.experiments.analysis import CheckpointAnalysis, discover
     from mdm_interp.experiments.exhibits import write_probed
     from mdm_interp.experiments.report import write_figures, write_index, write_summaries
@@ -320,7 +319,7 @@ def probe(
     usable = [a for a in discover() if isinstance(a, CheckpointAnalysis) and (twin or not a.needs_twin)]
     analyses = _chosen(usable, only)
     here = "cpu" if shards else device  # with shards, models that are asked are the workers'
-    where: dict[str, Any] = {"device_map": device_map} if device_map else {"device": check_device(here)}
+    where = _where(here, device_map)
     opened = open_probe(checkpoint, facts, templates=templates, limit=limit, twin=twin, chat=chat, **where, **loading)
     drawn, sharing, pages, refused = [], contextlib.nullcontext(), dict[str, str](), None
     if shards:
@@ -345,6 +344,17 @@ def probe(
     asked = opened.origin()
     counts = [f"{kind}: {counted(n, 'pair')} asked, {asked.skipped[kind]} skipped" for kind, n in asked.pairs.items()]
     _tell(problem, refused, *counts, _drawn(len(drawn), out))
+
+
+def _where(device: str, device_map: str | None) -> dict[str, Any]:
+    """Return where `load_checkpoint` puts a model."""
+    from mdm_interp.devices import check_device
+
+    if device_map is None:
+        return {"device": check_device(device)}
+    if device != "auto":
+        raise UserError("--device --device-map: these exclude each other; give one")
+    return {"device_map": device_map}
 
 
 @app.command()
@@ -414,9 +424,8 @@ def reversal_benchmark(
     for option, value in {"steps": steps, "seed": seed, "workers": workers}.items():
         if value is not None and not train:
             raise UserError(f"--{option}: {value} is for --train; add it, or leave this out")
+    where = _where(device, device_map) | {"dtype": dtype}
     benchmark = Benchmark.load(data)
-    where: dict[str, Any] = {"device_map": device_map} if device_map else {"device": check_device(device)}
-    where["dtype"] = dtype
     if checkpoint is None:
         changed = {"seed": seed or 0} | ({"steps": steps} if steps else {})
         pair = train_pair(benchmark, out, config=changed, device=check_device(device), workers=workers or 2)
@@ -763,14 +772,18 @@ def show_run(
 
 @runs_app.command("prune")
 def prune_runs(runs: Root = DEFAULT_ROOT) -> None:
-    """Delete the runs that were not finished, unless they are being trained. Exit code 1 says that some cannot be read,
-    each named on stderr; they are kept."""
+    """Delete the runs and demo checkpoints that were not finished, unless they are being trained, and what killed
+    commands left half written. Exit code 1 says that some runs cannot be read, each named on stderr; they are kept."""
     from filelock import FileLock, Timeout
 
+    from mdm_interp.files import remove_leftovers
     from mdm_interp.training.runs import Run, holds_nothing
+    from mdm_interp.training.text import is_written
     from mdm_interp.viz.words import counted
 
     def is_unfinished(folder: Path) -> bool:
+        if folder.parent != runs:
+            return not is_written(folder)
         return holds_nothing(folder) or not Run.at(folder).finished
 
     def deleted(folder: Path) -> bool:
@@ -782,6 +795,8 @@ def prune_runs(runs: Root = DEFAULT_ROOT) -> None:
         return False
 
     with _each_run(runs, deleted) as found:
+        found += [deleted(folder) for folder in sorted(runs.glob("demos/*/")) if folder.is_dir()]
+        remove_leftovers(runs)
         print(f"deleted {counted(sum(found), 'unfinished run')}")
 
 

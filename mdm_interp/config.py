@@ -54,6 +54,9 @@ Length = Annotated[Whole, Field(gt=0, le=2**24)]
 """Of a vocabulary or a sequence."""
 Seed = Annotated[Whole, Field(ge=0, lt=2**63)]
 Number = Annotated[float, Field(strict=True, ge=-1e30, le=1e30)]
+MOST_TRAINED, MOST_AT_ONCE = 2**32, 2**34
+"""Weights of a model that is trained here, and numbers that a layer of a step holds: each size may be small enough, and
+their product fill any memory."""
 Positive = Annotated[float, Field(strict=True, gt=0, le=1e30)]
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
@@ -322,7 +325,7 @@ class ModelConfig(Config):
     initializer_range: Positive | None = None
     """Standard deviation of the initial weights. Default: 0.8 / sqrt(d_model)."""
     mask_token_id: Natural | None = None
-    readout_shift: Literal[0, -1] | None = None
+    readout_shift: Annotated[Whole, Field(ge=-1, le=0)] | None = None
     """Where a position's prediction is: 0 at the position itself, -1 one before it.
     Default: 0 for bidirectional attention, -1 for causal. (Dream is bidirectional with -1.)"""
     dtype: Dtype = torch.float32
@@ -446,6 +449,18 @@ class ModelConfig(Config):
         return SCHEMES[self.position]
 
     @property
+    def n_weights(self) -> int:
+        """How many numbers the matrices hold, but for what chooses experts and those that all tokens share; biases and
+        gains are few."""
+        projections = 2 * self.d_model * self.head_dim * (self.n_heads + self.kv_heads)
+        mlp = (3 if self.gated_mlp else 2) * self.d_model * (self.d_mlp or 0)
+        routed = 0 if self.experts is None else max(0, self.n_layers - self.experts.n_dense_layers)
+        experts = 0 if self.experts is None else 3 * self.d_model * self.experts.d_expert * self.experts.num_experts
+        columns = 0 if self.tie_word_embeddings else self.d_vocab_out or self.d_vocab
+        rows = self.d_vocab + columns + (self.n_ctx if self.position == "learned" else 0)
+        return self.n_layers * projections + (self.n_layers - routed) * mlp + routed * experts + rows * self.d_model
+
+    @property
     def attn_only(self) -> bool:
         """Whether there is no MLP (TransformerLens' name)."""
         return self.d_mlp is None
@@ -558,6 +573,13 @@ class FactConfig(Config):
         return self.mask_token_id + 1
 
 
+def _require_trainable(field: str, n_weights: int) -> None:
+    if n_weights > MOST_TRAINED:
+        raise ValueError(
+            f"{field}: a model of {n_weights} weights is larger than the {MOST_TRAINED} that are trained here; lower it"
+        )
+
+
 class TrainConfig(Config):
     """One training run: model, world, objective and optimisation. Its digest names the run's folder."""
 
@@ -601,6 +623,14 @@ class TrainConfig(Config):
             raise ValueError(
                 f"objective: 'causal' does not go with {self.model.attention} attention, which sees the token to "
                 "predict; set model.attention to 'causal', or objective to 'left_to_right'"
+            )
+        _require_trainable("model.d_model", self.model.n_weights)
+        model, positions = self.model, self.batch_size * self.facts.seq_len
+        of_each = max(model.d_vocab, model.d_model, model.d_mlp or 0, model.n_heads * self.facts.seq_len)
+        if (held := positions * of_each) > MOST_AT_ONCE:
+            raise ValueError(
+                f"batch_size: {self.batch_size} sequences of {self.facts.seq_len} positions would hold {held} numbers "
+                f"at once, and at most {MOST_AT_ONCE} are tried; lower it"
             )
         if self.model.experts is not None:
             raise ValueError("model.experts: experts are for checkpoints, and are not trained here; leave them out")
@@ -649,6 +679,12 @@ class TextConfig(Config):
     batch_size: Size = 64
     lr: Positive = 3e-3
     warmup: Count = 100
+
+    @model_validator(mode="after")
+    def _check_size(self) -> TextConfig:
+        of_layer = self.d_model * (4 * self.d_model + 3 * self.d_mlp)
+        _require_trainable("d_model", self.n_layers * of_layer + 2 * self.n_bpe * self.d_model)
+        return self
 
 
 class BenchmarkConfig(TextConfig):

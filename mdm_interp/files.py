@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -12,9 +13,11 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+from mdm_interp.errors import UserError
 
 DEFAULT_ROOT = Path("runs")
 """Where the run store is, unless one says otherwise."""
@@ -52,8 +55,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
             raise
 
 
-SHOWN = 50
-"""How much of a file's name its temporary file has: the whole might be too long with what is added."""
+SHOWN, RANDOM = 50, "?" * 8
+"""How much of a file's name its temporary file has, as the whole might be too long with what is added; and what
+:mod:`tempfile` adds."""
 
 
 @contextlib.contextmanager
@@ -69,8 +73,13 @@ def _naming(path: Path) -> Iterator[None]:
         raise OSError(number, os.strerror(number), str(path)) from error
 
 
+OF_SAFETENSORS = ".tmp" + "?" * 6
+"""What that library calls its own temporary files."""
+
+
 def check_file(path: Path) -> Path:
-    """Return `path` if a file can be put there, before anything is done for it. Nothing is left there.
+    """Return `path` if a file can be put there, before anything is done for it. Nothing is left there, and what a
+    killed process left half written of it is removed.
 
     Raises:
         OSError: it is a folder, is below a file, or cannot be written.
@@ -84,22 +93,31 @@ def check_file(path: Path) -> Path:
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             return path
     with _naming(path):
-        check_folder(Path(os.path.realpath(path)).parent)
+        target = Path(os.path.realpath(path))
+        _check_place(target.parent)
+    _remove_old(target.parent.glob(f".{glob.escape(target.name[:SHOWN])}.{RANDOM}.tmp"))
     return path
 
 
 def check_folder(path: Path) -> Path:
-    """Return `path` if files can be put into that folder, which need not be there yet. Nothing is left there.
+    """Return `path` if files can be put into that folder, which need not be there yet. Nothing is left there, and what
+    a killed process left half written in it is removed.
 
     Raises:
         OSError: it is a file, is below one, or cannot be written to.
     """
     with _naming(path):
-        with contextlib.suppress(FileNotFoundError):
-            os.stat(path)
-        there = next(folder for folder in (path.absolute(), *path.absolute().parents) if os.path.lexists(folder))
-        with tempfile.TemporaryFile(dir=there):
-            return path
+        _check_place(path)
+    _remove_old([*path.glob(f".*.{RANDOM}.tmp"), *path.glob(OF_SAFETENSORS)])
+    return path
+
+
+def _check_place(folder: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.stat(folder)
+    there = next(one for one in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(one))
+    with tempfile.TemporaryFile(dir=there):
+        pass
 
 
 def read_text(path: str | Path, most: int = 2**24) -> str:
@@ -136,15 +154,72 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def parse_json(text: str) -> Any:
+    """Return what JSON says.
+
+    Raises:
+        ValueError: it is none, or is nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
 def json_digest(content: Any) -> str:
     """Return 16 hexadecimal digits that depend on all that a JSON value says, and not on how it is written down."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
+DIGESTS = "digests.json"
+"""File of a folder with a digest of each other file."""
+
+
+def write_digests(folder: Path) -> None:
+    """Write the digests of a folder's files, but for hidden ones and for weights, which hold their own."""
+    names = sorted(path.name for path in folder.iterdir() if _has_digest(path))
+    write_text(folder / DIGESTS, json.dumps({name: _file_digest(folder / name) for name in names}, indent=2) + "\n")
+
+
+def check_digests(folder: Path) -> None:
+    """Check the files of a folder that has their digests.
+
+    Raises:
+        UserError: one is missing, or is not as it was written.
+    """
+    path = folder / DIGESTS
+    if not path.exists():
+        return
+    try:
+        digests = dict(parse_json(read_text(path)))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); delete it to use the files beside it unchecked") from error
+    there = {path.name for path in folder.iterdir() if _has_digest(path)}
+    for name, digest in digests.items():
+        if name not in there or _file_digest(folder / name) != digest:
+            raise UserError(
+                f"{folder / name}: is missing or not as it was written; put it back, or delete the folder to make it "
+                f"again ({path.name} alone, if it was changed on purpose)"
+            )
+
+
+def _has_digest(path: Path) -> bool:
+    own = not path.name.startswith(".") and path.name != DIGESTS and path.suffix != ".safetensors"
+    return own and path.is_file()
+
+
+def _file_digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
 def remove_leftovers(folder: str | Path) -> None:
     """Remove temporary files and folders below a folder that a killed process left. Those of the last hour may be
     another process's that is about to put them into place, and stay."""
-    for leftover in list(Path(folder).rglob(".*.tmp")):
+    _remove_old([*Path(folder).rglob(".*.tmp"), *Path(folder).rglob(OF_SAFETENSORS)])
+
+
+def _remove_old(leftovers: Iterable[Path]) -> None:
+    for leftover in list(leftovers):
         with contextlib.suppress(FileNotFoundError):  # it has been put into place, or someone else removed it
             if time.time() - leftover.stat().st_mtime > LEFT_SECONDS:
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from mdm_interp.files import write_text
+from mdm_interp.files import json_digest, parse_json, read_text, write_text
 from mdm_interp.meaning import meaning
 
 FILE = "made_with.json"
@@ -120,21 +120,28 @@ def stamp(folder: Path, step: int, made_by: Mapping[str, Any]) -> None:
     if not kept or kept[-1] != {"step": kept[-1]["step"], **made_by}:
         kept.append({"step": step, **made_by})
     if kept != recorded:
-        write_text(folder / FILE, json.dumps(kept, indent=2) + "\n")
+        write_text(folder / FILE, json.dumps([one | {DIGEST: json_digest(one)} for one in kept], indent=2) + "\n")
 
 
 def made_with(folder: Path) -> list[dict[str, Any]]:
     """Read what trained the model in a folder: a provenance for each stretch of training, with its first `step`.
 
-    One without provenance, `{"step": 0}`, is of training that nothing is known of: the file is missing or damaged.
+    One without provenance, `{"step": 0}`, is of training that nothing is known of: the file is missing, damaged or
+    edited.
     """
     try:
-        recorded = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        if recorded[0]["step"] == 0 and all(one["step"] >= 0 for one in recorded):
-            return recorded
-    except (OSError, ValueError, TypeError, LookupError):
+        recorded = parse_json(read_text(folder / FILE))
+        said = [{name: value for name, value in one.items() if name != DIGEST} for one in recorded]
+        is_whole = all(one.get(DIGEST) in (None, json_digest(kept)) for one, kept in zip(recorded, said, strict=True))
+        if is_whole and said[0]["step"] == 0 and all(one["step"] >= 0 for one in said):
+            return said
+    except (OSError, ValueError, TypeError, LookupError, AttributeError):
         pass
     return [{"step": 0}]
+
+
+DIGEST = "digest"
+"""Of what each stretch says. Files of before have none."""
 
 
 def tally(folders: Iterable[Path]) -> list[dict[str, Any]]:

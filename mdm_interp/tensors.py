@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mdm_interp.errors import UserError
-from mdm_interp.files import replacing
+from mdm_interp.files import parse_json, replacing, require_file
 
 DIGESTS = "digests"
 """Where metadata have them: a JSON object, by the tensors' names. Files of before have none."""
@@ -36,6 +36,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
     try:
+        require_file(path)
         with safe_open(path, "pt") as opened:
             metadata, names = opened.metadata() or {}, list(opened.keys())
             tensors = {name: opened.get_tensor(name) for name in names}
@@ -57,7 +58,7 @@ def saved_digests(metadata: Mapping[str, str] | None) -> dict[str, str]:
         SafetensorError: they are damaged, and with them the file.
     """
     try:
-        return dict(json.loads((metadata or {}).get(DIGESTS, "{}")))
+        return dict(parse_json((metadata or {}).get(DIGESTS, "{}")))
     except (ValueError, TypeError) as error:
         raise SafetensorError(f"digests: {error}") from error
 

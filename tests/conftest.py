@@ -41,6 +41,7 @@ SLOW |= {f"test_figure_large_model_{name}" for name in ("coupling", "prediction"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--write-reliability", action="store_true", help="write docs/reliability.md from what passes")
+    parser.addoption("--torture", action="store_true", help="disturb a hundred times, and at every write, not a few")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -133,10 +134,22 @@ TINY_MAP = Sweep(
 """In place of the whole map."""
 
 
-def one_after_the_other(function: Callable, tasks: Sequence[tuple], *, workers: int, show: Callable) -> None:
+def one_after_the_other(
+    function: Callable[..., Any],
+    tasks: Sequence[tuple[Any, ...]],
+    *,
+    workers: Any,
+    show: Callable[[Any], Any],
+    finished: Callable[[Future[Any]], Any] = Future.result,
+) -> None:
     """`side_by_side` without its processes."""
     for task in tasks:
-        function(*task, show)
+        future: Future[Any] = Future()
+        try:
+            future.set_result(function(*task, show))
+        except Exception as error:
+            future.set_exception(error)
+        finished(future)
 
 
 @contextlib.contextmanager

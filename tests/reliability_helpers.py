@@ -55,7 +55,7 @@ def mark(item: pytest.Item) -> None:
 
 
 class Writer:
-    """Counts what was tried, and writes the table when all tests are done."""
+    """Counts what was tried, and when all tests are done writes the table, and says how often each promise held."""
 
     def __init__(self, path: Path = TABLE) -> None:
         self.path, self.tried, self.broken = path, defaultdict[Promise, int](int), set[Promise]()
@@ -67,6 +67,11 @@ class Writer:
                 self.broken.add(made)
             elif report.when == "call" and report.passed:
                 self.tried[made] += int(dict(properties).get("times", 1))  # type: ignore[call-overload]
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        for made, times in self.tried.items():
+            held = "not every time of" if made in self.broken else f"{times} of"
+            terminalreporter.write_line(f"{held} {times}: {made.fault}: {made.outcome}")
 
     def pytest_sessionfinish(self) -> None:
         before = self.path.read_text(encoding="utf-8")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -23,6 +25,7 @@ import yaml
 from checkpoint_helpers import CHATML, N_BPE, write_checkpoint
 from cli_helpers import Ended, assert_refused, contents
 from filelock import FileLock
+from helpers import TINY_DEMO
 from probe_helpers import FACTS as PEOPLE
 from probe_helpers import tiny_probe
 from safetensors.torch import load_file
@@ -42,6 +45,7 @@ from mdm_interp.models.transformer import HookedTransformer
 from mdm_interp.provenance import environment, stamp, versions
 from mdm_interp.tensors import save_tensors
 from mdm_interp.training import loop, trainees
+from mdm_interp.training.demo import train_demo
 from mdm_interp.training.loop import train
 from mdm_interp.training.runs import Run, stored_runs
 
@@ -321,6 +325,25 @@ def test_folders_that_hold_only_a_lock_are_pruned(mdm_interp: Callable[..., Ende
     with FileLock(others[2] / ".lock"):
         assert mdm_interp("runs", "prune") == (0, "deleted 2 unfinished runs\n", "")
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {good.folder.name, "2" * 16, "my notes"}
+
+
+def test_unfinished_demos_and_what_was_half_written_are_pruned(
+    mdm_interp: Callable[..., Ended], tmp_path: Path
+) -> None:
+    run, demos, now = stored(tmp_path / "runs"), tmp_path / "runs" / "demos", time.time()
+    finished = train_demo(demos / "finished", TINY_DEMO.model_copy(update={"steps": 1}), progress=False)
+    for name in ("unfinished", "in training"):
+        shutil.copytree(finished, demos / name)
+        (demos / name / "training_state.safetensors").touch()
+    left, young = run.folder / "checkpoints" / ".000000.safetensors.x.tmp", finished / ".facts.csv.x.tmp"
+    for path, age in ((left, 4000), (young, 0)):
+        path.touch()
+        os.utime(path, (now, now - age))
+    before = contents(tmp_path)
+    with FileLock(demos / "in training" / ".lock"):
+        assert mdm_interp("runs", "prune") == (0, "deleted 1 unfinished run\n", "")
+    gone = before.keys() - contents(tmp_path).keys()
+    assert gone == {str(left), *(name for name in before if name.startswith(str(demos / "unfinished")))}
 
 
 @pytest.mark.promise(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from helpers import TINY, tiny_config
+from helpers import EXPERTS, TINY, tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -49,8 +49,19 @@ MODEL_MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"normalization_type": "LNPre"}, r"normalization_type: .*'RMS' or 'LN' \(got 'LNPre'\)"),
     ({"act_fn": "swish"}, r"act_fn: .*'silu' \(got 'swish'\)"),
     ({"dtype": "int8"}, "dtype: 'int8' is not one of float64, float32, bfloat16, float16; choose one of them"),
-    ({"readout_shift": 1}, r"readout_shift: .*0 or -1 \(got 1\)"),
+    ({"readout_shift": 1}, r"readout_shift: .*less than or equal to 0 \(got 1\)"),
+    ({"readout_shift": False}, r"readout_shift: .*integer \(got False\)"),
+    ({"readout_shift": -2}, r"readout_shift: .*greater than or equal to -1 \(got -2\)"),
     ({"gated_mlp": True}, r"gated_mlp: true needs an MLP; set d_mlp"),
+    ({"experts": EXPERTS}, r"experts: they are gated MLPs after RMSNorm; set gated_mlp, d_mlp and normalization_type"),
+    (
+        {"rotary_scaling": {"rope_type": "yarn", "factor": 2.0, "beta_fast": 32.0}},
+        r"rotary_scaling: original_max_position_embeddings: missing, and rope_type 'yarn' needs it; add it",
+    ),
+    (
+        {"rotary_scaling": {"rope_type": "linear", "factor": 2.0, "beta_fast": 32.0}},
+        r"rotary_scaling: beta_fast: 32.0 is not of rope_type 'linear'; leave it out",
+    ),
     ({"mask_token_id": 13}, r"mask_token_id: 13 is outside the vocabulary; d_vocab must be at least 14"),
     ({"mask_token_id": -1}, r"mask_token_id: .*greater than or equal to 0 \(got -1\)"),
     ({"d_model": "16"}, r"d_model: .*integer.* \(got '16'\)"),
@@ -128,6 +139,22 @@ TRAIN_MISTAKES: list[tuple[dict[str, Any], str]] = [
     ),
     ({"model": None}, r"model: .* \(got None\)"),
     ({"facts": {"gap": 1}}, r"facts: gap: 1 leaves no room"),
+    (
+        {"model": {**TRAIN_MODEL, "experts": EXPERTS, "gated_mlp": True, "d_mlp": 16}},
+        r"model.experts: experts are for checkpoints, and are not trained here; leave them out",
+    ),
+    (
+        {"model": {**TRAIN_MODEL, "attention": "block_causal", "block_size": 2}},
+        r"model.attention: 'block_causal' is for checkpoints, as reverse queries ask about later blocks; train 'bid",
+    ),
+    (
+        {"model": {**TRAIN_MODEL, "d_model": 2**20, "n_layers": 1000}},
+        r"model.d_model: a model of 4398\d+ weights is larger than the 4294967296 that are trained here; lower it",
+    ),
+    (
+        {"model": {**TRAIN_MODEL, "d_vocab": 2**24}, "batch_size": 2**20},
+        r"batch_size: 1048576 sequences of 8 positions would hold 140737488355328 numbers at once, and at most \d+ are",
+    ),
     ({"n_checkpoints": 1}, r"n_checkpoints: .*greater than or equal to 2 \(got 1\)"),
     ({"n_checkpoints": 10**8}, r"n_checkpoints: .*less than or equal to 10000 \(got 100000000\)"),
     ({"steps": 10**300}, r"steps: .*less than or equal to 1000000000 \(got 10{47} … 0{48}\)"),
@@ -173,6 +200,7 @@ def test_a_mistake_is_named_with_its_value_and_its_fix(
         kind.from_yaml(path)
 
 
+@pytest.mark.promise("a hostile YAML file", "one line or read, in 10 s and 2 GiB; never run")
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import struct
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,18 @@ from mdm_interp.config import BenchmarkConfig, DemoConfig, FactConfig, ModelConf
 from mdm_interp.data.prompts import FactTemplates, load_facts, render
 from mdm_interp.experiments.sweep import Sweep
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.promise("made-up configs, CSVs, templates and headers, for 60 s", "read, or refused on one short line"),
+]
 fuzz = partial(settings, database=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+
+
+@pytest.fixture(autouse=True)
+def counted(request: pytest.FixtureRequest, record_property: Callable[[str, Any], None]) -> None:
+    """Say how many examples a test tries."""
+    record_property("times", request.function._hypothesis_internal_use_settings.max_examples)
+
 
 KINDS = (ModelConfig, FactConfig, TrainConfig, DemoConfig, BenchmarkConfig, FactTemplates, Sweep)
 NAMES = sorted({name for kind in KINDS for name in kind.model_fields})

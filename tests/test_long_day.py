@@ -19,14 +19,14 @@ import pytest
 import torch
 import yaml
 from cli_helpers import Ended
-from helpers import TINY_DEMO, random_model, random_tokens
+from helpers import TINY_DEMO, one_after_the_other, random_model, random_tokens
 from probe_helpers import tiny_probe
 from test_cli import CONFIG, stored
 
 from mdm_interp import viz
 from mdm_interp.config import FactConfig
 from mdm_interp.data.worlds import FactWorld
-from mdm_interp.experiments import subjects
+from mdm_interp.experiments import subjects, sweep
 from mdm_interp.interventions import edits, effects
 from mdm_interp.measures import routes
 from mdm_interp.measures.evidence import storage_coupling
@@ -45,6 +45,7 @@ INTERRUPTED = {
     "denoise": ["denoise", "RUN", "A0 [M] [M]", "--out", "page.html"],
     "routes": ["routes", "RUN", "--out", "page.html"],
     "explore": ["explore", "new.yaml", "--limit", "1", "--device", "cpu", "--out", "page.html"],
+    "sweep": ["sweep", "sweep.yaml", "--device", "cpu", "--workers", "1", "--out", "out"],
     "probe": ["probe", *PROBED, "--only", "large_model_sinks"],
     "influence": ["influence", *PROBED, "--train", "said.txt", "--draws", "2"],
     "demo-checkpoint": ["demo-checkpoint", "--out", "demo", "--device", "cpu"],
@@ -70,6 +71,7 @@ def test_ctrl_c_leaves_what_the_same_command_goes_on_from(
 ) -> None:
     monkeypatch.setitem(subjects.DEMOS, "memorised", TINY_DEMO.model_copy(update={"steps": 3}))
     monkeypatch.setattr("plotly.io.write_images", None)  # no browser
+    monkeypatch.setattr(sweep, "side_by_side", one_after_the_other)
     calls, forward = [0, 0], HookedTransformer.forward
 
     def interrupted(self: HookedTransformer, *args: Any, **kwargs: Any) -> Any:
@@ -83,6 +85,7 @@ def test_ctrl_c_leaves_what_the_same_command_goes_on_from(
     fresh.mkdir()
     run = stored(fresh / "runs").folder.name
     (fresh / "new.yaml").write_text(yaml.safe_dump({**CONFIG, "seed": 9}))
+    (fresh / "sweep.yaml").write_text(yaml.safe_dump({"base": CONFIG, "grid": {"seed": [5, 6]}}))
     (fresh / "said.txt").write_text("Tom Cruise's mother is Mary Lee Pfeiffer.\n")
     tiny_probe(fresh, "llada", facts=2)
 

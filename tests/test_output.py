@@ -9,6 +9,7 @@ import resource
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import pytest
 import torch
 import yaml
 from cli_helpers import Ended, assert_refused, contents
+from damage_helpers import mounted, remount
 from probe_helpers import tiny_probe
 from test_cli import CONFIG, stored
 
@@ -94,6 +96,23 @@ def test_an_output_that_can_be_written_is_not_refused(tmp_path: Path) -> None:
     assert contents(tmp_path) == before
 
 
+def test_what_killed_commands_left_half_written_is_removed_by_the_next(
+    mdm_interp: Callable[..., Ended], tmp_path: Path
+) -> None:
+    """Of the file that is written; of a folder, of any in it. What is young may be somebody's who is at it."""
+    run, now = stored(tmp_path / "runs"), time.time()
+    (tmp_path / "out").mkdir()
+    kept = [".page.html.young_00.tmp", ".other.html.abcdefgh.tmp", ".page.html.tmp", "out/.x.html.young_00.tmp"]
+    left = [".page.html.abcdefgh.tmp", "out/.x.html.abcdefgh.tmp"]
+    for name in (*kept, *left):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (now, now if "young" in name else now - 4000))
+    assert mdm_interp("attention", run.folder.name, "A0 r0 [M]", "--out", "page.html").code == 0
+    check_folder(tmp_path / "out")
+    assert [name for name in kept if not (tmp_path / name).exists()] == []
+    assert [name for name in left if (tmp_path / name).exists()] == []
+
+
 def test_a_store_that_cannot_be_written_is_refused_before_training(
     mdm_interp: Callable[..., Ended], tmp_path: Path
 ) -> None:
@@ -113,19 +132,9 @@ def test_a_store_that_cannot_be_written_is_refused_before_training(
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 16 kB, half of it taken."""
     folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(folder)]
-    try:
-        mounted = subprocess.run(command, capture_output=True, timeout=20).returncode == 0
-    except OSError:
-        mounted = False
-    if not mounted:
-        pytest.skip("no disk can be mounted here")
-    try:
+    with mounted(folder, "16k"):
         (folder / "taken").write_bytes(bytes(8192))
         yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True, timeout=20)
 
 
 @pytest.mark.promise("a disk that is full", "one line that names the file; old files whole, no half ones")
@@ -143,7 +152,7 @@ def test_a_full_disk_is_one_line_and_leaves_whole_files(
     assert (ended.code, ended.out) == (1, "") and "No space left on device; make room" in ended.err
     assert list(disk.rglob("*.tmp")) == []
     (disk / "taken").unlink()
-    subprocess.run(["mount", "-o", "remount,size=1m", str(disk)], check=True, timeout=20)
+    remount(disk, "size=1m")
     assert mdm_interp("train", "config.yaml", "--device", "cpu", "--runs", disk / "runs").code == 0
     resumed = Run.of(run.config, disk / "runs")
     assert resumed.checkpoint_path(4).read_bytes() == run.checkpoint_path(4).read_bytes()
@@ -154,9 +163,9 @@ def test_a_read_only_disk_is_one_line_and_its_runs_are_read(
     mdm_interp: Callable[..., Ended], tmp_path: Path, disk: Path
 ) -> None:
     (tmp_path / "new.yaml").write_text(yaml.safe_dump({**CONFIG, "seed": 9}))
-    subprocess.run(["mount", "-o", "remount,size=1m", str(disk)], check=True, timeout=20)
+    remount(disk, "size=1m")
     run = stored(disk / "runs")
-    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True, timeout=20)
+    remount(disk, "ro")
     page = ("attention", run.folder.name, "A0 r0 [M]", "--runs", disk / "runs", "--out")
     assert mdm_interp(*page, "page.html").code == 0
     assert_refused(mdm_interp(*page, disk / "page.html"), "disk/page.html: Read-only file system; give a path")
@@ -294,6 +303,18 @@ def test_a_device_is_looked_at_although_nothing_is_left_to_train(
     assert_refused(mdm_interp("train", "config.yaml", "--device", "abacus"), "device: 'abacus' cannot be used here")
     explored = mdm_interp("explore", "config.yaml", "--device", "abacus", "--out", "page.html")
     assert_refused(explored, "device: 'abacus' cannot be used here")
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({"base": CONFIG, "grid": {"seed": [0]}}))
+    assert_refused(mdm_interp("sweep", "sweep.yaml", "--device", "abacus"), "device: 'abacus' cannot be used here")
+    assert not (tmp_path / "sweeps").exists()
+
+
+@pytest.mark.parametrize("command", ["probe tiny-llada --facts facts.csv", "reversal-benchmark tiny-llada --data x"])
+def test_a_device_and_a_map_of_devices_exclude_each_other(
+    mdm_interp: Callable[..., Ended], tmp_path: Path, command: str
+) -> None:
+    both = mdm_interp(*command.split(), "--out", "out", "--device", "cpu", "--device-map", "auto")
+    assert_refused(both, "--device --device-map: these exclude each other; give one")
+    assert contents(tmp_path) == {}
 
 
 def test_a_run_beside_a_checkpoint_leaves_the_options_to_it(tmp_path: Path) -> None:

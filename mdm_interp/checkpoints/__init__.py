@@ -48,7 +48,7 @@ from mdm_interp.checkpoints.weights import (
 )
 from mdm_interp.config import Attention, ModelConfig
 from mdm_interp.errors import UserError, few
-from mdm_interp.files import write_text
+from mdm_interp.files import DIGESTS, check_digests, write_text
 from mdm_interp.models.positions import POSITION_SCHEMES, PositionScheme
 from mdm_interp.models.transformer import HookedTransformer
 
@@ -98,11 +98,12 @@ def load_checkpoint(
             `{"model_type": "smdm", "n_head": …}`.
 
     Raises:
-        UserError: the source cannot be found, is not a checkpoint of a format in :data:`FORMATS`, is damaged, or
-            contradicts itself; the device cannot be used; or no file says how a model attends or which token is its
-            mask.
+        UserError: the source cannot be found, is not a checkpoint of a format in :data:`FORMATS`, is damaged, as far as
+            digests tell, or contradicts itself; the device cannot be used; or no file says how a model attends or which
+            token is its mask.
     """
     folder, weights = _find(source, revision, config is not None)
+    check_digests(folder)
     said, place_of = _read_config(folder, config)
     options = {"attention": attention, "readout_shift": readout_shift, "mask_token_id": mask_token_id}
     options["block_size"] = block_size
@@ -238,7 +239,7 @@ def save_checkpoint(
         ids = {f"{name}_token_id": getattr(model.tokenizer, f"{name}_token_id") for name in ("eos", "pad")}
         config |= {name: index for name, index in ids.items() if index is not None}
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("config.json", *FILES):
+    for name in (DIGESTS, "config.json", *FILES):
         (folder / name).unlink(missing_ok=True)
     save_weights(model, chosen, folder, max_shard_size)
     if model.tokenizer is not None:

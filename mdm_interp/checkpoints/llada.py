@@ -90,7 +90,7 @@ class LLaDA(Format):
             except (KeyError, TypeError, OverflowError) as error:
                 problems.append(f"{theirs} is null, and what it follows from is not given ({error})")
         rows, vocab = values.get("d_vocab"), config.get("vocab_size")
-        if not isinstance(vocab, int):
+        if type(vocab) is not int:
             problems.append(
                 "vocab_size is missing" if vocab is None else f"vocab_size is {vocab!r:.80}, not a whole number"
             )

@@ -62,7 +62,7 @@ class SMDM(Format):
         if missing := [name for name in names if len(shapes.get(name, ())) != 2 or 0 in shapes[name]]:
             raise UserError(f"{missing[0]} is missing, which a checkpoint of SMDM has; name another model_type")
         heads = config.get("n_head")
-        if not isinstance(heads, int) or isinstance(heads, bool) or heads < 1:
+        if type(heads) is not int or heads < 1:
             raise UserError(f"n_head: {heads!r}, and no file of SMDM says how many heads there are; give n_head")
         (rows, d_model), (columns, _), (fused, _), (d_mlp, _) = (shapes[name] for name in names)
         groups = fused * heads // d_model - heads

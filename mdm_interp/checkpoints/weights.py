@@ -159,15 +159,25 @@ def most_common_dtype(stored: Mapping[str, StoredTensor]) -> torch.dtype:
 
 
 def check_size(cfg: ModelConfig, stored: Mapping[str, StoredTensor]) -> None:
-    """Check that the weights can be those of as many layers as config.json says, before a model of them is built.
+    """Check that the weights can be those of as many layers and about as many numbers as config.json says, before a
+    model of them is built.
 
     Raises:
-        UserError: there are fewer tensors than layers.
+        UserError: there are fewer tensors than layers, or far fewer numbers than the model has.
     """
     if cfg.n_layers > len(stored):
         raise UserError(
             f"tensors do not fit config.json: it says {cfg.n_layers} layers, and there are {len(stored)} tensors"
         )
+    there = sum(math.prod(tensor.shape) for tensor in stored.values())
+    if cfg.n_weights > FEWER * max(there, 2**20):
+        raise UserError(
+            f"tensors do not fit config.json: it says {cfg.n_weights} weights, and the tensors have {there}"
+        )
+
+
+FEWER = 4
+"""How many times fewer weights there may be for :func:`match_tensors` to say which are missing."""
 
 
 def match_tensors(

@@ -27,6 +27,7 @@ from typing import Annotated, Any, Literal, TextIO
 from pydantic import Field, StringConstraints, model_validator
 
 from mdm_interp.config import Config, ModelConfig
+from mdm_interp.data.chat import LEAD, in_chat
 from mdm_interp.data.queries import Direction, Query, QueryPair, Span
 from mdm_interp.errors import UserError, few
 from mdm_interp.files import require_file
@@ -232,7 +233,8 @@ def make_prompts(
     Args:
         tokenizer: A fast Hugging Face tokenizer.
         cfg: The model that will be asked.
-        chat: Whether each sentence is what an assistant says in the tokenizer's chat template (:func:`in_chat`).
+        chat: Whether each sentence is what an assistant says in the tokenizer's chat template
+            (:func:`~mdm_interp.data.chat.in_chat`).
 
     Raises:
         UserError: the tokenizer gives no offsets or is of another model, the model has no mask token, no pair can be
@@ -292,28 +294,6 @@ def render(sentence: str, values: Mapping[str, str]) -> tuple[str, dict[str, Spa
             spans[column] = (len(text), len(text) + len(values[column]))
             text += values[column]
     return text, spans
-
-
-INSTRUCTION, LEAD = "State a fact.", "Here is a fact:"
-"""What a user of a chat asks, and how the answer begins, so that the sentence comes after a space."""
-
-
-def in_chat(tokenizer: Any, sentence: str) -> str:
-    """Return the chat in which an assistant states a sentence, in the words of the tokenizer's own template.
-
-    Raises:
-        UserError: the tokenizer has no chat template, or it cannot be used, or does not keep the sentence as it is.
-    """
-    if not tokenizer.chat_template:
-        raise UserError("chat: the tokenizer has no chat template; leave chat out")
-    turns = [{"role": "user", "content": INSTRUCTION}, {"role": "assistant", "content": f"{LEAD}{sentence}"}]
-    try:
-        text = tokenizer.apply_chat_template(turns, tokenize=False)
-    except Exception as error:  # a template may do anything that its sandbox allows, and fail at it
-        raise UserError(f"chat: the tokenizer's chat template fails ({' '.join(str(error).split())[:200]})") from error
-    if not isinstance(text, str) or text.count(f"{LEAD}{sentence}") != 1:
-        raise UserError("chat: the tokenizer's chat template does not hold what the assistant says once, as it is")
-    return text
 
 
 class _Unaskable(Exception):

@@ -45,10 +45,16 @@ def read_sentences(path: str | Path, tokenizer: Any) -> list[tuple[int, ...]]:
         lines = [line.strip() for line in read_text(path, most=2**23).removeprefix("\ufeff").splitlines()]
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); give a text file in UTF-8") from error
+    if long := next((number for number, line in enumerate(lines, 1) if len(line) > LONGEST), None):
+        raise UserError(f"{path}: line {long} has more than {LONGEST} characters, too many for a sentence; divide it")
     sentences = [tuple(tokenizer(f" {line}")["input_ids"]) for line in lines if line]
     if not sentences:
         raise UserError(f"{path}: holds no sentences; write one on each line")
     return sentences
+
+
+LONGEST = 2**16
+"""Characters of a line: a model's context is shorter, and a tokenizer takes its time."""
 
 
 def mask_copies(

@@ -195,6 +195,7 @@ class Analysis:
         """Return the result of this analysis: from `out` if it is there, otherwise measured and saved there."""
         planned = self.planned(lab)
         if stored := self._stored(planned, out):
+            Parts(out, planned).delete()  # of whoever was killed after saving it
             return stored
         self.train(lab)
         planned = replace(planned, made_with=tally(map(lab.folder, self.origin(lab).runs)))

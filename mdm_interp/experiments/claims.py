@@ -20,7 +20,7 @@ import pandas as pd
 from scipy.stats import false_discovery_control, rankdata, ttest_1samp
 
 from mdm_interp.errors import UserError
-from mdm_interp.experiments.results import Result, tidy
+from mdm_interp.experiments.results import Result, rows_expected, tidy
 from mdm_interp.experiments.scope import SCOPE
 from mdm_interp.files import write_text
 from mdm_interp.stats.correlations import correlation_estimate, rank_correlation
@@ -309,9 +309,13 @@ def judge(tested: Sequence[tuple[Result, Sequence[Rule]]]) -> list[Verdict]:
     Lines are adjusted for how many there are of their role that have several observations.
 
     Raises:
-        UserError: a test names an unknown claim or a column that the rows lack.
+        UserError: a test names an unknown claim or a column that the rows lack, or the rows are not those of an
+            analysis.
     """
-    found = [(result.name, test, line) for result, tests in tested for test in tests for line in test.lines(result)]
+    found = list[tuple[str, Rule, Line]]()
+    for result, tests in tested:
+        with rows_expected(result.name, "judged"):
+            found += [(result.name, test, line) for test in tests for line in test.lines(result)]
     adjusted = np.array([line.p for *_, line in found], dtype=float)
     roles = np.array([line.role for *_, line in found], dtype=str)
     for role in ROLES:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
 
+from mdm_interp.config import one_line
 from mdm_interp.errors import UserError
-from mdm_interp.files import json_digest, write_text
+from mdm_interp.files import json_digest, parse_json, read_text, write_text
 from mdm_interp.stats.summary import Summary
 
 DIGITS = 6
@@ -57,8 +59,19 @@ class CheckpointOrigin(_Origin):
     twin: CheckpointOrigin | None
 
 
-Origin = Annotated[TrainedOrigin | CheckpointOrigin, Field(discriminator="kind")]
-_ORIGIN: TypeAdapter[TrainedOrigin | CheckpointOrigin] = TypeAdapter(Origin)
+class _Stored(_Origin):
+    """What a result's file holds, besides its digest."""
+
+    name: str
+    question: str
+    origin: Annotated[TrainedOrigin | CheckpointOrigin, Field(discriminator="kind")]
+    settings: dict[str, Any]
+    seeds: list[StrictInt]
+    versions: dict[str, str]
+    measured_with: dict[str, Any] = {}
+    made_with: list[dict[str, Any]] = []
+    n_rows: Annotated[StrictInt, Field(ge=0, le=10**7)]
+    columns: dict[str, list[Any] | dict[str, list[Any]]]
 
 
 @dataclass(frozen=True)
@@ -91,8 +104,13 @@ class Result:
 
     @cached_property
     def summary(self) -> Summary:
-        """The estimates quoted anywhere, each computed from the rows."""
-        return self.summarize(self)
+        """The estimates quoted anywhere, each computed from the rows.
+
+        Raises:
+            UserError: the rows are not those of its analysis.
+        """
+        with rows_expected(self.name, "summed up"):
+            return self.summarize(self)
 
     def save(self, path: str | Path) -> None:
         """Write the result as JSON, a field or column per line, and a digest of it all, atomically."""
@@ -116,18 +134,18 @@ class Result:
                 digest, and nothing to tell that by.
         """
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = parse_json(read_text(path, most=MOST_BYTES))
             digest = content.pop("digest", None)
             unchanged = digest in (None, json_digest(content))
-            columns = {name: _values(column) for name, column in content.pop("columns").items()}
-            n_rows = content.pop("n_rows")
-            if any(len(column) != n_rows for column in columns.values()):
+            stored = _Stored.model_validate(content)
+            n_rows = stored.n_rows
+            if any(_length(column) != n_rows for column in stored.columns.values()):
                 raise ValueError(f"a column does not have {n_rows} rows")
-            content["rows"] = [{name: column[i] for name, column in columns.items()} for i in range(n_rows)]
-            content["origin"] = _ORIGIN.validate_python(content["origin"])
-            result = cls(**content)
+            columns = {name: _values(column) for name, column in stored.columns.items()}
+            rows = [{name: column[i] for name, column in columns.items()} for i in range(n_rows)]
+            result = cls(**{name: getattr(stored, name) for name in (*_STORED, "origin")}, rows=rows)
         except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
-            said = " ".join(str(error).split())[:200]
+            said = one_line(error) if isinstance(error, ValidationError) else " ".join(str(error).split())[:200]
             raise UserError(f"{path}: not a result file ({said}); measure it again") from error
         if not unchanged:
             raise UserError(
@@ -147,6 +165,22 @@ class Result:
         return identity(self) == identity(other)
 
 
+@contextlib.contextmanager
+def rows_expected(name: str, done: str) -> Iterator[None]:
+    """Raise whatever rows that are not those of an analysis end in as one error, which says what could not be done."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{name}.json: its rows cannot be {done} ({type(error).__name__}: {said}); measure it again"
+        ) from error
+
+
+MOST_BYTES = 2**28
+"""Of the largest result that is read."""
 _STORED = ("name", "question", "settings", "seeds", "versions", "measured_with", "made_with")
 
 
@@ -167,6 +201,11 @@ def _column(values: list[Any]) -> str:
 
 def _compact(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"), allow_nan=False)
+
+
+def _length(column: list[Any] | dict[str, Any]) -> int:
+    """Return how many values a stored column has, before they are written out."""
+    return len(column) if isinstance(column, list) else sum(max(count, 0) for _, count in column["runs"])
 
 
 def _values(column: list[Any] | dict[str, Any]) -> list[Any]:
@@ -211,7 +250,7 @@ class Parts:
     def load(self, subject: str) -> list[dict[str, Any]] | None:
         """Return the rows of a subject; None where there are none, or they are damaged or of other settings or code."""
         try:
-            content = json.loads((self.folder / f"{subject}.json").read_text(encoding="utf-8"))
+            content = parse_json(read_text(self.folder / f"{subject}.json", most=MOST_BYTES))
             whole = content.get("digest") in (None, json_digest(content["rows"]))
             return content["rows"] if whole and content["of"] == json.loads(json.dumps(self.of)) else None
         except (OSError, ValueError, TypeError, LookupError, AttributeError):
@@ -220,7 +259,8 @@ class Parts:
     def save(self, subject: str, rows: list[dict[str, Any]]) -> None:
         """Keep the tidy rows of a subject."""
         content = {"of": self.of, "digest": json_digest(rows), "rows": rows}
-        write_text(self.folder / f"{subject}.json", json.dumps(content, allow_nan=False))
+        with contextlib.suppress(FileNotFoundError):  # whoever measures the same was done first, and deletes all
+            write_text(self.folder / f"{subject}.json", json.dumps(content, allow_nan=False))
 
     def delete(self) -> None:
         """Remove all that is kept."""

@@ -30,7 +30,7 @@ from mdm_interp.experiments.exhibits import PAGES, make_exhibits
 from mdm_interp.experiments.report import write_figures, write_index
 from mdm_interp.experiments.results import Result
 from mdm_interp.experiments.subjects import Demo, Lab, demo_bars
-from mdm_interp.files import check_folder, write_text
+from mdm_interp.files import check_folder, parse_json, read_text, write_text
 from mdm_interp.parallel import find_place, phase, progress_bars, side_by_side
 from mdm_interp.training.text import TextStep
 
@@ -83,11 +83,13 @@ def report(out: Path, analyses: Sequence[Analysis] | None = None) -> Reported:
 
     Raises:
         UserError: there is no result.
+        OSError: `out` cannot be written to.
     """
     known = {analysis.name: analysis for analysis in [*discover(), *(analyses or ())]}
     there = [name for name in known if (out / f"{name}.json").exists()]
     if not there:
         raise UserError(f"--out: {out} holds no results; run `mdm-interp reproduce --out {out}` first")
+    check_folder(out)
     wanted = [name for name in there if analyses is None or known[name] in analyses]
     if _is_drawn(wanted, out):
         return Reported(wanted, None)
@@ -133,7 +135,7 @@ def _is_drawn(names: Sequence[str], out: Path) -> bool:
 
 def _drawn(out: Path) -> dict[str, str]:
     try:
-        return dict(json.loads((out / DRAWN).read_text(encoding="utf-8")))
+        return dict(parse_json(read_text(out / DRAWN)))
     except (OSError, ValueError, TypeError):
         return {}
 

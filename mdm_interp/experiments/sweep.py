@@ -239,7 +239,7 @@ def run_sweep(
     runs = {config.digest(): _trained_of(config, root) for config in sweep.configs}
     outcomes = {name: found for name, run in runs.items() if (found := _stored(run, out, measures))}
     missing = [run for name, run in runs.items() if name not in outcomes]
-    n, device = find_place(workers, device) if missing else (1, device)
+    n, device = find_place(workers, device)
     if not all(map(_is_finished, missing)):
         check_folder(root)
     together, alone = list[Run](), list[Trained]()

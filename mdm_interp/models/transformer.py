@@ -13,7 +13,7 @@ ask besides is in the base classes: hooks and caches (`hooks`), weights (`weight
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -396,12 +396,18 @@ class HookedTransformer(Generation):
         self._configure(use_hook_mlp_in=use_hook_mlp_in)
 
     def to(self, *args: Any, print_details: bool = False, **kwargs: Any) -> HookedTransformer:
-        """Do as `torch.nn.Module.to`; `cfg.device` and `cfg.dtype` follow.
+        """Do as `torch.nn.Module.to`.
 
         Args:
             print_details: Not used; the classic model prints where it goes.
         """
         super().to(*args, **kwargs)
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HookedTransformer:
+        """Do as `torch.nn.Module`, which `to`, `half`, `double` and their kin call; `cfg.device` and `cfg.dtype`
+        follow."""
+        super()._apply(fn, recurse)
         self._configure(device=str(self.W_E.device), dtype=self.W_E.dtype)
         return self
 

@@ -5,6 +5,7 @@
     demo/control.csv                                    # parents stated in both directions: what reverse queries can do
     demo/demo.yaml                                      # the DemoConfig
     demo/made_with.json                                 # what trained it: code, versions and machine
+    demo/digests.json                                   # a digest of each of these files
 
 Each family is a child, a mother and a father, whose names tell nothing of each other. Parents are stated by the forward
 sentences of `prompts.PARENT_CHILD`, those in the control by the reverse ones too; the profession or the city of every

@@ -1,8 +1,9 @@
 """Training: `train(config)` gives a finished :class:`~mdm_interp.training.runs.Run`, from the store if it is there.
 
 A run that was killed resumes from its last saved state and ends in bit-identical weights on the same machine, thread
-count and build, because all randomness comes from one generator whose state is saved with the weights. Of runs that are
-trained together this holds if all go on together; alone, each ends in the same weights up to rounding.
+count and build, because all randomness comes from one generator whose state is saved with the weights. One that was
+begun together with others goes on as one of them, whoever else is left; begun alone, it would have ended in the same
+weights up to rounding.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from mdm_interp.inference.prediction import predict
 from mdm_interp.models.positions import SAMPLE, sample_answers
 from mdm_interp.models.transformer import HookedTransformer
 from mdm_interp.parallel import Workers, find_place, progress_bars, side_by_side
-from mdm_interp.provenance import provenance, stamp
+from mdm_interp.provenance import made_with, provenance, stamp
 from mdm_interp.tensors import not_finite
 from mdm_interp.training.runs import Run, checkpoint_steps
 from mdm_interp.training.trainees import Ensemble, Trainee, shape_of
@@ -238,8 +239,12 @@ def _train(runs: Sequence[Run], device: str, report: Report) -> None:
 
 def _train_together(trainings: Sequence[_Training], device: str, report: Report) -> None:
     """Train runs of one shape that are at one step, to the end. One that diverges does not disturb the others."""
-    alone = len(trainings) == 1 and not trainings[0].trainee.model.W_E.is_cuda
-    ensemble = None if alone else Ensemble([training.trainee for training in trainings])
+    first = trainings[0]
+    alone = len(trainings) == 1 and first.ensemble is None and not first.trainee.model.W_E.is_cuda
+    members = [training.trainee for training in trainings]
+    if len(members) == 1 and first.ensemble is not None:  # beside itself: kernels for a batch of one round otherwise
+        members.append(_Training(first.run, device).trainee)
+    ensemble = None if alone else Ensemble(members)
     for training in trainings:
         made_by = provenance(train, device, training.trainee.model.W_E.dtype)
         if sample := sample_answers(training.run.config.model):
@@ -247,12 +252,12 @@ def _train_together(trainings: Sequence[_Training], device: str, report: Report)
         stamp(
             training.run.folder,
             training.step + 1,
-            made_by if ensemble is None else {**made_by, "ensemble": len(trainings)},
+            made_by if ensemble is None else {**made_by, "ensemble": training.ensemble or len(trainings)},
         )
-    saved, first = time.monotonic(), trainings[0]
+    saved = time.monotonic()
     for step in range(first.step + 1, first.run.config.steps + 1):
         if step > 0:
-            losses = first.trainee.advance(step)[None] if ensemble is None else ensemble.advance(step)
+            losses = first.trainee.advance(step)[None] if ensemble is None else ensemble.advance(step)[: len(trainings)]
             for training, loss in zip(trainings, losses, strict=True):
                 training.step, training.loss = step, loss
         due = time.monotonic() - saved > SAVE_SECONDS
@@ -291,6 +296,9 @@ class _Training:
         self.trainee = Trainee(config, run.facts, device)
         self.step = -1 if run.step is None else run.load_state(*self._state())
         """How many steps are trained; -1 before anything is saved."""
+        self.ensemble: int | None = made_with(run.folder)[-1].get("ensemble")
+        """Together with how many it was begun. One that is left of them goes on as one of them, to end in the same
+        bits."""
         self.recorded = [row for row in run.metrics() if row["step"] <= self.step] if self.step >= 0 else []
         self.latest: dict[str, Any] = self.recorded[-1] if self.recorded else {}
         self.loss = torch.tensor(self.latest.get("loss", float("nan")))

@@ -32,9 +32,10 @@ from mdm_interp.config import TrainConfig
 from mdm_interp.data.queries import QueryPair
 from mdm_interp.data.worlds import FactWorld
 from mdm_interp.errors import Diverged, UserError
-from mdm_interp.files import DEFAULT_ROOT, json_digest, write_text
+from mdm_interp.files import DEFAULT_ROOT, json_digest, parse_json, read_text, require_file, write_text
 from mdm_interp.models.positions import SAMPLE, check_answers
 from mdm_interp.models.transformer import HookedTransformer
+from mdm_interp.provenance import FILE as MADE_WITH
 from mdm_interp.provenance import made_with
 from mdm_interp.tensors import load_tensors, not_finite, save_tensors
 
@@ -66,6 +67,7 @@ class Resumable:
         if not self.state_path.exists():
             return None
         try:
+            require_file(self.state_path)
             with safe_open(self.state_path, "pt") as state:
                 step = int(state.metadata()["step"])
             if not 0 <= step <= self.config.steps:
@@ -80,12 +82,25 @@ class Resumable:
     def save_state(
         self, step: int, model: HookedTransformer, optimizer: torch.optim.Optimizer, generator: torch.Generator
     ) -> None:
-        """Save all that resuming at `step` needs."""
+        """Save all that resuming at `step` needs.
+
+        Raises:
+            UserError: the folder is gone.
+        """
+        self._require_there()
         tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
         for index, moments in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
         tensors["generator"] = generator.get_state()
         save_tensors(self.state_path, tensors, {"run": self.config.digest(), "step": str(step)})
+
+    def _require_there(self) -> None:
+        """Refuse to write into a folder that was moved or deleted since training began: what it held is not there."""
+        if not (self.folder / MADE_WITH).exists():
+            raise UserError(
+                f"{self.folder}: was moved or deleted while it was being trained; put it back, or repeat the command "
+                "to train it again"
+            )
 
     def load_state(self, model: HookedTransformer, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> int:
         """Put the saved state into place and return its step.
@@ -248,7 +263,12 @@ class Run(Resumable):
         return model.to(device)
 
     def save_checkpoint(self, step: int, model: HookedTransformer) -> None:
-        """Save the weights after `step` training steps."""
+        """Save the weights after `step` training steps.
+
+        Raises:
+            UserError: the folder is gone.
+        """
+        self._require_there()
         of = {"run": self.config.digest(), "step": str(step)}
         save_tensors(self.checkpoint_path(step), model.state_dict(), of)
 
@@ -309,7 +329,7 @@ class Run(Resumable):
 
     def _rows(self) -> list[dict[str, Any]]:
         try:
-            rows = [_read_row(line) for line in self.metrics_path.read_text(encoding="utf-8").splitlines()]
+            rows = [_read_row(line) for line in read_text(self.metrics_path).splitlines()]
             if not rows:
                 raise ValueError("it is empty")
             return rows
@@ -341,13 +361,22 @@ def _line_of(row: Mapping[str, Any]) -> str:
 
 
 def _read_row(line: str) -> dict[str, Any]:
-    row = json.loads(line)
-    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+    row = parse_json(line)
+    if not isinstance(row, dict) or type(row.get("step")) is not int:
         raise ValueError("a line is not of a step")
     digest = row.pop("digest", None)
     if digest not in (None, json_digest(row)):
         raise ValueError(f"the line of step {row['step']} is not as it was recorded")
+    if lacking := [name for name in RECORDED if type(row.get(name)) not in (int, float)]:
+        raise ValueError(f"the line of step {row['step']} has no number as its {lacking[0]}")
     return row
+
+
+RECORDED = (
+    "loss",
+    *(f"{way}_{what}" for way in ("forward", "reverse") for what in ("probability", "accuracy", "rank")),
+)
+"""What each line of the metrics says besides its step."""
 
 
 RUN_NAME = re.compile("[0-9a-f]{16}")

@@ -3,6 +3,7 @@
     train_text("made", sentences, TextConfig(format="llada"))     # made/config.json, model.safetensors, tokenizer files
     made/text.yaml                                                # the config
     made/made_with.json                                           # what trained it: code, versions and machine
+    made/digests.json                                             # a digest of each of these files
 
 Configs that differ in `format` alone have the same sentences in the same tokens: `qwen2` is the causal twin of the two
 MDMs.
@@ -30,7 +31,7 @@ from mdm_interp.checkpoints.weights import SINGLE
 from mdm_interp.config import ModelConfig, TextConfig
 from mdm_interp.devices import check_device
 from mdm_interp.errors import UserError
-from mdm_interp.files import locked, remove_leftovers
+from mdm_interp.files import check_digests, locked, remove_leftovers, write_digests
 from mdm_interp.models.transformer import HookedTransformer
 from mdm_interp.parallel import progress_bars
 from mdm_interp.provenance import provenance, stamp
@@ -131,6 +132,7 @@ def train_text(
             model = training.run(*made, device, report or show)
         model.tokenizer = tokenizer
         save_checkpoint(model.to("cpu"), folder, format=config.format)
+        write_digests(folder)
         training.state_path.unlink(missing_ok=True)
     return folder
 
@@ -149,13 +151,17 @@ def _is_finished(folder: Path, config: TextConfig, record: str) -> bool:
         raise UserError(f"{folder}: holds {files[0]} and is no {own.stem}; give an empty folder")
     if is_written(folder):
         load_tensors(folder / SINGLE)
+        check_digests(folder)
         return True
     return False
 
 
+STATE = "training_state.safetensors"
+
+
 def is_written(folder: Path) -> bool:
-    """Tell whether a folder has a checkpoint's weights and config.json, which is written last."""
-    return all((folder / name).exists() for name in (SINGLE, "config.json"))
+    """Tell whether a folder has a checkpoint's weights and config.json, and no training state, which goes last."""
+    return all((folder / name).exists() for name in (SINGLE, "config.json")) and not (folder / STATE).exists()
 
 
 def _padded(
@@ -231,7 +237,7 @@ class _Training(Resumable):
 
     @property
     def state_path(self) -> Path:
-        return self.folder / "training_state.safetensors"
+        return self.folder / STATE
 
     def run(
         self,

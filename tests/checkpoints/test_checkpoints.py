@@ -492,7 +492,7 @@ def test_dtype_is_what_is_asked_for_or_what_is_stored(tmp_path: Path) -> None:
     [
         ({"dtype": "int8"}, "dtype: 'int8' is not one of float64, float32, bfloat16, float16"),
         ({"device": "nowhere"}, "device: 'nowhere' cannot be used here"),
-        ({"device_map": "balanced"}, "device_map: 'balanced' is not known"),
+        ({"device_map": "balanced"}, "device_map: 'balanced' is not known; give 'auto', or a device"),
         ({"device_map": {"blocks": "cpu"}}, "device_map: says nothing of embed.W_E"),
         ({"device_map": {"": "cpu", "lm_head": "cpu"}}, "device_map: the model has no module 'lm_head'"),
         ({"revision": "main"}, "revision: 'main' is for hub ids"),

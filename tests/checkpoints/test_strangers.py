@@ -7,6 +7,7 @@ import os
 import pickle
 import re
 import struct
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,15 @@ from typing import Any
 import pytest
 import torch
 from checkpoint_helpers import Checkpoint, write_checkpoint, write_json, write_tensors
+from helpers import random_model
 from stranger_helpers import READ, outcome_of
 
-from mdm_interp.checkpoints import load_checkpoint
-from mdm_interp.data.prompts import in_chat
+from mdm_interp.checkpoints import load_checkpoint, save_checkpoint
+from mdm_interp.data.chat import INSTRUCTION, LEAD, in_chat
+from mdm_interp.data.sentences import mask_copies, read_sentences
 from mdm_interp.errors import UserError
+from mdm_interp.viz.pages.attention import attention
+from mdm_interp.viz.pages.trajectory import trajectory
 
 Harm = Callable[[Checkpoint], Any]
 FIFO = "it is no regular file"
@@ -39,6 +44,11 @@ def is_fifo(file: str) -> Harm:
         os.mkfifo(made.folder / file)
 
     return harm
+
+
+def leads(file: str, to: str) -> Harm:
+    """A link to a file beside the folder, or to one of the machine's."""
+    return lambda made: (made.folder / file).symlink_to(made.folder.parent / to)
 
 
 def header(content: Any, data: bytes = b"", size: int | None = None) -> Harm:
@@ -79,6 +89,7 @@ CASES: dict[str, tuple[Harm, str]] = {
     # config.json says what nobody means
     "10^4 layers": (says(num_hidden_layers=10**4), "num_hidden_layers: .*1000 "),
     "10^9 layers": (says(num_hidden_layers=10**9), "num_hidden_layers: .*1000 "),
+    "more weights than tensors": (says(vocab_size=2**24), "it says \\d+ weights, and the tensors have"),
     "more layers than tensors": (says(num_hidden_layers=900), "it says 900 layers, and there are 21 tensors"),
     "a width of 10^9": (says(hidden_size=10**9), "hidden_size: .*less than"),
     "heads of 10^9": (says(head_dim=10**9), "head_dim: .*less than"),
@@ -139,9 +150,14 @@ CASES: dict[str, tuple[Harm, str]] = {
     "an index to elsewhere": (index("{}/outside.safetensors"), "which are not safetensors files of the folder"),
     "an index to a long name": (index("x" * 10**5 + ".safetensors"), "which are not safetensors files of the folder"),
     "an index to a FIFO": (index("m.safetensors", is_fifo("m.safetensors")), FIFO),
+    # A hub's cache consists of links: they are followed, and what they lead to is data like all else.
+    "an index to a link": (index("m.safetensors", leads("m.safetensors", "outside.safetensors")), READ),
+    "an index to a link to a device": (index("m.safetensors", leads("m.safetensors", os.devnull)), FIFO),
+    "an index to a link to itself": (index("m.safetensors", leads("m.safetensors", "model/m.safetensors")), "m.safete"),
 }  # fmt: skip
 
 
+@pytest.mark.promise("a stranger's config, index, header or weights", "one line or read, in 10 s and 2 GiB; never run")
 @pytest.mark.parametrize("case", CASES)
 def test_a_hostile_checkpoint_is_refused_or_read_in_time_and_memory(case: str, tmp_path: Path) -> None:
     harm, message = CASES[case]
@@ -150,6 +166,7 @@ def test_a_hostile_checkpoint_is_refused_or_read_in_time_and_memory(case: str, t
     assert re.search(message, outcome), outcome
 
 
+@pytest.mark.promise("a stranger's config, index, header or weights", "one line or read, in 10 s and 2 GiB; never run")
 @pytest.mark.parametrize(
     ("format", "fields", "message"),
     [
@@ -162,6 +179,7 @@ def test_a_hostile_checkpoint_is_refused_or_read_in_time_and_memory(case: str, t
         ("llada", {"mask_token_id": "3"}, r"mask_token_id: .*integer \(got '3'\)"),
         ("a2d-qwen3", {"mask_token_id": [3]}, r"mask_token_id: .*integer \(got \[3\]\)"),
         ("nemotron_labs_diffusion", {"max_position_embeddings": "x"}, "max_position_embeddings: .*integer"),
+        ("llada", {"vocab_size": True}, "vocab_size is True, not a whole number"),
     ],
 )
 def test_a_hostile_field_of_one_format_is_refused(
@@ -170,6 +188,14 @@ def test_a_hostile_field_of_one_format_is_refused(
     says(**fields)(write_checkpoint(tmp_path, format))
     outcome = outcome_of(lambda: load_checkpoint(tmp_path))
     assert re.search(message, outcome), outcome
+
+
+@pytest.mark.promise("a stranger's config, index, header or weights", "one line or read, in 10 s and 2 GiB; never run")
+def test_positions_that_no_tensor_holds_take_no_memory(tmp_path: Path) -> None:
+    save_checkpoint(random_model(position="learned"), tmp_path, "mdm_interp")
+    config = json.loads((tmp_path / "config.json").read_text())
+    write_json(tmp_path / "config.json", {**config, "n_ctx": 2**24})
+    assert "it says 26843" in outcome_of(lambda: load_checkpoint(tmp_path))
 
 
 def test_a_long_field_that_is_not_known_is_cut_short_in_the_warning(tmp_path: Path) -> None:
@@ -186,6 +212,7 @@ def test_weights_that_a_smaller_dtype_cannot_hold_are_refused(tmp_path: Path) ->
     assert load_checkpoint(tmp_path, dtype="bfloat16").cfg.n_layers == 2
 
 
+@pytest.mark.promise("pickles that pass for safetensors", "refused by name, and never unpickled")
 def test_code_in_what_passes_for_weights_is_not_run(tmp_path: Path) -> None:
     class Payload:
         def __reduce__(self) -> Any:
@@ -243,6 +270,7 @@ TOKENIZERS: dict[str, tuple[Callable[[dict[str, Any]], Any], str, str]] = {
 }
 
 
+@pytest.mark.promise("a stranger's tokenizer", "one line or read, in 10 s and 2 GiB; never run")
 @pytest.mark.parametrize("case", TOKENIZERS)
 def test_a_hostile_tokenizer_is_refused_or_read_in_time_and_memory(case: str, tmp_path: Path) -> None:
     edit, text, message = TOKENIZERS[case]
@@ -254,6 +282,7 @@ def test_a_hostile_tokenizer_is_refused_or_read_in_time_and_memory(case: str, tm
     assert re.search(message, outcome), outcome
 
 
+@pytest.mark.promise("a stranger's tokenizer", "one line or read, in 10 s and 2 GiB; never run")
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
@@ -280,18 +309,85 @@ def test_a_mask_outside_of_the_vocabulary_is_refused(tmp_path: Path) -> None:
         load_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "template",
-    [
-        "{% for i in range(10**9) %}{% endfor %}",
-        "{{ ''.__class__.__mro__ }}",
-        "{{" + "(" * 5000 + "1" + ")" * 5000 + "}}",
-    ],
-)
-def test_a_chat_template_that_reaches_for_more_is_refused(template: str, tmp_path: Path) -> None:
+LIMIT = "fails \\(it takes more than 3 s or 1073741824 bytes|fails \\(MemoryError"
+TEMPLATES = {
+    "a long loop": ("{% for i in range(10**9) %}{% endfor %}", "chat template fails"),
+    "loops in loops": ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", LIMIT),
+    "a number without end": ("{{ 10**(10**10) }}", LIMIT),
+    "a text without end": ("{{ 'a' * 10**11 }}", LIMIT),
+    "a text that doubles": (
+        "{% set x = namespace(t='a') %}{% for i in range(99) %}{% set x.t = x.t + x.t %}{% endfor %}", LIMIT
+    ),
+    "a wide line": ("{{ 'a' | center(10**11) }}", LIMIT),
+    "a long chat": ("{{ 'a' * 10**7 }}", "fails \\(it makes 10000000 characters, and at most 1000000 are read"),
+    "the class of a text": ("{{ ''.__class__.__mro__ }}", "chat template"),
+    "a deep expression": ("{{" + "(" * 5000 + "1" + ")" * 5000 + "}}", "chat template fails"),
+    "itself": ("{% include 'chat_template.jinja' %}", "chat template fails"),
+    "half of a character": ("{{ '\\ud800' }}{{ messages[1].content }}", f"chat template|{READ}"),
+}  # fmt: skip
+
+
+@pytest.mark.promise("a stranger's chat template", "one line or read, in 10 s and 2 GiB; never run")
+@pytest.mark.parametrize("case", TEMPLATES)
+def test_a_hostile_chat_template_is_refused_in_time_and_memory(case: str, tmp_path: Path) -> None:
+    template, message = TEMPLATES[case]
     holds("chat_template.jinja", template)(write_checkpoint(tmp_path, "llada", tokenizer=True))
     tokenizer = load_checkpoint(tmp_path).tokenizer
-    assert "chat: the tokenizer's chat template fails" in outcome_of(lambda: in_chat(tokenizer, " Tom."))
+    outcome = outcome_of(lambda: in_chat(tokenizer, " Tom."))
+    assert re.search(message, outcome), outcome
+
+
+def test_a_chat_is_rendered_without_the_folder_that_it_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python would find a stranger's modules there."""
+    for name in ("json", "transformers", "mdm_interp"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    write_checkpoint(tmp_path, "llada", tokenizer=True)
+    holds("chat_template.jinja", "{% for m in messages %}({{ m.content }}){{ eos_token }}{% endfor %}")(
+        Checkpoint(tmp_path, "llada", {}, {})
+    )
+    tokenizer = load_checkpoint(tmp_path).tokenizer
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    end = tokenizer.eos_token or ""
+    assert in_chat(tokenizer, " Tom.") == f"({INSTRUCTION}){end}({LEAD} Tom.){end}"
+    assert not (tmp_path / "ran").exists()
+
+
+# ---- what is asked
+
+PROMPTS = {
+    "a million characters": "a" * 10**6,
+    "a hundred thousand masks": "[M] " * 10**5,
+    "a hundred thousand words": "Tom " * 10**5,
+    "nothing": "",
+    "spaces": " " * 10**6,
+    "control characters": "\x00\x1b[2J\x07" * 1000,
+    "half of a character": "Tom\ud800 [M]",
+    "right to left": "\u202eTom [M]",
+    "marks on marks": "a" + "\u0301" * 10**5,
+    "markup": "<script>alert(1)</script>{{ 7 * 7 }} [M]",
+}
+
+
+@pytest.mark.promise("a hostile prompt", "one line or read, in 10 s and 2 GiB; never run")
+@pytest.mark.parametrize("case", PROMPTS)
+@pytest.mark.usefixtures("unchecked")
+def test_a_hostile_prompt_is_refused_or_read_in_time_and_memory(case: str, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, "llada", tokenizer=True)
+    model = load_checkpoint(tmp_path)
+    for page in (attention, trajectory):
+        outcome = outcome_of(lambda page=page: page(model, PROMPTS[case]).html())
+        assert "\n" not in outcome and not outcome.startswith("killed"), outcome
+
+
+@pytest.mark.promise("hostile training sentences", "one line or read, in 10 s and 2 GiB; never run")
+@pytest.mark.parametrize("case", PROMPTS)
+def test_hostile_sentences_are_refused_or_read_in_time_and_memory(case: str, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, "llada", tokenizer=True)
+    model, path = load_checkpoint(tmp_path), tmp_path / "said.txt"
+    path.write_bytes(f"{PROMPTS[case]}\n".encode("utf-8", "surrogatepass") * 3)
+    outcome = outcome_of(lambda: mask_copies(read_sentences(path, model.tokenizer), model.cfg, n_draws=2, seed=0))
+    assert "\n" not in outcome and not outcome.startswith("killed"), outcome
 
 
 def test_a_loaded_tokenizer_is_saved_under_a_name_that_transformers_knows(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_the_published_files_are_read_whole() -> None:
     [
         ("p2d_prompts_test", "{", "line 1 is not"),
         ("p2d_prompts_test", '{"prompt": "A"}', "line 1 is not"),
-        ("d2p_prompts_test", '{"prompt": "A", "completion": 3}', "line 1 is not"),
+        ("d2p_prompts_test", '{"prompt": "A", "completion": 3}', "line 1 is not .*, two texts; correct it"),
         ("all_prompts_train", '{"prompt": "A", "completion": " "}', "line 1 is not"),
         ("all_prompts_train", '{"prompt": "\\ud800", "completion": "a"}', "line 1 is not"),
         ("all_prompts_train", "[" * 10**6, "line 1 is not"),

@@ -10,7 +10,8 @@ from checkpoint_helpers import CHATML, write_checkpoint, write_json
 from probe_helpers import FACTS
 
 from mdm_interp.checkpoints import load_checkpoint, save_checkpoint
-from mdm_interp.data.prompts import INSTRUCTION, LEAD, load_facts, make_prompts
+from mdm_interp.data.chat import INSTRUCTION, LEAD
+from mdm_interp.data.prompts import load_facts, make_prompts
 from mdm_interp.errors import UserError
 from mdm_interp.experiments.subjects import KINDS, open_probe
 from mdm_interp.measures.answers import answer_all, questions

@@ -329,6 +329,14 @@ def test_a_name_of_unknown_or_special_tokens_is_skipped(tmp_path: Path, name: st
     assert all("token" in skipped.reason for skipped in prompts.skipped)
 
 
+def test_a_name_of_which_no_token_is_left_is_skipped(tmp_path: Path) -> None:
+    backend = Tokenizer.from_str(byte_level().backend_tokenizer.to_str())
+    backend.normalizer = normalizers.Replace(" Gus", "")
+    prompts = prompts_of(write(tmp_path, "Dora,Gus,father", "Dora,Anna,mother"), wrapped(backend))
+    assert {pair.fact for pair in prompts.pairs} == {1}
+    assert "a name has no tokens" in {skipped.reason for skipped in prompts.skipped}
+
+
 def test_names_that_differ_only_before_tokenizing_are_skipped() -> None:
     tokenizer = word_level()
     table = load_facts_of({"child": "Anna-Berg", "parent": "Anna - Berg", "parent_type": "mother"})
@@ -466,7 +474,10 @@ def test_unusable_rows_are_skipped_and_named(tmp_path: Path) -> None:
         (b"sep=,\nchild,parent,parent_type\nDora,Gus,father\n", "its first line is a spreadsheet's 'sep='"),
         (b"sep=;\nchild;parent;parent_type\nDora;Gus;father\n", "its first line is a spreadsheet's 'sep='"),
         (b"Child,PARENT,parent_type\nDora,Gus,father\n", "its column 'Child' should be 'child'; correct the header"),
-        ("child,parent,parent_type\nJosé,Gus,father\n".encode("latin-1"), "cannot be read .*utf-8.*UTF-8"),
+        (
+            "child,parent,parent_type\nJosé,Gus,father\n".encode("latin-1"),
+            "cannot be read .*; give a CSV file in UTF-8",
+        ),
         (b"child,parent,parent_type\nDora,Dora,father\n", "none of its 1 rows is a usable fact; row 0: answer and"),
         (b'child,parent,parent_type\n"Dora,Gus,father\n', "cannot be read .*end of data"),
     ],
@@ -478,6 +489,7 @@ def test_a_bad_file_is_refused(tmp_path: Path, content: bytes, message: str) -> 
         load_facts(path)
 
 
+@pytest.mark.promise("a hostile CSV of facts", "one line or read, in 10 s and 2 GiB; never run")
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -501,6 +513,7 @@ def test_a_hostile_csv_is_refused_in_time_and_memory(tmp_path: Path, content: st
     assert re.search(message, outcome), outcome
 
 
+@pytest.mark.promise("a hostile CSV of facts", "one line or read, in 10 s and 2 GiB; never run")
 @pytest.mark.parametrize(
     ("header", "message"),
     [

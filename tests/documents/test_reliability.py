@@ -49,5 +49,8 @@ def test_what_ran_is_counted_and_what_failed_has_no_row(tmp_path: Path, monkeypa
         report(broken, "failed", "teardown"),
     ):
         writer.pytest_runtest_logreport(one)
+    said = list[str]()
+    writer.pytest_terminal_summary(SimpleNamespace(write_line=said.append))  # type: ignore[arg-type]
+    assert said == ["8 of 8: held: all is well", "not every time of 1: broken: all is well"]
     writer.pytest_sessionfinish()
     assert path.read_text() == f"# Words\n\n{HEAD}| held | 8 | all is well |\n| not run | 3 | all is well |\n"

@@ -29,7 +29,7 @@ from mdm_interp.experiments.scope import (
     stages,
     trained_stages,
 )
-from mdm_interp.training.runs import Run
+from mdm_interp.training.runs import RECORDED, Run
 
 pytestmark = pytest.mark.usefixtures("real_grid")
 
@@ -42,12 +42,16 @@ class Recorded(Run):
         return [row["step"] for row in self.metrics()]
 
 
+NOTHING = dict.fromkeys(RECORDED, 0.0)
+"""What training records, where all of it is 0."""
+
+
 def run_with(metrics: dict[int, float], folder: Path, **model: Any) -> Run:
     """A run of which only the metrics are there: the forward probability at every checkpoint."""
     run = Recorded.of(grids.small_model(CYCLE, "rope", "any_order", 0, **model), folder)
     run.folder.mkdir(parents=True)
     rows = [
-        {"step": step, "forward_probability": value, "reverse_probability": value / 2}
+        {"step": step, **NOTHING, "forward_probability": value, "reverse_probability": value / 2}
         for step, value in metrics.items()
     ]
     run.metrics_path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
@@ -117,7 +121,7 @@ def test_rows_say_of_which_run_and_when_and_what_chance_is(tmp_path: Path) -> No
         "forward_probability": 0.125,  # what is measured takes the place of what training recorded
         "reverse_probability": 0.2,
     }
-    assert metrics_at(run, 10) == {"forward_probability": 0.4, "reverse_probability": 0.2}
+    assert metrics_at(run, 10) == {**NOTHING, "forward_probability": 0.4, "reverse_probability": 0.2}
 
 
 def test_settings_are_called_by_what_sets_them_apart(tmp_path: Path) -> None:

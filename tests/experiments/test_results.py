@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from damage_helpers import damaged
 from helpers import planted_result
 from hypothesis import given
 from hypothesis import strategies as st
+from stranger_helpers import outcome_of
 
 from mdm_interp.errors import UserError
 from mdm_interp.experiments.results import CheckpointOrigin, Parts, Result, TrainedOrigin, tidy
@@ -256,6 +260,86 @@ def test_a_result_that_was_edited_is_refused_by_name(tmp_path: Path, edited: dic
     assert str(caught.value) == (
         f"{path}: is not as it was measured, but edited or damaged; delete it, and measure it again"
     )
+
+
+@pytest.mark.promise("a flipped bit or a lost end, anywhere in a result", "noticed and named, or nothing is changed")
+def test_damage_anywhere_in_a_result_is_noticed_or_changes_nothing(
+    tmp_path: Path, record_property: Callable[[str, Any], None]
+) -> None:
+    path, times, noticed = tmp_path / "dummy.json", 0, 0
+    result(rows=[{"seed": i // 9, "value": i / 7} for i in range(99)]).save(path)
+    whole = Result.load(path)
+    for how in damaged(path, 400):
+        times += 1
+        try:
+            assert Result.load(path) == whole, how
+        except UserError as error:
+            assert str(error).startswith(f"{path}: ") and len(str(error)) < 500, how
+            noticed += 1
+    assert noticed > 0.95 * times
+    record_property("times", times)
+
+
+@pytest.mark.promise("a flipped bit or a lost end in rows of an interrupted measurement", "they are measured again")
+def test_damage_anywhere_in_kept_rows_is_noticed_or_changes_nothing(
+    tmp_path: Path, record_property: Callable[[str, Any], None]
+) -> None:
+    parts, rows, times, noticed = Parts(tmp_path, result()), [{"value": i / 7} for i in range(20)], 0, 0
+    parts.save("abc", rows)
+    for how in damaged(parts.folder / "abc.json", 400):
+        found = parts.load("abc")
+        assert found in (None, rows), how
+        times, noticed = times + 1, noticed + (found is None)
+    assert noticed > 0.9 * times
+    record_property("times", times)
+
+
+@pytest.mark.promise("a result of the wrong shape, or of no end", "refused by name on one line, in 10 s and 2 GiB")
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: "[" * 10**6,
+        lambda text: '{"a":' * 10**5 + "1" + "}" * 10**5,
+        changed(seeds="01"),
+        changed(seeds=["0", "1"]),
+        changed(seeds=[True]),
+        changed(settings=[]),
+        changed(versions=[]),
+        changed(versions={"code": 3}),
+        changed(measured_with=[]),
+        changed(made_with={}),
+        changed(made_with=[3]),
+        changed(name=["dummy"]),
+        changed(question=None),
+        changed(n_rows="2"),
+        changed(n_rows=-1),
+        changed(n_rows=10**12, columns={}),
+        changed(n_rows=10**12, columns={"value": {"values": [1], "runs": [[0, 10**12]]}}),
+        changed(columns={"value": {"values": [1], "runs": [[0, 10**12]]}}),
+        changed(columns={"value": {"values": [1], "runs": [3]}}),
+        changed(columns={"value": {"values": [1], "runs": [[0, "2"]]}}),
+        changed(columns={"value": {"values": 3, "runs": [[0, 2]]}}),
+    ],
+)
+def test_a_result_of_the_wrong_shape_is_refused_in_time_and_memory(tmp_path: Path, damage: Any) -> None:
+    path = tmp_path / "dummy.json"
+    result().save(path)
+    path.write_text(damage(path.read_text()))
+    outcome = outcome_of(lambda: Result.load(path))
+    assert outcome.startswith(f"{path}: not a result file (") and outcome.endswith("; measure it again"), outcome
+
+
+def test_a_result_that_is_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "dummy.json")
+    assert "it is no regular file" in outcome_of(lambda: Result.load(tmp_path / "dummy.json"))
+
+
+def test_rows_that_are_not_those_of_the_analysis_are_one_line(tmp_path: Path) -> None:
+    """Of a stranger's file, or of a version in which the analysis measured something else."""
+    result(rows=[{"other": "x"}]).save(tmp_path / "dummy.json")
+    read = Result.load(tmp_path / "dummy.json", summarize)
+    with pytest.raises(UserError, match=r"^dummy\.json: its rows cannot be summed up \(\w+: .+\); measure it again$"):
+        _ = read.summary
 
 
 def test_a_result_that_was_only_laid_out_anew_is_the_same(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import pytest
 import yaml
 from cli_helpers import Ended, assert_refused, contents
 from cluster_helpers import Cluster
-from helpers import TINY_DEMO
+from helpers import TINY_DEMO, one_after_the_other
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -123,7 +123,10 @@ def test_more_draws_begin_with_the_same_ones_and_fields_are_drawn_by_themselves(
 
 MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "a field that is not there": ({"grid": {"model.d_modle": [8]}}, ["model.d_modle", "correct its spelling", "=8"]),
-    "a section that is none": ({"grid": {"lr.of": [8], "seed": [1]}, "base": {**BASE, "lr": 1}}, ["lr.of", "correct"]),
+    "a section that is none": (
+        {"grid": {"lr.of": [8], "seed": [1]}, "base": {**BASE, "lr": 1}},
+        ["lr.of: there is no such field, as lr has none; correct its name"],
+    ),
     "a value that is none": ({"grid": {"facts.gap": [2, 9]}}, ["facts.gap: 9", "facts.gap=9"]),
     "what does not go together": ({"grid": {"model.n_heads": [1, 3]}}, ["n_heads: 3", "model.n_heads=3"]),
     "a field twice": ({"grid": {"lr": [1]}, "points": [{"lr": 2}]}, ["lr: is given by two axes"]),
@@ -262,22 +265,9 @@ def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         del sys.modules[name]
 
 
-def here(function: Callable[..., Any], tasks: Any, *, workers: Any, show: Any, finished: Any) -> None:
-    """`side_by_side` without its processes."""
-    from concurrent.futures import Future
-
-    for task in tasks:
-        future: Future[Any] = Future()
-        try:
-            future.set_result(function(*task, show))
-        except Exception as error:
-            future.set_exception(error)
-        finished(future)
-
-
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "side_by_side", here)
+    monkeypatch.setattr(module, "side_by_side", one_after_the_other)
 
 
 def measured(planted: Path) -> Counter[str]:

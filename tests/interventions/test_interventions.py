@@ -356,7 +356,7 @@ def test_what_cannot_be_edited_is_named() -> None:
     with pytest.raises(UserError, match=r"\(0, 4\) is no head of the model; give a layer below 1 and a head below 4"):
         project_even_routes(model_for(position="rope"), pairs, heads=[(0, 4)])
     del model.hook_dict["blocks.0.attn.hook_v"]
-    with pytest.raises(UserError, match=r"no hook 'blocks\.0\.attn\.hook_v'"):
+    with pytest.raises(UserError, match=r"no hook 'blocks\.0\.attn\.hook_v', which this intervention edits"):
         ablate_storage(model, pairs)
 
 

@@ -459,6 +459,11 @@ def test_a_step_is_compared_with_a_random_one_of_its_size() -> None:
     assert not torch.equal(contrast_steps(model, pairs, [eta], STORAGE, seed=6).null.reverse, found.null.reverse)
 
 
+def test_no_pairs_have_no_alignment() -> None:
+    with pytest.raises(UserError, match="query_pairs: gradients need at least one pair, got none"):
+        gradient_alignment(double_model(), [])
+
+
 def test_where_nothing_is_predicted_there_is_no_slope() -> None:
     zero = replace(one_step([1.0, 1.0]), predicted=torch.zeros(2, 2))
     assert zero.slope().isnan().all() and torch.tensor(zero.regime_end()).isnan()

@@ -236,7 +236,12 @@ def test_attention_to_the_source(name: str, layer: int, head: int | None) -> Non
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"), [((2, None), "no layer 2"), ((-1, 0), "no layer -1"), ((0, 4), "no head 4")]
+    ("asked", "said"),
+    [
+        ((2, None), r"^loss: the model has no layer 2 \(SourceAttention\.layer\); give 0 to 1$"),
+        ((-1, 0), "no layer -1"),
+        ((0, 4), "no head 4"),
+    ],
 )
 def test_attention_that_is_not_there(asked: tuple[int, int | None], said: str) -> None:
     with pytest.raises(UserError, match=said):
@@ -468,7 +473,7 @@ def test_sums_over_parts() -> None:
 
 def test_parts_and_queries_that_are_not_there_are_named() -> None:
     model = double_model("attention only")
-    with pytest.raises(UserError, match=r"the model has no \['position'\] in layers \[0\]"):
+    with pytest.raises(UserError, match=r"^components, layers: the model has no \['position'\] in layers \[0\]"):
         gram(model, QUERIES).within(["position"], [0])
     with pytest.raises(UserError, match="gradients need at least one query on either side"):
         gram(model, [])

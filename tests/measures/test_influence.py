@@ -152,7 +152,10 @@ def test_nothing_to_measure(tmp_path: Any) -> None:
     (tmp_path / "empty.txt").write_text("\n\n")
     with pytest.raises(UserError, match="holds no sentences"):
         read_sentences(tmp_path / "empty.txt", None)
-    with pytest.raises(UserError, match="cannot be read"):
+    (tmp_path / "long.txt").write_text("short\n" + "x" * 10**5)
+    with pytest.raises(UserError, match=r"long\.txt: line 2 has more than 65536 characters, too many for a sentence"):
+        read_sentences(tmp_path / "long.txt", lambda text: {"input_ids": []})
+    with pytest.raises(UserError, match=r"none\.txt: cannot be read \(.+\); give a text file in UTF-8"):
         read_sentences(tmp_path / "none.txt", None)
 
 

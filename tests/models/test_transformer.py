@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from einops import einsum
-from helpers import random_model, random_tokens, seeded, tiny_config
+from helpers import EXPERTS, random_model, random_tokens, seeded, tiny_config
 from model_helpers import native_peer
 from torch import Tensor
 from torch.func import functional_call, vmap
@@ -646,6 +648,80 @@ def test_activations_are_copied_only_where_something_could_edit_them(monkeypatch
     assert copied() == {f"blocks.{layer}.hook_resid_pre" for layer in range(model.cfg.n_layers)}
     with model.hooks(fwd_hooks=[("hook_embed", lambda x, hook: None)]):
         assert copied() == set(model.run_with_cache(tokens)[1])
+
+
+@pytest.mark.parametrize(
+    ("convert", "dtype"),
+    [
+        (HookedTransformer.half, torch.float16),
+        (HookedTransformer.bfloat16, torch.bfloat16),
+        (HookedTransformer.double, torch.float64),
+        (lambda model: model.double().float(), torch.float32),
+        (lambda model: model.type(torch.float16), torch.float16),
+        (lambda model: model.to(torch.bfloat16), torch.bfloat16),
+    ],
+)
+def test_the_config_follows_whatever_converts_a_model(convert: Callable[..., Any], dtype: torch.dtype) -> None:
+    model = convert(random_model())
+    assert model.cfg.dtype == model.W_E.dtype == model.blocks[0].attn.W_Q.dtype == dtype
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        GATED,
+        {"d_mlp": 24, "d_head": 6, "n_key_value_heads": 2},
+        {"position": "learned", "tie_word_embeddings": True},
+        {"d_vocab_out": 11},
+        {"experts": {**EXPERTS, "n_shared": 0}, **GATED},
+    ],
+)
+def test_the_config_counts_the_weights_of_its_matrices(changes: dict[str, Any]) -> None:
+    model = random_model(**changes)
+    matrices = {name: weight for name, weight in model.named_parameters() if weight.ndim > 1}
+    choose = sum(weight.numel() for name, weight in matrices.items() if name.endswith("W_router"))
+    assert model.cfg.n_weights == sum(weight.numel() for weight in matrices.values()) - choose
+
+
+def test_threads_with_a_copy_each_see_their_own_hooks_alone() -> None:
+    model, tokens = random_model(), random_tokens()
+
+    def edited(own: HookedTransformer, factor: float) -> Tensor:
+        with torch.no_grad(), own.hooks([("blocks.0.hook_resid_pre", lambda x, hook: factor * x)]):
+            return own(tokens)
+
+    expected = [edited(model, 1.0 + number) for number in range(4)]
+
+    def work(number: int) -> list[Tensor]:
+        own = copy.deepcopy(model)
+        return [edited(own, 1.0 + number) for _ in range(40)]
+
+    with ThreadPoolExecutor(4) as pool:
+        for number, found in enumerate(pool.map(work, range(4))):
+            assert all(torch.equal(one, expected[number]) for one in found)
+
+
+@pytest.mark.slow
+def test_hooks_of_a_compiled_model_are_seen_where_the_model_itself_is_called(unchecked: None) -> None:
+    """As the documentation says: what is compiled passes over hooks that are added later."""
+    model, tokens = random_model(), random_tokens()
+    edit = [("blocks.0.hook_resid_pre", lambda x, hook: 0 * x)]
+    with torch.no_grad():
+        compiled = torch.compile(model, backend="eager")
+        plain = model(tokens)
+        close(compiled(tokens), plain)
+        with model.hooks(edit):
+            assert not torch.allclose(model(tokens), plain)
+        assert not torch.allclose(compiled.run_with_hooks(tokens, fwd_hooks=edit), plain)
+        assert torch.equal(
+            compiled.run_with_cache(tokens)[1]["pattern", 0], model.run_with_cache(tokens)[1]["pattern", 0]
+        )
+
+
+def test_only_a_batch_of_one_sequence_has_its_dimension_removed() -> None:
+    with pytest.raises(UserError, match=r"^remove_batch_dim: the batch has 2 sequences; give one, or leave it out$"):
+        random_model().run_with_cache(random_tokens(batch=2), remove_batch_dim=True)
 
 
 def test_remove_batch_dim_and_pos_slice_take_the_axes_they_name() -> None:

@@ -50,7 +50,7 @@ def test_nothing_is_there_where_nothing_was_measured() -> None:
 def test_an_unknown_quantity_or_other_columns_are_errors_that_say_what_there_is(
     quantity: str, of: dict[str, Any]
 ) -> None:
-    with pytest.raises(UserError, match=r"share by scheme, stage"):
+    with pytest.raises(UserError, match=r"^quantity: the summary has no .+; ask for one of .*share by scheme, stage"):
         SUMMARY.at(quantity, **of)
 
 

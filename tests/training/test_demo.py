@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from damage_helpers import damaged
 from helpers import seeded
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
@@ -24,6 +25,8 @@ from mdm_interp.errors import Diverged, UserError
 from mdm_interp.experiments.subjects import Demo
 from mdm_interp.inference.prediction import predict
 from mdm_interp.models.transformer import HookedTransformer
+from mdm_interp.provenance import made_with
+from mdm_interp.tensors import tensor_digest
 from mdm_interp.training import text
 from mdm_interp.training.demo import train_demo
 from mdm_interp.training.text import make_model_config, make_tokenizer, text_loss
@@ -160,6 +163,7 @@ def test_the_folder_looks_like_a_released_checkpoint(tmp_path: Path, format: Any
         "control.templates.yaml",
         "demo.yaml",
         "made_with.json",
+        "digests.json",
     }
     assert files == {"config.json", "model.safetensors", "tokenizer_config.json"} | tokenizer | facts
     model, config = load_checkpoint(folder), json.loads((folder / "config.json").read_text())
@@ -253,6 +257,68 @@ def test_a_demo_without_its_weights_is_trained_again_and_a_damaged_one_refused_b
         train_demo(folder, TINY, progress=False)
     with pytest.raises(UserError, match=rf"^{path}: .* is not as it was saved; train it again, or get another copy"):
         load_checkpoint(folder)
+
+
+def everything(folder: Path) -> tuple[Any, ...]:
+    """All that can be read of a demo checkpoint."""
+    train_demo(folder, TINY, progress=False)
+    model = load_checkpoint(folder)
+    tokens = model.tokenizer(make_people(TINY).sentences())["input_ids"]
+    tables = [load_facts(folder / f"{name}.csv") for name in ("facts", "control")]
+    weights = {name: tensor_digest(tensor) for name, tensor in model.state_dict().items()}
+    return weights, model.cfg, tokens, [(table.rows, table.templates) for table in tables], made_with(folder)
+
+
+@pytest.mark.promise(
+    "a flipped bit or a lost end, anywhere in a demo checkpoint", "noticed and named, or nothing is changed"
+)
+def test_damage_anywhere_in_a_demo_is_noticed_or_changes_nothing(
+    tmp_path: Path, record_property: Callable[[str, Any], None]
+) -> None:
+    folder, times, noticed = train_demo(tmp_path / "demo", TINY, progress=False), 0, 0
+    whole = everything(folder)
+    for path in sorted(path for path in folder.iterdir() if path.name != ".lock"):
+        for how in damaged(path, 8):
+            times += 1
+            try:
+                assert everything(folder) == whole, how
+            except UserError as error:
+                assert (path.name if path.name != "digests.json" else str(folder)) in str(error), how
+                noticed += 1
+    assert noticed > 0.9 * times
+    record_property("times", times)
+
+
+def test_a_demos_file_that_was_changed_on_purpose_is_used_without_its_digests(tmp_path: Path) -> None:
+    folder = train_demo(tmp_path / "demo", TINY, progress=False)
+    facts = folder / "facts.csv"
+    facts.write_text("".join(facts.read_text().splitlines(keepends=True)[:2]))
+    with pytest.raises(UserError, match=rf"^{facts}: is missing or not as it was written; .*\(digests\.json alone, if"):
+        load_checkpoint(folder)
+    (folder / "digests.json").unlink()
+    assert load_checkpoint(folder).tokenizer is not None
+    assert train_demo(folder, TINY, progress=False) == folder
+    (folder / "digests.json").write_text("{")
+    with pytest.raises(UserError, match=r"digests\.json: cannot be read \(.*; delete it to use the files beside it"):
+        load_checkpoint(folder)
+
+
+def test_a_demo_that_was_killed_before_its_state_was_deleted_is_finished_again(tmp_path: Path) -> None:
+    whole = train_demo(tmp_path / "whole", TINY, progress=False)
+
+    def die(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(text, "write_digests", die)
+        train_demo(tmp_path / "cut", TINY, progress=False)
+    cut = tmp_path / "cut"
+    assert (cut / "config.json").exists() and not Demo(TINY, cut).finished
+    train_demo(cut, TINY, progress=False)
+    assert Demo(TINY, cut).finished
+    names = sorted(path.name for path in whole.iterdir())
+    assert sorted(path.name for path in cut.iterdir()) == names
+    assert [name for name in names if (cut / name).read_bytes() != (whole / name).read_bytes()] == []
 
 
 @pytest.mark.promise(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import math
 import multiprocessing
 import os
 import random
+import shutil
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import pytest
 import torch
 from filelock import FileLock
+from helpers import one_after_the_other
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
@@ -238,57 +241,11 @@ def test_two_checkpoints_are_the_first_and_the_last(tmp_path: Path) -> None:
     assert train(tiny(n_checkpoints=2), root=tmp_path, progress=False).finished
 
 
-# ---- killed at any moment
+# ---- killed at any moment: tests/test_killed.py does so for real
 
 
 class Killed(BaseException):
     """Stands for a signal: nothing in the package may catch it."""
-
-
-def kill_at_write(monkeypatch: pytest.MonkeyPatch, number: int, landed: bool) -> list[str]:
-    """Die at the `number`-th file that is put into place, right before or right after. Returns a list that fills
-    with the files."""
-    written: list[str] = []
-    replace = os.replace
-
-    def fatal(source: Any, target: Any) -> None:
-        written.append(Path(target).name)
-        if len(written) == number and not landed:
-            raise Killed
-        replace(source, target)
-        if len(written) == number:
-            raise Killed
-
-    monkeypatch.setattr(os, "replace", fatal)
-    return written
-
-
-@pytest.mark.promise("training killed before or after each write", "resumed to the same bits, no file left over")
-@pytest.mark.parametrize("landed", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize("save_seconds", [30.0, -1.0], ids=["at checkpoints", "every step"])
-def test_killed_between_any_two_writes_it_resumes_to_the_same_bits(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    save_seconds: float,
-    landed: bool,
-    record_property: Callable[[str, Any], None],
-) -> None:
-    monkeypatch.setattr(loop, "SAVE_SECONDS", save_seconds)
-    config = tiny(steps=4, n_checkpoints=4)
-    with monkeypatch.context() as patch:
-        written = kill_at_write(patch, 0, landed)
-        whole = contents(train(config, root=tmp_path / "whole", progress=False))
-    states = 4 if save_seconds > 0 else 5
-    assert len(written) == 2 + 4 + 4 + states  # config and provenance, checkpoints, metrics, states
-    for number in range(1, len(written) + 1):
-        root = tmp_path / f"killed at write {number}"
-        with monkeypatch.context() as patch, pytest.raises(Killed):
-            kill_at_write(patch, number, landed)
-            train(config, root=root, progress=False)
-        left = contents(Run.of(config, root))
-        assert all(name in whole for name in left)  # and no temporary file
-        assert contents(train(config, root=root, progress=False)) == whole, f"write {number}, {written[number - 1]}"
-    record_property("times", len(written))
 
 
 def test_killed_again_and_again_it_ends_in_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -365,38 +322,65 @@ def ended_well(process: ForkServerProcess) -> bool:
     return process.exitcode == 0
 
 
-@pytest.mark.promise("a training process that gets SIGKILL at random moments", "resumed to the same bits")
-def test_a_process_killed_at_random_moments_resumes_to_the_same_bits(
+ASKERS = 8
+
+
+@pytest.mark.promise("eight processes that want one run", "it is trained once, to the same bits")
+def test_processes_that_want_the_same_run_share_it(
     tmp_path: Path, processes: ForkServerContext, record_property: Callable[[str, Any], None]
 ) -> None:
-    config = tiny(steps=100, n_checkpoints=20)
-    whole = Run.of(config, tmp_path / "whole")
-    assert ended_well(start(processes, config, tmp_path / "whole"))
-    run, chooser, kills = Run.of(config, tmp_path), random.Random(0), 0
-    while not run.finished and kills < 5:
-        process, before = start(processes, config, tmp_path), run.step
-        while process.is_alive() and run.step == before:  # some progress, then any moment
-            time.sleep(0.002)
-        time.sleep(chooser.uniform(0, 0.05))
-        process.kill()
-        process.join()
-        kills += 1
-    assert kills >= 2
-    record_property("times", kills)
-    assert run.finished or ended_well(start(processes, config, tmp_path))
-    found = contents(run)
-    for name in [name for name in found if Path(name).name.startswith(".")]:
-        del found[name]  # what was being written when the signal came
-    assert found == contents(whole)
-
-
-@pytest.mark.promise("three processes that want one run", "it is trained once, to the same bits")
-def test_processes_that_want_the_same_run_share_it(tmp_path: Path, processes: ForkServerContext) -> None:
     config = tiny(steps=40)
     alone = train(config, root=tmp_path / "alone", progress=False)
-    together = [start(processes, config, tmp_path) for _ in range(3)]
+    together = [start(processes, config, tmp_path) for _ in range(ASKERS)]
     assert all([ended_well(process) for process in together])
     assert contents(Run.of(config, tmp_path)) == contents(alone)
+    record_property("times", ASKERS)
+
+
+OVERLAPPING = """
+import json, time, torch
+from mdm_interp.errors import UserError
+from mdm_interp.training import loop
+from mdm_interp.training.runs import Run
+torch.set_num_threads(1)
+runs = [Run.of(config, root) for config in configs]
+loop.train_ensemble(runs, "cpu", lambda progressed: None)
+for _ in range(100):
+    try:
+        got = [run.metrics() for run in runs]
+        break
+    except UserError:  # without locks, another process may be about to complete them
+        time.sleep(0.1)
+(root / f"{name}.json").write_text(json.dumps(got))
+"""
+
+
+@pytest.mark.promise("eight processes that want overlapping runs", "none waits for ever, and all get the same")
+@pytest.mark.parametrize("locks", ["with locks", "without locks"])
+def test_processes_that_want_overlapping_runs_get_the_same(
+    tmp_path: Path, processes: ForkServerContext, locks: str, record_property: Callable[[str, Any], None]
+) -> None:
+    """Each wants four of seven runs, as an ensemble, in an order of its own."""
+    configs, chooser, wanted = [tiny(seed=seed, steps=30) for seed in range(7)], random.Random(0), dict[int, Any]()
+    whole = [train(config, root=tmp_path / "alone", progress=False) for config in configs]
+    together = []
+    for name in range(ASKERS):
+        wanted[name] = chooser.sample(configs, 4)
+        first = WITHOUT_LOCKS if locks == "without locks" else ""
+        given = {"configs": wanted[name], "root": tmp_path, "name": name, "seed": name}
+        process = processes.Process(target=exec, args=(first + OVERLAPPING, given), daemon=True)
+        process.start()
+        together.append(process)
+    assert all([ended_well(process) for process in together])
+    runs = [Run.of(config, tmp_path) for config in configs]
+    for name, asked in wanted.items():
+        got = json.loads((tmp_path / f"{name}.json").read_text())
+        assert str(got) == str([runs[configs.index(config)].metrics() for config in asked])
+    for run, alone in zip(runs, whole, strict=True):
+        run.check()
+        for name, weight in run.model().state_dict().items():
+            assert_close(weight, alone.model().state_dict()[name], atol=1e-5, rtol=0)
+    record_property("times", ASKERS)
 
 
 WITHOUT_LOCKS = """
@@ -422,21 +406,21 @@ Run.record = slowly
 """
 
 
-@pytest.mark.promise("three processes that want one run, without locks", "identical copies meet, nothing is lost")
+@pytest.mark.promise("eight processes that want one run, without locks", "identical copies meet, nothing is lost")
 def test_processes_that_train_a_run_without_locks_end_in_the_bits_of_one(
-    tmp_path: Path, processes: ForkServerContext
+    tmp_path: Path, processes: ForkServerContext, record_property: Callable[[str, Any], None]
 ) -> None:
     """All write all of it, one behind the other: neither is in the way of another, and nothing is lost."""
     config = tiny(steps=60, n_checkpoints=40)
     whole = Run.of(config, tmp_path / "whole")
     assert ended_well(start(processes, config, tmp_path / "whole"))
     run, together = Run.of(config, tmp_path), list[Any]()
-    for seed in range(3):
+    for seed in range(ASKERS):
         process = start(processes, config, tmp_path, WITHOUT_LOCKS, seed=seed)
         together.append(process)
         while seed == 0 and not (run.step or 0) >= 5 and process.is_alive():
             time.sleep(0.002)
-    assert sum(process.is_alive() for process in together) == 3, "they were not at it at one time"
+    assert sum(process.is_alive() for process in together) == ASKERS, "they were not at it at one time"
     looks = list[bool]()
     while any(process.is_alive() for process in together):
         if run.finished:
@@ -448,6 +432,7 @@ def test_processes_that_train_a_run_without_locks_end_in_the_bits_of_one(
     assert sum(looks) > 0.9 * len(looks) > 0, "whoever was behind took rows away"
     assert all([ended_well(process) for process in together])
     assert contents(run) == contents(whole)
+    record_property("times", ASKERS)
 
 
 @pytest.mark.promise("a file system without locks", "training goes on, and leaves no lock that outlives it")
@@ -460,6 +445,31 @@ def test_a_file_system_without_locks_trains_too(tmp_path: Path, monkeypatch: pyt
     run = train(tiny(), root=tmp_path, progress=False)
     assert run.finished
     assert run.folder.joinpath(".lock").read_bytes() == b"", "a soft lock is left, which outlives whoever holds it"
+
+
+@pytest.mark.promise("a run's folder that is deleted or moved while it is trained", "one line; repeated, the same bits")
+@pytest.mark.parametrize("gone", ["deleted", "moved"])
+def test_a_folder_that_vanishes_ends_training_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: str, record_property: Callable[[str, Any], None]
+) -> None:
+    monkeypatch.setattr(loop, "SAVE_SECONDS", -1.0)
+    whole = train(tiny(), root=tmp_path / "whole", progress=False)
+    for moment in range(12):
+        run = Run.of(tiny(), tmp_path / str(moment))
+
+        def vanish(progressed: Progressed, run: Run = run, moment: int = moment) -> None:
+            if progressed.step == moment:
+                run.folder.rename(tmp_path / f"moved {moment}") if gone == "moved" else shutil.rmtree(run.folder)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "REPORT_STEPS", 1)
+            with pytest.raises(UserError, match=f"^{run.folder}: was moved or deleted while it was being trained; "):
+                train(tiny(), root=run.folder.parent, report=vanish)
+        assert not run.folder.exists(), "half a run was begun in its place"
+        if gone == "moved":
+            (tmp_path / f"moved {moment}").rename(run.folder)
+        assert contents(train(tiny(), root=run.folder.parent, progress=False)) == contents(whole)
+    record_property("times", 12)
 
 
 def test_only_old_temporary_files_are_leftovers(tmp_path: Path) -> None:
@@ -571,16 +581,7 @@ def test_a_member_that_diverges_leaves_the_others_as_they_are(tmp_path: Path) ->
 
 
 def test_runs_beside_one_that_diverges_are_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def one_by_one(function: Any, tasks: Any, *, workers: int, show: Any, finished: Any) -> None:
-        for task in tasks:
-            future: Future[None] = Future()
-            try:
-                future.set_result(function(*task, show))
-            except Exception as error:
-                future.set_exception(error)
-            finished(future)
-
-    monkeypatch.setattr(loop, "side_by_side", one_by_one)
+    monkeypatch.setattr(loop, "side_by_side", one_after_the_other)
     monkeypatch.setattr(loop, "ensembles", lambda runs, *_: [[run] for run in runs])
     configs = [tiny(lr=1e30), tiny(seed=1), tiny(seed=2)]
     with pytest.raises(Diverged, match=configs[0].digest()):

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from damage_helpers import damaged
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from stranger_helpers import outcome_of
 
 import mdm_interp.training.trainees
 from mdm_interp import tensors
@@ -22,7 +26,7 @@ from mdm_interp.models.transformer import HookedTransformer
 from mdm_interp.provenance import made_with
 from mdm_interp.tensors import load_tensors, not_finite, save_tensors, tensor_digest
 from mdm_interp.training.loop import train
-from mdm_interp.training.runs import Run, stored_runs
+from mdm_interp.training.runs import RECORDED, Run, stored_runs
 
 FACTS = FactConfig(n_entities=6, n_filler=4, seq_len=5)
 
@@ -276,22 +280,42 @@ def unsaid(path: Path) -> None:
     save_file(load_file(path), path, kept)
 
 
-def test_every_flipped_bit_of_a_checkpoint_is_noticed_or_changes_no_weight(run: Run, trained: Run) -> None:
-    """One bit in each byte, in the header too: what it says may become nothing, and never another weight."""
-    path, weights = run.checkpoint_path(6), trained.model().state_dict()
-    whole, noticed = path.read_bytes(), 0
-    for at in range(0, len(whole), 5):
-        content = bytearray(whole)
-        content[at] ^= 1 << at % 8
-        path.write_bytes(content)
+OF_A_RUN = ("config.yaml", "made_with.json", "metrics.jsonl", "state.safetensors")
+OF_A_RUN += tuple(f"checkpoints/{step:06d}.safetensors" for step in (0, 1, 2, 6))
+
+
+def everything(run: Run) -> dict[str, Any]:
+    """All that can be read of a finished run."""
+    train(run.config, root=run.folder.parent, progress=False)
+    rows = [{name: row[name] for name in ("step", *RECORDED)} for row in run.metrics()]
+    models = {step: run.model(step).state_dict() for step in run.steps}
+    weights = {f"{step} {name}": tensor_digest(x) for step, found in models.items() for name, x in found.items()}
+    return {"config": Run.at(run.folder).config, "metrics": str(rows), **weights}
+
+
+@pytest.mark.promise("a flipped bit or a lost end, anywhere in a run", "noticed and named, or nothing is changed")
+@pytest.mark.parametrize("name", OF_A_RUN)
+def test_damage_anywhere_in_a_run_is_noticed_or_changes_nothing(
+    run: Run, trained: Run, name: str, record_property: Callable[[str, Any], None]
+) -> None:
+    """In headers, too: what a file says of itself may become nothing, and never another number."""
+    path, whole, made_by, times, noticed = run.folder / name, everything(trained), made_with(trained.folder), 0, 0
+    for how in damaged(path, 100):
+        times += 1
         try:
-            found = run.model().state_dict()
+            found = everything(run)
         except UserError as error:
-            assert str(error).startswith(f"{path}: ")
+            assert str(error).startswith(f"{path}: ") and len(str(error)) < 500, how
             noticed += 1
         else:
-            assert all(torch.equal(found[name], weights[name]) for name in weights), at
-    assert noticed > 0.9 * len(range(0, len(whole), 5))
+            assert found == whole, how
+        told = made_with(run.folder)
+        noticed += told == [{"step": 0}]
+        assert told == [{"step": 0}] or told[0].items() >= made_by[0].items(), how
+    # Comments and spaces of YAML say nothing, and of a finished training's state only the step is read.
+    assert noticed > (0.45 if name in ("config.yaml", "state.safetensors") else 0.9) * times
+    assert everything(run) == whole
+    record_property("times", times)
 
 
 @pytest.mark.parametrize("step", [0, 2, 6])
@@ -360,6 +384,10 @@ def test_weights_that_are_not_finite_are_refused_by_name(run: Run, value: float)
         (lambda text: text.replace('"step": 2,', '"step": 3,'), "not as it was recorded"),
         (lambda text: text.replace('"step": 2,', '"step": "2",'), "not of a step"),
         (lambda text: text.replace("{", "[").replace("}", "]").replace(":", ","), "not of a step"),
+        (lambda text: text.replace('"step": 1,', '"step": true,'), "not of a step"),
+        (lambda text: "[" * 10**5, "nested too deeply"),
+        (lambda text: '{"step": 0}\n', "the line of step 0 has no number as its loss"),
+        (lambda text: re.sub(r'"loss": [^,]+(.*), "digest": "[^"]+"', r'"loss": [1]\1', text), "no number as its loss"),
         (lambda text: "".join(text.splitlines(keepends=True)[:-1]), "one line for each checkpoint"),
         (lambda text: "".join(text.splitlines(keepends=True)[::-1]), "one line for each checkpoint"),
         (lambda text: text + text.splitlines(keepends=True)[-1], "one line for each checkpoint"),
@@ -373,6 +401,15 @@ def test_metrics_that_were_edited_are_refused_by_name(run: Run, edited: Callable
         with pytest.raises(UserError, match=says) as error:
             use()
         assert_names(error, run.metrics_path, run.folder)
+
+
+@pytest.mark.promise("a FIFO in place of a file of a run", "refused by name, and not waited for")
+@pytest.mark.parametrize("name", [name for name in OF_A_RUN if name != "made_with.json"])
+def test_a_fifo_among_the_files_of_a_run_is_refused_by_name(run: Run, name: str) -> None:
+    (run.folder / name).unlink()
+    os.mkfifo(run.folder / name)
+    outcome = outcome_of(lambda: everything(run))
+    assert outcome.startswith(f"{run.folder / name}: ") and "it is no regular file" in outcome
 
 
 def test_an_edited_config_is_refused_by_name(run: Run) -> None:
@@ -527,9 +564,13 @@ def test_what_is_not_finite_is_named() -> None:
 
 def test_recorded_rows_replace_those_of_their_steps_and_leave_the_others(tmp_path: Path) -> None:
     """Of two processes that train a run, the one behind neither loses what the other recorded nor is lost by it."""
-    run, rows = Run.of(tiny(), tmp_path), [{"step": step, "loss": float(step)} for step in (0, 1, 5, 9)]
+
+    def row(step: int, loss: float) -> dict[str, Any]:
+        return {"step": step, **dict.fromkeys(RECORDED, 0.5), "loss": loss}
+
+    run, rows = Run.of(tiny(), tmp_path), [row(step, float(step)) for step in (0, 1, 5, 9)]
     run.record(rows)
-    run.record([rows[0], {"step": 1, "loss": 7.0}])
+    run.record([rows[0], row(1, 7.0)])
     assert [(row["step"], row["loss"]) for row in run.metrics()] == [(0, 0.0), (1, 7.0), (5, 5.0), (9, 9.0)]
-    run.record([{"step": 2, "loss": 8.0}])
+    run.record([row(2, 8.0)])
     assert [row["step"] for row in run.metrics()] == [0, 1, 2, 5, 9]

@@ -145,7 +145,9 @@ def test_what_does_not_fit_is_thinned_then_refused(run: Run, monkeypatch: pytest
     assert 1 < len(steps) < len(run.steps)
     assert steps[-1] == run.steps[-1]
     monkeypatch.setattr(explorer, "MAX_ENTRIES", 50)
-    with pytest.raises(UserError, match=r"^query_pairs: 2 pairs of 1 models .* are more than the 50 entries .* fewer"):
+    with pytest.raises(
+        UserError, match=r"^query_pairs: 2 pairs of 1 models .* are more than the 50 entries a page holds; give fewer"
+    ):
         viz.explore(run, pairs)
 
 

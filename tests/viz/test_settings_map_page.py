@@ -51,7 +51,7 @@ def test_a_page_holds_the_numbers_of_every_place() -> None:
     [
         ([], "places: a map needs at least one"),
         ([PLACES[0], PLACES[0]], "places: 'base' with 1 head is there twice"),
-        ([place("", "base", 1, 0.5, values={"reverse": 0.5})], "places: 'base' has no 'odd'"),
+        ([place("", "base", 1, 0.5, values={"reverse": 0.5})], "places: 'base' has no 'odd'; give every quantity"),
     ],
 )
 def test_what_is_no_map_is_refused(places: list[viz.Place], said: str) -> None:
