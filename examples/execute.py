@@ -48,7 +48,7 @@ def execute(path: Path, browser: Browser) -> None:
 def pictured(data: dict[str, Any], browser: Browser) -> dict[str, Any]:
     """Return what a cell displays, a page or figure as a picture."""
     if FIGURE in data:
-        figure = pio.from_json(json.dumps(data[FIGURE]), skip_invalid=True)
+        figure: Any = pio.from_json(json.dumps(data[FIGURE]), skip_invalid=True)
         return as_png(figure.to_image("png", width=WIDTH, height=figure.layout.height))
     frame = re.search(r'<iframe title="[^"]*" srcdoc="([^"]*)"', data.get("text/html", ""))
     if frame is None:

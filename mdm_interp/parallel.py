@@ -18,7 +18,6 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -288,7 +287,7 @@ def _processes(n: int) -> Iterator[Place]:
     given = (watched, reports, context.Value("i", 0))
     pool = ProcessPoolExecutor(n, mp_context=context, initializer=_start_worker, initargs=given)
     try:
-        yield partial(pool.submit, _work, sorted(_needed)), reports
+        yield (lambda function, task: pool.submit(_work, sorted(_needed), function, task)), reports
     except BaseException:
         held.close()
         raise

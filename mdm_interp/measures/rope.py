@@ -38,7 +38,7 @@ def require_rope(model: HookedModel) -> Rope:
     if not isinstance(scheme, Rope) and not scheme.answers("rotate"):
         raise UserError(f"model: position scheme {model.cfg.position!r} has no rotation to predict from; use 'rope'")
     changed = [name for name in METHODS if _own(scheme, name)] if isinstance(scheme, Rope) else ["rotate"]
-    if changed or scheme.theta.shape != (scheme.cfg.rotary_dim // 2,):
+    if changed or [2 * n for n in scheme.theta.shape] != [scheme.cfg.rotary_dim]:
         raise UserError(
             f"model: {type(scheme).__name__} has its own {', '.join(changed) or 'shape of theta'}, and closed forms "
             "are for Rope's; use score_parity or route_correlation, which evaluate scores"

@@ -218,7 +218,7 @@ def test_hooks_of_normalised_heads_hold_what_positions_act_on(pos: int) -> None:
         prefix = f"blocks.1.attn.{kind}_norm.hook_"
         assert_close(cache[f"{prefix}normalized"] * norm.w, out)
         assert_close(cache[f"{prefix}scale"] * cache[f"{prefix}normalized"], raw)
-        turned = model.pos_embed.rotate(out, torch.arange(pos), kind)
+        turned = model.pos_embed.rotate(out, torch.arange(pos), "q" if kind == "q" else "k")
         assert torch.equal(turned, cache[f"blocks.1.attn.hook_rot_{kind}"])
         lengths = (out / norm.w).norm(dim=-1)
         assert_close(lengths, torch.full_like(lengths, 2.0), atol=1e-2, rtol=0)  # sqrt(d_head), whatever the token

@@ -180,8 +180,8 @@ def test_the_side_of_padding_does_not_matter(kind: str, side: str) -> None:
 # ---- hooks, and the kernel of attention
 
 
-def unchanged(x: Tensor, hook: HookPoint) -> Tensor:
-    return x.clone()
+def unchanged(tensor: Tensor, *, hook: HookPoint) -> Tensor:
+    return tensor.clone()
 
 
 @pytest.mark.promise("hooks on everything in a model that change nothing", "the same numbers within 1e-5")
@@ -225,11 +225,11 @@ def threads(n: int) -> Iterator[None]:
 def test_a_call_does_not_depend_on_threads(name: str) -> None:
     _, kinds = CALLS[name]
     kind = "deep" if "deep" in kinds else kinds[0]
-    found = []
-    for n in (1, 2):
-        with threads(n):
-            found.append(returned(name, made(kind, torch.float32, **WIDE)))
-    assert (told := apart(*found, torch.float32)) == {}, f"{name} of {kind}: {told}"
+    with threads(1):
+        one = returned(name, made(kind, torch.float32, **WIDE))
+    with threads(2):
+        two = returned(name, made(kind, torch.float32, **WIDE))
+    assert (told := apart(one, two, torch.float32)) == {}, f"{name} of {kind}: {told}"
 
 
 # ---- nothing is left out

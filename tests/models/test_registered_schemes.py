@@ -276,6 +276,8 @@ def test_what_is_learned_and_stored_makes_no_other_scheme() -> None:
     class Directed(Window):
         """Draws a direction, which files hold."""
 
+        direction: Tensor
+
         def __init__(self, cfg: ModelConfig) -> None:
             super().__init__(cfg)
             self.register_buffer("direction", torch.randn(3))

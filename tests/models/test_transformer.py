@@ -706,9 +706,9 @@ def test_threads_with_a_copy_each_see_their_own_hooks_alone() -> None:
 def test_hooks_of_a_compiled_model_are_seen_where_the_model_itself_is_called(unchecked: None) -> None:
     """As the documentation says: what is compiled passes over hooks that are added later."""
     model, tokens = random_model(), random_tokens()
-    edit = [("blocks.0.hook_resid_pre", lambda x, hook: 0 * x)]
+    edit: list[Any] = [("blocks.0.hook_resid_pre", lambda x, hook: 0 * x)]
     with torch.no_grad():
-        compiled = torch.compile(model, backend="eager")
+        compiled: Any = torch.compile(model, backend="eager")
         plain = model(tokens)
         close(compiled(tokens), plain)
         with model.hooks(edit):

@@ -14,7 +14,7 @@ from transformer_lens.hook_points import HookPoint
 
 from mdm_interp import Analysis, HookedTransformer, Query, Result, Run, Summary, TrainConfig, predict, stages
 from mdm_interp.experiments.grids import MANY_HEADS, head_grid
-from mdm_interp.viz import FORWARD, GREY, REVERSE, Panels
+from mdm_interp.viz import CHANCE, FORWARD, REVERSE, Panels
 
 QUERIES = {"forward": FORWARD, "reverse": REVERSE}
 
@@ -100,7 +100,7 @@ def draw(result: Result) -> Panels:
     for panel, (side, color) in zip(row, QUERIES.items(), strict=True):
         for head, name, shade, symbol in (
             ("chosen", f"head that forward queries need most, {side} query", color, "circle"),
-            ("others", "control: the other heads", GREY, "diamond-open"),
+            ("others", "control: the other heads", CHANCE, "diamond-open"),
         ):
             schemes = dict.fromkeys(result.frame["scheme"])
             estimates = {scheme: result.summary.at(head, scheme=scheme, query=side) for scheme in schemes}
