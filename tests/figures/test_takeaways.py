@@ -108,7 +108,8 @@ def test_no_estimate_hides_another(committed: tuple[Any, Any]) -> None:
         sizes = [layout.width, layout.height]
         lengths = [size * (axis.domain[1] - axis.domain[0]) for size, axis in zip(sizes, axes, strict=True)]
         every = [[trace[letter] for trace in traces] for letter in "xy"]
-        marks = [trace for trace in traces if trace.mode == "markers" and (trace.error_x.array or trace.error_y.array)]
+        bars = [(trace, (trace.error_x.array, trace.error_y.array)) for trace in traces if trace.mode == "markers"]
+        marks = [trace for trace, arrays in bars if any(array is not None for array in arrays)]
         found = [
             (
                 trace.name,
