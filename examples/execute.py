@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+import os
 import re
 import shutil
 import sys
@@ -25,8 +26,12 @@ from playwright.sync_api import Browser, sync_playwright
 NOTEBOOKS = Path(__file__).parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FIGURE = "application/vnd.plotly.v1+json"
-WIDTH, HEIGHT = 1000, 640
+WIDTH, HEIGHT = 1000, 900
 """Pixels of a page's picture."""
+FIGURE_WIDTH = 1400
+"""That figures are made for."""
+QUIET = {"PYTHONWARNINGS": "ignore:IProgress not found"}
+"""tqdm misses ipywidgets, which nothing here needs."""
 
 
 def execute(path: Path, browser: Browser) -> None:
@@ -36,7 +41,7 @@ def execute(path: Path, browser: Browser) -> None:
     with tempfile.TemporaryDirectory() as folder:
         resources = {"metadata": {"path": folder}}
         client = NotebookClient(notebook, kernel_name="python3", timeout=600, record_timing=False, resources=resources)
-        client.execute()
+        client.execute(env=os.environ | QUIET)
     for cell in notebook.cells:
         for output in cell.get("outputs", ()):
             if "data" in output:
@@ -49,7 +54,7 @@ def pictured(data: dict[str, Any], browser: Browser) -> dict[str, Any]:
     """Return what a cell displays, a page or figure as a picture."""
     if FIGURE in data:
         figure: Any = pio.from_json(json.dumps(data[FIGURE]), skip_invalid=True)
-        return as_png(figure.to_image("png", width=WIDTH, height=figure.layout.height))
+        return as_png(figure.to_image("png", width=figure.layout.width or FIGURE_WIDTH, scale=WIDTH / FIGURE_WIDTH))
     frame = re.search(r'<iframe title="[^"]*" srcdoc="([^"]*)"', data.get("text/html", ""))
     if frame is None:
         return data

@@ -21,7 +21,8 @@ def check_token_ids(name: str, tokens: Shaped[Tensor, "*ids"], d_vocab: int) -> 
     if tokens.dtype not in (torch.int64, torch.int32):
         dtype = str(tokens.dtype).removeprefix("torch.")
         raise UserError(f"{name}: expected token ids as int64, got {dtype}; convert them with .long() if they are ids")
-    if is_functorch_wrapped_tensor(tokens) or not tokens.numel():
+    batched = not torch.compiler.is_compiling() and is_functorch_wrapped_tensor(tokens)  # Dynamo cannot trace that
+    if batched or not tokens.numel():
         return
     lowest, highest = torch.stack(tokens.aminmax()).tolist()  # one look at the device
     if lowest < 0 or highest >= d_vocab:

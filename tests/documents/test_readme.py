@@ -250,8 +250,8 @@ def test_the_yaml_block_trains(
 
 
 def test_the_findings_list_the_analyses_that_are_there() -> None:
-    listed = re.findall(r"^\| `(\w+)` \| (.+) \|$", FINDINGS, re.MULTILINE)
-    assert listed == [(analysis.name, analysis.question) for analysis in discover()]
+    listed = re.findall(r"^\| `(\w+)` \| (.+?) \|(?: `(\w+)`)? \|$", FINDINGS, re.MULTILINE)
+    assert listed == [(analysis.name, analysis.question, analysis.detail_of or "") for analysis in discover()]
 
 
 def test_the_number_of_models_is_right(real_grid: None) -> None:
