@@ -42,24 +42,25 @@ def execute(path: Path, browser: Browser) -> None:
         resources = {"metadata": {"path": folder}}
         client = NotebookClient(notebook, kernel_name="python3", timeout=600, record_timing=False, resources=resources)
         client.execute(env=os.environ | QUIET)
-    for cell in notebook.cells:
-        for output in cell.get("outputs", ()):
-            if "data" in output:
-                output.data = pictured(output.data, browser)
+        for cell in notebook.cells:
+            for output in cell.get("outputs", ()):
+                if "data" in output:
+                    output.data = pictured(output.data, browser, Path(folder))
     notebook.metadata = nbformat.from_dict(metadata)  # without the version of this Python
     nbformat.write(notebook, path)
 
 
-def pictured(data: dict[str, Any], browser: Browser) -> dict[str, Any]:
-    """Return what a cell displays, a page or figure as a picture."""
+def pictured(data: dict[str, Any], browser: Browser, folder: Path) -> dict[str, Any]:
+    """Return what a cell displays, a page (its own or a file) or figure as a picture."""
     if FIGURE in data:
         figure: Any = pio.from_json(json.dumps(data[FIGURE]), skip_invalid=True)
         return as_png(figure.to_image("png", width=figure.layout.width or FIGURE_WIDTH, scale=WIDTH / FIGURE_WIDTH))
-    frame = re.search(r'<iframe title="[^"]*" srcdoc="([^"]*)"', data.get("text/html", ""))
+    frame = re.search(r'<iframe\s[^>]*?\b(srcdoc|src)="([^"]*)"', data.get("text/html", ""))
     if frame is None:
         return data
     page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
-    page.set_content(html.unescape(frame[1]), wait_until="load")
+    shown = html.unescape(frame[2])
+    page.set_content(shown if frame[1] == "srcdoc" else (folder / shown).read_text(encoding="utf-8"), wait_until="load")
     page.wait_for_timeout(2000)  # until it is drawn
     picture = page.screenshot()
     page.close()

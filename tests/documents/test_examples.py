@@ -92,11 +92,16 @@ def test_the_custom_study_has_as_many_lines_as_it_promises() -> None:
 
 
 @pytest.fixture(scope="module")
-def executed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where notebooks are executed, in its folder `work`."""
+    return tmp_path_factory.mktemp("notebooks")
+
+
+@pytest.fixture(scope="module")
+def executed(folder: Path) -> Callable[..., Any]:
     """A function from a notebook's name to the notebook with its outputs: run once, by this interpreter, offline,
     all in one folder, as a user would."""
     done: dict[str, Any] = {}
-    folder = tmp_path_factory.mktemp("notebooks")
 
     def execute(name: str) -> Any:
         if name not in done:
@@ -130,6 +135,7 @@ def run_notebook(path: Path, folder: Path) -> Any:
     ran = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, timeout=400)
     assert ran.returncode == 0, ran.stderr
     assert {path.name for path in work.iterdir()} <= {"runs"}, "a notebook leaves nothing but its runs"
+    assert out.stat().st_size < 3_000_000, "with all that it shows, it is too large to share"
     return nbformat.read(out, as_version=nbformat.NO_CONVERT)
 
 
@@ -161,13 +167,17 @@ def assert_clean(notebook: Any) -> None:
         assert not re.search(r"\b(nan|inf)\b", printed(of_code)), printed(of_code)
 
 
-def page(of_code: Any) -> tuple[str, dict[str, Any]]:
-    """Title and data of the interactive page that a cell shows, in a frame of its own."""
-    titled, frame = re.compile(r'<iframe title="([^"]*)" srcdoc="([^"]*)"'), shown(of_code, "text/html")
-    (found,) = titled.findall(frame)
-    title, document = map(html.unescape, found)
+def framed(of_code: Any, attribute: str = "srcdoc") -> str:
+    """The interactive page that a cell shows in a frame of its own, or the file that it is in (`src`)."""
+    (found,) = re.findall(rf'<iframe\s[^>]*?\b{attribute}="([^"]*)"', shown(of_code, "text/html"))
+    return html.unescape(found)
+
+
+def page(document: str) -> tuple[str, dict[str, Any]]:
+    """Title and data of an interactive page."""
+    (title,) = re.findall(r"<title>(.*?)</title>", document, re.DOTALL)
     (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', document, re.DOTALL)
-    return title, json.loads(data)
+    return html.unescape(title), json.loads(data)
 
 
 def estimates(text: str) -> list[tuple[float, ...]]:
@@ -186,11 +196,11 @@ def test_the_first_look_runs(executed: Callable[..., Any]) -> None:
     assert all(value > 0.5 for value, _, _ in asked[::2]), "a model did not learn its facts"
     assert "logits [24, 6, 20] [batch pos d_vocab]\npattern [24, 1, 6, 6]" in printed(cell(notebook, "cache"))
     assert len(estimates(printed(cell(notebook, "hooks")))) == 2
-    title, data = page(cell(notebook, "attention"))
+    title, data = page(framed(cell(notebook, "attention")))
     assert title.startswith("Attention: ")
     reverse = printed(cell(notebook, "train")).splitlines()[1]
     assert reverse.startswith(f"reverse query: {' '.join(data['tokens'])}   answer: ")
-    title, data = page(cell(notebook, "routes"))
+    title, data = page(framed(cell(notebook, "routes")))
     assert title.startswith("Routes: ")
     assert len(data["checkpoints"]) == len(data["steps"]) > 2, "there is nothing for the slider to go through"
     said = re.findall(rf"^seed \d, head 0: ({NUMBER})$", printed(cell(notebook, "correlation")), re.MULTILINE)
@@ -214,7 +224,7 @@ def test_the_custom_study_runs(executed: Callable[..., Any]) -> None:
 
 
 @pytest.mark.slow
-def test_llada_gives_way_to_a_demo_checkpoint_where_it_is_not(executed: Callable[..., Any]) -> None:
+def test_llada_gives_way_to_a_demo_checkpoint_where_it_is_not(executed: Callable[..., Any], folder: Path) -> None:
     notebook = executed("03_llada_on_a_gpu.ipynb")
     assert_clean(notebook)
     said = printed(cell(notebook, "load")).splitlines()
@@ -225,7 +235,10 @@ def test_llada_gives_way_to_a_demo_checkpoint_where_it_is_not(executed: Callable
     assert len(re.findall(r"^   (?:forward|reverse):.*\[M\].*answer:.+$", prompts, re.MULTILINE)) == 4
     for name in ("prediction", "routes"):
         assert len(traces(cell(notebook, name))) > 4
-    pages = {name: page(cell(notebook, name)) for name in ("attention", "pair", "trajectory")}
+    documents = {name: framed(cell(notebook, name)) for name in ("attention", "pair")}
+    written = folder / "work" / framed(cell(notebook, "trajectory"), "src")
+    documents["trajectory"] = written.read_text(encoding="utf-8")
+    pages = {name: page(document) for name, document in documents.items()}
     assert [title.split(":")[0] for title, _ in pages.values()] == ["Attention", "Routes", "Trajectory"]
     assert all(data["layers"] == [0, 1] and data["heads"] == [0, 1, 2, 3] for _, data in pages.values())
     watched = pages["trajectory"][1]

@@ -113,7 +113,9 @@ def test_on_a_causal_hugging_face_model(llama: tuple[HookedTransformer, Transfor
 def test_on_a_bidirectional_native_bridge(native: tuple[HookedTransformer, TransformerBridge], name: str) -> None:
     measure, pairs = {**MEASURES, **SHARED_MEASURES}[name], mirrored_pairs(causal=False)
     if name in NEEDS_SCORES:
-        with pytest.raises(UserError, match=r"it has no hook 'blocks\.0\.attn\.hook_attn_scores', which this (measure|interv)"):
+        with pytest.raises(
+            UserError, match=r"it has no hook 'blocks\.0\.attn\.hook_attn_scores', which this (measure|interv)"
+        ):
             measure(native[1], pairs)
     else:
         assert_same(measure(native[0], pairs), measure(native[1], pairs))
