@@ -223,7 +223,7 @@ def test_killed_at_any_touch_of_the_disk_it_ends_in_the_same_files(
     for number in itertools.count(1, 1 if is_long else 41):
         if not torture.kill(f"touch {number}", lambda number=number: killed_at_touch(number)):
             break
-    assert torture.times > (20 if is_long else 0)
+    assert torture.times > (7 if is_long else 0)
     record_property("times", torture.times)
 
 
