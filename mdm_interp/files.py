@@ -101,15 +101,20 @@ def check_file(path: Path) -> Path:
 
 def check_folder(path: Path) -> Path:
     """Return `path` if files can be put into that folder, which need not be there yet. Nothing is left there, and what
-    a killed process left half written in it is removed.
+    a killed process left half written in it, or in its folders of :data:`PARTS`, is removed.
 
     Raises:
         OSError: it is a file, is below one, or cannot be written to.
     """
     with _naming(path):
         _check_place(path)
-    _remove_old([*path.glob(f".*.{RANDOM}.tmp"), *path.glob(OF_SAFETENSORS)])
+    temporary = f".*.{RANDOM}.tmp"
+    _remove_old([*path.glob(temporary), *path.glob(f"{PARTS}/{temporary}"), *path.glob(OF_SAFETENSORS)])
     return path
+
+
+PARTS = ".*.parts"
+"""Folders in which a folder of results keeps what it was measured from."""
 
 
 def _check_place(folder: Path) -> None:

@@ -101,9 +101,9 @@ def test_what_killed_commands_left_half_written_is_removed_by_the_next(
 ) -> None:
     """Of the file that is written; of a folder, of any in it. What is young may be somebody's who is at it."""
     run, now = stored(tmp_path / "runs"), time.time()
-    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".depth.parts").mkdir(parents=True)
     kept = [".page.html.young_00.tmp", ".other.html.abcdefgh.tmp", ".page.html.tmp", "out/.x.html.young_00.tmp"]
-    left = [".page.html.abcdefgh.tmp", "out/.x.html.abcdefgh.tmp"]
+    left = [".page.html.abcdefgh.tmp", "out/.x.html.abcdefgh.tmp", "out/.depth.parts/.1.json.abcdefgh.tmp"]
     for name in (*kept, *left):
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (now, now if "young" in name else now - 4000))

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
 
 from mdm_interp.config import one_line
 from mdm_interp.errors import UserError
-from mdm_interp.files import json_digest, parse_json, read_text, write_text
+from mdm_interp.files import PARTS, json_digest, parse_json, read_text, write_text
 from mdm_interp.stats.summary import Summary
 
 DIGITS = 6
@@ -244,7 +244,7 @@ class Parts:
     """
 
     def __init__(self, out: Path, planned: Result) -> None:
-        self.folder = out / f".{planned.name}.parts"
+        self.folder = out / PARTS.replace("*", planned.name)
         self.of = {"settings": planned.settings, "versions": planned.versions}
 
     def load(self, subject: str) -> list[dict[str, Any]] | None:
