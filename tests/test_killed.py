@@ -7,8 +7,8 @@ the disk.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
+import multiprocessing
 import os
 import random
 import shutil
@@ -17,12 +17,16 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import filelock
 import plotly.graph_objects as go
+import plotly.io
 import pytest
+import torch
 import yaml
 from damage_helpers import mounted, remount
 from helpers import TINY_DEMO, one_after_the_other
@@ -34,8 +38,10 @@ from mdm_interp.experiments import runner, subjects, sweep
 from mdm_interp.experiments.analysis import Analysis
 from mdm_interp.experiments.scope import Moment, stages
 from mdm_interp.experiments.subjects import Lab
+from mdm_interp.meaning import meaning
 from mdm_interp.stats.summary import Summary
 from mdm_interp.training import loop, text
+from mdm_interp.training.demo import train_demo
 from mdm_interp.training.runs import Run
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")]
@@ -43,19 +49,17 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reas
 Work = Callable[[], Any]
 
 
+def run_command(*arguments: str) -> None:
+    sys.argv = ["mdm-interp", *arguments]
+    try:
+        cli.main()
+    except SystemExit as ended:
+        assert not ended.code, ended.code
+
+
 def command(*arguments: str) -> Work:
     """Work of the command line."""
-
-    def work() -> None:
-        before, sys.argv = sys.argv, ["mdm-interp", *arguments]
-        try:
-            cli.main()
-        except SystemExit as ended:
-            assert not ended.code, ended.code
-        finally:
-            sys.argv = before
-
-    return work
+    return partial(run_command, *arguments)
 
 
 def configs(seeds: Sequence[int]) -> list[TrainConfig]:
@@ -87,7 +91,7 @@ def reproduce() -> None:
     runner.reproduce([MEASURED], Lab(n_seeds=2, root=Path("runs"), workers=1), Path("out"))
 
 
-RUN = TrainConfig.model_validate(CONFIG).digest()
+RUN, MEASURE = TrainConfig.model_validate(CONFIG).digest(), "route_correlation"
 WORK: dict[str, Work] = {
     "train": command("train", "config.yaml", "--device", "cpu"),
     "sweep": command("sweep", "sweep.yaml", "--device", "cpu", "--workers", "1", "--out", "out"),
@@ -98,41 +102,75 @@ WORK: dict[str, Work] = {
 
 
 @pytest.fixture
-def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with what the commands are given; every step of a training is saved, and all work is in one process."""
-    for module in (loop, text):
-        monkeypatch.setattr(module, "SAVE_SECONDS", -1.0)
-    for module in (loop, sweep):
-        monkeypatch.setattr(module, "side_by_side", one_after_the_other)
-    monkeypatch.setitem(subjects.DEMOS, "memorised", TINY_DEMO.model_copy(update={"steps": 3}))
-    monkeypatch.setattr("plotly.io.write_images", None)  # no browser
+def fresh(tmp_path: Path) -> Path:
+    """A folder with what the commands are given."""
     folder = tmp_path / "fresh"
     stored(folder / "looked at")
     (folder / "runs").mkdir()
     (folder / "config.yaml").write_text(yaml.safe_dump({**CONFIG, "seed": 9}))
-    along = {"base": CONFIG, "grid": {"seed": [0, 1, 2]}, "measures": ["route_correlation"]}
+    along = {"base": CONFIG, "grid": {"seed": [0, 1, 2]}, "measures": [MEASURE]}
     (folder / "sweep.yaml").write_text(yaml.safe_dump(along))
     return folder
 
 
-@contextlib.contextmanager
-def chdir(folder: Path) -> Iterator[None]:
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)
+# ---- processes
 
 
-def begin(work: Work, folder: Path, disturb: Callable[[], Any] = lambda: None) -> int:
-    """Begin to work in a folder, in a process of its own, and return its number."""
+class Nursery:
+    """A process that has computed nothing, from which those that work are forked: torch's threads would not outlive a
+    fork, and pytest's own process may have some."""
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=serve, args=(theirs,))
+        self.process.start()
+
+    def begin(self, work: Work, folder: Path, disturb: Work | None = None) -> int:
+        """Begin to work in a folder, in a process of its own, and return its number."""
+        self.pipe.send((work, folder, disturb))
+        return self.pipe.recv()
+
+    def end(self, process: int) -> int:
+        """Wait for a process to end, and return its exit code, or the signal that ended it as a negative number."""
+        self.pipe.send(process)
+        return self.pipe.recv()
+
+    def run(self, work: Work, folder: Path, disturb: Work | None = None) -> int:
+        return self.end(self.begin(work, folder, disturb))
+
+
+def serve(pipe: Connection) -> None:
+    """Fork whatever is asked for, with every step of a training saved, all work in one process, and no browser."""
+    torch.set_num_threads(1)
+    os.fsync = lambda _: None
+    for saving in (loop, text):
+        saving.SAVE_SECONDS = -1.0
+    for sharing in (loop, sweep):
+        sharing.side_by_side = one_after_the_other
+    subjects.DEMOS["memorised"] = TINY_DEMO.model_copy(update={"steps": 3})
+    plotly.io.write_images = None
+    # What a process computes once, so that those forked from this one find it done.
+    for trainer in (loop.train, train_demo):
+        meaning(trainer)
+    for analysis in (MEASURED, *sweep.find_measures([MEASURE])):
+        analysis.stored_rows(Run.of(TrainConfig.model_validate(CONFIG), "nowhere"), Path("nowhere"))
+    while True:
+        try:
+            asked = pipe.recv()
+        except EOFError:
+            return
+        pipe.send(os.waitstatus_to_exitcode(os.waitpid(asked, 0)[1]) if isinstance(asked, int) else fork(*asked))
+
+
+def fork(work: Work, folder: Path, disturb: Work | None) -> int:
     if process := os.fork():
         return process
     code = 1
     try:
         os.chdir(folder)
-        disturb()
+        if disturb:
+            disturb()
         work()
         code = 0
     except BaseException:
@@ -141,9 +179,12 @@ def begin(work: Work, folder: Path, disturb: Callable[[], Any] = lambda: None) -
         os._exit(code)
 
 
-def end(process: int) -> int:
-    """Wait for a process to end, and return its exit code, or the signal that ended it as a negative number."""
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Nursery]:
+    made = Nursery()
+    yield made
+    made.pipe.close()
+    made.process.join(60)
 
 
 TOUCHES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.chmod"}
@@ -176,12 +217,10 @@ def tree(folder: Path) -> dict[str, bytes]:
 class Torture:
     """Kills one command again and again, each time in a folder of its own."""
 
-    def __init__(self, work: Work, fresh: Path) -> None:
-        self.work, self.fresh, self.times = work, fresh, 0
-        with chdir(self.folder("warm")):
-            work()  # so that what a process computes once, such as digests of code, is there in those forked from it
+    def __init__(self, nursery: Nursery, work: Work, fresh: Path) -> None:
+        self.nursery, self.work, self.fresh, self.times = nursery, work, fresh, 0
         began = time.monotonic()
-        assert end(begin(work, self.folder("whole"))) == 0
+        assert nursery.run(work, self.folder("whole")) == 0
         self.seconds = time.monotonic() - began
         self.whole = self.pruned(fresh.parent / "whole")
         assert self.whole != tree(fresh)
@@ -190,18 +229,18 @@ class Torture:
         return Path(shutil.copytree(self.fresh, self.fresh.parent / name))
 
     def pruned(self, folder: Path) -> dict[str, bytes]:
-        assert end(begin(command("runs", "prune"), folder, an_hour_later)) == 0
+        assert self.nursery.run(command("runs", "prune"), folder, an_hour_later) == 0
         return tree(folder)
 
-    def kill(self, name: str, disturb: Callable[[], Any] = lambda: None, after: float | None = None) -> bool:
+    def kill(self, name: str, disturb: Work | None = None, after: float | None = None) -> bool:
         """Begin the command, have it killed, and give it again; tell whether it was killed at all."""
         folder = self.folder(name)
-        process = begin(self.work, folder, disturb)
+        process = self.nursery.begin(self.work, folder, disturb)
         if after is not None:
             time.sleep(after)
             os.kill(process, signal.SIGKILL)
-        was_killed = end(process) == -signal.SIGKILL
-        assert end(begin(self.work, folder, an_hour_later)) == 0, name
+        was_killed = self.nursery.end(process) == -signal.SIGKILL
+        assert self.nursery.run(self.work, folder, an_hour_later) == 0, name
         self.assert_whole(folder, name)
         shutil.rmtree(folder)
         self.times += was_killed
@@ -217,11 +256,15 @@ class Torture:
 @pytest.mark.promise("SIGKILL before each file that is made, synced, renamed or deleted", "the same files, bit by bit")
 @pytest.mark.parametrize("work", WORK)
 def test_killed_at_any_touch_of_the_disk_it_ends_in_the_same_files(
-    work: str, fresh: Path, request: pytest.FixtureRequest, record_property: Callable[[str, Any], None]
+    work: str,
+    fresh: Path,
+    nursery: Nursery,
+    request: pytest.FixtureRequest,
+    record_property: Callable[[str, Any], None],
 ) -> None:
-    torture, is_long = Torture(WORK[work], fresh), request.config.getoption("--torture")
+    torture, is_long = Torture(nursery, WORK[work], fresh), request.config.getoption("--torture")
     for number in itertools.count(1, 1 if is_long else 41):
-        if not torture.kill(f"touch {number}", lambda number=number: killed_at_touch(number)):
+        if not torture.kill(f"touch {number}", partial(killed_at_touch, number)):
             break
     assert torture.times > (7 if is_long else 0)
     record_property("times", torture.times)
@@ -230,9 +273,13 @@ def test_killed_at_any_touch_of_the_disk_it_ends_in_the_same_files(
 @pytest.mark.promise("SIGKILL at random moments", "the same files, bit by bit")
 @pytest.mark.parametrize("work", WORK)
 def test_killed_at_random_moments_it_ends_in_the_same_files(
-    work: str, fresh: Path, request: pytest.FixtureRequest, record_property: Callable[[str, Any], None]
+    work: str,
+    fresh: Path,
+    nursery: Nursery,
+    request: pytest.FixtureRequest,
+    record_property: Callable[[str, Any], None],
 ) -> None:
-    torture, chooser = Torture(WORK[work], fresh), random.Random(work)
+    torture, chooser = Torture(nursery, WORK[work], fresh), random.Random(work)
     wanted = 100 if request.config.getoption("--torture") else 3
     for number in itertools.count():  # one that is done in time does not count
         torture.kill(f"moment {number}", after=chooser.uniform(0, torture.seconds))
@@ -252,19 +299,23 @@ def taken(folder: Path) -> int:
 @pytest.mark.promise("a disk that fills up on the way, and is made larger", "the same files, bit by bit")
 @pytest.mark.parametrize("work", WORK)
 def test_a_disk_that_fills_up_costs_nothing_that_was_done(
-    work: str, fresh: Path, request: pytest.FixtureRequest, record_property: Callable[[str, Any], None]
+    work: str,
+    fresh: Path,
+    nursery: Nursery,
+    request: pytest.FixtureRequest,
+    record_property: Callable[[str, Any], None],
 ) -> None:
     folder, times, tries = fresh.parent / "disk", 0, 50 if request.config.getoption("--torture") else 3
-    torture, before = Torture(WORK[work], fresh), taken(fresh)
+    torture, before = Torture(nursery, WORK[work], fresh), taken(fresh)
     for number in range(tries):
         size = before + (taken(fresh.parent / "whole") - before) * number // tries
         with mounted(folder, str(size)):
             shutil.copytree(fresh, folder, dirs_exist_ok=True)
-            ended = end(begin(WORK[work], folder))
+            ended = nursery.run(WORK[work], folder)
             assert ended in (0, 1), size
             assert list(folder.rglob("*.tmp")) == [], size
             remount(folder, "size=64m")
-            assert end(begin(WORK[work], folder)) == 0, size
+            assert nursery.run(WORK[work], folder) == 0, size
             torture.assert_whole(folder, f"{size} bytes")
         folder.rmdir()
         times += ended
@@ -288,12 +339,13 @@ def no_locks() -> None:
 
 
 @pytest.mark.promise("eight `reproduce` into one folder at once, with locks and without", "the same files, bit by bit")
-@pytest.mark.parametrize("disturb", [lambda: None, no_locks], ids=["with locks", "without"])
+@pytest.mark.parametrize("disturb", [None, no_locks], ids=["with locks", "without"])
 def test_commands_at_once_end_in_the_same_files(
-    disturb: Callable[[], Any], fresh: Path, record_property: Callable[[str, Any], None]
+    disturb: Work | None, fresh: Path, nursery: Nursery, record_property: Callable[[str, Any], None]
 ) -> None:
-    torture = Torture(reproduce, fresh)
+    torture = Torture(nursery, reproduce, fresh)
     folder = torture.folder("together")
-    assert [end(process) for process in [begin(reproduce, folder, disturb) for _ in range(8)]] == [0] * 8
+    processes = [nursery.begin(reproduce, folder, disturb) for _ in range(8)]
+    assert [nursery.end(process) for process in processes] == [0] * 8
     torture.assert_whole(folder, "together")
     record_property("times", 8)
