@@ -243,7 +243,7 @@ def _train_together(trainings: Sequence[_Training], device: str, report: Report)
     alone = len(trainings) == 1 and first.ensemble is None and not first.trainee.model.W_E.is_cuda
     members = [training.trainee for training in trainings]
     if len(members) == 1 and first.ensemble is not None:  # beside itself: kernels for a batch of one round otherwise
-        members.append(_Training(first.run, device).trainee)
+        members.append(first.trainee.copy())
     ensemble = None if alone else Ensemble(members)
     for training in trainings:
         made_by = provenance(train, device, training.trainee.model.W_E.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -26,6 +27,14 @@ class Trainee:
         self.generator = torch.Generator().manual_seed(config.seed)
         self.model = HookedTransformer(config.model, generator=self.generator).to(device)
         self.optimizer = _adamw([{"params": list(self.model.parameters()), **_settings(config)}])
+
+    def copy(self) -> Trainee:
+        """Return another that goes on as this one does."""
+        other = Trainee(self.config, self.facts, str(self.model.W_E.device))
+        other.model.load_state_dict(self.model.state_dict())
+        other.optimizer.load_state_dict(copy.deepcopy(self.optimizer.state_dict()))
+        other.generator.set_state(self.generator.get_state())
+        return other
 
     def draw(self) -> Drawn:
         """Draw the next batch, on the CPU."""
@@ -75,6 +84,9 @@ class Ensemble:
 
         Args:
             members: Of one shape (:func:`shape_of`), and as many steps trained.
+
+        Raises:
+            ValueError: some have taken steps and others have not.
         """
         self._places: dict[str, list[int]] = {}
         for place, member in enumerate(members):  # an optimizer has one setting for a whole stack
@@ -150,7 +162,10 @@ class _Stack:
                 member.optimizer.state.get(of_one[name])
                 for member, of_one in zip(self.members, self._of_each, strict=True)
             ]
-            if held := [state for state in states if state]:
+            held = [state for state in states if state]
+            if len(held) not in (0, len(states)):  # the optimizer would write past the end of theirs
+                raise ValueError(f"members: {len(held)} of {len(states)} have begun to learn; stack those at one step")
+            if held:
                 optimizer.state[stacked] = {
                     key: value.clone() if key == "step" else torch.stack([state[key] for state in held])
                     for key, value in held[0].items()

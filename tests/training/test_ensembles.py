@@ -81,6 +81,22 @@ def test_members_become_what_they_would_alone(name: str) -> None:
         assert torch.equal(member.generator.get_state(), one.generator.get_state())
 
 
+def test_one_that_has_begun_to_learn_is_not_stacked_with_one_that_has_not() -> None:
+    one, other = trainees([tiny(0), tiny(1)])
+    other.advance(1)
+    with pytest.raises(ValueError, match="members: 1 of 2 have begun to learn; stack those at one step"):
+        Ensemble([one, other])
+
+
+def test_a_copy_goes_on_as_its_original_does() -> None:
+    (one,) = trainees([tiny(0)])
+    losses = [one.advance(step).item() for step in (1, 2)]
+    other = one.copy()
+    assert other.advance(3).item() == one.advance(3).item() != losses[1]
+    for mine, theirs in zip(one.model.parameters(), other.model.parameters(), strict=True):
+        assert torch.equal(mine, theirs) and mine is not theirs
+
+
 def train_together(configs: list[TrainConfig], root: Path, stop: int | None = None) -> list[Run]:
     """Train an ensemble in this process, and interrupt it at a step."""
 
@@ -108,6 +124,20 @@ def test_an_interrupted_ensemble_goes_on_where_it_was(tmp_path: Path, monkeypatc
         assert one.finished and weights(one) == weights(other)
         assert one.metrics() == other.metrics()
         assert {made_by["ensemble"] for made_by in made_with(other.folder)} == {3}
+
+
+def test_the_one_that_is_left_goes_on_from_what_it_has_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process may save a later state meanwhile, where the file system has no locks."""
+    monkeypatch.setattr(loop, "REPORT_STEPS", 1)
+    configs = [tiny(seed) for seed in range(2)]
+    whole = train_together(configs, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train_together(configs, tmp_path / "left", stop=7)
+    reads = list[Run]()
+    load_state = Run.load_state
+    monkeypatch.setattr(Run, "load_state", lambda run, *given: (reads.append(run), load_state(run, *given))[1])
+    (left,) = train_together(configs[:1], tmp_path / "left")
+    assert weights(left) == weights(whole[0]) and reads == [left]
 
 
 def test_members_at_different_steps_are_trained_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
