@@ -144,10 +144,8 @@ def serve(pipe: Connection) -> None:
     """Fork whatever is asked for, with every step of a training saved, all work in one process, and no browser."""
     torch.set_num_threads(1)
     os.fsync = lambda _: None
-    for saving in (loop, text):
-        saving.SAVE_SECONDS = -1.0
-    for sharing in (loop, sweep):
-        sharing.side_by_side = one_after_the_other
+    loop.SAVE_SECONDS = text.SAVE_SECONDS = -1.0
+    loop.side_by_side = sweep.side_by_side = one_after_the_other
     subjects.DEMOS["memorised"] = TINY_DEMO.model_copy(update={"steps": 3})
     plotly.io.write_images = None
     # What a process computes once, so that those forked from this one find it done.
