@@ -215,8 +215,9 @@ def tree(folder: Path) -> dict[str, bytes]:
 class Torture:
     """Kills one command again and again, each time in a folder of its own."""
 
-    def __init__(self, nursery: Nursery, work: Work, fresh: Path) -> None:
-        self.nursery, self.work, self.fresh, self.times = nursery, work, fresh, 0
+    def __init__(self, nursery: Nursery, name: str, fresh: Path) -> None:
+        self.nursery, self.name, self.fresh, self.times = nursery, name, fresh, 0
+        self.work = work = WORK[name]
         began = time.monotonic()
         assert nursery.run(work, self.folder("whole")) == 0
         self.seconds = time.monotonic() - began
@@ -251,16 +252,20 @@ class Torture:
         assert [file for file in found if found[file] != self.whole[file]] == [], name
 
 
+@pytest.fixture(params=WORK)
+def torture(request: pytest.FixtureRequest, nursery: Nursery, fresh: Path) -> Torture:
+    return Torture(nursery, request.param, fresh)
+
+
+@pytest.fixture
+def is_long(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption("--torture"))
+
+
 @pytest.mark.promise("SIGKILL before each file that is made, synced, renamed or deleted", "the same files, bit by bit")
-@pytest.mark.parametrize("work", WORK)
 def test_killed_at_any_touch_of_the_disk_it_ends_in_the_same_files(
-    work: str,
-    fresh: Path,
-    nursery: Nursery,
-    request: pytest.FixtureRequest,
-    record_property: Callable[[str, Any], None],
+    torture: Torture, is_long: bool, record_property: Callable[[str, Any], None]
 ) -> None:
-    torture, is_long = Torture(nursery, WORK[work], fresh), request.config.getoption("--torture")
     for number in itertools.count(1, 1 if is_long else 41):
         if not torture.kill(f"touch {number}", partial(killed_at_touch, number)):
             break
@@ -269,16 +274,10 @@ def test_killed_at_any_touch_of_the_disk_it_ends_in_the_same_files(
 
 
 @pytest.mark.promise("SIGKILL at random moments", "the same files, bit by bit")
-@pytest.mark.parametrize("work", WORK)
 def test_killed_at_random_moments_it_ends_in_the_same_files(
-    work: str,
-    fresh: Path,
-    nursery: Nursery,
-    request: pytest.FixtureRequest,
-    record_property: Callable[[str, Any], None],
+    torture: Torture, is_long: bool, record_property: Callable[[str, Any], None]
 ) -> None:
-    torture, chooser = Torture(nursery, WORK[work], fresh), random.Random(work)
-    wanted = 100 if request.config.getoption("--torture") else 3
+    chooser, wanted = random.Random(torture.name), 100 if is_long else 3
     for number in itertools.count():  # one that is done in time does not count
         torture.kill(f"moment {number}", after=chooser.uniform(0, torture.seconds))
         if torture.times == wanted:
@@ -295,25 +294,21 @@ def taken(folder: Path) -> int:
 
 
 @pytest.mark.promise("a disk that fills up on the way, and is made larger", "the same files, bit by bit")
-@pytest.mark.parametrize("work", WORK)
 def test_a_disk_that_fills_up_costs_nothing_that_was_done(
-    work: str,
-    fresh: Path,
-    nursery: Nursery,
-    request: pytest.FixtureRequest,
-    record_property: Callable[[str, Any], None],
+    torture: Torture, is_long: bool, record_property: Callable[[str, Any], None]
 ) -> None:
-    folder, times, tries = fresh.parent / "disk", 0, 50 if request.config.getoption("--torture") else 3
-    torture, before = Torture(nursery, WORK[work], fresh), taken(fresh)
+    fresh, nursery, work = torture.fresh, torture.nursery, torture.work
+    folder, times, tries = fresh.parent / "disk", 0, 50 if is_long else 3
+    before = taken(fresh)
     for number in range(tries):
         size = before + (taken(fresh.parent / "whole") - before) * number // tries
         with mounted(folder, str(size)):
             shutil.copytree(fresh, folder, dirs_exist_ok=True)
-            ended = nursery.run(WORK[work], folder)
+            ended = nursery.run(work, folder)
             assert ended in (0, 1), size
             assert list(folder.rglob("*.tmp")) == [], size
             remount(folder, "size=64m")
-            assert nursery.run(WORK[work], folder) == 0, size
+            assert nursery.run(work, folder) == 0, size
             torture.assert_whole(folder, f"{size} bytes")
         folder.rmdir()
         times += ended
@@ -341,7 +336,7 @@ def no_locks() -> None:
 def test_commands_at_once_end_in_the_same_files(
     disturb: Work | None, fresh: Path, nursery: Nursery, record_property: Callable[[str, Any], None]
 ) -> None:
-    torture = Torture(nursery, reproduce, fresh)
+    torture = Torture(nursery, "reproduce", fresh)
     folder = torture.folder("together")
     processes = [nursery.begin(reproduce, folder, disturb) for _ in range(8)]
     assert [nursery.end(process) for process in processes] == [0] * 8
