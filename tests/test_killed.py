@@ -115,6 +115,8 @@ def fresh(tmp_path: Path) -> Path:
 
 # ---- processes
 
+READY = "ready"
+
 
 class Nursery:
     """A process that has computed nothing, from which those that work are forked: torch's threads would not outlive a
@@ -125,6 +127,7 @@ class Nursery:
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=serve, args=(theirs,))
         self.process.start()
+        assert self.pipe.recv() == READY
 
     def begin(self, work: Work, folder: Path, disturb: Work | None = None) -> int:
         """Begin to work in a folder, in a process of its own, and return its number."""
@@ -153,6 +156,7 @@ def serve(pipe: Connection) -> None:
         meaning(trainer)
     for analysis in (MEASURED, *sweep.find_measures([MEASURE])):
         analysis.stored_rows(Run.of(TrainConfig.model_validate(CONFIG), "nowhere"), Path("nowhere"))
+    pipe.send(READY)
     while True:
         try:
             asked = pipe.recv()
