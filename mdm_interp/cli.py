@@ -306,7 +306,7 @@ def probe(
     Unless --only is given, also write a page on which to look at every head."""
     from mdm_interp.experiments.analysis import CheckpointAnalysis, discover
     from mdm_interp.experiments.exhibits import write_probed
-    from mdm_interp.experiments.report import write_figures, write_index, write_summaries
+    from mdm_interp.experiments.report import write_report, write_summaries
     from mdm_interp.experiments.subjects import open_probe, shared_probe
     from mdm_interp.parallel import progress_bars
     from mdm_interp.viz.words import counted
@@ -339,8 +339,7 @@ def probe(
                 refused = f"no explorer: {error}"
             bars.advance(bar)
     write_summaries([result for result, _ in drawn], out / "summary.csv")
-    problem = write_figures(drawn, out)
-    write_index(drawn, [], out, pages)
+    problem = write_report(drawn, out, pages=pages)
     asked = opened.origin()
     counts = [f"{kind}: {counted(n, 'pair')} asked, {asked.skipped[kind]} skipped" for kind, n in asked.pairs.items()]
     _tell(problem, refused, *counts, _drawn(len(drawn), out))
@@ -413,7 +412,7 @@ def reversal_benchmark(
     from mdm_interp.checkpoints import load_checkpoint
     from mdm_interp.data.celebrities import Benchmark
     from mdm_interp.devices import check_device
-    from mdm_interp.experiments.report import write_figures, write_index, write_summaries
+    from mdm_interp.experiments.report import write_report, write_summaries
     from mdm_interp.experiments.reversal_benchmark import draw_figure, score, train_pair, write_facts
 
     if (checkpoint is None) != train or (train and twin):
@@ -436,9 +435,7 @@ def reversal_benchmark(
             models[f"{Path(twin).absolute().name} (twin)"] = load_checkpoint(twin, **where)
     result = score(models, benchmark if limit is None else benchmark.of_people(limit), out, n_others=others)
     write_summaries([result], out / f"{result.name}.csv")
-    drawn = [(result, draw_figure(result))]
-    problem = write_figures(drawn, out)
-    write_index(drawn, [], out)
+    problem = write_report([(result, draw_figure(result))], out)
     for path in write_facts(benchmark, out):
         print(path)
     _tell(problem, f"{result.name}.json and its figure in {out}; open {out / 'index.html'}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
@@ -15,7 +14,7 @@ from mdm_interp.experiments.subjects import Demo, Lab, Probe, demos, open_probe
 from mdm_interp.training.runs import Run
 from mdm_interp.viz.pages.attention import attention
 from mdm_interp.viz.pages.explorer import explore
-from mdm_interp.viz.pages.page import Page
+from mdm_interp.viz.pages.page import Page, run_of
 from mdm_interp.viz.pages.routes import evenly, routes
 from mdm_interp.viz.pages.trajectory import trajectory
 
@@ -63,11 +62,8 @@ def write_probed(probe: Probe, out: Path, n_pairs: int) -> dict[str, str]:
 
 def explored(out: Path) -> dict[str, str]:
     """Return the runs whose explorers are in a folder: digest to file."""
-    found = dict[str, str]()
-    for path in sorted(out.glob("explore_*.html")):
-        if opened := re.search(r"Run\.open\(&#34;(\w+)&#34;", path.read_text(encoding="utf-8")):
-            found.setdefault(opened[1], path.name)
-    return found
+    shown = {path.name: run_of(path) for path in sorted(out.glob("explore_*.html"), reverse=True)}
+    return {run: file for file, run in shown.items() if run}
 
 
 def _of_small_models(lab: Lab) -> Iterator[tuple[str, Page]]:
@@ -79,7 +75,8 @@ def _of_small_models(lab: Lab) -> Iterator[tuple[str, Page]]:
             shown.setdefault(name, run)
     for name, run in shown.items():
         steps = evenly(run.steps, STEPS)
-        yield explorer_of(name), explore(run, run.query_pairs(n_contexts=1)[:PAIRS], steps=steps)
+        page = explore(run, run.query_pairs(n_contexts=1)[:PAIRS], steps=steps)
+        yield explorer_of(name), replace(page, run=run.folder.name)
 
 
 def _of_demo(lab: Lab) -> Iterator[tuple[str, Page]]:

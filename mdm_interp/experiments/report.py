@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,22 @@ FILTERS = ("claim", "world", "scheme", "objective", "layers", "heads", "stage", 
 """What the ledger is filtered by: its first columns."""
 
 
-def write_figures(drawn: Sequence[tuple[Result, go.Figure]], out: Path) -> str | None:
-    """Write each figure as NAME.html and NAME.png, and the plotly.js they share.
+def write_report(
+    drawn: Sequence[tuple[Result, go.Figure]],
+    out: Path,
+    verdicts: Sequence[Verdict] = (),
+    *,
+    changed: Collection[str] | None = None,
+    pages: Mapping[str, str] | None = None,
+    details: Mapping[str, str] | None = None,
+) -> str | None:
+    """Write each figure as NAME.html and NAME.png, the plotly.js they share, and index.html, the report: the claims
+    ledger, and every figure with its numbers and where they come from.
+
+    Args:
+        changed: Names of the figures to write; those of the others are in `out` already. Default: all.
+        pages: Interactive pages to link to: file name in `out` to what it shows. Those that are not there are left out.
+        details: Name of a figure to that of the figure below which it is folded, if that is there.
 
     Returns:
         Why there are no PNGs, on one line; None when there are.
@@ -53,16 +67,23 @@ def write_figures(drawn: Sequence[tuple[Result, go.Figure]], out: Path) -> str |
     """
     write_libraries(out, "plotly")
     inside = explored(out)
-    for result, figure in drawn:
-        entry = _entry(result, figure, inside)
-        write_text(out / f"{result.name}.html", _render("report_figure.html", [entry], entry=entry))
-    figures = [figure for _, figure in drawn]
-    layouts: list[Any] = [figure.layout for figure in figures]
+    entries = {result.name: _entry(result, figure, inside) for result, figure in drawn}
+    new = {result.name: figure for result, figure in drawn if changed is None or result.name in changed}
+    for name in new:
+        write_text(out / f"{name}.html", _render("report_figure.html", [entries[name]], entry=entries[name]))
+    problem = _write_images(new, out)
+    _write_index(entries, verdicts, out, pages or {}, details or {})
+    return problem
+
+
+def _write_images(figures: Mapping[str, go.Figure], out: Path) -> str | None:
+    """Write each figure as NAME.png, or return why there are none."""
+    layouts: list[Any] = [figure.layout for figure in figures.values()]
     sizes = {"width": [layout.width for layout in layouts], "height": [layout.height for layout in layouts]}
     with tempfile.TemporaryDirectory() as folder:  # not in `out`, where it would stay if this process is killed
-        images: list[str | Path] = [Path(folder) / f"{result.name}.png" for result, _ in drawn]
+        images: list[str | Path] = [Path(folder) / f"{name}.png" for name in figures]
         try:
-            _draw_images(figures, images, **sizes)
+            _draw_images(list(figures.values()), images, **sizes)
         except (TimeoutError, concurrent.futures.TimeoutError):  # one and the same from Python 3.11 on
             return "no PNGs: the browser does not answer"
         except Exception as error:  # Kaleido's own are many, and none should cost the user the rest
@@ -111,27 +132,20 @@ def _draw_images(figures: Sequence[go.Figure], images: Sequence[str | Path], **s
     drawn.result(FIRST + EACH * len(images))
 
 
-def write_index(
-    drawn: Sequence[tuple[Result, go.Figure]],
+def _write_index(
+    entries: Mapping[str, dict[str, Any]],
     verdicts: Sequence[Verdict],
     out: Path,
-    pages: Mapping[str, str] | None = None,
-    details: Mapping[str, str] | None = None,
+    pages: Mapping[str, str],
+    details: Mapping[str, str],
 ) -> None:
-    """Write index.html, the report: the claims ledger, and every figure with its numbers and where they come from.
-
-    Args:
-        pages: Interactive pages to link to: file name in `out` to what it shows. Those that are not there are left out.
-        details: Name of a figure to that of the figure below which it is folded, if that is there.
-    """
-    results = [result for result, _ in drawn]
-    inside = explored(out)
-    entries = {result.name: {**_entry(result, figure, inside), "details": []} for result, figure in drawn}
+    """Write the report on figures, by name, that are written."""
+    results = {name: entry["result"] for name, entry in entries.items()}
     of_runs, of_checkpoints = list[dict[str, Any]](), list[dict[str, Any]]()
     for name, entry in entries.items():
         still = f"{name}.png"
         entry["still"] = still if (out / still).exists() else None
-        if main := entries.get((details or {}).get(name, "")):
+        if main := entries.get(details.get(name, "")):
             main["details"].append(entry)
         else:
             (of_checkpoints if entry["is_of_checkpoints"] else of_runs).append(entry)
@@ -142,11 +156,11 @@ def write_index(
         "report_index.html",
         list(entries.values()),
         [_line(verdict, cells, out) for verdict, cells in ledger],
-        measured=_measured(results),
-        pages={file: title for file, title in (pages or {}).items() if (out / file).exists()},
+        measured=_measured(list(results.values())),
+        pages={file: title for file, title in pages.items() if (out / file).exists()},
         filters={name: list(dict.fromkeys(cells[i] for _, cells in ledger)) for i, name in enumerate(FILTERS)},
         counted=list(counts(verdicts)),
-        found=sentences({result.name: result for result in results}),
+        found=sentences(results),
         matrix=by_setting(verdicts) if verdicts else None,
         overview=[(claim, claims[str(claim)], row) for claim, row in counts(verdicts).to_dict("index").items()],
         rules=dict.fromkeys(
@@ -258,6 +272,7 @@ def _entry(result: Result, figure: go.Figure, inside: Mapping[str, str]) -> dict
         "n_runs": sum(map(len, runs.values())),
         "checkpoints": [*_checkpoints(result), *_trained_otherwise(result)],
         "is_of_checkpoints": result.origin.kind != "runs",
+        "details": [],
     }
 
 

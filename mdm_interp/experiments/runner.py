@@ -27,7 +27,7 @@ from mdm_interp.errors import UserError
 from mdm_interp.experiments.analysis import Analysis, discover, ledger
 from mdm_interp.experiments.claims import save_ledger
 from mdm_interp.experiments.exhibits import PAGES, make_exhibits
-from mdm_interp.experiments.report import write_figures, write_index
+from mdm_interp.experiments.report import write_report
 from mdm_interp.experiments.results import Result
 from mdm_interp.experiments.subjects import Demo, Lab, demo_bars
 from mdm_interp.files import check_folder, parse_json, read_text, write_text
@@ -99,13 +99,12 @@ def report(out: Path, analyses: Sequence[Analysis] | None = None) -> Reported:
         for name, result in results.items():
             drawn[name] = result, _figure(known[name], result)
             bars.advance(drawing)
-        problem = write_figures([drawn[name] for name in wanted], out)
+        verdicts = ledger(known.values(), results)
+        if verdicts:
+            save_ledger(verdicts, out / "claims.json")
+        details = {name: known[name].detail_of for name in there}
+        problem = write_report(list(drawn.values()), out, verdicts, changed=wanted, pages=PAGES, details=details)
         bars.advance(drawing)
-    verdicts = ledger(known.values(), results)
-    if verdicts:
-        save_ledger(verdicts, out / "claims.json")
-    details = {name: known[name].detail_of for name in there}
-    write_index(list(drawn.values()), verdicts, out, PAGES, details)
     if problem is None:
         write_text(out / DRAWN, json.dumps({**_drawn(out), **dict.fromkeys(wanted, _drawing_of(out))}))
     return Reported(wanted, problem)

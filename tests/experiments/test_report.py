@@ -29,7 +29,7 @@ from mdm_interp.experiments import report as module
 from mdm_interp.experiments.analysis import CheckpointAnalysis, discover
 from mdm_interp.experiments.exhibits import explorer_of
 from mdm_interp.experiments.findings import NAMED_SETTINGS
-from mdm_interp.experiments.report import write_figures, write_index
+from mdm_interp.experiments.report import write_report
 from mdm_interp.experiments.results import CheckpointOrigin, Result, TrainedOrigin
 from mdm_interp.experiments.runner import report
 from mdm_interp.experiments.scope import SCOPE, scope_label
@@ -63,9 +63,7 @@ def no_pngs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 def write(folder: Path, *drawn: tuple[Result, go.Figure], **more: Any) -> Path:
     """All pages of some figures, by default of one; returns the report's path."""
-    figures = drawn or ((result(), drawing()),)
-    write_figures(figures, folder)
-    write_index(figures, more.pop("verdicts", []), folder, **more)
+    write_report(drawn or ((result(), drawing()),), folder, **more)
     return folder / "index.html"
 
 
@@ -73,10 +71,17 @@ def write(folder: Path, *drawn: tuple[Result, go.Figure], **more: Any) -> Path:
 
 
 def test_without_a_browser_the_pages_are_written_and_one_line_says_why_there_are_no_pngs(tmp_path: Path) -> None:
-    problem = write_figures([(result(), drawing()), (result("other"), drawing())], tmp_path)
+    problem = write_report([(result(), drawing()), (result("other"), drawing())], tmp_path)
     assert problem == "no PNGs: Kaleido requires Google Chrome."
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["other.html", "plotly.min.js", "tiny.html"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.html", "other.html", "plotly.min.js", "tiny.html"]
     assert (tmp_path / "plotly.min.js").read_text(encoding="utf-8") == get_plotlyjs()
+
+
+def test_what_has_not_changed_is_not_written_again(tmp_path: Path) -> None:
+    figures = [(result(), drawing()), (result("other"), drawing())]
+    assert write_report(figures, tmp_path, changed=["other"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.html", "other.html", "plotly.min.js"]
+    assert "tiny.html" in (tmp_path / "index.html").read_text(encoding="utf-8")
 
 
 def test_a_browser_that_stops_answering_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,9 +89,9 @@ def test_a_browser_that_stops_answering_is_given_up(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(pio, "write_images", lambda *_, **__: answer.wait(60))
     monkeypatch.setattr(module, "FIRST", 0.05)
     monkeypatch.setattr(module, "EACH", 0.0)
-    assert write_figures([(result(), drawing())], tmp_path) == "no PNGs: the browser does not answer"
+    assert write_report([(result(), drawing())], tmp_path) == "no PNGs: the browser does not answer"
     answer.set()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["plotly.min.js", "tiny.html"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.html", "plotly.min.js", "tiny.html"]
 
 
 def test_text_is_escaped_and_plotly_is_shared(tmp_path: Path) -> None:
@@ -108,7 +113,7 @@ def test_pages_are_the_same_every_time(tmp_path: Path) -> None:
 
 
 def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_figures([(result(), drawing())], tmp_path)
+    write_report([(result(), drawing())], tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
     def full(*_: Any) -> None:
@@ -116,7 +121,7 @@ def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkey
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="No space left"):
-        write_figures([(result(question="Changed?"), drawing("Changed?"))], tmp_path)
+        write_report([(result(question="Changed?"), drawing("Changed?"))], tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -587,8 +592,7 @@ def of_settings(folder: Path) -> tuple[Result, go.Figure]:
     (matrix,) = made.row([""])
     matrix.matrix(pd.DataFrame([[0.0]] * len(names), index=names, columns=["measure"]), limit=1.0)
     for name, run in {"a": "rope10", "b": "alibi41"}.items():
-        opened_by = f"<pre id=code>model = Run.open(&#34;{run}&#34;, root=&#34;runs&#34;)</pre>"
-        (folder / f"explore_{name}.html").write_text(f"<title>{name}</title>{opened_by}")
+        (folder / f"explore_{name}.html").write_text(f'<meta name="run" content="{run}">\n<title>{name}</title>')
     return result(rows=rows, origin=trained_on(*RUNS)), titled(made.figure(title_height(TAKEAWAY)), QUESTION, TAKEAWAY)
 
 
@@ -1041,11 +1045,11 @@ def test_printing_draws_what_was_not_drawn(tmp_path: Path, browser: Browser) -> 
 @pytest.mark.slow
 @pytest.mark.usefixtures("chromium")
 def test_pngs_are_drawn_in_the_size_of_their_figures(tmp_path: Path) -> None:
-    problem = write_figures([(result("one"), drawing()), (result("two"), drawing())], tmp_path)
+    problem = write_report([(result("one"), drawing()), (result("two"), drawing())], tmp_path)
     layout: Any = drawing().layout
     assert problem is None
     written = sorted(path.name for path in tmp_path.iterdir())
-    assert written == ["one.html", "one.png", "plotly.min.js", "two.html", "two.png"]
+    assert written == ["index.html", "one.html", "one.png", "plotly.min.js", "two.html", "two.png"]
     for name in ("one.png", "two.png"):
         image = (tmp_path / name).read_bytes()
         assert image.startswith(b"\x89PNG")
