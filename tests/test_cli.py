@@ -484,7 +484,7 @@ def test_reproduce_writes_what_it_says_and_works_once(
     assert written == [
         "explore_rope.html",
         "index.html",
-        "plotly.min.js",
+        "plotly-cartesian.min.js",
         "reversal_curse.html",
         "reversal_curse.json",
     ]

@@ -32,7 +32,7 @@ from mdm_interp.experiments.scope import SCOPE, scope_label, setting_labels
 from mdm_interp.experiments.subjects import demo_name
 from mdm_interp.files import replacing, write_text
 from mdm_interp.provenance import difference
-from mdm_interp.viz.pages.page import TEMPLATES, asset, browser_json, write_libraries, zipped
+from mdm_interp.viz.pages.page import LIBRARIES, TEMPLATES, asset, browser_json, plotly_of, write_libraries, zipped
 from mdm_interp.viz.theme import DARK, HEIGHT, NAME, WIDTH, shown
 from mdm_interp.viz.words import counted
 
@@ -51,8 +51,8 @@ def write_report(
     pages: Mapping[str, str] | None = None,
     details: Mapping[str, str] | None = None,
 ) -> str | None:
-    """Write each figure as NAME.html and NAME.png, the plotly.js they share, and index.html, the report: the claims
-    ledger, and every figure with its numbers and where they come from.
+    """Write each figure as NAME.html and NAME.png, the part of Plotly that they share, and index.html, the
+    report: the claims ledger, and every figure with its numbers and where they come from.
 
     Args:
         changed: Names of the figures to write; those of the others are in `out` already. Default: all.
@@ -65,9 +65,9 @@ def write_report(
     Raises:
         OSError: a file cannot be written.
     """
-    write_libraries(out, "plotly")
     inside = explored(out)
     entries = {result.name: _entry(result, figure, inside) for result, figure in drawn}
+    write_libraries(out, *{_library([entry]) for entry in entries.values()})
     new = {result.name: figure for result, figure in drawn if changed is None or result.name in changed}
     for name in new:
         write_text(out / f"{name}.html", _render("report_figure.html", [entries[name]], entry=entries[name]))
@@ -184,8 +184,18 @@ def _render(
         "ledger": ledger,
     }
     return TEMPLATES.get_template(template).render(
-        asset=asset, themes=themes, packed=zipped(browser_json(drawn)), outcomes=OUTCOMES, **values
+        asset=asset,
+        themes=themes,
+        packed=zipped(browser_json(drawn)),
+        library=LIBRARIES[_library(entries)][0],
+        outcomes=OUTCOMES,
+        **values,
     )
+
+
+def _library(entries: Sequence[Mapping[str, Any]]) -> str:
+    """Return what draws these figures."""
+    return plotly_of(trace["type"] for entry in entries for trace in entry["drawing"]["data"])
 
 
 def _numbers(result: Result) -> list[list[str]]:

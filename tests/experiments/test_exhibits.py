@@ -53,7 +53,7 @@ def test_each_model_that_is_there_has_its_pages(
     assert explored(out) == {run: explorer_of(name) for run, name in trained.items()}
     written = {*small, "inside_attention.html", "inside_demo_routes.html", "inside_denoising.html"}
     assert written < PAGES.keys()
-    assert {path.name for path in out.iterdir()} == {*written, "circuitsvis.js", "plotly.min.js"}
+    assert {path.name for path in out.iterdir()} == {*written, "circuitsvis.js", "plotly-cartesian.min.js"}
     for file in written:
         with opened(browser, out / file) as (tab, problems):
             assert tab.locator("#tokens li, ol.tokens li, #lens tbody tr").count() > 3

@@ -21,7 +21,7 @@ import plotly.io as pio
 import pytest
 from filelock import FileLock
 from page_helpers import HOSTILE, expect, opened
-from plotly.offline import get_plotlyjs
+from plotly.offline import get_plotlyjs, get_plotlyjs_version
 from report_helpers import QUESTION, SETTING, SUMMARY, TAKEAWAY, drawing, result, verdict
 
 from mdm_interp.config import DemoConfig
@@ -35,6 +35,7 @@ from mdm_interp.experiments.runner import report
 from mdm_interp.experiments.scope import SCOPE, scope_label
 from mdm_interp.stats.estimates import Estimate
 from mdm_interp.stats.summary import Entry, Summary
+from mdm_interp.viz.pages.page import SMALL_TRACES
 from mdm_interp.viz.panels import PROBABILITY, Panels
 from mdm_interp.viz.theme import CHANCE, REVERSE, legend_at, title_height, titled
 
@@ -73,14 +74,18 @@ def write(folder: Path, *drawn: tuple[Result, go.Figure], **more: Any) -> Path:
 def test_without_a_browser_the_pages_are_written_and_one_line_says_why_there_are_no_pngs(tmp_path: Path) -> None:
     problem = write_report([(result(), drawing()), (result("other"), drawing())], tmp_path)
     assert problem == "no PNGs: Kaleido requires Google Chrome."
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.html", "other.html", "plotly.min.js", "tiny.html"]
-    assert (tmp_path / "plotly.min.js").read_text(encoding="utf-8") == get_plotlyjs()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "index.html",
+        "other.html",
+        "plotly-cartesian.min.js",
+        "tiny.html",
+    ]
 
 
 def test_what_has_not_changed_is_not_written_again(tmp_path: Path) -> None:
     figures = [(result(), drawing()), (result("other"), drawing())]
     assert write_report(figures, tmp_path, changed=["other"])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.html", "other.html", "plotly.min.js"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.html", "other.html", "plotly-cartesian.min.js"]
     assert "tiny.html" in (tmp_path / "index.html").read_text(encoding="utf-8")
 
 
@@ -91,7 +96,7 @@ def test_a_browser_that_stops_answering_is_given_up(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(module, "EACH", 0.0)
     assert write_report([(result(), drawing())], tmp_path) == "no PNGs: the browser does not answer"
     answer.set()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.html", "plotly.min.js", "tiny.html"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.html", "plotly-cartesian.min.js", "tiny.html"]
 
 
 def test_text_is_escaped_and_plotly_is_shared(tmp_path: Path) -> None:
@@ -100,9 +105,29 @@ def test_text_is_escaped_and_plotly_is_shared(tmp_path: Path) -> None:
         page = (tmp_path / name).read_text(encoding="utf-8")
         assert "<script>alert" not in page
         assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
-        assert page.count('<script defer src="plotly.min.js"></script>') == 1
+        assert page.count('<script defer src="plotly-cartesian.min.js"></script>') == 1
         assert len(page) < 100_000, "a copy of plotly.js"
         assert "mdm-interp reproduce --only tiny --seeds 3" in page
+
+
+def test_the_part_of_plotly_draws_what_is_said(tmp_path: Path, browser: Browser) -> None:
+    with opened(browser, write(tmp_path)) as (page, problems):
+        assert page.evaluate("Plotly.version") == get_plotlyjs_version(), "that of the Python package"
+        assert set(page.evaluate("Object.keys(Plotly.PlotSchema.get().traces)")) == SMALL_TRACES
+    assert problems == []
+
+
+def test_a_figure_that_needs_all_of_plotly_gets_it(tmp_path: Path, browser: Browser) -> None:
+    polar = titled(go.Figure(go.Scatterpolar(r=[1, 2], theta=[0, 90])), QUESTION, TAKEAWAY)
+    index = write(tmp_path, (result(), drawing()), (result("polar"), polar))
+    assert (tmp_path / "plotly.min.js").read_text(encoding="utf-8") == get_plotlyjs()
+    for file, library in {"tiny": "plotly-cartesian", "polar": "plotly", "index": "plotly"}.items():
+        assert f'src="{library}.min.js"' in (tmp_path / f"{file}.html").read_text(encoding="utf-8")
+    for path in (index, tmp_path / "polar.html"):
+        with opened(browser, path) as (page, problems):
+            page.locator("#figure-polar").scroll_into_view_if_needed()
+            page.locator("#figure-polar .polarsublayer").first.wait_for(state="attached")
+        assert problems == []
 
 
 def test_pages_are_the_same_every_time(tmp_path: Path) -> None:
@@ -265,14 +290,14 @@ def test_the_report_is_of_every_committed_result(figures: Path) -> None:
         assert (figures / f"{name}.json").read_bytes() == (FIGURES / f"{name}.json").read_bytes()
 
 
-OF_ALL = ("index.html", "claims.json", "plotly.min.js")
+OF_ALL = ("index.html", "claims.json", "plotly-cartesian.min.js")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_pages_share_one_plotly(name: str, figures: Path) -> None:
     for page in (f"{name}.html", "index.html"):
         text = (figures / page).read_text(encoding="utf-8")
-        assert text.count('<script defer src="plotly.min.js"></script>') == 1
+        assert text.count('<script defer src="plotly-cartesian.min.js"></script>') == 1
         assert not re.search(r"""(?:src|href)=["'](?:https?:)?//""", text), "something comes from the network"
         assert "Copyright 2012" not in text, "a copy of plotly.js"
         for link in re.findall(r'href="([^"#]+)"', text):
@@ -391,8 +416,8 @@ def test_a_browser_shows_what_was_written(tmp_path: Path, show: Callable[[Path],
 
 def test_the_browser_check_sees_a_page_that_does_not_work(tmp_path: Path, show: Callable[[Path], Shown]) -> None:
     write(tmp_path)
-    (tmp_path / "plotly.min.js").unlink()
-    assert any("plotly.min.js" in problem for problem in show(tmp_path / "tiny.html").problems)
+    (tmp_path / "plotly-cartesian.min.js").unlink()
+    assert any("plotly-cartesian.min.js" in problem for problem in show(tmp_path / "tiny.html").problems)
     with pytest.raises(AssertionError):
         assert_shown(show(tmp_path / "tiny.html"), n_plots=1)
 
@@ -688,7 +713,7 @@ def test_a_picture_is_there_before_plotly_is(tmp_path: Path, browser: Browser) -
         page.locator(".plot .main-svg").first.wait_for()
         assert page.locator(".still").count() == 0, "the drawing takes its place"
         assert problems == []
-    (tmp_path / "plotly.min.js").unlink()
+    (tmp_path / "plotly-cartesian.min.js").unlink()
     with opened(browser, index) as (page, _):
         still, place = (page.locator(selector).bounding_box() for selector in (".still", ".plot"))
         assert still == place
@@ -1049,7 +1074,7 @@ def test_pngs_are_drawn_in_the_size_of_their_figures(tmp_path: Path) -> None:
     layout: Any = drawing().layout
     assert problem is None
     written = sorted(path.name for path in tmp_path.iterdir())
-    assert written == ["index.html", "one.html", "one.png", "plotly.min.js", "two.html", "two.png"]
+    assert written == ["index.html", "one.html", "one.png", "plotly-cartesian.min.js", "two.html", "two.png"]
     for name in ("one.png", "two.png"):
         image = (tmp_path / name).read_bytes()
         assert image.startswith(b"\x89PNG")

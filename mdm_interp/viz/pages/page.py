@@ -15,7 +15,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -36,11 +36,31 @@ def _circuitsvis() -> str:
     return (resources.files(circuitsvis) / "dist" / "cdn" / "iife.js").read_text(encoding="utf-8")
 
 
+def asset(name: str) -> Markup:
+    """Return a style or script of `assets/`, to be put into a page as it is."""
+    return Markup((resources.files("mdm_interp.viz") / "assets" / name).read_text(encoding="utf-8"))
+
+
+SMALL_PLOTLY = "plotly-cartesian.min.js"
+"""The part of Plotly's library for plots with two axes, from the npm package plotly.js-cartesian-dist-min: a third of the
+whole."""
+SMALL_TRACES = frozenset(
+    {"bar", "box", "contour", "heatmap", "histogram", "histogram2d", "histogram2dcontour", "image", "pie", "scatter"}
+    | {"scatterternary", "violin"}
+)
+"""What it draws."""
 LIBRARIES: Mapping[str, tuple[str, Callable[[], str]]] = {
     "circuitsvis": ("circuitsvis.js", _circuitsvis),
-    "plotly": ("plotly.min.js", get_plotlyjs),
+    "plotly": (SMALL_PLOTLY, partial(asset, SMALL_PLOTLY)),
+    "whole plotly": ("plotly.min.js", get_plotlyjs),
 }
 """What pages draw with: the file that pages of one folder share, and its content."""
+
+
+def plotly_of(traces: Iterable[str]) -> str:
+    """Return which of :data:`LIBRARIES` draws all these kinds of traces."""
+    return "plotly" if SMALL_TRACES.issuperset(traces) else "whole plotly"
+
 
 TEMPLATES = Environment(
     loader=PackageLoader("mdm_interp.viz", "assets"), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -65,11 +85,6 @@ def _without_nan(value: Any) -> Any:
 
 TEMPLATES.policies["json.dumps_function"] = browser_json
 TEMPLATES.globals["counted"] = counted
-
-
-def asset(name: str) -> Markup:
-    """Return a style or script of `assets/`, to be put into a page as it is."""
-    return Markup((resources.files("mdm_interp.viz") / "assets" / name).read_text(encoding="utf-8"))
 
 
 def write_libraries(folder: Path, *names: str) -> None:
