@@ -124,7 +124,11 @@ function drawRanking() {
     const by = column ? names[column - 1] : null, button = document.createElement("button");
     button.type = "button";
     button.textContent = column ? by : `layer.head${heads.length > UP_TO ? `, ${UP_TO} of ${heads.length}` : ""}`;
-    button.addEventListener("click", () => { sortedBy = by; draw(); });
+    button.addEventListener("click", () => {
+      sortedBy = by;
+      draw();
+      element("ranking").tHead.rows[0].cells[column].firstChild.focus();
+    });
     cell.setAttribute("aria-sort", by === sortedBy ? (column ? "descending" : "ascending") : "none");
     cell.replaceChildren(button);
   });
