@@ -12,10 +12,12 @@ import functools
 import glob
 import inspect
 import io
+import itertools
 import json
 import os
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_type_hints
@@ -107,10 +109,28 @@ def reproduce(
     out: OutOfReproduce = None,
 ) -> None:
     """Train what is missing, measure, and draw every figure and the index page."""
-    from mdm_interp.experiments.analysis import discover
+    with _sign_of_life():
+        from mdm_interp.experiments.analysis import discover
 
     place = _place(executor, address, workers)
     _reproduce(_chosen(discover(), only), quick, full, seeds, device, place, runs, out)
+
+
+@contextlib.contextmanager
+def _sign_of_life() -> Iterator[None]:
+    """Say on stderr, while a long command imports what it needs, that it has begun."""
+    if "torch" in sys.modules:
+        yield
+        return
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if console.is_interactive:
+        with console.status("loading"):
+            yield
+    else:
+        console.print("loading", highlight=False)
+        yield
 
 
 def _place(executor: str, address: str | None, workers: int | None) -> int | str | None:
@@ -210,7 +230,8 @@ def sweep(
 ) -> None:
     """Train and measure the runs of SWEEP, or what is missing of them. Prints the file of the table, which can be read
     meanwhile. Exit code 1 says that runs failed, each with its reason on stderr."""
-    from mdm_interp.experiments.sweep import Sweep, run_sweep
+    with _sign_of_life():
+        from mdm_interp.experiments.sweep import Sweep, run_sweep
 
     place, out = _place(executor, address, workers), out or Path("sweeps") / config.stem
     outcomes = run_sweep(Sweep.from_yaml(config), out, root=runs, device=device, workers=place)
@@ -304,12 +325,13 @@ def probe(
 ) -> None:
     """Ask a checkpoint facts, forward and in reverse: routes, evidence, gradients and predictions, layer by layer.
     Unless --only is given, also write a page on which to look at every head."""
-    from mdm_interp.experiments.analysis import CheckpointAnalysis, discover
-    from mdm_interp.experiments.exhibits import write_probed
-    from mdm_interp.experiments.report import write_report, write_summaries
-    from mdm_interp.experiments.subjects import open_probe, shared_probe
-    from mdm_interp.parallel import progress_bars
-    from mdm_interp.viz.words import counted
+    with _sign_of_life():
+        from mdm_interp.experiments.analysis import CheckpointAnalysis, discover
+        from mdm_interp.experiments.exhibits import write_probed
+        from mdm_interp.experiments.report import write_report, write_summaries
+        from mdm_interp.experiments.subjects import open_probe, shared_probe
+        from mdm_interp.parallel import progress_bars
+        from mdm_interp.viz.words import counted
 
     place = _place(executor, address, None)
     if shards is None and place is not None:
@@ -375,9 +397,10 @@ def influence(
     device: Device = "auto",
 ) -> None:
     """Find the training sentences that help or hurt a checkpoint's answers most, forward and in reverse."""
-    from mdm_interp.devices import check_device
-    from mdm_interp.experiments.influence import write_influence
-    from mdm_interp.experiments.subjects import open_probe
+    with _sign_of_life():
+        from mdm_interp.devices import check_device
+        from mdm_interp.experiments.influence import write_influence
+        from mdm_interp.experiments.subjects import open_probe
 
     asked, where = _kind(kind), {"device": check_device(device)}
     opened = open_probe(checkpoint, facts, templates=templates, limit=limit, **where, **loading)
@@ -409,11 +432,12 @@ def reversal_benchmark(
 ) -> None:
     """Score a checkpoint on the reversal curse's benchmark of fictitious celebrities, in both directions, by what it
     writes and by likelihood. With --train, train a pair from scratch first, or go on with it."""
-    from mdm_interp.checkpoints import load_checkpoint
-    from mdm_interp.data.celebrities import Benchmark
-    from mdm_interp.devices import check_device
-    from mdm_interp.experiments.report import write_report, write_summaries
-    from mdm_interp.experiments.reversal_benchmark import draw_figure, score, train_pair, write_facts
+    with _sign_of_life():
+        from mdm_interp.checkpoints import load_checkpoint
+        from mdm_interp.data.celebrities import Benchmark
+        from mdm_interp.devices import check_device
+        from mdm_interp.experiments.report import write_report, write_summaries
+        from mdm_interp.experiments.reversal_benchmark import draw_figure, score, train_pair, write_facts
 
     if (checkpoint is None) != train or (train and twin):
         raise UserError("CHECKPOINT: give a checkpoint to score, or --train for a pair that is trained here, not both")
@@ -664,9 +688,10 @@ def demo_checkpoint(
     device: Device = "auto",
 ) -> None:
     """Train a small checkpoint in a released format on sentences about invented people, with facts to probe it with."""
-    from mdm_interp.config import DemoConfig
-    from mdm_interp.experiments.subjects import DEMOS
-    from mdm_interp.training.demo import train_demo
+    with _sign_of_life():
+        from mdm_interp.config import DemoConfig
+        from mdm_interp.experiments.subjects import DEMOS
+        from mdm_interp.training.demo import train_demo
 
     made = {str(name): made for name, made in DEMOS.items()}.get(world)
     if made is None:
@@ -682,9 +707,10 @@ def train(
     runs: Root = DEFAULT_ROOT,
 ) -> None:
     """Train the run that CONFIG describes, resume it, or find it finished. Prints its folder."""
-    from mdm_interp.config import TrainConfig
-    from mdm_interp.devices import check_device
-    from mdm_interp.training.loop import train as train_run
+    with _sign_of_life():
+        from mdm_interp.config import TrainConfig
+        from mdm_interp.devices import check_device
+        from mdm_interp.training.loop import train as train_run
 
     print(train_run(TrainConfig.from_yaml(config), root=runs, device=check_device(device)).folder)
 
@@ -693,17 +719,18 @@ def train(
 def list_runs(
     runs: Root = DEFAULT_ROOT, as_json: Annotated[bool, typer.Option("--json", help="One JSON array.")] = False
 ) -> None:
-    """List every stored run: world, position scheme, objective, layers, heads, whether it has an MLP, seed, steps. Exit
-    code 1 says that some cannot be read, each named on stderr."""
+    """List every stored run: world, position scheme, objective, layers, heads, whether it has an MLP, seed, steps, and
+    by which fields of its config it differs from runs that are alike in these. Exit code 1 says that some cannot be
+    read, each named on stderr."""
     import pandas as pd
 
     from mdm_interp.training.runs import Run, holds_nothing
 
-    def described(folder: Path) -> dict[str, Any] | None:
+    def described(folder: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
         if holds_nothing(folder):
             return None
         run = Run.at(folder)
-        return {
+        row = {
             "run": run.folder.name,
             "world": run.config.facts.world,
             "position": run.config.model.position,
@@ -715,14 +742,38 @@ def list_runs(
             "step": run.step,
             "steps": run.config.steps,
         }
+        return row, run.config.model_dump(mode="json")
 
     with _each_run(runs, described) as found:
-        rows = [row for row in found if row]
+        rows, configs = [[one[part] for one in found if one] for part in (0, 1)]
+        for row, differs in zip(rows, _differences(rows, configs), strict=True):
+            row["differs"] = differs
         if as_json:
             print(json.dumps(rows))
             return
         table = pd.DataFrame(rows).convert_dtypes()  # steps stay whole where a run has none
         print(table.to_string(index=False, na_rep="none") if rows else f"no runs in {runs}")
+
+
+def _differences(rows: list[dict[str, Any]], configs: list[dict[str, Any]]) -> list[str]:
+    """Say of each run by which fields it differs from those that its row does not tell it from, if its values are not
+    the usual ones. What follows from other fields, as a model's vocabulary from its world, is not said."""
+    alike = [json.dumps({**row, "run": None, "step": None}) for row in rows]
+    said: list[list[str]] = [[] for _ in rows]
+    for section in ("facts", None, "model"):
+        parts = [config[section] if section else config for config in configs]
+        for name in dict.fromkeys(itertools.chain(*parts)):
+            values = [json.dumps(part.get(name)) for part in parts]  # some are left out where they do nothing
+            apart = [f"{key} {value}" for key, value in zip(alike, values, strict=True)]
+            if len(set(apart)) == len(set(alike)) or name in ("facts", "model"):
+                continue
+            usual = Counter(values).most_common(1)[0][0]
+            split = {key for key, n in Counter(key for key, _ in set(zip(alike, values, strict=True))).items() if n > 1}
+            for at, value in enumerate(values):
+                if value != usual and alike[at] in split:
+                    said[at].append(f"{section}.{name}={value}" if section else f"{name}={value}")
+            alike = apart
+    return [", ".join(of_run) for of_run in said]
 
 
 @contextlib.contextmanager

@@ -7,8 +7,10 @@ of a run. Field names follow TransformerLens wherever it has the same thing.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -158,6 +160,16 @@ class Config(BaseModel):
             f"{name}: a {type(self).__name__} is frozen; make another with model_copy (a model's switches are set by "
             "its methods, such as set_use_attn_result)"
         )
+
+    def model_copy(self: ConfigT, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> ConfigT:
+        """Return another with some fields changed, checked as a new one is.
+
+        Raises:
+            ValidationError: they do not fit the others.
+        """
+        fields = {name: getattr(self, name) for name in type(self).model_fields} | dict(update or {})
+        copied = type(self).model_validate(fields)
+        return copy.deepcopy(copied) if deep else copied
 
     def digest(self) -> str:
         """Return 16 hexadecimal digits that depend on every field that is written to files."""

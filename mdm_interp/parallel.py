@@ -47,6 +47,14 @@ class _Logged(Progress):
 
     stop = start
 
+    def add_task(self, description: str, *given: Any, over_all: bool = False, **fields: Any) -> TaskID:
+        """Add a task; one over all others is a sign of life."""
+        task_id = super().add_task(description, *given, over_all=over_all, **fields)
+        if over_all:
+            self.due = time.monotonic()
+            self._say(task_id)
+        return task_id
+
     def update(self, task_id: TaskID, **changed: Any) -> None:
         super().update(task_id, **changed)
         self._say(task_id)

@@ -231,8 +231,8 @@ def test_runs_are_listed_shown_and_pruned(mdm_interp: Callable[..., Ended], tmp_
     common = {"world": "relation_cycle", "position": "rope", "objective": "any_order", "steps": 4}
     common |= {"layers": model.n_layers, "heads": model.n_heads, "mlp": not model.attn_only}
     assert listed == {
-        done.folder.name: {"run": done.folder.name, **common, "seed": 0, "step": 4},
-        killed.folder.name: {"run": killed.folder.name, **common, "seed": 1, "step": None},
+        done.folder.name: {"run": done.folder.name, **common, "seed": 0, "step": 4, "differs": ""},
+        killed.folder.name: {"run": killed.folder.name, **common, "seed": 1, "step": None, "differs": ""},
     }
     table = mdm_interp("runs", "list")
     assert table.code == 0
@@ -244,12 +244,47 @@ def test_runs_are_listed_shown_and_pruned(mdm_interp: Callable[..., Ended], tmp_
     assert shown.code == 0
     assert (done.folder / "config.yaml").read_text() in shown.out
     assert len([line for line in shown.out.splitlines() if line.strip().startswith(("0 ", "1 ", "4 "))]) == 3
-    assert_refused(mdm_interp("runs", "show", ""), "names 2 runs")
+    assert_refused(mdm_interp("runs", "show", ""), "names 2 runs", done.folder.name, killed.folder.name)
 
     kept = contents(done.folder)
     assert mdm_interp("runs", "prune").out == "deleted 1 unfinished run\n"
     assert [run.folder.name for run in stored_runs(tmp_path / "runs")] == [done.folder.name]
     assert contents(done.folder) == kept
+
+
+def test_runs_that_are_alike_in_all_columns_are_told_apart(mdm_interp: Callable[..., Ended]) -> None:
+    usual = TrainConfig(**CONFIG)
+    changed = [
+        ({}, ""),
+        ({"mask_rate": 0.5}, "mask_rate=0.5"),
+        ({"lr": 0.5}, "lr=0.5"),
+        ({"mask_rate": 0.5, "lr": 0.25}, "lr=0.25"),  # enough
+        ({"model": {**CONFIG["model"], "d_head": 2}}, "model.d_head=2"),
+        ({"seed": 1}, ""),
+        ({"seed": 1, "facts": {**CONFIG["facts"], "noise": 0.25}}, "facts.noise=0.25"),
+    ]
+    said = {}
+    for fields, differs in changed:
+        run = Run.of(TrainConfig(**{**CONFIG, **fields}), "runs")
+        run.config.to_yaml(run.folder / "config.yaml")
+        said[run.folder.name] = {*filter(None, differs.split(", "))}
+    listed = json.loads(mdm_interp("runs", "list", "--json").out)
+    assert {row["run"]: {*filter(None, row["differs"].split(", "))} for row in listed} == said
+    assert usual.digest() in said
+
+
+def test_a_long_command_says_at_once_that_it_has_begun(tmp_path: Path) -> None:
+    begun = subprocess.Popen(
+        [sys.executable, "-c", "from mdm_interp.cli import main; main()", "train", "none.yaml"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert begun.stderr
+    with begun.stderr as lines:
+        assert [line.split(":")[0].strip() for line in lines] == ["loading", "mdm-interp"]
+    assert begun.wait(100) == 2
 
 
 def test_a_run_that_other_code_or_versions_trained_is_shown_with_them(
@@ -472,10 +507,8 @@ def test_reproduce_writes_what_it_says_and_works_once(
 ) -> None:
     ended = mdm_interp(*ONLY, 1)
     assert ended.code == 0
-    assert ended.err.splitlines() == [
-        "no PNGs: there is no browser",
-        "1 figure in figures/quick; open figures/quick/index.html",
-    ]
+    said = ["no PNGs: there is no browser", "1 figure in figures/quick; open figures/quick/index.html"]
+    assert ended.err.splitlines()[-2:] == said, "after what a slow machine says of its progress"
     assert len(work.trained) == len(work.measured) == 12
     assert all(steps == sorted(set(steps)) for steps in work.measured.values())
     measured = {run: list(steps) for run, steps in work.measured.items()}
@@ -490,7 +523,8 @@ def test_reproduce_writes_what_it_says_and_works_once(
     ]
     before = contents(tmp_path)
 
-    assert mdm_interp(*ONLY, 1) == ended
+    again = mdm_interp(*ONLY, 1)
+    assert (again.code, again.out, again.err.splitlines()[-2:]) == (0, ended.out, said)
     assert (len(work.trained), work.measured) == (12, measured), "trained or measured a second time"
     assert contents(tmp_path) == before, "the same results make other files"
 
@@ -700,6 +734,12 @@ def test_verify_prints_and_writes_the_ledger(
     assert listed.count(", null ") == len(chosen) and listed.count("It holds where") == len(
         {(one["claim"]["id"], one["measure"]) for one in chosen}
     )
+    assert max(map(len, listed.splitlines())) <= 80
+    none = [one for one in written if one["scope"]["scheme"] == "none"]
+    for name in ("none", "NoPE", "nope"):
+        assert none and json.loads(mdm_interp("verify", "--scheme", name, "--json").out) == none
+    listed = mdm_interp("verify", "--scheme", "NoPE").out
+    assert " NoPE, " in listed and " none, " not in listed
     assert_refused(mdm_interp("verify", "--scheme", "rop"), "--scheme: the ledger has no 'rop'; there are rope")
     assert_refused(mdm_interp("verify", "--csv", "--json"), "--json --csv: these exclude each other")
     assert {line["verdict"] for line in written} <= {"holds", "fails", "inconclusive"}

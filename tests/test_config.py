@@ -397,6 +397,15 @@ def test_a_whole_number_may_be_written_otherwise() -> None:
     assert tiny_config(d_model=16.0) == tiny_config()
 
 
+def test_a_copy_is_checked_as_a_new_config_is() -> None:
+    without = tiny_config(position="none")
+    assert without.model_copy(update={"position": "rope"}) == tiny_config(position="rope")
+    assert without.model_copy() == without == without.model_copy(deep=True)
+    for wrong in ({"d_model": -1}, {"positon": "rope"}, {"n_heads": 3}):
+        with pytest.raises(ValidationError):
+            without.model_copy(update=wrong)
+
+
 def test_a_config_is_frozen() -> None:
     cfg = tiny_config()
     with pytest.raises(UserError, match="frozen"):

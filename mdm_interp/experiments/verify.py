@@ -13,11 +13,12 @@ from dataclasses import asdict
 
 import pandas as pd
 
-from mdm_interp.errors import UserError, few
+from mdm_interp.errors import UserError, nearest
 from mdm_interp.experiments.claims import OUTCOMES, TITLES, Verdict, counts
 from mdm_interp.experiments.findings import SIGNS, by_setting
 from mdm_interp.experiments.results import tidy
 from mdm_interp.experiments.scope import scope_label
+from mdm_interp.viz.theme import shown
 
 WIDTH = 80
 """Of a line, in characters."""
@@ -34,7 +35,7 @@ def select(verdicts: Sequence[Verdict], **asked: Collection[str] | None) -> list
     """Return the lines of a ledger that have one of the values asked for, in each of the fields that are asked for.
 
     Args:
-        asked: Values of `claim`, `scheme`, `stage` and `verdict`; None for all.
+        asked: Values of `claim`, `scheme` (as configs or as figures name it), `stage` and `verdict`; None for all.
 
     Raises:
         UserError: the ledger has no line with a value.
@@ -43,10 +44,12 @@ def select(verdicts: Sequence[Verdict], **asked: Collection[str] | None) -> list
     for field, values in asked.items():
         if values is None:
             continue
-        there = list(dict.fromkeys(_value(verdict, field) for verdict in verdicts))
-        if unknown := sorted(set(values) - set(there)):
-            raise UserError(f"--{field}: the ledger has no {unknown[0]!r}; there are {few(there)}")
-        kept = [verdict for verdict in kept if _value(verdict, field) in values]
+        there = dict.fromkeys(_value(verdict, field) for verdict in verdicts)
+        known = {name.lower(): value for value in there for name in (value, shown(value))}
+        if unknown := sorted(value for value in values if value.lower() not in known):
+            raise UserError(f"--{field}: the ledger has no {unknown[0]!r}; there are {nearest(unknown[0], there)}")
+        wanted = {known[value.lower()] for value in values}
+        kept = [verdict for verdict in kept if _value(verdict, field) in wanted]
     return kept
 
 
@@ -93,10 +96,12 @@ def listing(verdicts: Sequence[Verdict]) -> str:
         lines += textwrap.wrap(f"It {first.rule}.", WIDTH, initial_indent="   ", subsequent_indent="   ")
         for one in of_measure:
             sign = MARKS[SIGNS[one.reading]] if one.reading in SIGNS else "?" if one.role == "test" else " "
-            lines.append(f" {sign} {scope_label(one.scope)}")
+            setting = scope_label({**one.scope, "scheme": shown(one.scope["scheme"])})
             p = "" if pd.isna(one.p) else f", p {one.p:.2g}"
             role = "" if one.role == "test" else f" ({one.role})"
-            lines.append(f"     {one.verdict}{role}: {one.effect}, null {one.null}{p}; {one.figure}")
+            said = f"{one.verdict}{role}: {one.effect}, null {one.null}{p}; {one.figure}"
+            lines += textwrap.wrap(setting, WIDTH, initial_indent=f" {sign} ", subsequent_indent="     ")
+            lines += textwrap.wrap(said, WIDTH, initial_indent="     ", subsequent_indent="     ")
     return "\n".join(lines)
 
 

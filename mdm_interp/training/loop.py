@@ -372,9 +372,15 @@ class _Bars:
         values = asdict(progressed)
         digest = values["digest"]
         if digest not in self.tasks:
-            self.tasks[digest] = self.progress.add_task(values["label"], total=values["total"], values="")
-        text = "loss {loss:.2f} fwd {forward:.2f} rev {reverse:.2f}".format(**values)
-        self.progress.update(self.tasks[digest], completed=values["step"], values=text)
-        if progressed.step == progressed.total and self.runs is not None:
-            self.progress.remove_task(self.tasks[digest])
+            self.tasks[digest] = self.progress.add_task(
+                f"{digest[:6]} {values['label']}", total=values["total"], values=""
+            )
+        text = "fwd {forward:.2f} rev {reverse:.2f}".format(**values)
+        if progressed.step:  # before the first there is no loss
+            text = f"loss {progressed.loss:.2f} {text}"
+        ended = progressed.step == progressed.total
+        if ended and self.runs is not None:
             self.progress.advance(self.runs)
+        self.progress.update(self.tasks[digest], completed=values["step"], values=text)
+        if ended and self.runs is not None:
+            self.progress.remove_task(self.tasks[digest])

@@ -31,7 +31,7 @@ from torch import Tensor
 from mdm_interp.config import TrainConfig
 from mdm_interp.data.queries import QueryPair
 from mdm_interp.data.worlds import FactWorld
-from mdm_interp.errors import Diverged, UserError
+from mdm_interp.errors import Diverged, UserError, few
 from mdm_interp.files import DEFAULT_ROOT, json_digest, parse_json, read_text, require_file, write_text
 from mdm_interp.models.positions import SAMPLE, check_answers
 from mdm_interp.models.transformer import HookedTransformer
@@ -204,8 +204,9 @@ class Run(Resumable):
         """
         found = list(Path(root).glob(f"{glob.escape(name)}*/config.yaml"))
         if len(found) != 1:
+            named = f" ({few(sorted(path.parent.name for path in found))})" if found else ""
             raise UserError(
-                f"run: {name!r} names {len(found)} runs of {root}; `mdm-interp runs list` shows their names"
+                f"run: {name!r} names {len(found)} runs of {root}{named}; `mdm-interp runs list` shows their names"
             )
         return cls.at(found[0].parent)
 

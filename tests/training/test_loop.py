@@ -145,9 +145,9 @@ def test_progress_is_reported_and_the_bar_keeps_to_stderr(
     )
     assert last.digest == run.config.digest() and last.label == LABEL.format(0)
     monkeypatch.setenv("COLUMNS", "200")
-    train(tiny(steps=60, seed=1), root=tmp_path)
+    digest = train(tiny(steps=60, seed=1), root=tmp_path).config.digest()
     out, err = capfd.readouterr()
-    assert out == "" and err.splitlines()[-1].startswith(f"{LABEL.format(1)}: 60 of 60 loss ")
+    assert out == "" and err.splitlines()[-1].startswith(f"{digest[:6]} {LABEL.format(1)}: 60 of 60 loss ")
 
 
 def test_a_run_says_what_trained_it(tmp_path: Path) -> None:
