@@ -2,6 +2,7 @@
 const SIDES = ["forward", "reverse"], STROKES = { forward: "solid", reverse: "dash" }, NOTHING = "-1";
 const pair = element("pair"), layer = element("layer"), head = element("head"), score = element("score");
 const average = element("average"), search = element("search"), pickers = { shown: element("shown"), other: element("other") };
+const CODE = element("code").textContent;
 const ABOUT = Object.fromEntries(data.scores.map(({ name, about }) => [name, about]));
 const UP_TO = 60;  // how many heads the table lists
 const firstState = data.series.map((_, at) => data.series.slice(0, at).reduce((sum, { steps }) => sum + (steps.length || 1), 0));
@@ -309,7 +310,7 @@ function keepAddress() {
   const address = Object.entries(ADDRESS).map(([name, [read]]) => [name, read()]).filter(([, value]) => value !== undefined && value !== NOTHING);
   const hash = `#${new URLSearchParams(address)}`;
   if (!window.frameElement) history.replaceState(null, "", hash);
-  element("code").textContent = `${data.code}  # open it at ${hash}`;
+  element("code").textContent = `${CODE}  # open it at ${hash}`;
 }
 
 function readAddress() {

@@ -16,6 +16,7 @@ from mdm_interp.errors import UserError
 from mdm_interp.measures.capture import LayerView, capture
 from mdm_interp.measures.lens import read_out
 from mdm_interp.models.inputs import forbid_mask
+from mdm_interp.viz.pages.code import call, prompt_code, saving
 from mdm_interp.viz.pages.page import Page, packed, places
 from mdm_interp.viz.pages.subject import Prompt, Subject
 from mdm_interp.viz.words import counted
@@ -83,7 +84,14 @@ def attention(
     return _page(
         given,
         about,
-        subject.code(f"viz.attention(model, {list(given.tokens)})"),
+        subject.saving(
+            "viz.attention",
+            prompt_code(prompt, given.tokens),
+            layers=None if layers is None else of_layers,
+            heads=None if heads is None else of_heads,
+            rows=None if rows is None else shown,
+            source=source,
+        ),
         reach=cfg.reach,
         layers=of_layers,
         heads=of_heads,
@@ -140,7 +148,10 @@ def patterns(
     return _page(
         Prompt((), tuple(map(str, tokens)), (), (), None, None),
         f"{about}{', none of which reads a later one' if causal else ''}.",
-        'from mdm_interp import viz\n\nviz.patterns(array, tokens).save("page.html")',
+        saving(
+            call("viz.patterns", "array", repr(list(tokens))),
+            "# array, the attention of this page, came from elsewhere: make it before you run this.",
+        ),
         reach=1 if causal else None,
         layers=list(range(len(values))),
         heads=list(range(shape[-3])),

@@ -27,6 +27,7 @@ from mdm_interp.measures.routes import score_matrix
 from mdm_interp.models.inputs import forbid_mask
 from mdm_interp.training.runs import Run
 from mdm_interp.viz.pages.attention import MAX_ENTRIES, logits_after_layers, shortened
+from mdm_interp.viz.pages.code import call, first_pairs, saving
 from mdm_interp.viz.pages.page import Page, as_lists, packed, packed_signed
 from mdm_interp.viz.pages.routes import evenly
 from mdm_interp.viz.pages.subject import Prompt, Subject
@@ -78,7 +79,7 @@ def explore(
     """
     series = _series_of(model, steps, edits or {})
     first = series[0]
-    call = "viz.explore(model)" if query_pairs is None else "viz.explore(model, query_pairs)"
+    given = query_pairs
     if query_pairs is None:
         if not isinstance(first.given, Run):
             raise UserError("query_pairs: a model by itself does not say what to ask it; give pairs")
@@ -97,7 +98,6 @@ def explore(
             measured.append(asked.measure(one.subject, state))
             if report is not None:
                 report(len(measured), total)
-    code = first.subject.code(call)
     data = {
         "layers": list(range(cfg.n_layers)),
         "heads": list(range(cfg.n_heads)),
@@ -111,10 +111,9 @@ def explore(
         "wavelengths": _wavelengths(first.subject.model),
         "names": asked.names(first.subject),
         "colours": {"forward": FORWARD, "reverse": REVERSE},
-        "code": code,
     }
     title = f"Explorer: {', '.join(one.name for one in series)}"
-    return Page("explorer", title, _about(data, measured, first), ("plotly",), data, code)
+    return Page("explorer", title, _about(data, measured, first), ("plotly",), data, _code(series, given, steps))
 
 
 @dataclass
@@ -124,6 +123,8 @@ class _Series:
     name: str
     given: Any
     subject: Subject
+    edit: str = ""
+    """What the edit is called, if it is one."""
     hooks: Hooks = ()
     steps: list[int] = field(default_factory=list)
     """Of a run; of others there is one state."""
@@ -157,7 +158,7 @@ def _series_of(model: Any, steps: Sequence[int] | None, edits: Mapping[str, Hook
             if missing := sorted({*steps} - {*one.steps}):
                 raise UserError(f"steps: {one.name} has no checkpoint {missing[0]}; give some of {one.given.steps}")
     first = series[0]
-    series += [_Series(f"{first.name}, {name}", None, first.subject, hooks) for name, hooks in edits.items()]
+    series += [_Series(f"{first.name}, {name}", None, first.subject, name, hooks) for name, hooks in edits.items()]
     _check_alike(series)
     return series
 
@@ -354,6 +355,26 @@ def _wavelengths(model: Any) -> list[float] | None:
         return as_lists(2 * math.pi / require_rope(model).theta)
     except UserError:
         return None
+
+
+def _code(series: Sequence[_Series], pairs: Sequence[QueryPair] | None, steps: Sequence[int] | None) -> str:
+    """Return Python that makes the page, of the `pairs` and `steps` that were given."""
+    models, edits, first = [one for one in series if not one.edit], [one.edit for one in series if one.edit], series[0]
+    variables = ["model"] if len(models) == 1 else [f"model_{at}" for at in range(len(models))]
+    lines = [one.subject.opening(variable) for one, variable in zip(models, variables, strict=True)]
+    named = ", ".join(f"{one.name!r}: {variable}" for one, variable in zip(models, variables, strict=True))
+    unnamed = [one.name for one in models] == [first.subject.name] and not isinstance(first.given, Subject)
+    arguments = ["model" if unnamed else f"{{{named}}}"]
+    if pairs is not None:
+        lines.append(f"pairs = {first_pairs(first.given, variables[0], pairs)}")
+        arguments.append("pairs")
+    if edits:
+        hooks = ", ".join(f"{name!r}: …" for name in edits)
+        lines.append(
+            f"# edits, {{{hooks}}}, holds functions, which cannot be written here: define it before you run this."
+        )
+        arguments.append("edits=edits")
+    return saving(call("viz.explore", *arguments, steps=None if steps is None else list(steps)), *lines)
 
 
 def _about(data: Mapping[str, Any], measured: Sequence[Mapping[str, Any]], first: _Series) -> str:

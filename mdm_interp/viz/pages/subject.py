@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from mdm_interp.errors import UserError
 from mdm_interp.models.bridge import hooked
 from mdm_interp.models.text import read_text
 from mdm_interp.training.runs import Run
+from mdm_interp.viz.pages.code import call, saving
 
 MASK = "[M]"
 """How a mask token is written in a text, and shown."""
@@ -64,15 +66,17 @@ class Subject:
     """A text without masks to token ids and the characters that each stands for."""
     name: str = "model"
     """What pages call it."""
-    opened: str = "model = ...  # the one of this page"
-    """Python that opens it."""
+    opened: str = ""
+    """Python that opens it, where it is known."""
 
     @classmethod
     def of(cls, model: Any) -> Subject:
-        """Return a model with its tokenizer; of a `Run`, the last checkpoint with its world's names.
+        """Return a model with its tokenizer; of a `Run`, the last checkpoint with its world's names. A subject stays.
 
         Without a tokenizer, tokens are named by their ids.
         """
+        if isinstance(model, Subject):
+            return model
         if isinstance(model, Run):
             return cls.of_run(model)
         model = hooked(model)
@@ -93,12 +97,25 @@ class Subject:
         shape = f"{config.model.n_layers} x {config.model.n_heads} heads"
         name = f"{config.model.position} {config.objective}, {shape}, {config.facts.world}, seed {config.seed}"
         name += f" ({run.folder.name[:6]})"  # other settings may differ, too
-        opened = f'model = Run.open("{run.folder.name}", root="{run.folder.parent.name}")'
+        opened = call("Run.open", repr(run.folder.resolve().name), root=run.folder.parent)
         return replace(cls.of(run.model()), name=name, opened=opened)
 
-    def code(self, call: str) -> str:
-        """Return Python that opens the model and makes a page of it."""
-        return f'from mdm_interp import Query, QueryPair, Run, viz\n\n{self.opened}\n{call}.save("page.html")'
+    @classmethod
+    def of_checkpoint(cls, model: Any, source: str | Path, **options: Any) -> Subject:
+        """Return a model that was loaded from `source` with these options of
+        :func:`~mdm_interp.checkpoints.load_checkpoint`."""
+        opened = call("load_checkpoint", repr(str(source)), **options)
+        return replace(cls.of(model), name=Path(source).absolute().name, opened=opened)
+
+    def saving(self, function: str, *given: str, **options: Any) -> str:
+        """Return Python that opens the model and saves the page that `function` makes of it."""
+        return saving(call(function, "model", *given, **options), self.opening())
+
+    def opening(self, variable: str = "model") -> str:
+        """Return Python that opens the model, or says that the reader has to."""
+        if self.opened:
+            return f"{variable} = {self.opened}"
+        return f"# {variable}, the {self.name} of this page, came from elsewhere: make it before you run this."
 
     def prompt(self, prompt: str | Sequence[int] | Tensor | Query, source: str | None = None) -> Prompt:
         """Return the tokens to look at.
