@@ -41,6 +41,8 @@ MAX_TOKENS = 64
 LIKELIEST = 3
 """How many tokens the logit lens names at each position."""
 SIDES = ("forward", "reverse")
+OF_LAYERS = ("storage alignment", "routing alignment")
+"""Scores that are one number of a layer, repeated for its heads."""
 
 Number = int | float
 Hooks = Sequence[tuple[str, Callable]]
@@ -101,14 +103,13 @@ def explore(
     data = {
         "layers": list(range(cfg.n_layers)),
         "heads": list(range(cfg.n_heads)),
-        "reach": cfg.reach,
         "scores": [{"name": name, "about": about} for name, about in SCORES.items()],
-        "series": [{"name": one.name, "steps": one.steps} for one in series],
+        "of_layers": list(OF_LAYERS),
+        "series": [one.told() for one in series],
         "states": measured,
         "pairs": [asked.told(first.subject, at) for at in range(len(query_pairs))],
         "tokens": list(first.subject.names(asked.tokens)),
         "offset": asked.offset,
-        "wavelengths": _wavelengths(first.subject.model),
         "names": asked.names(first.subject),
         "colours": {"forward": FORWARD, "reverse": REVERSE},
     }
@@ -132,6 +133,16 @@ class _Series:
     def __post_init__(self) -> None:
         if isinstance(self.given, Run):
             self.steps = self.given.steps
+
+    def told(self) -> dict[str, Any]:
+        """Return what the page says of it besides its states."""
+        model = self.subject.model
+        return {
+            "name": self.name,
+            "steps": self.steps,
+            "reach": model.cfg.reach,
+            "wavelengths": _wavelengths(model),
+        }
 
     def states(self) -> Iterator[Any]:
         """Return each model, with its hooks on."""
