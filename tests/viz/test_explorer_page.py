@@ -64,7 +64,7 @@ def test_every_state_of_a_run_has_the_measures_own_numbers(run: Run) -> None:
     page = viz.explore(run, report=lambda done, total: told.append((done, total)))
     pairs = run.query_pairs(n_contexts=1)[: explorer.MAX_PAIRS]
     (series,) = page.data["series"]
-    assert (series["name"], series["steps"]) == (page.title.removeprefix("Explorer: "), run.steps)
+    assert series["steps"] == run.steps
     assert len(page.data["states"]) == len(run.steps) == len(told)
     assert told[-1] == (len(run.steps), len(run.steps))
     tokens = torch.tensor([run.facts.token_names.index(name) for name in page.data["tokens"]])
@@ -164,7 +164,7 @@ def test_chosen_checkpoints_are_shown(run: Run) -> None:
     page = viz.explore(run, steps=run.steps[::2])
     assert page.data["series"][0]["steps"] == run.steps[::2]
     assert len(page.data["states"]) == len(run.steps[::2])
-    with pytest.raises(UserError, match=r"^steps: rope .* has no checkpoint 2; give some of \[0, 1, 5, 30\]"):
+    with pytest.raises(UserError, match=r"^steps: RoPE .* has no checkpoint 2; give some of \[0, 1, 5, 30\]"):
         viz.explore(run, steps=[2, 5])
 
 

@@ -82,6 +82,7 @@ def attention(
     if len(shown) < n:
         about += f" Attention is shown from {len(shown)} of the {n} positions."
     return _page(
+        subject.heading(f"Attention: {shortened(given)}"),
         given,
         about,
         subject.saving(
@@ -145,8 +146,10 @@ def patterns(
         )
     causal = n > 1 and not values.triu(1).any()
     about = f"{counted(len(values), 'layer')} of {counted(shape[-3], 'head')}, {counted(n, 'token')}"
+    prompt = Prompt((), tuple(map(str, tokens)), (), (), None, None)
     return _page(
-        Prompt((), tuple(map(str, tokens)), (), (), None, None),
+        f"Attention: {shortened(prompt)}",
+        prompt,
         f"{about}{', none of which reads a later one' if causal else ''}.",
         saving(
             call("viz.patterns", "array", repr(list(tokens))),
@@ -162,10 +165,10 @@ def patterns(
     )
 
 
-def _page(given: Prompt, about: str, code: str, **data: Any) -> Page:
+def _page(title: str, given: Prompt, about: str, code: str, **data: Any) -> Page:
     """Return the page of patterns over a prompt."""
     data |= given.marks() | {"max_drawn": MAX_DRAWN}
-    return Page("attention", f"Attention: {shortened(given)}", about, ("circuitsvis",), data, code)
+    return Page("attention", title, about, ("circuitsvis",), data, code)
 
 
 def predictions(subject: Subject, given: Prompt, logits: Float[Tensor, "readout d_vocab"]) -> list[dict[str, Any]]:

@@ -30,8 +30,8 @@ from mdm_interp.viz.pages.attention import MAX_ENTRIES, logits_after_layers, sho
 from mdm_interp.viz.pages.code import call, first_pairs, saving
 from mdm_interp.viz.pages.page import Page, as_lists, packed, packed_signed
 from mdm_interp.viz.pages.routes import evenly
-from mdm_interp.viz.pages.subject import Prompt, Subject
-from mdm_interp.viz.theme import FORWARD, REVERSE
+from mdm_interp.viz.pages.subject import Prompt, Subject, after
+from mdm_interp.viz.theme import FORWARD, REVERSE, shown
 from mdm_interp.viz.words import counted
 
 MAX_PAIRS = 24
@@ -113,8 +113,8 @@ def explore(
         "names": asked.names(first.subject),
         "colours": {"forward": FORWARD, "reverse": REVERSE},
     }
-    title = f"Explorer: {', '.join(one.name for one in series)}"
-    return Page("explorer", title, _about(data, measured, first), ("plotly",), data, _code(series, given, steps))
+    title = f"Explorer: {' and '.join(after(one.name, one.steps) for one in series)}"
+    return Page("explorer", title, _about(data, measured, series), ("plotly",), data, _code(series, given, steps))
 
 
 @dataclass
@@ -388,12 +388,13 @@ def _code(series: Sequence[_Series], pairs: Sequence[QueryPair] | None, steps: S
     return saving(call("viz.explore", *arguments, steps=None if steps is None else list(steps)), *lines)
 
 
-def _about(data: Mapping[str, Any], measured: Sequence[Mapping[str, Any]], first: _Series) -> str:
+def _about(data: Mapping[str, Any], measured: Sequence[Mapping[str, Any]], series: Sequence[_Series]) -> str:
     """Return what the page shows, and which head of the first model's last state carries most."""
-    last = measured[max(len(first.steps) - 1, 0)]
+    first, last = series[0], measured[max(len(series[0].steps) - 1, 0)]
+    schemes = " and ".join(dict.fromkeys(shown(one.subject.model.cfg.position) for one in series))
     sizes = {"layers": "layer", "heads": "head", "pairs": "query pair"}
     layers, heads, pairs = (counted(len(data[name]), noun) for name, noun in sizes.items())
-    said = f"{layers} x {heads}, {pairs}" + (
+    said = f"{schemes}, {layers} x {heads}, {pairs}" + (
         f", {len(first.steps)} steps of training. " if len(first.steps) > 1 else ". "
     )
     route = torch.tensor([[value or 0.0 for value in row] for row in last["overall"]["forward route"]])

@@ -69,7 +69,8 @@ def routes(
         "checkpoints": checkpoints,
         "colours": {"forward": FORWARD, "reverse": REVERSE},
     }
-    title = f"Routes: {shortened(prompts['forward'])} | {shortened(prompts['reverse'])}"
+    both = " | ".join(shortened(prompt) for prompt in prompts.values())
+    title = subject.heading(f"Routes: {both}", steps or None)
     about = _about(subject, pair, data)
     if steps and len(steps) < len(model.steps):
         about += f" Of the run's {len(model.steps)} checkpoints, {len(steps)} are shown."

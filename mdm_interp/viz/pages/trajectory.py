@@ -1,4 +1,4 @@
-"""Trajectory: the denoising loop step by step, and where the readout of each filled position looked."""
+"""Denoising: its loop step by step, and where the readout of each filled position looked."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def trajectory(
         "filled": watched.filled(given, done),
         "favourites": watched.favourites,
     }
-    title = f"Trajectory: {shortened(given)}"
+    title = subject.heading(f"Denoising: {shortened(given)}")
     about = f"{_told(subject, done, data['filled'], order)} {watched.looked(given)}"
     return Page(
         "trajectory",
