@@ -356,7 +356,7 @@ def probe(
         if not only:
             bars.update(bar, values="explorer")
             try:
-                pages = write_probed(opened, out, LookedAt)
+                pages = write_probed(opened, out, LookedAt, checkpoint, twin, **loading)
             except UserError as error:
                 refused = f"no explorer: {error}"
             bars.advance(bar)
@@ -585,14 +585,14 @@ def explore(
     and of the head chosen there all that there is to see; of a run all along its training."""
     from mdm_interp import viz
     from mdm_interp.parallel import progress_bars
-    from mdm_interp.training.runs import Run
     from mdm_interp.viz.pages.explorer import MAX_PAIRS
     from mdm_interp.viz.pages.subject import Subject
 
     names = [subject] if compare is None else list(dict.fromkeys((subject, compare)))
     opened = dict(zip(names, _opened(names, runs, device, loading), strict=True))
     pairs = _pairs(opened[subject], facts, kind)[: limit or (MAX_PAIRS if facts is None else LookedAt)]
-    named = {Subject.of(one).name if isinstance(one, Run) else Path(name).name: one for name, one in opened.items()}
+    called = [Subject.of(one).name for one in opened.values()]
+    named = dict(zip(called if len({*called}) == len(called) else names, opened.values(), strict=True))
     with progress_bars() as bars:
         bar = bars.add_task("measuring", total=None, values="")
         page = viz.explore(named, pairs, report=lambda done, total: bars.update(bar, completed=done, total=total))
@@ -610,7 +610,7 @@ def _pairs(opened: Any, facts: Path | None, kind: str | None) -> list[Any]:
         return opened.query_pairs(n_contexts=1)
     if facts is None:
         raise UserError("--facts: a checkpoint does not say what to ask it; give a CSV of facts")
-    return Probe.of("checkpoint", opened, load_facts(facts)).pairs(_kind(kind or "positional"))
+    return Probe.of("checkpoint", opened.model, load_facts(facts)).pairs(_kind(kind or "positional"))
 
 
 def _kind(kind: str) -> Any:
@@ -631,7 +631,7 @@ def _numbers(option: str, text: str | None) -> list[int] | None:
 
 
 def _opened(subjects: list[str], runs: Path, device: str, loading: dict[str, Any]) -> list[Any]:
-    """Open runs, train what a file describes, or load checkpoints' models as `load_checkpoint` does.
+    """Open runs, train what a file describes, or load checkpoints as `load_checkpoint` does.
 
     Raises:
         UserError: one cannot be opened, or an option is given that none of them has a use for.
@@ -643,6 +643,7 @@ def _opened(subjects: list[str], runs: Path, device: str, loading: dict[str, Any
     from mdm_interp.devices import check_device
     from mdm_interp.training.loop import train
     from mdm_interp.training.runs import Run
+    from mdm_interp.viz.pages.subject import Subject
 
     def described(subject: str) -> Run:
         return train(TrainConfig.from_yaml(subject), root=runs, device=check_device(device))
@@ -651,7 +652,8 @@ def _opened(subjects: list[str], runs: Path, device: str, loading: dict[str, Any
         return Run.open(subject, runs)
 
     def checkpoint(subject: str) -> Any:
-        return load_checkpoint(subject, device=device, **loading)
+        model = load_checkpoint(subject, device=device, **loading)
+        return Subject.of_checkpoint(model, subject, **loading)
 
     def way(subject: str) -> Callable[[str], Any]:
         if Path(subject).suffix in (".yaml", ".yml"):

@@ -762,7 +762,7 @@ def test_verify_says_what_has_to_be_measured_first(mdm_interp: Callable[..., End
 
 
 def test_attention_writes_a_page_of_a_run_or_a_checkpoint(mdm_interp: Callable[..., Ended], tmp_path: Path) -> None:
-    run = train(TrainConfig(**CONFIG), root=tmp_path / "runs", progress=False)
+    run = train(TrainConfig(**CONFIG), root="runs", progress=False)
     save_checkpoint(run.model(), tmp_path / "native", format="mdm_interp")
     expected = viz.attention(run, "A0 r0 [M]", layers=[0], heads=[1], source="A0").html()
     for name in (run.folder.name[:8], run.folder):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from mdm_interp.experiments.findings import NAMED_SETTINGS, settings_of
 from mdm_interp.experiments.grids import depth_grid, head_grid, objective_grid, pool_grid, scheme_grid
@@ -16,6 +17,7 @@ from mdm_interp.viz.pages.attention import attention
 from mdm_interp.viz.pages.explorer import explore
 from mdm_interp.viz.pages.page import Page, run_of
 from mdm_interp.viz.pages.routes import evenly, routes
+from mdm_interp.viz.pages.subject import Subject
 from mdm_interp.viz.pages.trajectory import trajectory
 
 
@@ -44,8 +46,13 @@ def make_exhibits(lab: Lab) -> Iterator[tuple[str, Page]]:
         yield file, replace(page, home="index.html")
 
 
-def write_probed(probe: Probe, out: Path, n_pairs: int) -> dict[str, str]:
+def write_probed(
+    probe: Probe, out: Path, n_pairs: int, checkpoint: str | Path, twin: str | Path | None = None, **loading: Any
+) -> dict[str, str]:
     """Write the explorer of a checkpoint, and that of its twin, each asked its own first positional pairs.
+
+    Args:
+        checkpoint, twin, loading: As of :func:`~mdm_interp.experiments.subjects.open_probe`.
 
     Returns:
         What each file shows.
@@ -53,11 +60,14 @@ def write_probed(probe: Probe, out: Path, n_pairs: int) -> dict[str, str]:
     Raises:
         UserError: a model has so many heads that a page cannot hold these pairs.
     """
-    asked = {"explorer.html": probe} | ({"twin_explorer.html": probe.twin} if probe.twin else {})
-    for file, one in asked.items():
-        page = explore({one.name: one.model}, one.pairs("positional")[:n_pairs])
+    asked = {"explorer.html": (probe, Subject.of_checkpoint(probe.model, checkpoint, **loading))}
+    if probe.twin is not None and twin is not None:
+        of_twin = Subject.of_checkpoint(probe.twin.model, twin, dtype=loading.get("dtype"))
+        asked["twin_explorer.html"] = (probe.twin, of_twin)
+    for file, (one, subject) in asked.items():
+        page = explore({one.name: subject}, one.pairs("positional")[:n_pairs])
         replace(page, home="index.html").save(out / file, shared=True)
-    return {file: f"Every head of {one.name}" for file, one in asked.items()}
+    return {file: f"Every head of {one.name}" for file, (one, _) in asked.items()}
 
 
 def explored(out: Path) -> dict[str, str]:
@@ -85,8 +95,9 @@ def _of_demo(lab: Lab) -> Iterator[tuple[str, Page]]:
         return
     probe = open_probe(demo.folder, demo.folder / "facts.csv", limit=1)
     model, pair = probe.model, probe.pairs("relational")[0]
-    query, mask = pair.forward, probe.model.cfg.mask_token_id
+    subject = Subject.of_checkpoint(model, Path(lab.root) / demo.folder.relative_to(Path(lab.root).absolute()))
+    query, mask = pair.forward, model.cfg.mask_token_id
     source_only = [token if at in range(*query.source_span) else mask for at, token in enumerate(query.tokens)]
-    yield "inside_attention.html", attention(model, query)
-    yield "inside_demo_routes.html", routes(model, pair)
-    yield "inside_denoising.html", trajectory(model, replace(query, tokens=tuple(source_only)))
+    yield "inside_attention.html", attention(subject, query)
+    yield "inside_demo_routes.html", routes(subject, pair)
+    yield "inside_denoising.html", trajectory(subject, replace(query, tokens=tuple(source_only)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +14,7 @@ from mdm_interp.experiments.subjects import Probe
 from mdm_interp.files import write_text
 from mdm_interp.measures.gradients.influence import influence
 from mdm_interp.viz.pages.influence import influence as influence_page
+from mdm_interp.viz.pages.subject import Subject
 
 
 def write_influence(
@@ -70,4 +72,5 @@ def write_influence(
     rows = [asked[row["query"]] | row for row in found.rows(top)]
     write_text(out / "influence.json", json.dumps(said, indent=1, ensure_ascii=False) + "\n")
     write_text(out / "influence.csv", pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
-    return influence_page(model, training, pairs, found, top=top).save(out / "influence.html")
+    subject = replace(Subject.of(model), name=probe.name)
+    return influence_page(subject, training, pairs, found, top=top).save(out / "influence.html")

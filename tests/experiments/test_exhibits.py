@@ -64,7 +64,7 @@ def test_each_model_that_is_there_has_its_pages(
 def test_a_probe_is_explored_with_its_twin(tmp_path: Path, browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
     probe, out = tiny_probe(tmp_path, "llada", twin="qwen2"), tmp_path / "out"
     out.mkdir()
-    pages = write_probed(probe, out, 3)
+    pages = write_probed(probe, out, 3, tmp_path / "tiny-llada", tmp_path / "tiny-qwen2")
     assert pages == {
         "explorer.html": "Every head of tiny-llada",
         "twin_explorer.html": "Every head of tiny-qwen2",
@@ -73,9 +73,10 @@ def test_a_probe_is_explored_with_its_twin(tmp_path: Path, browser: Browser, mon
     for file, name in zip(pages, ("tiny-llada", "tiny-qwen2"), strict=True):
         with opened(browser, out / file) as (tab, problems):
             assert tab.title() == f"Explorer: {name}"
+            assert f"load_checkpoint('{tmp_path / name}')" in str(tab.locator("#code").text_content())
             assert tab.locator("#pair option").count() == 3
             assert tab.get_by_role("link", name="All figures").get_attribute("href") == "index.html"
         assert problems == [], file
     monkeypatch.setattr(explorer, "MAX_ENTRIES", 50)
     with pytest.raises(UserError, match=r"^query_pairs: 3 pairs of 1 models with .* are more than the 50 entries"):
-        write_probed(probe, out, 3)
+        write_probed(probe, out, 3, tmp_path / "tiny-llada", tmp_path / "tiny-qwen2")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,7 +63,8 @@ def test_every_state_of_a_run_has_the_measures_own_numbers(run: Run) -> None:
     told: list[tuple[int, int]] = []
     page = viz.explore(run, report=lambda done, total: told.append((done, total)))
     pairs = run.query_pairs(n_contexts=1)[: explorer.MAX_PAIRS]
-    assert page.data["series"] == [{"name": page.title.removeprefix("Explorer: "), "steps": run.steps}]
+    (series,) = page.data["series"]
+    assert series["steps"] == run.steps
     assert len(page.data["states"]) == len(run.steps) == len(told)
     assert told[-1] == (len(run.steps), len(run.steps))
     tokens = torch.tensor([run.facts.token_names.index(name) for name in page.data["tokens"]])
@@ -162,7 +164,7 @@ def test_chosen_checkpoints_are_shown(run: Run) -> None:
     page = viz.explore(run, steps=run.steps[::2])
     assert page.data["series"][0]["steps"] == run.steps[::2]
     assert len(page.data["states"]) == len(run.steps[::2])
-    with pytest.raises(UserError, match=r"^steps: rope .* has no checkpoint 2; give some of \[0, 1, 5, 30\]"):
+    with pytest.raises(UserError, match=r"^steps: RoPE .* has no checkpoint 2; give some of \[0, 1, 5, 30\]"):
         viz.explore(run, steps=[2, 5])
 
 
@@ -193,6 +195,13 @@ MAP = "place => place.data[0].z"
 
 @pytest.fixture(scope="module")
 def saved(run: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Page, Path]:
+    page = viz.explore(run)
+    return page, page.save(tmp_path_factory.mktemp("explorer") / "page.html")
+
+
+@pytest.fixture(scope="module")
+def beside(run: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Page, Path]:
+    """A run, and its last checkpoint under an edit."""
     page = viz.explore(run, edits={"head 1 off": silence_head(1)})
     return page, page.save(tmp_path_factory.mktemp("explorer") / "page.html")
 
@@ -260,11 +269,21 @@ def test_the_map_has_the_chosen_score_of_the_chosen_fact(shown: tuple[Page, Any]
     last = page.data["states"][len(page.data["series"][0]["steps"]) - 1]
     for name in SCORES:
         tab.locator("#score").select_option(name)
-        assert tab.locator("#maps-shown > div").evaluate(MAP) == last["overall"][name]
+        of_layer = "of the layer" in SCORES[name]
+        shown_heads = last["overall"][name] if not of_layer else [row[:1] for row in last["overall"][name]]
+        assert tab.locator("#maps-shown > div").evaluate(MAP) == shown_heads
         assert SCORES[name] in tab.locator("#score-said").inner_text()
+        assert ("none of a head's own" in tab.locator("#score-said").inner_text()) == of_layer
+        hovered = tab.locator("#maps-shown > div").evaluate("place => place.data[0].hovertext[0][0]")
+        assert ("all heads" in hovered) == of_layer
+    assert tab.locator("#ranking thead th", has_text=re.compile("^storage alignment, of the layer")).count() == 1
+    head = tab.locator("#head").input_value()
+    tab.mouse.click(*middle_of(tab, "#maps-shown > div", 0, 0))
+    assert tab.locator("#head").input_value() == head, "a layer's number chooses no head"
     tab.locator("#average").uncheck()
     tab.locator("#pair").select_option("3")
-    assert tab.locator("#maps-shown > div").evaluate(MAP) == last["scores"][list(SCORES)[-1]][3]
+    tab.locator("#score").select_option("forward route")
+    assert tab.locator("#maps-shown > div").evaluate(MAP) == last["scores"]["forward route"][3]
 
 
 def test_the_table_of_heads_sorts(shown: tuple[Page, Any]) -> None:
@@ -277,6 +296,14 @@ def test_the_table_of_heads_sorts(shown: tuple[Page, Any]) -> None:
         order = [int(text.split(".")[1]) for text in tab.locator("#ranking tbody th").all_inner_texts()]
         assert order == sorted(range(2), key=lambda head: -last[name][0][head])
         assert button.locator("xpath=..").get_attribute("aria-sort") == "descending"
+        button.press("Enter")
+        assert tab.locator("#ranking tbody th").all_inner_texts() == [f"0.{head}" for head in reversed(order)]
+        assert button.locator("xpath=..").get_attribute("aria-sort") == "ascending"
+    first = tab.locator("#ranking thead button").first
+    for direction in ("ascending", "descending"):
+        first.click()
+        assert first.locator("xpath=..").get_attribute("aria-sort") == direction
+    assert tab.locator("#ranking tbody th").all_inner_texts() == ["0.1", "0.0"]
 
 
 def test_the_slider_and_the_training_curve_move_through_training(shown: tuple[Page, Any]) -> None:
@@ -295,25 +322,116 @@ def test_the_slider_and_the_training_curve_move_through_training(shown: tuple[Pa
     expect(tab.locator("#shown-step")).to_have_text(f"step {steps[2]}")
 
 
-def test_a_comparison_shows_both_and_their_difference(shown: tuple[Page, Any]) -> None:
-    page, tab = shown
-    n_steps = len(page.data["series"][0]["steps"])
-    tab.locator("#other").select_option("1")
-    one, other = page.data["states"][n_steps - 1], page.data["states"][n_steps]
+@pytest.fixture
+def compared(beside: tuple[Page, Path], browser: Browser) -> Iterator[tuple[Page, Any]]:
+    """The page of a run and an edit of it, in a browser; nothing may go wrong there."""
+    page, path = beside
+    with opened(browser, path) as (tab, problems):
+        tab.wait_for_selector("#training-score .shapelayer path", state="attached")
+        yield page, tab
+        assert problems == []
+
+
+def test_a_page_of_two_opens_with_both_and_their_difference(compared: tuple[Page, Any]) -> None:
+    page, tab = compared
+    one, other = page.data["states"][-2:]
+    assert tab.locator("#other").input_value() == "1"
     tab.locator("#score").select_option("forward attribution")
     maps = {name: tab.locator(f"#maps-{name} > div").evaluate(MAP) for name in ("shown", "other", "difference")}
     first, second = (np.array(of["overall"]["forward attribution"], dtype=float) for of in (one, other))
     assert maps["difference"] == pytest.approx(first - second)
     assert (maps["shown"], maps["other"]) == (one["overall"]["forward attribution"], second.tolist())
-    assert "head 1 off" in tab.locator("#maps-other figcaption").inner_text()
-    assert tab.locator("#patterns figure").count() == 4
+    assert "head 1 off" in tab.locator("#other option:checked").inner_text()
+    for slot, letter in {"shown": "A", "other": "B", "difference": "A less B"}.items():
+        assert tab.locator(f"#maps-{slot} figcaption").inner_text() == f"{letter}, forward attribution"
     assert len(said(tab)["forward route"]) == 5, "both of both, and the difference"
     tab.locator("#other").select_option("-1")
     assert tab.locator("#patterns figure").count() == 2
+    assert tab.locator("#maps figcaption").inner_text() == "forward attribution"
+    tab.reload()
+    assert tab.locator("#other").input_value() == "-1", "the address says that nothing is compared"
 
 
-def test_the_address_holds_the_view_and_opens_it(saved: tuple[Page, Path], browser: Browser) -> None:
-    page, path = saved
+def test_patterns_planes_and_token_maps_have_their_differences(compared: tuple[Page, Any]) -> None:
+    _, tab = compared
+    tab.locator("#shown-at").focus()
+    tab.keyboard.press("Home")  # the edit leaves scores as they are: another step has others
+    kinds = {
+        "patterns": {"forward": "z", "reverse": "z"},
+        "token-maps": {"evidence": "z", "right": "z", "left": "z"},
+        "planes": {"": "y"},
+    }
+    for part, of in kinds.items():
+        for kind, axis in of.items():
+            slots = [f"#{part}-{slot}{'-' * bool(kind)}{kind} > div" for slot in ("shown", "other", "difference")]
+            read = f"place => place.data.map(trace => trace.{axis})"
+            one, other, apart = (np.array(tab.locator(slot).evaluate(read), dtype=float) for slot in slots)
+            assert apart == pytest.approx(one - other, abs=1e-4)
+            assert (abs(apart) > 1e-3).any()
+    ends = "place => [place.data[0].zmin, place.data[0].zmax, place.data[0].colorscale.length]"
+    assert tab.locator("#patterns-other-forward > div").evaluate(ends) == [0, 1, 2]
+    low, high, n_colours = tab.locator("#patterns-difference-forward > div").evaluate(ends)
+    assert (low, n_colours) == (-high, 3)
+
+
+def test_two_sides_of_shares_have_one_scale_and_only_their_difference_is_signed(compared: tuple[Page, Any]) -> None:
+    _, tab = compared
+    tab.locator("#shown-at").focus()
+    tab.keyboard.press("Home")
+    for name in ("forward route", "reverse route", "odd share"):
+        tab.locator("#score").select_option(name)
+        shown, other, apart = (
+            tab.locator(f"#maps-{slot} > div").evaluate("place => [place.data[0].zmin, place.data[0].zmax]")
+            for slot in ("shown", "other", "difference")
+        )
+        assert shown == other
+        assert (shown[0], apart[0]) == (0, -apart[1])
+
+
+@pytest.mark.parametrize("width", [1400, 700])
+def test_long_names_stretch_nothing(width: int, run: Run, tmp_path: Path, browser: Browser) -> None:
+    models = {f"{name} " * 12 + name: run for name in ("a_very_long_name", "another_one")}
+    path = viz.explore(models, run.query_pairs(n_contexts=1)[:2], steps=run.steps[-1:]).save(tmp_path / "page.html")
+    with opened(browser, path, viewport={"width": width, "height": 1000}) as (tab, problems):
+        tab.wait_for_selector("#maps-difference .heatmaplayer image", state="attached")
+        assert tab.evaluate("document.documentElement.scrollWidth") == width
+        if width == 1400:
+            assert tab.locator("#ranking").evaluate("table => table.scrollWidth <= table.parentElement.clientWidth")
+        assert problems == []
+
+
+def test_runs_that_differ_at_the_end_of_their_names_look_different(shown: tuple[Page, Any]) -> None:
+    """A browser cuts what does not fit into a box."""
+    _, tab = shown
+    box = tab.locator("#shown").evaluate(
+        """select => {
+          const free = select.cloneNode(true);
+          free.style.maxWidth = 'none';
+          select.after(free);
+          const widths = [select.offsetWidth, free.offsetWidth];
+          free.remove();
+          return widths;
+        }"""
+    )
+    assert box[0] == box[1]
+
+
+def test_a_model_without_planes_says_why(tmp_path: Path, browser: Browser) -> None:
+    models = {name: random_model(mask_token_id=0, position=name) for name in ("alibi", "rope")}
+    with opened(browser, viz.explore(models, PAIRS).save(tmp_path / "page.html")) as (tab, problems):
+        expect(tab.locator("#no-planes")).to_be_visible()
+        assert tab.locator("#no-planes").inner_text().startswith("A, model: position scheme 'alibi' has no rotation")
+        assert tab.locator("#planes figcaption").all_inner_texts() == [
+            f"B, {tab.locator('#pair option:checked').inner_text()}"
+        ]
+        tab.locator("#shown").select_option("1")
+        assert tab.locator("#no-planes").inner_text() == ""
+        assert tab.locator("#planes figure").count() == 3
+        assert problems == []
+
+
+def test_the_address_holds_the_view_and_opens_it(beside: tuple[Page, Path], browser: Browser) -> None:
+    page, path = beside
     steps = page.data["series"][0]["steps"]
     with opened(browser, path) as (tab, problems):
         tab.goto(f"{path.as_uri()}#layer=0&head=1&step={steps[3]}&pair=2&score=odd+share")
@@ -327,7 +445,7 @@ def test_the_address_holds_the_view_and_opens_it(saved: tuple[Page, Path], brows
         assert f"step={steps[3]}" in tab.url
         tab.goto(f"{path.as_uri()}#head=1&other=1")
         expect(tab.locator("#chosen")).to_have_text("Layer 0, head 1")
-        assert tab.locator("#patterns figure").count() == 4
+        assert tab.locator("#patterns figure").count() == 6
         expect(tab.locator("#code")).to_contain_text("#layer=0&head=1")
         assert problems == []
 

@@ -2,10 +2,12 @@
 const SIDES = ["forward", "reverse"], STROKES = { forward: "solid", reverse: "dash" }, NOTHING = "-1";
 const pair = element("pair"), layer = element("layer"), head = element("head"), score = element("score");
 const average = element("average"), search = element("search"), pickers = { shown: element("shown"), other: element("other") };
+const CODE = element("code").textContent;
 const ABOUT = Object.fromEntries(data.scores.map(({ name, about }) => [name, about]));
 const UP_TO = 60;  // how many heads the table lists
 const firstState = data.series.map((_, at) => data.series.slice(0, at).reduce((sum, { steps }) => sum + (steps.length || 1), 0));
-let sortedBy = null;  // the column of the table: a score, or none for layer and head
+const LETTERS = { shown: "A", other: "B", difference: "A less B" };  // where two are compared; their names are in the controls
+let sorted = { by: null, up: true };  // the column of the table, a score, or none for layer and head
 
 // ---- states: a model at a step
 
@@ -15,6 +17,7 @@ function stateOf(which) {
 }
 
 function nameOf(which) {
+  if (which === "difference") return `${nameOf("shown")} less ${nameOf("other")}`;
   const { name, steps } = data.series[pickers[which].value];
   return steps.length ? `${name}, step ${steps[element(`${which}-at`).value]}` : name;
 }
@@ -32,6 +35,11 @@ function onePair() {
   return data.pairs[pair.value];
 }
 
+// Whether a score is one number of a layer, repeated for its heads.
+function ofLayers(name) {
+  return data.of_layers.includes(name);
+}
+
 // The scores of all heads, [layer head], as the form wants them; undefined where a state has none.
 function scoresOf(state, name) {
   return average.checked ? state.overall[name] : state.scores[name]?.[pair.value];
@@ -41,8 +49,15 @@ function ofHead(numbers) {
   return numbers?.[layer.value][head.value] ?? null;
 }
 
-function difference(one, other) {
-  return one && other && one.map((row, l) => row.map((value, h) => (value === null || other[l][h] === null ? null : value - other[l][h])));
+// By how much numbers are more than others, in lists of any depth; nothing where one has none.
+function less(one, other) {
+  if (one == null || other == null) return null;
+  return typeof one === "number" ? one - other : Array.from(one, (value, at) => less(value, other[at]));
+}
+
+// The largest of numbers in lists of any depth, whatever their sign.
+function largest(numbers) {
+  return numbers.flat(Infinity).reduce((most, value) => Math.max(most, Math.abs(value ?? 0)), 1e-6);
 }
 
 // ---- parts of the page
@@ -88,33 +103,46 @@ function withSides(each) {
 }
 
 function beside(which, text) {
-  return states().length > 1 ? `${text}: ${nameOf(which)}` : text;
+  return states().length > 1 ? `${LETTERS[which]}, ${text}` : text;
+}
+
+// Gives a part the figures of each kind: one for every state that has the numbers that `read` finds, and one for the
+// difference of two. `draw` is told where to draw which numbers of which slot, and the largest number of both states.
+function compare(part, kinds, read, draw) {
+  const figured = Object.entries(kinds).flatMap(([kind, text]) => {
+    const found = states().map(([which, state]) => [which, read(state, kind)]).filter(([, numbers]) => numbers);
+    const both = found.map(([, numbers]) => numbers);
+    if (both.length === 2) found.push(["difference", less(...both)]);
+    const most = (which, numbers) => largest(which === "difference" ? numbers : both);
+    return found.map(([which, numbers]) => ({ which, kind, text, numbers, both, most: most(which, numbers) }));
+  });
+  const name = ({ which, kind }) => (kind ? `${which}-${kind}` : which);
+  const places = figures(part, Object.fromEntries(figured.map((one) => [name(one), beside(one.which, one.text)])));
+  element(part).classList.toggle("three", figured.some(({ which }) => which === "difference"));
+  figured.forEach((one) => draw(places[name(one)], one));
 }
 
 // ---- the map and the table of heads
 
 function drawMaps() {
-  const name = score.value, missing = states().find(([, state]) => !scoresOf(state, name));
-  element("score-said").textContent = missing ? `Undefined in ${nameOf(missing[0])}: ${missing[1].undefined[name]}` : `${name}: ${ABOUT[name]}.`;
-  const shown = states().filter(([, state]) => scoresOf(state, name)).map(([which, state]) => [which, nameOf(which), scoresOf(state, name)]);
-  if (shown.length === 2) shown.push(["difference", `difference, ${nameOf("shown")} less ${nameOf("other")}`, difference(shown[0][2], shown[1][2])]);
-  const places = figures("maps", Object.fromEntries(shown.map(([which, caption]) => [which, states().length > 1 ? caption : name])));
-  const size = (z) => z.flat().reduce((most, value) => Math.max(most, Math.abs(value ?? 0)), 1e-6);
-  const common = Math.max(...shown.slice(0, 2).map(([, , z]) => size(z)), 1e-6);
-  for (const [which, caption, z] of shown) {
-    const most = which === "difference" ? size(z) : common;
-    const signed = which === "difference" || shown.some(([, , values]) => values.flat().some((value) => value < 0));
-    const at = (select) => [Number(select.value), Number(select.value)];
-    mapHeads(places[which], `${name} of every head, ${caption}; ${chosen()}: ${written(ofHead(z))}`, data, z, most,
-      { thickness: 10 }, [framed(at(head), at(layer), signed ? INK : SOURCE)], signed);
-  }
+  const name = score.value, missing = states().find(([, state]) => !scoresOf(state, name)), whole = ofLayers(name);
+  element("score-said").textContent = missing ? `Undefined in ${nameOf(missing[0])}: ${missing[1].undefined[name]}`
+    : `${name}: ${ABOUT[name]}.${whole ? " One number of the whole layer, none of a head's own." : ""}`;
+  const at = (select) => [Number(select.value), Number(select.value)];
+  compare("maps", { "": name }, (state) => scoresOf(state, name), (place, { which, numbers, both, most }) => {
+    const signed = which === "difference" || both.flat(2).some((value) => value < 0);
+    const map = whole ? { layers: data.layers, heads: ["all heads"] } : data;
+    mapHeads(place, `${name} of every ${whole ? "layer" : "head"}, ${nameOf(which)}; ${chosen()}: ${written(ofHead(numbers))}`, map,
+      whole ? numbers.map((row) => [row[0]]) : numbers, most, { thickness: 10 }, [framed(whole ? [0, 0] : at(head), at(layer), SOURCE)], signed);
+  });
 }
 
 function drawRanking() {
   const state = stateOf("shown"), names = Object.keys(ABOUT).filter((name) => state.overall[name]);
   const heads = data.layers.flatMap((_, l) => data.heads.map((_, h) => [l, h]));
-  const value = (name, [l, h]) => scoresOf(state, name)[l][h];
-  if (sortedBy !== null) heads.sort((one, other) => (value(sortedBy, other) ?? -Infinity) - (value(sortedBy, one) ?? -Infinity));
+  const value = (name, [l, h]) => scoresOf(state, name)[l][h], sign = sorted.up ? 1 : -1, last = sign * Infinity;  // what is undefined
+  if (sorted.by !== null) heads.sort((one, other) => sign * ((value(sorted.by, one) ?? last) - (value(sorted.by, other) ?? last)) || 0);
+  else if (!sorted.up) heads.reverse();
   const listed = heads.slice(0, UP_TO);
   const rows = listed.map(([l, h]) => [`${data.layers[l]}.${data.heads[h]}`, ...names.map((name) => written(value(name, [l, h])))]);
   const choose = (at) => { [layer.value, head.value] = listed[at]; draw(); };
@@ -123,13 +151,13 @@ function drawRanking() {
   [...top.cells].forEach((cell, column) => {
     const by = column ? names[column - 1] : null, button = document.createElement("button");
     button.type = "button";
-    button.textContent = column ? by : `layer.head${heads.length > UP_TO ? `, ${UP_TO} of ${heads.length}` : ""}`;
+    button.textContent = column ? `${by}${ofLayers(by) ? ", of the layer" : ""}` : `layer.head${heads.length > UP_TO ? `, ${UP_TO} of ${heads.length}` : ""}`;
     button.addEventListener("click", () => {
-      sortedBy = by;
+      sorted = by === sorted.by ? { by, up: !sorted.up } : { by, up: by === null };
       draw();
       element("ranking").tHead.rows[0].cells[column].firstChild.focus();
     });
-    cell.setAttribute("aria-sort", by === sortedBy ? (column ? "descending" : "ascending") : "none");
+    cell.setAttribute("aria-sort", by !== sorted.by ? "none" : sorted.up ? "ascending" : "descending");
     cell.replaceChildren(button);
   });
 }
@@ -141,66 +169,68 @@ function drawScores() {
   const numbers = (state, name) => [ofHead(state.scores[name]?.[pair.value]), ofHead(state.overall[name])];
   const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
   const rows = [...SIDES.map((side) => [`${side} probability of the answer`, (state) => [state.probability[side][pair.value], mean(state.probability[side])]]),
-    ...Object.keys(ABOUT).map((name) => [name, (state) => numbers(state, name)])];
-  fillTable(element("scores"), ["", ...columns, ...(both.length > 1 ? ["difference, all facts"] : [])], rows.map(([name, read]) => {
-    const values = both.map(([, state]) => read(state)), [one, other] = values.map((of) => of[1]);
-    const apart = values.length > 1 ? [one === null || other === null ? "undefined" : written(one - other)] : [];
-    return [name, ...values.flat().map(written), ...apart];
+    ...Object.keys(ABOUT).map((name) => [`${name}${ofLayers(name) ? ", of the layer" : ""}`, (state) => numbers(state, name)])];
+  fillTable(element("scores"), ["", ...columns, ...(both.length > 1 ? [beside("difference", "all facts")] : [])], rows.map(([name, read]) => {
+    const values = both.map(([, state]) => read(state)), apart = values.length > 1 ? [less(values[0][1], values[1][1])] : [];
+    return [name, ...values.flat().map(written), ...apart.map(written)];
   }));
 }
 
 function drawPatterns() {
-  const places = figures("patterns", withSides((which, side) => beside(which, `${side} query`)));
-  for (const [which, state] of states()) for (const side of SIDES) {
-    const prompt = onePair()[side], n = prompt.tokens.length, all = unpacked(state.patterns[side][pair.value][layer.value]);
-    const start = head.value * prompt.rows.length;
-    const pattern = prompt.rows.map((_, at) => all.subarray((start + at) * n, (start + at + 1) * n));
-    plotPattern(places[`${which}-${side}`], `Attention of ${chosen()}, ${side} query, ${nameOf(which)}`, prompt, pattern, data.reach);
-  }
+  const read = (state, side) => {
+    const { rows, tokens } = onePair()[side], all = unpacked(state.patterns[side][pair.value][layer.value]), n = tokens.length;
+    return rows.map((_, at) => Array.from(all.subarray((head.value * rows.length + at) * n, (head.value * rows.length + at + 1) * n)));
+  };
+  compare("patterns", { forward: "forward query", reverse: "reverse query" }, read, (place, { which, kind, numbers, most }) => {
+    const apart = which === "difference" ? most : null, reach = apart === null ? data.series[pickers[which].value].reach : null;
+    plotPattern(place, `Attention of ${chosen()}, ${kind} query, ${nameOf(which)}`, onePair()[kind], numbers, reach, apart);
+  });
+}
+
+// The even and the odd part of the chosen head's score in each plane.
+function planesOf({ planes }) {
+  return planes && PARTS.map((part) => {
+    const all = unpackedSigned(planes[part][pair.value]), count = all.length / data.layers.length / data.heads.length;
+    const start = (layer.value * data.heads.length + Number(head.value)) * count;
+    return Array.from(all.subarray(start, start + count));
+  });
 }
 
 function drawPlanes() {
-  const able = states().filter(([, state]) => state.planes);
-  element("planes-part").hidden = !data.wavelengths;
-  element("no-planes").textContent = able.length ? "" : stateOf("shown").no_planes;
-  const places = figures("planes", Object.fromEntries(able.map(([which]) => [which, beside(which, onePair().name)])));
-  for (const [which, { planes }] of able) {
-    const bars = Object.entries(planes).map(([part, of]) => {
-      const all = unpackedSigned(of[pair.value]), count = all.length / data.layers.length / data.heads.length;
-      const start = (layer.value * data.heads.length + Number(head.value)) * count, y = Array.from(all.subarray(start, start + count));
-      const length = (at) => (at < data.wavelengths.length ? `wavelength ${written(data.wavelengths[at])}` : "does not rotate");
-      return { type: "bar", name: part, x: [...y.keys()], y, hovertext: y.map((value, at) => `plane ${at}, ${length(at)}: ${part} ${written(value)}`),
-        hoverinfo: "text", marker: part === "odd" ? { color: SOURCE, pattern: { shape: "/" } } : { color: FAINT } };
-    });
-    plot(places[which], `Even and odd part of the score of ${chosen()} in each plane, ${nameOf(which)}`, bars, {
+  const without = states().filter(([, state]) => !state.planes);
+  element("no-planes").textContent = without.map(([which, state]) => beside(which, state.no_planes)).join(" ");
+  compare("planes", { "": onePair().name }, planesOf, (place, { which, numbers, most }) => {
+    const wavelengths = data.series[pickers[which === "other" ? "other" : "shown"].value].wavelengths;
+    const length = (at) => (at < wavelengths.length ? `wavelength ${written(wavelengths[at])}` : "does not rotate");
+    const bars = PARTS.map((part, at) => ({ type: "bar", name: part, x: [...numbers[at].keys()], y: numbers[at], hoverinfo: "text",
+      hovertext: numbers[at].map((value, plane) => `plane ${plane}, ${length(plane)}: ${part} ${written(value)}`), marker: PART_MARKS[part] }));
+    plot(place, `Even and odd part of the score of ${chosen()} in each plane, ${nameOf(which)}`, bars, {
       height: 260, legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" }, xaxis: { title: { text: "plane, from the fastest" } },
-      yaxis: { zeroline: true, zerolinecolor: INK, title: { text: "score" } },
+      yaxis: { zeroline: true, zerolinecolor: INK, title: { text: "score" }, ...(states().length > 1 ? { range: [-1.05 * most, 1.05 * most] } : {}) },
     });
-  }
+  });
 }
 
 const MAPS = { evidence: "evidence", right: "score, to the right", left: "score, to the left" };
 
 function drawTokenMaps() {
   const found = [...data.tokens.keys()].filter((at) => data.tokens[at].toLowerCase().includes(search.value.toLowerCase()));
-  const texts = found.map((at) => brief(data.tokens[at])), whole = [...data.tokens.keys()];
-  const captions = states().flatMap(([which, { maps }]) =>
-    Object.keys(MAPS).filter((kind) => maps[kind]).map((kind) => [`${which}-${kind}`, beside(which, MAPS[kind])]));
-  const places = figures("token-maps", Object.fromEntries(captions));
-  for (const [which, { maps }] of states()) for (const [kind, of] of Object.entries(maps)) {
-    const all = unpackedSigned(of[layer.value]), n = data.tokens.length, start = head.value * n * n;
-    const z = found.map((row) => whole.map((column) => all[start + row * n + column]));
-    const said = z.map((row, at) => row.map((value, column) =>
+  const texts = found.map((at) => brief(data.tokens[at])), n = data.tokens.length, start = head.value * n * n;
+  const read = ({ maps }, kind) => {
+    const all = maps[kind] && unpackedSigned(maps[kind][layer.value]);
+    return all && found.map((row) => Array.from(all.subarray(start + row * n, start + (row + 1) * n)));
+  };
+  compare("token-maps", MAPS, read, (place, { which, kind, numbers, most }) => {
+    const said = numbers.map((row, at) => row.map((value, column) =>
       escaped(`${data.tokens[found[at]]} ${kind === "evidence" ? "from" : "reads"} ${data.tokens[column]}: ${written(value)}`)));
-    const most = Math.max(...z.flat().map(Math.abs), 1e-6);
-    const map = { type: "heatmap", z, zmin: -most, zmax: most, colorscale: SIGNED, hoverinfo: "text", hovertext: said, colorbar: { thickness: 10 } };
+    const map = { type: "heatmap", z: numbers, zmin: -most, zmax: most, colorscale: SIGNED, hoverinfo: "text", hovertext: said, colorbar: { thickness: 10 } };
     const every = (labels) => ({ ...numbered(labels), tickfont: { size: 10 } });
-    plot(places[`${which}-${kind}`], `${MAPS[kind]} of ${chosen()}, token by token, ${nameOf(which)}`, [map], {
+    plot(place, `${MAPS[kind]} of ${chosen()}, token by token, ${nameOf(which)}`, [map], {
       height: 120 + Math.max(60, Math.min(14 * found.length, 420)),
       xaxis: { ...every(data.tokens.map((text) => brief(text))), tickangle: -90, title: { text: kind === "evidence" ? "read" : "key" } },
       yaxis: { ...every(texts), autorange: "reversed", title: { text: kind === "evidence" ? "raises" : "query" } },
     });
-  }
+  });
 }
 
 function drawServed() {
@@ -273,6 +303,7 @@ function drawTraining() {
 
 // ---- all of it, and where it is in the page's address
 
+const LABELS = { shown: "model", other: "compare with" };
 const DRAWN = [drawMaps, drawRanking, drawScores, drawPatterns, drawPlanes, drawTokenMaps, drawServed, drawLens, drawDenoising, drawTraining];
 
 function draw() {
@@ -282,6 +313,7 @@ function draw() {
     slider.hidden = steps.length < 2;
     element(`${which}-step`).textContent = steps.length ? `step ${steps[slider.value]}` : "";
     slider.setAttribute("aria-valuetext", element(`${which}-step`).textContent);
+    element(`${which}-label`).textContent = beside(which, LABELS[which]);
   }
   element("chosen").textContent = `Layer ${data.layers[layer.value]}, head ${data.heads[head.value]}`;
   DRAWN.forEach((part) => part());
@@ -306,10 +338,10 @@ function select(control, value) {
 }
 
 function keepAddress() {
-  const address = Object.entries(ADDRESS).map(([name, [read]]) => [name, read()]).filter(([, value]) => value !== undefined && value !== NOTHING);
+  const address = Object.entries(ADDRESS).map(([name, [read]]) => [name, read()]).filter(([, value]) => value !== undefined && (value !== NOTHING || data.series.length > 1));
   const hash = `#${new URLSearchParams(address)}`;
   if (!window.frameElement) history.replaceState(null, "", hash);
-  element("code").textContent = `${data.code}  # open it at ${hash}`;
+  element("code").textContent = `${CODE}  # open it at ${hash}`;
 }
 
 function readAddress() {
@@ -338,6 +370,7 @@ lastStep("shown");
 const routes = stateOf("shown").overall["forward route"], strongest = Math.max(...routes.flat());
 layer.value = Math.max(0, routes.findIndex((row) => row.includes(strongest)));
 head.value = Math.max(0, routes[layer.value].indexOf(strongest));
+if (data.series.length > 1) pickers.other.value = 1;
 readAddress();
 for (const control of [pair, layer, head, score, average]) control.addEventListener("change", draw);
 for (const which of Object.keys(pickers)) {
@@ -348,7 +381,7 @@ search.addEventListener("input", drawTokenMaps);
 walkHeads(element("maps"), layer, head);
 element("maps").addEventListener("click", (event) => {
   const place = event.target.closest("figure")?.lastChild;
-  if (place) atCell(place, event, (x, y) => { [head.value, layer.value] = [x, y]; draw(); });
+  if (place) atCell(place, event, (x, y) => { [head.value, layer.value] = [ofLayers(score.value) ? head.value : x, y]; draw(); });
 });
 window.addEventListener("hashchange", () => { readAddress(); draw(); });
 draw();

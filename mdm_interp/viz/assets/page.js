@@ -155,6 +155,7 @@ function brief(text, length = 12) {
 
 const SHADES = [[0, "#ffffff"], [1, `rgb(${ATTENTION})`]];
 const SIGNED = [[0, "#d55e00"], [0.5, "#ffffff"], [1, `rgb(${ATTENTION})`]];
+const PARTS = ["even", "odd"], PART_MARKS = { even: { color: "#5f5f5f" }, odd: { color: "#d55e00", pattern: { shape: "/" } } };
 const INK = "#222222", FAINT = "#5f5f5f", SOURCE = "#d55e00";
 const AXIS = { showgrid: false, zeroline: false, ticks: "outside", automargin: true, fixedrange: true };
 const LOOK = {
@@ -239,8 +240,9 @@ function mapHeads(place, label, { layers, heads }, z, most, colorbar, shapes, si
 
 const UNREACHED = "#c8c8c8";  // what attention does not reach, as CircuitsVis draws it
 
-// The attention of some rows of a prompt, [row token], as a heat map; its frame is the route, from readouts to source.
-function plotPattern(place, label, prompt, pattern, reach) {
+// The attention of some rows of a prompt, [row token], as a heat map; its frame is the route, from readouts to source. With
+// `apart`, by how much it differs from another, up to so much.
+function plotPattern(place, label, prompt, pattern, reach, apart = null) {
   const { tokens, rows, source, readout } = prompt, n = tokens.length;
   const name = (position) => escaped(`${labelOf(prompt, position)} (${position})`);
   const shown = (positions) => {
@@ -252,8 +254,9 @@ function plotPattern(place, label, prompt, pattern, reach) {
   const hidden = (at, to) => reach !== null && blockOf(to) > blockOf(rows[at]);  // left out, so that the grey behind them shows
   const map = { type: "heatmap", hoverongaps: false, xgap: 1, ygap: 1,
     z: pattern.map((row, at) => Array.from(row, (share, to) => (hidden(at, to) ? null : Number(share.toFixed(5))))),
-    zmin: 0, zmax: 1, colorscale: SHADES, showscale: false, hoverinfo: "text",
-    hovertext: pattern.map((row, at) => Array.from(row, (share, to) => `${name(rows[at])} reads ${share.toFixed(4)} of ${name(to)}`)) };
+    zmin: apart === null ? 0 : -apart, zmax: apart ?? 1, colorscale: apart === null ? SHADES : SIGNED,
+    showscale: apart !== null, colorbar: { thickness: 10 }, hoverinfo: "text",
+    hovertext: pattern.map((row, at) => Array.from(row, (share, to) => `${name(rows[at])} reads ${share.toFixed(4)}${apart === null ? "" : " more"} of ${name(to)}`)) };
   plot(place, label, [map], {
     height: rows.length === n ? Math.min(600, 200 + 26 * n) : 140 + 26 * rows.length,
     plot_bgcolor: reach !== null ? UNREACHED : "rgba(0,0,0,0)",

@@ -16,6 +16,7 @@ from mdm_interp.errors import UserError
 from mdm_interp.measures.capture import LayerView, capture
 from mdm_interp.measures.lens import read_out
 from mdm_interp.models.inputs import forbid_mask
+from mdm_interp.viz.pages.code import call, prompt_code, saving
 from mdm_interp.viz.pages.page import Page, packed, places
 from mdm_interp.viz.pages.subject import Prompt, Subject
 from mdm_interp.viz.words import counted
@@ -81,9 +82,17 @@ def attention(
     if len(shown) < n:
         about += f" Attention is shown from {len(shown)} of the {n} positions."
     return _page(
+        subject.heading(f"Attention: {shortened(given)}"),
         given,
         about,
-        subject.code(f"viz.attention(model, {list(given.tokens)})"),
+        subject.saving(
+            "viz.attention",
+            prompt_code(prompt, given.tokens),
+            layers=None if layers is None else of_layers,
+            heads=None if heads is None else of_heads,
+            rows=None if rows is None else shown,
+            source=source,
+        ),
         reach=cfg.reach,
         layers=of_layers,
         heads=of_heads,
@@ -137,10 +146,15 @@ def patterns(
         )
     causal = n > 1 and not values.triu(1).any()
     about = f"{counted(len(values), 'layer')} of {counted(shape[-3], 'head')}, {counted(n, 'token')}"
+    prompt = Prompt((), tuple(map(str, tokens)), (), (), None, None)
     return _page(
-        Prompt((), tuple(map(str, tokens)), (), (), None, None),
+        f"Attention: {shortened(prompt)}",
+        prompt,
         f"{about}{', none of which reads a later one' if causal else ''}.",
-        'from mdm_interp import viz\n\nviz.patterns(array, tokens).save("page.html")',
+        saving(
+            call("viz.patterns", "array", repr(list(tokens))),
+            "# array, the attention of this page, came from elsewhere: make it before you run this.",
+        ),
         reach=1 if causal else None,
         layers=list(range(len(values))),
         heads=list(range(shape[-3])),
@@ -151,10 +165,10 @@ def patterns(
     )
 
 
-def _page(given: Prompt, about: str, code: str, **data: Any) -> Page:
+def _page(title: str, given: Prompt, about: str, code: str, **data: Any) -> Page:
     """Return the page of patterns over a prompt."""
     data |= given.marks() | {"max_drawn": MAX_DRAWN}
-    return Page("attention", f"Attention: {shortened(given)}", about, ("circuitsvis",), data, code)
+    return Page("attention", title, about, ("circuitsvis",), data, code)
 
 
 def predictions(subject: Subject, given: Prompt, logits: Float[Tensor, "readout d_vocab"]) -> list[dict[str, Any]]:

@@ -27,10 +27,11 @@ from mdm_interp.measures.routes import score_matrix
 from mdm_interp.models.inputs import forbid_mask
 from mdm_interp.training.runs import Run
 from mdm_interp.viz.pages.attention import MAX_ENTRIES, logits_after_layers, shortened
+from mdm_interp.viz.pages.code import call, first_pairs, saving
 from mdm_interp.viz.pages.page import Page, as_lists, packed, packed_signed
 from mdm_interp.viz.pages.routes import evenly
-from mdm_interp.viz.pages.subject import Prompt, Subject
-from mdm_interp.viz.theme import FORWARD, REVERSE
+from mdm_interp.viz.pages.subject import Prompt, Subject, after
+from mdm_interp.viz.theme import FORWARD, REVERSE, shown
 from mdm_interp.viz.words import counted
 
 MAX_PAIRS = 24
@@ -40,6 +41,8 @@ MAX_TOKENS = 64
 LIKELIEST = 3
 """How many tokens the logit lens names at each position."""
 SIDES = ("forward", "reverse")
+OF_LAYERS = ("storage alignment", "routing alignment")
+"""Scores that are one number of a layer, repeated for its heads."""
 
 Number = int | float
 Hooks = Sequence[tuple[str, Callable]]
@@ -78,7 +81,7 @@ def explore(
     """
     series = _series_of(model, steps, edits or {})
     first = series[0]
-    call = "viz.explore(model)" if query_pairs is None else "viz.explore(model, query_pairs)"
+    given = query_pairs
     if query_pairs is None:
         if not isinstance(first.given, Run):
             raise UserError("query_pairs: a model by itself does not say what to ask it; give pairs")
@@ -97,24 +100,21 @@ def explore(
             measured.append(asked.measure(one.subject, state))
             if report is not None:
                 report(len(measured), total)
-    code = first.subject.code(call)
     data = {
         "layers": list(range(cfg.n_layers)),
         "heads": list(range(cfg.n_heads)),
-        "reach": cfg.reach,
         "scores": [{"name": name, "about": about} for name, about in SCORES.items()],
-        "series": [{"name": one.name, "steps": one.steps} for one in series],
+        "of_layers": list(OF_LAYERS),
+        "series": [one.told() for one in series],
         "states": measured,
         "pairs": [asked.told(first.subject, at) for at in range(len(query_pairs))],
         "tokens": list(first.subject.names(asked.tokens)),
         "offset": asked.offset,
-        "wavelengths": _wavelengths(first.subject.model),
         "names": asked.names(first.subject),
         "colours": {"forward": FORWARD, "reverse": REVERSE},
-        "code": code,
     }
-    title = f"Explorer: {', '.join(one.name for one in series)}"
-    return Page("explorer", title, _about(data, measured, first), ("plotly",), data, code)
+    title = f"Explorer: {' and '.join(after(one.name, one.steps) for one in series)}"
+    return Page("explorer", title, _about(data, measured, series), ("plotly",), data, _code(series, given, steps))
 
 
 @dataclass
@@ -124,6 +124,8 @@ class _Series:
     name: str
     given: Any
     subject: Subject
+    edit: str = ""
+    """What the edit is called, if it is one."""
     hooks: Hooks = ()
     steps: list[int] = field(default_factory=list)
     """Of a run; of others there is one state."""
@@ -131,6 +133,16 @@ class _Series:
     def __post_init__(self) -> None:
         if isinstance(self.given, Run):
             self.steps = self.given.steps
+
+    def told(self) -> dict[str, Any]:
+        """Return what the page says of it besides its states."""
+        model = self.subject.model
+        return {
+            "name": self.name,
+            "steps": self.steps,
+            "reach": model.cfg.reach,
+            "wavelengths": _wavelengths(model),
+        }
 
     def states(self) -> Iterator[Any]:
         """Return each model, with its hooks on."""
@@ -157,7 +169,7 @@ def _series_of(model: Any, steps: Sequence[int] | None, edits: Mapping[str, Hook
             if missing := sorted({*steps} - {*one.steps}):
                 raise UserError(f"steps: {one.name} has no checkpoint {missing[0]}; give some of {one.given.steps}")
     first = series[0]
-    series += [_Series(f"{first.name}, {name}", None, first.subject, hooks) for name, hooks in edits.items()]
+    series += [_Series(f"{first.name}, {name}", None, first.subject, name, hooks) for name, hooks in edits.items()]
     _check_alike(series)
     return series
 
@@ -356,12 +368,33 @@ def _wavelengths(model: Any) -> list[float] | None:
         return None
 
 
-def _about(data: Mapping[str, Any], measured: Sequence[Mapping[str, Any]], first: _Series) -> str:
+def _code(series: Sequence[_Series], pairs: Sequence[QueryPair] | None, steps: Sequence[int] | None) -> str:
+    """Return Python that makes the page, of the `pairs` and `steps` that were given."""
+    models, edits, first = [one for one in series if not one.edit], [one.edit for one in series if one.edit], series[0]
+    variables = ["model"] if len(models) == 1 else [f"model_{at}" for at in range(len(models))]
+    lines = [one.subject.opening(variable) for one, variable in zip(models, variables, strict=True)]
+    named = ", ".join(f"{one.name!r}: {variable}" for one, variable in zip(models, variables, strict=True))
+    unnamed = [one.name for one in models] == [first.subject.name] and not isinstance(first.given, Subject)
+    arguments = ["model" if unnamed else f"{{{named}}}"]
+    if pairs is not None:
+        lines.append(f"pairs = {first_pairs(first.given, variables[0], pairs)}")
+        arguments.append("pairs")
+    if edits:
+        hooks = ", ".join(f"{name!r}: …" for name in edits)
+        lines.append(
+            f"# edits, {{{hooks}}}, holds functions, which cannot be written here: define it before you run this."
+        )
+        arguments.append("edits=edits")
+    return saving(call("viz.explore", *arguments, steps=None if steps is None else list(steps)), *lines)
+
+
+def _about(data: Mapping[str, Any], measured: Sequence[Mapping[str, Any]], series: Sequence[_Series]) -> str:
     """Return what the page shows, and which head of the first model's last state carries most."""
-    last = measured[max(len(first.steps) - 1, 0)]
+    first, last = series[0], measured[max(len(series[0].steps) - 1, 0)]
+    schemes = " and ".join(dict.fromkeys(shown(one.subject.model.cfg.position) for one in series))
     sizes = {"layers": "layer", "heads": "head", "pairs": "query pair"}
     layers, heads, pairs = (counted(len(data[name]), noun) for name, noun in sizes.items())
-    said = f"{layers} x {heads}, {pairs}" + (
+    said = f"{schemes}, {layers} x {heads}, {pairs}" + (
         f", {len(first.steps)} steps of training. " if len(first.steps) > 1 else ". "
     )
     route = torch.tensor([[value or 0.0 for value in row] for row in last["overall"]["forward route"]])

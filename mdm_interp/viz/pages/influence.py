@@ -78,4 +78,4 @@ def influence(
         f"the {top} that help the reverse query most."
     )
     data = {"pairs": pairs, "sentences": sentences, "groups": list(GROUPS)}
-    return Page("influence", "Influence of training sentences", about, (), data)
+    return Page("influence", subject.heading("Influence of training sentences"), about, (), data)

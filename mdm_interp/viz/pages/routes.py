@@ -18,6 +18,7 @@ from mdm_interp.measures.parity import score_parity
 from mdm_interp.measures.routes import compute_routes
 from mdm_interp.training.runs import Run
 from mdm_interp.viz.pages.attention import MAX_ENTRIES, shortened
+from mdm_interp.viz.pages.code import one_pair
 from mdm_interp.viz.pages.page import Page, as_lists, packed, places
 from mdm_interp.viz.pages.subject import Prompt, Subject
 from mdm_interp.viz.theme import FORWARD, REVERSE
@@ -68,11 +69,18 @@ def routes(
         "checkpoints": checkpoints,
         "colours": {"forward": FORWARD, "reverse": REVERSE},
     }
-    title = f"Routes: {shortened(prompts['forward'])} | {shortened(prompts['reverse'])}"
+    both = " | ".join(shortened(prompt) for prompt in prompts.values())
+    title = subject.heading(f"Routes: {both}", steps or None)
     about = _about(subject, pair, data)
     if steps and len(steps) < len(model.steps):
         about += f" Of the run's {len(model.steps)} checkpoints, {len(steps)} are shown."
-    return Page("routes", title, about, ("plotly",), data, subject.code(f"viz.routes(model, {pair!r})"))
+    code = subject.saving(
+        "viz.routes",
+        one_pair(model, "model", pair),
+        layers=None if layers is None else of_layers,
+        heads=None if heads is None else of_heads,
+    )
+    return Page("routes", title, about, ("plotly",), data, code)
 
 
 def evenly(steps: Sequence[int], count: int) -> list[int]:

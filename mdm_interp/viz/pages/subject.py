@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from mdm_interp.errors import UserError
 from mdm_interp.models.bridge import hooked
 from mdm_interp.models.text import read_text
 from mdm_interp.training.runs import Run
+from mdm_interp.viz.pages.code import call, saving
+from mdm_interp.viz.theme import shown
 
 MASK = "[M]"
 """How a mask token is written in a text, and shown."""
@@ -62,43 +65,67 @@ class Subject:
     """Token ids to texts, one each."""
     encode: Callable[[str], tuple[list[int], list[Span]]]
     """A text without masks to token ids and the characters that each stands for."""
-    name: str = "model"
+    name: str
     """What pages call it."""
-    opened: str = "model = ...  # the one of this page"
-    """Python that opens it."""
+    steps: tuple[int, ...] = ()
+    """After how much training it is, where it is known."""
+    opened: str = ""
+    """Python that opens it, where it is known."""
 
     @classmethod
     def of(cls, model: Any) -> Subject:
-        """Return a model with its tokenizer; of a `Run`, the last checkpoint with its world's names.
+        """Return a model with its tokenizer; of a `Run`, the last checkpoint with its world's names. A subject stays.
 
         Without a tokenizer, tokens are named by their ids.
         """
+        if isinstance(model, Subject):
+            return model
         if isinstance(model, Run):
             return cls.of_run(model)
         model = hooked(model)
+        cfg = model.cfg
+        name = f"{shown(cfg.position)} model, {cfg.n_layers} x {cfg.n_heads} heads"
         tokenizer = getattr(model, "tokenizer", None)
         if tokenizer is None:
-            return cls(model, lambda tokens: [str(token) for token in tokens], _no_text)
+            return cls(model, lambda tokens: [str(token) for token in tokens], _no_text, name)
 
         def encode(text: str) -> tuple[list[int], list[Span]]:
             encoded = read_text(tokenizer, text, add_special_tokens=False, return_offsets_mapping=True)
             return encoded["input_ids"], [tuple(span) for span in encoded["offset_mapping"]]
 
-        return cls(model, lambda tokens: [tokenizer.decode([token]) or str(token) for token in tokens], encode)
+        return cls(model, lambda tokens: [tokenizer.decode([token]) or str(token) for token in tokens], encode, name)
 
     @classmethod
     def of_run(cls, run: Run) -> Subject:
         """Return a run's last checkpoint."""
         config = run.config
         shape = f"{config.model.n_layers} x {config.model.n_heads} heads"
-        name = f"{config.model.position} {config.objective}, {shape}, {config.facts.world}, seed {config.seed}"
+        name = shown(f"{config.model.position} {config.objective}, {shape}, {config.facts.world}, seed {config.seed}")
         name += f" ({run.folder.name[:6]})"  # other settings may differ, too
-        opened = f'model = Run.open("{run.folder.name}", root="{run.folder.parent.name}")'
-        return replace(cls.of(run.model()), name=name, opened=opened)
+        opened = call("Run.open", repr(run.folder.resolve().name), root=run.folder.parent)
+        return replace(cls.of(run.model()), name=name, steps=tuple(run.steps[-1:]), opened=opened)
 
-    def code(self, call: str) -> str:
-        """Return Python that opens the model and makes a page of it."""
-        return f'from mdm_interp import Query, QueryPair, Run, viz\n\n{self.opened}\n{call}.save("page.html")'
+    @classmethod
+    def of_checkpoint(cls, model: Any, source: str | Path, **options: Any) -> Subject:
+        """Return a model that was loaded from `source` with these options of
+        :func:`~mdm_interp.checkpoints.load_checkpoint`."""
+        opened = call("load_checkpoint", repr(str(source)), **options)
+        subject = cls.of(model)
+        return replace(subject, name=f"{Path(source).absolute().name}, {subject.name}", opened=opened)
+
+    def heading(self, page: str, steps: Sequence[int] | None = None) -> str:
+        """Return a page's heading: what it shows, and of which model after which steps, by default its own."""
+        return f"{page} · {after(self.name, self.steps if steps is None else steps)}"
+
+    def saving(self, function: str, *given: str, **options: Any) -> str:
+        """Return Python that opens the model and saves the page that `function` makes of it."""
+        return saving(call(function, "model", *given, **options), self.opening())
+
+    def opening(self, variable: str = "model") -> str:
+        """Return Python that opens the model, or says that the reader has to."""
+        if self.opened:
+            return f"{variable} = {self.opened}"
+        return f"# {variable}, here {self.name}, came from elsewhere: make it before you run this."
 
     def prompt(self, prompt: str | Sequence[int] | Tensor | Query, source: str | None = None) -> Prompt:
         """Return the tokens to look at.
@@ -159,6 +186,13 @@ class Subject:
         if at < 0 or not inside:
             raise UserError(f"source: {source!r} is not in the text {text!r}; name words of it")
         return tokens, (inside[0], inside[-1] + 1)
+
+
+def after(name: str, steps: Sequence[int]) -> str:
+    """Return a model's name with the training steps after which it is seen."""
+    if not steps:
+        return name
+    return f"{name}, step {steps[0]}" if len(steps) == 1 else f"{name}, steps {steps[0]} to {steps[-1]}"
 
 
 def _no_text(text: str) -> tuple[list[int], list[Span]]:

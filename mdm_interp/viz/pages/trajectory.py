@@ -1,4 +1,4 @@
-"""Trajectory: the denoising loop step by step, and where the readout of each filled position looked."""
+"""Denoising: its loop step by step, and where the readout of each filled position looked."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from mdm_interp.errors import UserError
 from mdm_interp.inference.denoising import FillOrder, Trajectory, denoise
 from mdm_interp.measures.capture import LayerView, capture
 from mdm_interp.viz.pages.attention import MAX_ENTRIES, predictions, shortened
+from mdm_interp.viz.pages.code import prompt_code
 from mdm_interp.viz.pages.page import Page, packed, places
 from mdm_interp.viz.pages.subject import Prompt, Subject
 from mdm_interp.viz.words import counted
@@ -74,7 +75,7 @@ def trajectory(
         "filled": watched.filled(given, done),
         "favourites": watched.favourites,
     }
-    title = f"Trajectory: {shortened(given)}"
+    title = subject.heading(f"Denoising: {shortened(given)}")
     about = f"{_told(subject, done, data['filled'], order)} {watched.looked(given)}"
     return Page(
         "trajectory",
@@ -82,7 +83,15 @@ def trajectory(
         about,
         ("plotly",),
         data,
-        subject.code(f"viz.trajectory(model, {list(given.tokens)}, order={order!r}, steps={steps})"),
+        subject.saving(
+            "viz.trajectory",
+            prompt_code(prompt, given.tokens),
+            order=order,
+            steps=steps,
+            layers=None if layers is None else of_layers,
+            heads=None if heads is None else of_heads,
+            source=source,
+        ),
     )
 
 
