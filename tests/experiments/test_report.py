@@ -518,6 +518,32 @@ def test_hovering_finds_the_point_under_the_pointer_at_every_size(tmp_path: Path
             expect(page.locator(HOVER)).to_have_text(re.compile(rf"^\D*{i}\D*{[3, 1, 2][i]}\D*$"))
 
 
+def test_a_figure_looks_alike_whatever_its_window_and_paper_were_before(tmp_path: Path, browser: Browser) -> None:
+    write(tmp_path)
+
+    def looks(page: Page) -> tuple[list[Any], bytes]:
+        page.wait_for_function(SETTLED, arg=TEXTS, polling=300)
+        (plot,) = page.evaluate(READ, {**TEXTS, "tick label": ".xtick, .ytick"})
+        return plot["boxes"], page.locator(".plot").screenshot()
+
+    fresh = {}
+    for width in (1400, 700):
+        with opened(browser, tmp_path / "tiny.html", viewport={"width": width, "height": 900}) as (page, _):
+            page.locator(".plot .main-svg").first.wait_for()
+            fresh[width] = looks(page)
+            assert {"tick label", "x title", "legend"} <= {kind for kind, *_ in fresh[width][0]}
+    with opened(browser, tmp_path / "tiny.html", viewport={"width": 1400, "height": 900}) as (page, problems):
+        page.locator(".plot .main-svg").first.wait_for()
+        for width in (900, 700, 1400):
+            page.set_viewport_size({"width": width, "height": 900})
+            assert width not in fresh or looks(page) == fresh[width]
+        page.emulate_media(media="print")
+        page.wait_for_function(f"({FITS})().every(Boolean)")
+        page.emulate_media(media="screen")
+        assert looks(page) == fresh[1400]
+        assert problems == []
+
+
 # ---- in a browser: the ledger
 
 
