@@ -2,48 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from mdm_interp.experiments.findings import NAMED_SETTINGS, settings_of
-from mdm_interp.experiments.grids import depth_grid, head_grid, objective_grid, pool_grid, scheme_grid
-from mdm_interp.experiments.scope import about
+from mdm_interp.config import TrainConfig
+from mdm_interp.errors import UserError
+from mdm_interp.experiments.scope import SCOPE, about, stages
 from mdm_interp.experiments.subjects import Demo, Lab, Probe, demos, open_probe
 from mdm_interp.training.runs import Run
 from mdm_interp.viz.pages.attention import attention
 from mdm_interp.viz.pages.explorer import explore
-from mdm_interp.viz.pages.page import Page, run_of
+from mdm_interp.viz.pages.page import Page
 from mdm_interp.viz.pages.routes import evenly, routes
 from mdm_interp.viz.pages.subject import Subject
 from mdm_interp.viz.pages.trajectory import trajectory
 
-
-def explorer_of(setting: str) -> str:
-    """Return the file of the explorer of one of :data:`~mdm_interp.experiments.findings.NAMED_SETTINGS`."""
-    return f"explore_{setting.lower().replace(' ', '_')}.html"
-
-
 PAGES = {
-    **{explorer_of(name): f"Every head of a small model: {name}" for name in NAMED_SETTINGS},
     "settings_map.html": "Settings and numbers of heads, and how well reverse queries are answered in each",
     "inside_attention.html": "Every layer and head of a demo checkpoint",
     "inside_demo_routes.html": "The demo checkpoint asked forward and in reverse",
     "inside_denoising.html": "The demo checkpoint writes a sentence from its source alone",
 }
-"""What each page shows."""
-GRIDS = (scheme_grid, head_grid, depth_grid, pool_grid, objective_grid)
-"""Where small models are looked for."""
+"""What each page shows that is not an explorer of a run."""
 PAIRS, STEPS = 6, 4
-"""How many query pairs and checkpoints of a small model its explorer shows: enough to look around."""
+"""How many query pairs of a small model its explorer shows, and how many checkpoints besides those of its stages:
+enough to look around."""
+SCORE_OF_CLAIM = {
+    "0": "reverse attribution",
+    "1": "reverse attribution",
+    "2": "reverse evidence",
+    "3": "reverse route",
+    "4": "reverse evidence",
+    "5": "reverse route",
+    "6": "storage alignment",
+    "7": "reverse attribution",
+    "8": "reverse attribution",
+    "9": "reverse route",
+}
+"""Which of :data:`~mdm_interp.measures.head_scores.SCORES` a verdict leads to: what its claim speaks of, in the reverse
+query; of claims about predictions (0, 1, 7 and 8) what a head adds to the answer."""
 
 
-def make_exhibits(lab: Lab) -> Iterator[tuple[str, Page]]:
-    """Give the pages of those models that the run store holds, each with its file name."""
-    for file, page in chain(_of_small_models(lab), _of_demo(lab)):
+def make_exhibits(lab: Lab, configs: Iterable[TrainConfig]) -> Iterator[tuple[str, Page]]:
+    """Give the pages of those models that the run store holds, each with its file name: an explorer of one run of each
+    setting among the configs, that of the first seed, and pages of a demo checkpoint."""
+    for file, page in chain(_of_small_models(lab, configs), _of_demo(lab)):
         yield file, replace(page, home="index.html")
+
+
+def explorer_of(digest: str) -> str:
+    """Return the file of a run's explorer."""
+    return f"explore_{digest}.html"
 
 
 def write_probed(
@@ -72,21 +85,21 @@ def write_probed(
 
 def explored(out: Path) -> dict[str, str]:
     """Return the runs whose explorers are in a folder: digest to file."""
-    shown = {path.name: run_of(path) for path in sorted(out.glob("explore_*.html"), reverse=True)}
-    return {run: file for file, run in shown.items() if run}
+    files = sorted(path.name for path in out.glob(explorer_of("*")))
+    return {file.removeprefix("explore_").removesuffix(".html"): file for file in files}
 
 
-def _of_small_models(lab: Lab) -> Iterator[tuple[str, Page]]:
-    """Explore the first seed's run of each named setting that the figures are of."""
-    configs = {config: None for grid in GRIDS for config in grid(lab.seeds) if config.seed == lab.seeds[0]}
-    shown = dict[str, Run]()
-    for run in (Run.of(config, lab.root) for config in configs):
-        for name in settings_of(about(run)) if run.finished else ():
-            shown.setdefault(name, run)
-    for name, run in shown.items():
-        steps = evenly(run.steps, STEPS)
-        page = explore(run, run.query_pairs(n_contexts=1)[:PAIRS], steps=steps)
-        yield explorer_of(name), replace(page, run=run.folder.name)
+def _of_small_models(lab: Lab, configs: Iterable[TrainConfig]) -> Iterator[tuple[str, Page]]:
+    shown = dict[tuple[Any, ...], Run]()
+    for config in sorted(configs, key=lambda config: config.seed):
+        if (run := Run.of(config, lab.root)).finished:
+            scope = about(run)
+            shown.setdefault(tuple(scope[column] for column in SCOPE), run)
+    for run in shown.values():
+        of_stages = (max(weights, key=weights.__getitem__) for _, weights in stages(run))
+        steps = sorted({*evenly(run.steps, STEPS), *of_stages})
+        with contextlib.suppress(UserError):  # a model of one's own can be more than a page holds
+            yield explorer_of(run.folder.name), explore(run, run.query_pairs(n_contexts=1)[:PAIRS], steps=steps)
 
 
 def _of_demo(lab: Lab) -> Iterator[tuple[str, Page]]:

@@ -16,8 +16,10 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -25,14 +27,15 @@ import plotly.io as pio
 
 from mdm_interp.config import DemoConfig
 from mdm_interp.experiments.claims import OUTCOMES, Verdict, counts
-from mdm_interp.experiments.exhibits import explored, explorer_of
-from mdm_interp.experiments.findings import by_setting, sentences, settings_of
+from mdm_interp.experiments.exhibits import SCORE_OF_CLAIM, explored
+from mdm_interp.experiments.findings import NAMED_SETTINGS, by_setting, sentences, settings_of
 from mdm_interp.experiments.results import CheckpointOrigin, Result, TrainedOrigin
-from mdm_interp.experiments.scope import SCOPE, scope_label, setting_labels
+from mdm_interp.experiments.scope import SCOPE, STAGES, scope_label, setting_labels
 from mdm_interp.experiments.subjects import demo_name
 from mdm_interp.files import replacing, write_text
 from mdm_interp.provenance import difference
 from mdm_interp.viz.pages.page import LIBRARIES, TEMPLATES, asset, browser_json, plotly_of, write_libraries, zipped
+from mdm_interp.viz.panels import TRAINING_STEPS
 from mdm_interp.viz.theme import DARK, HEIGHT, NAME, WIDTH, shown
 from mdm_interp.viz.words import counted
 
@@ -65,15 +68,61 @@ def write_report(
     Raises:
         OSError: a file cannot be written.
     """
-    inside = explored(out)
+    inside = _explorers([result for result, _ in drawn], explored(out))
     entries = {result.name: _entry(result, figure, inside) for result, figure in drawn}
     write_libraries(out, *{_library([entry]) for entry in entries.values()})
     new = {result.name: figure for result, figure in drawn if changed is None or result.name in changed}
     for name in new:
         write_text(out / f"{name}.html", _render("report_figure.html", [entries[name]], entry=entries[name]))
     problem = _write_images(new, out)
-    _write_index(entries, verdicts, out, pages or {}, details or {})
+    _write_index(entries, verdicts, out, pages or {}, details or {}, inside)
     return problem
+
+
+@dataclass(frozen=True)
+class _Explorer:
+    """A page that looks inside one run of a setting."""
+
+    page: str
+    run: str
+    scope: Mapping[str, Any]
+    steps: dict[str, int]
+    """Where the run is at the stages of its training."""
+
+    def at(self, verdict: Verdict) -> str:
+        """Return the address of what a verdict is about: a score of the heads, at a stage."""
+        step = self.steps.get(verdict.scope["stage"])
+        named = {"score": SCORE_OF_CLAIM[verdict.claim["id"]]} | ({} if step is None else {"step": step})
+        return f"{self.page}#{urlencode(named)}"
+
+
+def _explorers(results: Sequence[Result], pages: Mapping[str, str]) -> dict[tuple[Any, ...], _Explorer]:
+    """Return the explorers by setting.
+
+    Args:
+        pages: Files by the runs that they show.
+    """
+    found: dict[tuple[Any, ...], _Explorer] = {}
+    for row in (row for result in results for row in result.rows):
+        if row.get("run") in pages and _has_setting(row):
+            one = found.setdefault(_setting(row), _Explorer(pages[row["run"]], row["run"], row, {STAGES[0]: 0}))
+            if row["run"] == one.run and row.get("stage") in STAGES and "step" in row:
+                one.steps[row["stage"]] = row["step"]
+    return found
+
+
+def _has_setting(row: Mapping[str, Any]) -> bool:
+    """Tell whether a row is of a run in a setting."""
+    return "run" in row and row.get("world") is not None and set(SCOPE) <= row.keys()
+
+
+def _setting(scope: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(scope[column] for column in SCOPE)
+
+
+def _label(scope: Mapping[str, Any]) -> str:
+    """Name a setting as figures do."""
+    return scope_label({**{column: scope[column] for column in SCOPE}, "scheme": shown(scope["scheme"])})
 
 
 def _write_images(figures: Mapping[str, go.Figure], out: Path) -> str | None:
@@ -138,6 +187,7 @@ def _write_index(
     out: Path,
     pages: Mapping[str, str],
     details: Mapping[str, str],
+    inside: Mapping[tuple[Any, ...], _Explorer],
 ) -> None:
     """Write the report on figures, by name, that are written."""
     results = {name: entry["result"] for name, entry in entries.items()}
@@ -155,11 +205,12 @@ def _write_index(
     page = _render(
         "report_index.html",
         list(entries.values()),
-        [_line(verdict, cells, out) for verdict, cells in ledger],
+        [_line(verdict, cells, inside) for verdict, cells in ledger],
         measured=_measured(list(results.values())),
         pages={file: title for file, title in pages.items() if (out / file).exists()},
-        filters={name: list(dict.fromkeys(cells[i] for _, cells in ledger)) for i, name in enumerate(FILTERS)},
-        counted=list(counts(verdicts)),
+        of_settings=_of_settings(inside.values()),
+        filters={name: {_called(name, cells[i]): cells[i] for _, cells in ledger} for i, name in enumerate(FILTERS)},
+        columns=list(counts(verdicts)),
         found=sentences(results),
         matrix=by_setting(verdicts) if verdicts else None,
         overview=[(claim, claims[str(claim)], row) for claim, row in counts(verdicts).to_dict("index").items()],
@@ -212,22 +263,29 @@ def _numbers(result: Result) -> list[list[str]]:
     return rows
 
 
-def _line(verdict: Verdict, cells: Sequence[str], out: Path) -> dict[str, Any]:
+def _of_settings(explorers: Collection[_Explorer]) -> dict[str, dict[str, str]]:
+    """Return the titles of explorers by file: of named settings, in their order, and of the others."""
+    named = {one.page: name for name in NAMED_SETTINGS for one in explorers if name in settings_of(one.scope)}
+    others = {one.page: _label(one.scope) for one in explorers if one.page not in named}
+    return {"named": named, "others": others}
+
+
+def _line(verdict: Verdict, cells: Sequence[str], inside: Mapping[tuple[Any, ...], _Explorer]) -> dict[str, Any]:
     """Return a line of the ledger: its cells, the numbers that some of them are sorted by, and where it leads."""
     p = verdict.p if verdict.p == verdict.p else None
     told = [verdict.measure, f"{verdict.effect}, n = {verdict.effect.n}", str(verdict.null)]
-    every = [*cells, *told, "-" if p is None else f"{p:.2g}"]
+    every = [*map(_called, FILTERS, cells), *told, "-" if p is None else f"{p:.2g}"]
     sorted_by = dict(zip(range(len(cells) + 1, len(every)), (verdict.effect.value, verdict.null.value, p), strict=True))
     scope = verdict.scope
-    inside = [explorer_of(name) for name in settings_of(scope) if (out / explorer_of(name)).exists()]
+    explorer = inside.get(_setting(scope))
     return {
         "cells": every,
         "keys": {column: key for column, key in sorted_by.items() if key is not None and math.isfinite(key)},
-        "text": " ".join([*every, verdict.reading]).lower(),
+        "text": " ".join([*every, *cells, verdict.reading]).lower(),
         "reading": verdict.reading,
         "figure": verdict.figure,
-        "setting": None if scope["world"] is None else scope_label({column: scope[column] for column in SCOPE}),
-        "inside": f"{inside[0]}#step={0 if scope['stage'] == 'initial' else ''}" if inside else None,
+        "setting": None if scope["world"] is None else _label(scope),
+        "inside": explorer.at(verdict) if explorer else None,
     }
 
 
@@ -247,20 +305,25 @@ def _measured(results: Sequence[Result]) -> str:
 
 
 def _cells(verdict: Verdict) -> list[str]:
-    """Return what a verdict is filtered by."""
+    """Return what a verdict is filtered by, as results call it."""
     scope, every = verdict.scope, ["all", verdict.scope["scheme"], "all", "all", "all"]
     setting = every if scope["world"] is None else setting_labels(scope)
     return [verdict.claim["id"], *setting, str(scope["stage"]), verdict.role, verdict.verdict]
 
 
+def _called(name: str, cell: str) -> str:
+    """Return what a reader sees of a cell of the ledger."""
+    return shown(cell) if name == "scheme" else cell
+
+
 # ---- one figure
 
 
-def _entry(result: Result, figure: go.Figure, inside: Mapping[str, str]) -> dict[str, Any]:
+def _entry(result: Result, figure: go.Figure, inside: Mapping[tuple[Any, ...], _Explorer]) -> dict[str, Any]:
     """Return what the templates show of a figure: the drawing, its text alternative, and where it comes from.
 
     Args:
-        inside: Explorers by the runs that they show.
+        inside: Explorers by setting.
     """
     layout: Any = figure.layout
     width, height = layout.width or WIDTH, layout.height or HEIGHT
@@ -268,11 +331,21 @@ def _entry(result: Result, figure: go.Figure, inside: Mapping[str, str]) -> dict
     drawn["layout"].pop("template", None)  # the page has the theme, in the reader's colours
     drawn["layout"] |= {"width": width, "height": height}
     runs, settings = _runs(result), _settings(result, inside)
+    over_training = [
+        name
+        for name, axis in drawn["layout"].items()
+        if name.startswith("xaxis") and axis.get("tickvals") == TRAINING_STEPS["tickvals"]
+    ]
     return {
         "result": result,
-        "drawing": {"data": drawn["data"], "layout": drawn["layout"], "settings": settings},
-        "inside": inside,
-        "leads": {one["labels"][0]: one["page"] for one in settings if one["page"]},
+        "drawing": {
+            "data": drawn["data"],
+            "layout": drawn["layout"],
+            "settings": settings,
+            "over_training": over_training,
+        },
+        "inside": {one.run: one.page for one in inside.values()},
+        "leads": any(one["page"] for one in settings),
         "width": width,
         "height": height,
         "title": _plain(layout.title.text) or result.question,
@@ -286,18 +359,27 @@ def _entry(result: Result, figure: go.Figure, inside: Mapping[str, str]) -> dict
     }
 
 
-def _settings(result: Result, inside: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Return the settings of a result: what figures call each, its full name first, and the explorer of one of its
-    runs."""
-    found: dict[str, dict[str, Any]] = {}
-    for row in result.rows:
-        if "run" not in row or row.get("world") is None or not set(SCOPE) <= row.keys():
-            continue
-        names = dict.fromkeys(_names(row))
-        one = found.setdefault(next(iter(names)), {"labels": {}, "page": None})
-        one["labels"] |= names
-        one["page"] = one["page"] or inside.get(row["run"])
-    return [{"labels": list(one["labels"]), "page": one["page"]} for one in found.values()]
+def _settings(result: Result, inside: Mapping[tuple[Any, ...], _Explorer]) -> list[dict[str, Any]]:
+    """Return the settings of a result: their full names, as figures and as results have them, all that figures may call
+    them, and the explorer of one run with its steps at stages of training."""
+    labels: dict[tuple[Any, ...], dict[str, None]] = {}
+    scopes: dict[tuple[Any, ...], Mapping[str, Any]] = {}
+    for row in filter(_has_setting, result.rows):
+        setting = _setting(row)
+        scopes[setting] = row
+        labels.setdefault(setting, {}).update(dict.fromkeys(_names(row)))
+    settings = []
+    for setting, scope in scopes.items():
+        explorer = inside.get(setting)
+        settings.append(
+            {
+                "names": [_label(scope), scope_label({column: scope[column] for column in SCOPE})],
+                "labels": list(labels[setting]),
+                "page": explorer.page if explorer else None,
+                "steps": explorer.steps if explorer else {},
+            }
+        )
+    return settings
 
 
 def _names(row: Mapping[str, Any]) -> Iterator[str]:
@@ -371,8 +453,8 @@ def _runs(result: Result) -> dict[str, list[str]]:
         demos = [DemoConfig.model_validate(config) for config in result.origin.first_seed]
         names, other = {demo.digest(): demo_name(demo) for demo in demos}, "demo checkpoints of other seeds"
     for row in result.rows:
-        if "run" in row and row.get("world") is not None and set(SCOPE) <= row.keys():
-            names[row["run"]] = scope_label({column: row[column] for column in SCOPE})
+        if _has_setting(row):
+            names[row["run"]] = _label(row)
         elif "run" in row:
             names[row["run"]] = ", ".join(str(row[column]) for column in ("world", "variant") if column in row)
     groups: dict[str, list[str]] = {}

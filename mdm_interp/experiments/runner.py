@@ -55,8 +55,9 @@ def reproduce(analyses: Sequence[Analysis], lab: Lab, out: Path) -> Reported:
     """
     check_folder(out)
     wanted = [config for analysis in analyses for config in analysis.configs(lab.seeds)]
+    of_runs = [config for config in wanted if isinstance(config, TrainConfig)]
     with phase("training", 1, PHASES):
-        lab.runs([config for config in wanted if isinstance(config, TrainConfig)])
+        lab.runs(of_runs)
     torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
     with phase("measuring", 2, PHASES):
         results = measure_all(analyses, lab, out)
@@ -64,7 +65,7 @@ def reproduce(analyses: Sequence[Analysis], lab: Lab, out: Path) -> Reported:
         of_results = (analysis.pages(result, lab.root) for analysis, result in zip(analyses, results, strict=True))
         with phase("pages", 3, PHASES), progress_bars(transient=True) as bars:
             written = bars.add_task("pages", total=None, values="")
-            for file, page in chain(make_exhibits(lab), *of_results):
+            for file, page in chain(make_exhibits(lab, of_runs), *of_results):
                 page.save(out / file, shared=True)
                 bars.advance(written)
     with phase("figures", 4, PHASES):

@@ -20,14 +20,14 @@ import plotly.graph_objects as go
 import plotly.io as pio
 import pytest
 from filelock import FileLock
-from page_helpers import HOSTILE, expect, opened
+from page_helpers import HOSTILE, expect, opened, point_of
 from plotly.offline import get_plotlyjs, get_plotlyjs_version
 from report_helpers import QUESTION, SETTING, SUMMARY, TAKEAWAY, drawing, result, verdict
 
 from mdm_interp.config import DemoConfig
 from mdm_interp.experiments import report as module
 from mdm_interp.experiments.analysis import CheckpointAnalysis, discover
-from mdm_interp.experiments.exhibits import explorer_of
+from mdm_interp.experiments.exhibits import SCORE_OF_CLAIM, explorer_of
 from mdm_interp.experiments.findings import NAMED_SETTINGS
 from mdm_interp.experiments.report import write_report
 from mdm_interp.experiments.results import CheckpointOrigin, Result, TrainedOrigin
@@ -36,7 +36,7 @@ from mdm_interp.experiments.scope import SCOPE, scope_label
 from mdm_interp.stats.estimates import Estimate
 from mdm_interp.stats.summary import Entry, Summary
 from mdm_interp.viz.pages.page import SMALL_TRACES
-from mdm_interp.viz.panels import PROBABILITY, Panels
+from mdm_interp.viz.panels import PROBABILITY, TRAINING_STEPS, Panels
 from mdm_interp.viz.theme import CHANCE, REVERSE, legend_at, title_height, titled
 
 if TYPE_CHECKING:
@@ -180,11 +180,11 @@ def test_a_figure_names_the_runs_behind_it_by_setting(tmp_path: Path) -> None:
     index = write(tmp_path, (first, drawing()), (second, drawing()))
     for page in (index, tmp_path / "tiny.html"):
         said = text_of(page)
-        assert "Its 3 runs mdm-interp explore DIGEST --out explorer.html shows its heads" in said
-        assert "w, any_order rope, 1 layer, 1 head of 64: aa bb dd" in said
+        assert "Its 3 runs mdm-interp explore DIGEST --out explorer.html shows those of any other" in said
+        assert "w, any_order RoPE, 1 layer, 1 head of 64: aa bb dd" in said
     for page in (index, tmp_path / "other.html"):
         said = text_of(page)
-        assert "Its 2 runs mdm-interp explore DIGEST --out explorer.html shows its heads" in said
+        assert "Its 2 runs mdm-interp explore DIGEST --out explorer.html shows those of any other" in said
         assert "MDM none: cc aa" in said
     assert "2 analyses of 4 trained models with 3 seeds, 3 rows of measurements." in text_of(index)
 
@@ -518,6 +518,32 @@ def test_hovering_finds_the_point_under_the_pointer_at_every_size(tmp_path: Path
             expect(page.locator(HOVER)).to_have_text(re.compile(rf"^\D*{i}\D*{[3, 1, 2][i]}\D*$"))
 
 
+def test_a_figure_looks_alike_whatever_its_window_and_paper_were_before(tmp_path: Path, browser: Browser) -> None:
+    write(tmp_path)
+
+    def looks(page: Page) -> tuple[list[Any], bytes]:
+        page.wait_for_function(SETTLED, arg=TEXTS, polling=300)
+        (plot,) = page.evaluate(READ, {**TEXTS, "tick label": ".xtick, .ytick"})
+        return plot["boxes"], page.locator(".plot").screenshot()
+
+    fresh = {}
+    for width in (1400, 700):
+        with opened(browser, tmp_path / "tiny.html", viewport={"width": width, "height": 900}) as (page, _):
+            page.locator(".plot .main-svg").first.wait_for()
+            fresh[width] = looks(page)
+            assert {"tick label", "x title", "legend"} <= {kind for kind, *_ in fresh[width][0]}
+    with opened(browser, tmp_path / "tiny.html", viewport={"width": 1400, "height": 900}) as (page, problems):
+        page.locator(".plot .main-svg").first.wait_for()
+        for width in (900, 700, 1400):
+            page.set_viewport_size({"width": width, "height": 900})
+            assert width not in fresh or looks(page) == fresh[width]
+        page.emulate_media(media="print")
+        page.wait_for_function(f"({FITS})().every(Boolean)")
+        page.emulate_media(media="screen")
+        assert looks(page) == fresh[1400]
+        assert problems == []
+
+
 # ---- in a browser: the ledger
 
 
@@ -528,26 +554,26 @@ def shown_schemes(page: Page) -> list[str]:
 def test_the_ledger_filters(tmp_path: Path, browser: Browser) -> None:
     verdicts = [verdict("1", "rope", "holds", measure="<b>measure</b>"), *VERDICTS[1:]]
     with opened(browser, write(tmp_path, verdicts=verdicts)) as (page, problems):
-        assert shown_schemes(page) == ["rope", "alibi", "rope"]
+        assert shown_schemes(page) == ["RoPE", "ALiBi", "RoPE"]
         assert page.get_by_role("status").inner_text() == "3 of 3 verdicts"
         page.get_by_label("verdict").select_option("fails")
-        assert shown_schemes(page) == ["alibi", "rope"]
-        page.get_by_label("scheme").select_option("rope")
-        assert shown_schemes(page) == ["rope"]
-        assert page.get_by_role("status").inner_text() == "1 of 3 verdicts: scheme rope, verdict fails"
+        assert shown_schemes(page) == ["ALiBi", "RoPE"]
+        page.get_by_label("scheme").select_option("RoPE")
+        assert shown_schemes(page) == ["RoPE"]
+        assert page.get_by_role("status").inner_text() == "1 of 3 verdicts: scheme RoPE, verdict fails"
         page.get_by_label("verdict").select_option("all")
-        assert shown_schemes(page) == ["rope", "rope"]
+        assert shown_schemes(page) == ["RoPE", "RoPE"]
         page.get_by_role("button", name="Show all").click()
         expect(page.get_by_role("status")).to_have_text("3 of 3 verdicts")
-        assert shown_schemes(page) == ["rope", "alibi", "rope"]
+        assert shown_schemes(page) == ["RoPE", "ALiBi", "RoPE"]
         assert "<b>measure</b>" in page.locator("#ledger tbody tr").first.inner_text(), "text is escaped"
         links = {link.get_attribute("href") for link in page.locator("#ledger tbody tr").first.locator("a").all()}
-        assert links == {f"tiny.html#{urlencode({'setting': NAMED.format('rope')})}", "tiny.json"}
+        assert links == {f"tiny.html#{urlencode({'setting': NAMED.format('RoPE')})}", "tiny.json"}
         assert problems == []
 
 
 def test_the_ledger_sorts_searches_and_keeps_both_in_its_address(tmp_path: Path, browser: Browser) -> None:
-    effects = {"rope": 0.5, "alibi": -2.0, "none": 10.0}
+    effects = {"learned": 0.5, "sinusoidal": -2.0, "own": 10.0}
     verdicts = [
         dataclasses.replace(verdict("1", scheme, "holds", measure=f"of {scheme}"), effect=Estimate(value, 0.0, 1.0, 5))
         for scheme, value in effects.items()
@@ -555,22 +581,23 @@ def test_the_ledger_sorts_searches_and_keeps_both_in_its_address(tmp_path: Path,
     index = write(tmp_path, verdicts=verdicts)
     with opened(browser, index) as (page, problems):
         header = page.locator("#ledger thead").get_by_role("button", name="effect")
-        orders = {"ascending": ["alibi", "rope", "none"], "descending": ["none", "rope", "alibi"], "none": [*effects]}
+        orders = {"ascending": ["sinusoidal", "learned", "own"], "descending": ["own", "learned", "sinusoidal"]}
+        orders |= {"none": [*effects]}
         for direction, schemes in orders.items():
             header.click()
             assert shown_schemes(page) == schemes, "by number, not by text"
             assert header.locator("xpath=..").get_attribute("aria-sort") == direction
         header.click()
-        page.get_by_label("search").fill("OF RO")
-        assert shown_schemes(page) == ["rope"]
-        assert page.get_by_role("status").inner_text() == "1 of 3 verdicts: “OF RO”"
+        page.get_by_label("search").fill("OF LE")
+        assert shown_schemes(page) == ["learned"]
+        assert page.get_by_role("status").inner_text() == "1 of 3 verdicts: “OF LE”"
         address = page.url
-        assert address.endswith("#words=OF+RO&sort=effect")
+        assert address.endswith("#words=OF+LE&sort=effect")
         page.get_by_role("button", name="Show all").click()
         expect(page.get_by_role("status")).to_have_text("3 of 3 verdicts")
         assert shown_schemes(page) == [*effects]
         page.goto("about:blank")
-        page.goto(address.replace("OF+RO", "of"))
+        page.goto(address.replace("OF+LE", "of"))
         assert shown_schemes(page) == orders["ascending"]
         assert problems == []
 
@@ -586,14 +613,29 @@ def test_a_long_ledger_shows_its_first_lines_and_the_rest_when_asked(tmp_path: P
         assert problems == []
 
 
-def test_a_verdict_leads_to_the_heads_of_its_setting(tmp_path: Path, browser: Browser) -> None:
-    scope = {**NAMED_SETTINGS["4 heads"], "stage": "initial"}
-    lines = [verdict("5", "rope", "fails"), verdict("5", "alibi", "fails")]
-    lines[0] = dataclasses.replace(lines[0], scope={**lines[0].scope, **scope})
-    (tmp_path / explorer_of("4 heads")).write_text("<title>there</title>")
-    with opened(browser, write(tmp_path, verdicts=lines)) as (page, _):
+def test_a_verdict_leads_to_the_heads_that_it_is_about_and_these_lead_back(tmp_path: Path, browser: Browser) -> None:
+    rope = {"initial": ("2", 0), "early": ("5", 47), "end": ("0", 400), "over training": ("9", None)}
+    lines = [
+        dataclasses.replace(line, scope={**line.scope, "stage": stage})
+        for stage, (claim, _) in rope.items()
+        for line in (verdict(claim, "rope", "fails"), verdict(claim, "learned", "fails"))
+    ]
+    for digest in ("rope10", "elsewhere"):
+        (tmp_path / explorer_of(digest)).write_text(f"<title>{digest}</title>")
+    with opened(browser, write(tmp_path, of_settings(tmp_path), verdicts=lines)) as (page, problems):
         links = page.locator("#ledger").get_by_role("link", name="heads").all()
-        assert [link.get_attribute("href") for link in links] == ["explore_4_heads.html#step=0"]
+        expected = [
+            {"score": SCORE_OF_CLAIM[claim]} | ({} if step is None else {"step": step}) for claim, step in rope.values()
+        ]
+        assert [link.get_attribute("href") for link in links] == [
+            f"explore_rope10.html#{urlencode(named)}" for named in expected
+        ]
+        page.get_by_label("stage").select_option("early")
+        page.locator("#ledger").get_by_role("link", name="heads").click()
+        page.wait_for_url("**/explore_rope10.html#*")
+        back = {"back": "index.html#stage=early"}
+        assert page.url.partition("#")[2] == urlencode({**expected[1], **back})
+        assert problems == []
 
 
 # ---- in a browser: from figures to heads
@@ -606,37 +648,38 @@ def of_settings(folder: Path) -> tuple[Result, go.Figure]:
     """A figure of four settings, two of which have an explorer in the folder: one panel for each number of heads, with
     a point for each scheme, and a matrix with a row for each setting."""
     rows = [
-        {**SETTING, "scheme": scheme, "n_heads": n_heads, "seed": seed, "run": run}
+        {**SETTING, "scheme": scheme, "n_heads": n_heads, "seed": seed, "run": run, "stage": stage, "step": step + seed}
         for run, (scheme, n_heads, seed) in RUNS.items()
+        for stage, step in {"initial": 0, "early": 47, "end": 400}.items()
     ]
     made, of = Panels(), {"RoPE<br>n = 2": Estimate(0.3, 0.2, 0.4, 2), "ALiBi<br>n = 2": Estimate(0.7, 0.6, 0.8, 2)}
     for panel in made.row(["w, 1 head (n = 2)", "w, 4 heads (n = 2)"], y=PROBABILITY):
         panel.estimates(of, name="reverse query", color=REVERSE, shift=0.1, size=20, upright=True)
         panel.level(0.1, name="chance", color=CHANCE, x=[0, 1])
     names = list(dict.fromkeys(scope_label({column: row[column] for column in SCOPE}) for row in rows))
-    (matrix,) = made.row([""])
+    (matrix,) = made.row(["half-way"])
     matrix.matrix(pd.DataFrame([[0.0]] * len(names), index=names, columns=["measure"]), limit=1.0)
-    for name, run in {"a": "rope10", "b": "alibi41"}.items():
-        (folder / f"explore_{name}.html").write_text(f'<meta name="run" content="{run}">\n<title>{name}</title>')
+    for run in ("rope10", "alibi41"):
+        (folder / explorer_of(run)).write_text(f"<title>{run}</title>")
     return result(rows=rows, origin=trained_on(*RUNS)), titled(made.figure(title_height(TAKEAWAY)), QUESTION, TAKEAWAY)
 
 
 def test_a_point_leads_to_the_heads_of_a_run_behind_it(tmp_path: Path, browser: Browser) -> None:
     write(tmp_path, of_settings(tmp_path))
-    expected = ["explore_a.html", None, None, "explore_b.html"]  # RoPE and ALiBi, with 1 head and with 4
-    for at, page_of in enumerate(expected):
+    expected = ["rope10", None, None, "alibi41"]  # RoPE and ALiBi, with 1 head and with 4
+    for at, run in enumerate(expected):
         with opened(browser, tmp_path / "tiny.html", viewport={"width": 1500, "height": 900}) as (page, problems):
             page.locator(".plot .main-svg").first.wait_for()
             box = page.locator(".points .point").nth(at).bounding_box()
             assert box
             page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
             page.locator(HOVER).first.wait_for()
-            assert ("leads" in str(page.locator(".plot").get_attribute("class")).split()) == bool(page_of)
+            assert ("leads" in str(page.locator(".plot").get_attribute("class")).split()) == bool(run)
             page.mouse.down()
             page.mouse.up()
-            if page_of:
-                page.wait_for_url(f"**/{page_of}")
-                assert page.title() == page_of.removeprefix("explore_").removesuffix(".html")
+            if run:
+                page.wait_for_url(f"**/{explorer_of(run)}#back=tiny.html")
+                assert page.title() == run
             else:
                 page.wait_for_timeout(200)
                 assert page.url.endswith("tiny.html")
@@ -653,8 +696,23 @@ def test_a_row_of_a_matrix_leads_to_its_heads(tmp_path: Path, browser: Browser) 
         page.locator(HOVER).first.wait_for()
         page.mouse.down()
         page.mouse.up()
-        page.wait_for_url("**/explore_b.html")
+        page.wait_for_url("**/explore_alibi41.html#step=48&back=tiny.html")
         assert problems == []
+
+
+def test_a_point_of_a_curve_over_training_leads_to_its_step(tmp_path: Path, browser: Browser) -> None:
+    made, steps = Panels(), [1, 10, 100]
+    (panel,) = made.row(["w, 1 head"], x=TRAINING_STEPS)
+    panel.add(go.Scatter(x=steps, y=[0.1, 0.5, 0.9], name="RoPE", mode="lines+markers"))
+    index = write(tmp_path, (of_settings(tmp_path)[0], made.figure(title_height(TAKEAWAY))))
+    for at, step in enumerate(steps):
+        with opened(browser, index, viewport={"width": 1500, "height": 900}) as (page, _):
+            page.locator(".plot .main-svg").first.wait_for()
+            page.mouse.move(*point_of(page, ".plot", at))
+            page.locator(HOVER).first.wait_for()
+            page.mouse.down()
+            page.mouse.up()
+            page.wait_for_url(f"**/explore_rope10.html#step={step}&back=index.html%23tiny")
 
 
 def test_runs_and_settings_lead_to_their_heads_without_a_mouse(tmp_path: Path, browser: Browser) -> None:
@@ -662,14 +720,60 @@ def test_runs_and_settings_lead_to_their_heads_without_a_mouse(tmp_path: Path, b
     with opened(browser, tmp_path / "tiny.html") as (page, problems):
         page.locator(".runs summary").click()
         digests = {link.inner_text(): link.get_attribute("href") for link in page.locator(".runs a").all()}
-        assert digests == {"rope10": "explore_a.html", "alibi41": "explore_b.html"}
+        assert digests == {run: explorer_of(run) for run in ("rope10", "alibi41")}
         assert page.locator(".runs li code").count() == len(RUNS), "the others say how they are explored"
-        assert "mdm-interp explore DIGEST" in page.locator(".runs").inner_text()
-        link = page.get_by_role("link", name=NAMED.format("rope"))
-        assert link.get_attribute("href") == "explore_a.html"
-        link.focus()
+        assert f"{NAMED.format('RoPE')}: rope10 rope11" in page.locator(".runs").inner_text()
+        page.get_by_role("link", name="rope10").focus()
         page.keyboard.press("Enter")
-        page.wait_for_url("**/explore_a.html")
+        page.wait_for_url("**/explore_rope10.html#back=tiny.html")
+        assert problems == []
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_a_run_without_a_page_says_how_to_look_inside(tmp_path: Path, browser: Browser, allowed: bool) -> None:
+    write(tmp_path, of_settings(tmp_path))
+    with opened(browser, tmp_path / "tiny.html", permissions=["clipboard-read", "clipboard-write"]) as (page, problems):
+        if not allowed:
+            page.evaluate("() => { navigator.clipboard.writeText = () => Promise.reject(); }")
+        page.locator(".runs summary").click()
+        one, other = (page.get_by_role("button", name=name) for name in ("rope11", "alibi40"))
+        one.hover()
+        command = page.get_by_role("tooltip")
+        assert command.inner_text() == "mdm-interp explore rope11 --out explorer.html"
+        command.hover()
+        assert command.is_visible(), "it can be selected"
+        other.focus()
+        assert command.inner_text() == "mdm-interp explore alibi40 --out explorer.html"
+        assert other.get_attribute("aria-describedby") == command.get_attribute("id")
+        assert one.get_attribute("aria-describedby") is None
+        page.keyboard.press("Enter")
+        if allowed:
+            expect(command).to_have_attribute("data-said", "copied")
+            assert page.evaluate("navigator.clipboard.readText()") == command.inner_text()
+        else:
+            page.wait_for_function("getSelection().toString() === document.querySelector('#command').textContent")
+        page.keyboard.press("Escape")
+        assert command.count() == 0
+        assert problems == []
+
+
+def test_the_report_lists_explorers_of_named_settings_first(tmp_path: Path, browser: Browser) -> None:
+    scopes = [SETTING, {**SETTING, **NAMED_SETTINGS["NoPE"]}, {**SETTING, **NAMED_SETTINGS["RoPE"]}]
+    rows = [{**scope, "run": f"run{at}"} for at, scope in enumerate(scopes)]
+    for at in range(3):
+        (tmp_path / explorer_of(f"run{at}")).write_text("")
+    with opened(browser, write(tmp_path, (result(rows=rows), drawing()))) as (page, problems):
+        links = {a.text_content(): a.get_attribute("href") for a in page.locator("#inside a").all()}
+        assert list(links.items()) == [
+            ("RoPE", "explore_run2.html"),
+            ("NoPE", "explore_run1.html"),
+            (NAMED.format("RoPE"), "explore_run0.html"),
+        ]
+        other = page.get_by_role("link", name=NAMED.format("RoPE"))
+        assert not other.is_visible()
+        page.get_by_text("1 other setting").click()
+        other.click()
+        page.wait_for_url("**/explore_run0.html#back=index.html%23inside")
         assert problems == []
 
 
@@ -678,7 +782,7 @@ def test_a_figure_without_explorers_leads_nowhere(tmp_path: Path) -> None:
     for path in tmp_path.glob("explore_*.html"):
         path.unlink()
     said = text_of(write(tmp_path, made))
-    assert "Look inside, as a click" not in said and "Its 8 runs" in said
+    assert "ook inside" not in said and "click on a point" not in said and "Its 8 runs" in said
 
 
 MARKED = """plot => plot.data.map(({opacity, selectedpoints}) => [opacity ?? 1, selectedpoints ?? null])"""
@@ -694,7 +798,10 @@ def test_a_verdicts_figure_marks_its_setting(tmp_path: Path, browser: Browser) -
         plot.locator(".main-svg").first.wait_for()
         assert plot.evaluate(MARKED) == [[1, [1]], [1, None], [0.15, None], [0.15, None], [1, None]]
         assert plot.evaluate(FRAMES) == [["x3 domain", "y3", 1.5, 2.5]]
-        assert page.get_by_role("status").inner_text() == f"Marked: {NAMED.format('alibi')}. Show all alike"
+        assert page.get_by_role("status").inner_text() == f"Marked: {NAMED.format('ALiBi')}. Show all alike"
+        page.goto("about:blank")
+        page.goto(f"{(tmp_path / 'tiny.html').as_uri()}#{urlencode({'setting': NAMED.format('alibi')})}")
+        assert page.get_by_role("status").inner_text() == f"Marked: {NAMED.format('ALiBi')}. Show all alike"
         page.get_by_role("link", name="Show all alike").click()
         page.wait_for_function("!document.querySelector('#marked a') && document.querySelector('.main-svg')")
         assert plot.evaluate(MARKED) == [[1, None]] * 5 and plot.evaluate(FRAMES) == []
@@ -726,14 +833,16 @@ PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgG
 def test_the_address_names_what_the_ledger_is_filtered_by(tmp_path: Path, browser: Browser) -> None:
     index = write(tmp_path, verdicts=VERDICTS)
     with opened(browser, index) as (page, problems):
-        page.get_by_label("scheme").select_option("rope")
+        page.get_by_label("scheme").select_option("RoPE")
         page.get_by_label("verdict").select_option("fails")
         address = page.url
-        assert address.endswith("#scheme=rope&verdict=fails")
-        page.goto("about:blank")
-        page.goto(address)
-        assert shown_schemes(page) == ["rope"]
-        assert page.get_by_label("verdict").input_value() == "fails"
+        assert address.endswith("#scheme=RoPE&verdict=fails")
+        for same in (address, address.replace("RoPE", "rope")):  # as results call it
+            page.goto("about:blank")
+            page.goto(same)
+            assert shown_schemes(page) == ["RoPE"]
+            assert page.get_by_label("scheme").input_value() == "RoPE"
+            assert page.get_by_label("verdict").input_value() == "fails"
         page.goto(f"{index.as_uri()}#verdict=perhaps")
         page.wait_for_function("document.querySelector('[name=scheme]').value === ''")
         assert len(shown_schemes(page)) == 3, "what no verdict has does not filter"
@@ -751,7 +860,7 @@ def test_the_overview_counts_verdicts_and_leads_to_them(tmp_path: Path, browser:
         assert "Any-order masking alone" in table.locator("tbody tr").first.inner_text()
         table.get_by_role("link", name="1: claim 1 fails").click()
         page.wait_for_function("document.querySelector('[name=claim]').value === '1'")
-        assert shown_schemes(page) == ["alibi"]
+        assert shown_schemes(page) == ["ALiBi"]
         assert page.locator("#ledger td.fails:visible").count() == 1
         table.get_by_role("link", name="1: claim 5 arm").click()
         page.wait_for_function("document.querySelector('[name=role]').value === 'arm'")
@@ -809,7 +918,7 @@ def test_every_control_is_reached_and_worked_by_keyboard(tmp_path: Path, browser
 
         page.get_by_label("scheme").focus()
         page.keyboard.press("ArrowDown")
-        assert shown_schemes(page) == ["rope", "rope"]
+        assert shown_schemes(page) == ["RoPE", "RoPE"]
         assert problems == []
 
 

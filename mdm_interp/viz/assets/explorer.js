@@ -329,9 +329,24 @@ const ADDRESS = {
   ...Object.fromEntries(Object.keys(pickers).flatMap((which) => [
     [which, [() => pickers[which].value, (text) => select(pickers[which], text)]],
     [which === "shown" ? "step" : "other-step", [() => data.series[pickers[which].value]?.steps[element(`${which}-at`).value],
-      (text) => { element(`${which}-at`).value = Math.max(0, (data.series[pickers[which].value]?.steps ?? []).map(String).indexOf(text)); }]],
+      (text) => { element(`${which}-at`).value = nearest(data.series[pickers[which].value]?.steps ?? [], Number(text)); }]],
   ])),
 };
+
+// Where the number that is least far from a wanted one is.
+function nearest(numbers, wanted) {
+  const far = numbers.map((number) => Math.abs(number - wanted));
+  return Math.max(0, far.indexOf(Math.min(...far)));
+}
+
+// Chooses the head that a score is highest for, at the step that is shown.
+function chooseLeader(name) {
+  const scores = stateOf("shown").overall[name];
+  if (!scores) return;
+  const best = scores.map((row) => Math.max(...row.map((value) => value ?? -Infinity))), most = Math.max(...best);
+  layer.value = best.indexOf(most);
+  head.value = Math.max(0, scores[layer.value].indexOf(most));
+}
 
 function select(control, value) {
   if ([...control.options].some((option) => option.value === String(value))) control.value = value;
@@ -340,7 +355,7 @@ function select(control, value) {
 function keepAddress() {
   const address = Object.entries(ADDRESS).map(([name, [read]]) => [name, read()]).filter(([, value]) => value !== undefined && (value !== NOTHING || data.series.length > 1));
   const hash = `#${new URLSearchParams(address)}`;
-  if (!window.frameElement) history.replaceState(null, "", hash);
+  if (!window.frameElement) history.replaceState(null, "", hash + (back ? `&${new URLSearchParams({ back })}` : ""));
   element("code").textContent = `${CODE}  # open it at ${hash}`;
 }
 
@@ -350,7 +365,12 @@ function readAddress() {
     if (name === "step" || name === "other-step") lastStep(name === "step" ? "shown" : "other");
     if (address.has(name)) set(address.get(name));
   }
+  if (address.has("score") && !address.has("layer") && !address.has("head")) chooseLeader(score.value);
 }
+
+// Where the reader came from, if that is a page beside this one: an address may say anything.
+const [back] = new URLSearchParams(location.hash.slice(1)).get("back")?.match(/^[\w-]+\.html(#.*)?$/) ?? [];
+if (back) Object.assign(element("home") ?? {}, { href: back, textContent: `Back to the ${back.startsWith("index.") ? "report" : "figure"}` });
 
 function lastStep(which) {
   const { steps = [] } = data.series[pickers[which].value] ?? {}, slider = element(`${which}-at`);
@@ -365,11 +385,8 @@ choices(score, data.scores.map(({ name }) => [name, name]));
 choices(pickers.shown, data.series.map(({ name }, at) => [at, name]));
 choices(pickers.other, [[NOTHING, "nothing"], ...data.series.map(({ name }, at) => [at, name])]);
 element("offset").textContent = data.offset === 1 ? "1 token" : `${data.offset} tokens`;
-// First the head with the strongest forward route at the end.
 lastStep("shown");
-const routes = stateOf("shown").overall["forward route"], strongest = Math.max(...routes.flat());
-layer.value = Math.max(0, routes.findIndex((row) => row.includes(strongest)));
-head.value = Math.max(0, routes[layer.value].indexOf(strongest));
+chooseLeader("forward route");
 if (data.series.length > 1) pickers.other.value = 1;
 readAddress();
 for (const control of [pair, layer, head, score, average]) control.addEventListener("change", draw);

@@ -66,21 +66,51 @@ function settingsOf({ settings }, names) {
   }, settings);
 }
 
+// How figures call the stages of training.
+const STAGES = { initial: /before training|\binitial\b/, early: /\bearly\b|half-way|half learnt|first learnt/, end: /\bend\b/ };
+
+// The step of training that a mark is of: its place on an axis of steps, or the stage that is in its names.
+function stepOf({ over_training }, { xaxis = "x" }, { steps }, x, names) {
+  if (over_training.includes(xaxis.replace("x", "xaxis"))) return Math.round(x);
+  const said = names.filter((name) => typeof name === "string").map(plain).join(" ");
+  const stages = Object.keys(STAGES).filter((stage) => STAGES[stage].test(said));
+  return stages.length === 1 ? steps[stages[0]] : undefined;
+}
+
 // A point whose names leave one setting leads to the explorer of one of its runs.
 function leadInside(plot, figure) {
-  const pageOf = ({ points: [{ data, x, y, text, customdata }] }) => {
-    const settings = settingsOf(figure, [...namesOf(figure, data), x, y, text, ...[customdata].flat()]);
-    return settings.length === 1 ? settings[0].page : null;
+  const addressOf = ({ points: [{ data, x, y, text, customdata }] }) => {
+    const names = [...namesOf(figure, data), x, y, text, ...[customdata].flat()];
+    const [setting, ...others] = settingsOf(figure, names);
+    if (!setting?.page || others.length) return null;
+    const step = stepOf(figure, data, setting, x, names);
+    return withBack(setting.page + (step === undefined ? "" : `#step=${step}`), plot);
   };
-  plot.on("plotly_click", (event) => { if (pageOf(event)) location.href = pageOf(event); });
-  plot.on("plotly_hover", (event) => plot.classList.toggle("leads", pageOf(event) !== null));
+  plot.on("plotly_click", (event) => { if (addressOf(event)) location.href = addressOf(event); });
+  plot.on("plotly_hover", (event) => plot.classList.toggle("leads", addressOf(event) !== null));
   plot.on("plotly_unhover", () => plot.classList.remove("leads"));
+}
+
+// The address of an explorer that leads back to this place of this page: the ledger as it is filtered, or a figure.
+function withBack(address, place) {
+  const file = location.pathname.split("/").at(-1) || "index.html", section = place.closest("section");
+  const here = section ? (section.contains(body) ? ledgerAddress() : `#${section.id}`) : location.hash;
+  const [page, named] = address.split("#"), all = new URLSearchParams(named);
+  all.set("back", file + here);
+  return `${page}#${all}`;
+}
+
+for (const kind of ["click", "auxclick"]) {
+  document.addEventListener(kind, ({ target }) => {
+    const link = target.closest?.("a[href^='explore_']");
+    if (link) link.href = withBack(link.getAttribute("href"), link);
+  });
 }
 
 // Marks the setting that the address names: marks of others fade, and its row of a matrix has a frame.
 function highlight(figure) {
   const label = new URLSearchParams(location.hash.slice(1)).get("setting");
-  const setting = figure.settings.find(({ labels }) => labels[0] === label);
+  const setting = figure.settings.find(({ names }) => names.includes(label));
   if (!setting) return;
   const isOther = (names) => !settingsOf(figure, names).includes(setting);
   const frames = [];
@@ -103,7 +133,7 @@ function highlight(figure) {
   figure.layout.shapes = [...(figure.layout.shapes ?? []), ...frames];
   const said = document.getElementById("marked");
   if (!said) return;
-  said.replaceChildren(`Marked: ${label}. `);
+  said.replaceChildren(`Marked: ${setting.names[0]}. `);
   link(said, location.href.split("#")[0], "Show all alike");
   said.hidden = false;
 }
@@ -149,6 +179,40 @@ function toPaper(on) {
     folded.open = on;
     folded.classList.toggle("unfolded", on);
   }
+}
+
+// ---- runs without a page: the command that looks inside, where the pointer or the focus is
+
+const tip = Object.assign(document.createElement("span"), { id: "command" });
+tip.setAttribute("role", "tooltip");
+
+function showCommand({ target }) {
+  const digest = target.closest(".digest");
+  if (!digest || digest.nextElementSibling === tip) return;
+  hideCommand();
+  tip.textContent = `mdm-interp explore ${digest.textContent} --out explorer.html`;
+  digest.setAttribute("aria-describedby", tip.id);
+  digest.after(tip);
+}
+
+function copyCommand({ target }) {
+  if (!target.closest(".digest")) return;
+  navigator.clipboard.writeText(tip.textContent).then(() => { tip.dataset.said = "copied"; },
+    () => getSelection().selectAllChildren(tip));  // where the browser forbids it, the reader copies by hand
+}
+
+function hideCommand() {
+  tip.previousElementSibling?.removeAttribute("aria-describedby");
+  tip.remove();
+  delete tip.dataset.said;
+}
+
+for (const runs of document.querySelectorAll(".runs")) {
+  for (const kind of ["pointerover", "focusin"]) runs.addEventListener(kind, showCommand);
+  runs.addEventListener("focusout", hideCommand);
+  runs.addEventListener("pointerleave", () => { hideCommand(); showCommand({ target: document.activeElement }); });
+  runs.addEventListener("keydown", ({ key }) => { if (key === "Escape") hideCommand(); });
+  runs.addEventListener("click", copyCommand);
 }
 
 // ---- numbers
@@ -233,8 +297,8 @@ function fromAddress() {
   const named = new URLSearchParams(location.hash.slice(1));
   if (![...filters, search].some((control) => named.has(control.name)) && !named.has("sort")) return;
   for (const filter of filters) {
-    filter.value = named.get(filter.name) ?? "";
-    if (filter.selectedIndex < 0) filter.value = ""; // no such value
+    const asked = named.get(filter.name);
+    filter.selectedIndex = Math.max(0, [...filter.options].findIndex(({ value, dataset }) => [value, dataset.alias].includes(asked)));
   }
   search.value = named.get("words") ?? "";
   const column = headers.findIndex((button) => button.textContent === named.get("sort"));
@@ -243,13 +307,17 @@ function fromAddress() {
   document.querySelector(".filters").scrollIntoView();
 }
 
-function toAddress() {
+function ledgerAddress() {
   const named = new URLSearchParams([...filters, search].filter(({ value }) => value).map(({ name, value }) => [name, value]));
   if (sorted) {
     named.set("sort", headers[sorted[0]].textContent);
     if (sorted[1]) named.set("falling", "");
   }
-  history.replaceState(null, "", `#${named.size ? named : "claims"}`);
+  return `#${named.size ? named : "claims"}`;
+}
+
+function toAddress() {
+  history.replaceState(null, "", ledgerAddress());
   showLedger();
 }
 

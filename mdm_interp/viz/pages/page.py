@@ -12,7 +12,6 @@ import gzip
 import html
 import json
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -114,8 +113,6 @@ class Page:
     """Python that makes it, for a reader to copy."""
     home: str = ""
     """Address of the report that it belongs to."""
-    run: str = ""
-    """Digest of the run that it shows."""
 
     def html(self, *, shared: bool = False) -> str:
         """Return the page as one HTML document; with `shared`, its libraries are files beside it."""
@@ -146,13 +143,6 @@ class Page:
         page's height."""
         attributes = 'style="width: 100%; height: 40rem; border: 0"'
         return f'<iframe title="{html.escape(self.title)}" srcdoc="{html.escape(self.html())}" {attributes}></iframe>'
-
-
-def run_of(path: Path) -> str | None:
-    """Return the run that a page written by :meth:`Page.save` shows."""
-    with path.open(encoding="utf-8", errors="replace") as page:
-        named = re.search(r'<meta name="run" content="(\w+)">', page.read(1000))
-    return named and named[1]
 
 
 def zipped(text: str) -> str:
