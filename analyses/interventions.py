@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -179,23 +180,30 @@ def _estimate(end: Summary, of: Mapping[str, Any], quantity: str, edit: str) -> 
 
 def _draw_patches(panels: Panels, result: Result) -> None:
     """Draw the mean change by patching a head's output or a position's residual in the deepest model, and by its
-    control. The colours span the patch's own changes: a control may exceed them."""
+    control. Colours are bent, so that they tell the patch's own changes from none and hold those of a control."""
     frame = where(result.frame, stage="end", scheme="rope", mlp=False)
     deep = where(frame, n_layers=frame["n_layers"].max())
     patches = deep[deep["edit"].isin(["head", "position"])]
     heads = pd.to_numeric(patches["place"], errors="coerce") - 1  # rows count them from 1
     place = patches["place"].mask(patches["edit"] == "head", heads.map("head {:.0f}".format))
     name = with_n(f"rope, {counted(int(deep['n_layers'].iloc[0]), 'layer')}", deep)
-    titles = [f"{name}: change by patching", "by the same patch elsewhere (control; colours as left)"]
+    titles = [f"{name}: change by patching", "by the same patch elsewhere (control)"]
     row = panels.row(titles, x={"title": "patched"}, y={"title": "layer", "dtick": 1}, height=200)
     changes = [patches[f"log_{kind}"].astype(float) - patches["log_before"] for kind in ("after", "control")]
     tables = [
         patches.assign(change=change, place=place).pivot_table("change", "layer", "place", sort=False)
         for change in changes
     ]
+    limit = max(table.abs().max(axis=None) for table in tables)
     for panel, table, scale in zip(row, tables, (None, "nats"), strict=True):
-        limit = tables[0].abs().max(axis=None)
-        panel.matrix(table, limit=limit, scale=scale, text=(table.round(2) + 0.0).map("{:+.2f}".format))
+        texts = (table.round(2) + 0.0).map("{:+.2f}".format)
+        panel.matrix(_bent(table), limit=_bent(limit), scale=scale, text=texts, hover="layer %{y}, %{x}: %{text} nats")
+    ticks = np.array([-10, -1, -0.1, 0, 0.1, 1, 10])
+    row[-1].scale.update(colorbar={"tickvals": _bent(ticks), "ticktext": [f"{tick:g}" for tick in ticks]})
+
+
+def _bent(nats: Any) -> Any:
+    return np.arcsinh(nats / 0.05)
 
 
 ANALYSIS = Analysis(

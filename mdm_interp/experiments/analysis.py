@@ -85,10 +85,12 @@ class Analysis:
         return Result.load(path, self.summarize)
 
     def figure(self, result: Result) -> go.Figure:
-        """Draw a result: titled with the question, and what to take away below it."""
+        """Draw a result: titled with the question, and what to take away below it. The title says if it is demo
+        checkpoints that answer."""
         drawn, takeaway = self.draw(result), self.takeaway(result)
-        figure = drawn.figure(title_height(takeaway)) if isinstance(drawn, Panels) else drawn
-        return titled(figure, self.question, takeaway)
+        title = self.question + (" (demo checkpoints)" if result.origin.kind == "demos" else "")
+        figure = drawn.figure(title_height(takeaway, title)) if isinstance(drawn, Panels) else drawn
+        return titled(figure, title, takeaway)
 
     def write_pages(self, result: Result, root: Path, out: Path) -> None:
         """Write the interactive pages about a result beside it."""

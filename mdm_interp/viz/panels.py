@@ -48,6 +48,9 @@ SCALE = 80
 """Width of a colour scale beside a panel."""
 CHARACTER, MARK = 9.4, 62
 """Widths in a legend: of a character, and of the mark beside each name."""
+GIVES_WAY = 0.25
+"""Share of its length by which an axis grows at either end to hold an interval; one that is longer is cut."""
+CUT = "triangles at an edge: the interval goes on beyond it"
 
 LegendOf = Literal["figure", "column"]
 
@@ -118,6 +121,9 @@ class Panels:
         """
         if not self._rows:
             return self._figure
+        cut = [row for row in self._rows if row.fit()]
+        for row in cut[-1:]:
+            row.say_what_is_cut()
         legends = self._legends()
         axes = [row.axis_height() for row in self._rows]
         listed = [
@@ -224,7 +230,7 @@ class Panel:
                 x=np.concatenate([known[x].to_numpy(), known[x].to_numpy()[::-1]]),
                 y=np.concatenate([known["high"].to_numpy(), known["low"].to_numpy()[::-1]]),
                 mode="lines",
-                line={"width": 0},
+                line={"color": color, "width": 0},
                 fill="toself",
                 fillcolor=faded(color),
                 hoverinfo="skip",
@@ -272,8 +278,8 @@ class Panel:
             line={"color": color, "width": 2.5, "dash": dash},
             marker={"size": 8},
             error_y=_bars(drawn),
-            customdata=points[["value"]],
-            hovertemplate=f"{name}<br>%{{customdata[0]:.3g}}<extra></extra>",
+            customdata=[[text] for text in _told(points)],
+            hovertemplate=f"{name}<br>%{{customdata[0]}}<extra></extra>",
         )
         self.add(trace, name, listed=listed)
 
@@ -312,8 +318,8 @@ class Panel:
             {place_axis: at, value_axis: drawn["value"], f"error_{value_axis}": _bars(drawn)},
             mode="markers",
             marker={"color": color, "symbol": symbol, "size": size, "line": {"color": color, "width": 2}},
-            customdata=[[place, estimate.value] for place, estimate in measured.items()],
-            hovertemplate=f"{name}, %{{customdata[0]}}: %{{customdata[1]:.3g}}<extra></extra>",
+            customdata=list(map(list, zip(measured, _told(points), strict=True))),
+            hovertemplate=f"{name}, %{{customdata[0]}}: %{{customdata[1]}}<extra></extra>",
         )
         self.add(trace, name, listed=listed)
 
@@ -462,6 +468,35 @@ class Panel:
             self.listed.setdefault(name, added)
         return added
 
+    def reach(self, letter: Literal["x", "y"]) -> tuple[np.ndarray, np.ndarray]:
+        """Return where along an axis its values are, and where their intervals end."""
+        nothing: np.ndarray = np.empty(0)
+        values, ends = [nothing], [nothing]
+        for trace in self.traces():
+            (ends if trace.fill else values).append(at := _numbers(trace[letter]))
+            ends += _ends(trace, letter, at)
+        return np.concatenate(values), np.concatenate(ends)
+
+    def cut(self, letter: Literal["x", "y"], low: float | int, high: float | int) -> bool:
+        """End intervals at the ends of an axis, with a triangle on each that goes on; tell whether any does."""
+        other, (down, up) = ("y", ("left", "right")) if letter == "x" else ("x", ("down", "up"))
+        found = False
+        for trace in self.traces():
+            at, places, bars = _numbers(trace[letter]), np.array(trace[other]), trace[f"error_{letter}"]
+            below, above = _ends(trace, letter, at) or (at, at)
+            if bars.array is not None:
+                bars.update(array=np.minimum(above, high) - at, arrayminus=at - np.maximum(below, low))
+            for beyond, edge, points in ((below < low, low, down), (above > high, high, up)):
+                if not beyond.any():
+                    continue
+                found = True
+                color = trace.line.color or trace.marker.color
+                marker = {"symbol": f"triangle-{points}", "size": 9, "color": color, "line": {"width": 0}}
+                ends = {other: places[beyond], letter: np.full(beyond.sum(), edge)}
+                arrows = go.Scatter(ends, mode="markers", marker=marker, hoverinfo="skip", cliponaxis=False)
+                self.add(arrows, trace.name, listed=False)
+        return found
+
     def _bent(self, points: pd.DataFrame) -> pd.DataFrame:
         """Return estimates as its y axis shows them."""
         if self.warp is None:
@@ -479,6 +514,26 @@ def _points(rows: pd.DataFrame, x: str, y: str | None) -> pd.DataFrame:
         return rows
     points = rows if y is None else curve(rows.astype({y: float}), x, y)
     return pd.DataFrame(points[points["n"] > 0])
+
+
+def _numbers(values: Any) -> np.ndarray:
+    """Return coordinates on an axis of numbers; nothing is known of those on an axis of names."""
+    named = any(isinstance(value, str) for value in values)
+    return np.full(len(values), math.nan) if named else np.array(values, dtype=float)
+
+
+def _ends(trace: Any, letter: str, at: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Return where the bars of a trace begin and end, if it has any."""
+    bars = trace[f"error_{letter}"]
+    if bars.array is None:
+        return ()
+    return at - np.array(bars.arrayminus, dtype=float), at + np.array(bars.array, dtype=float)
+
+
+def _told(points: pd.DataFrame) -> list[str]:
+    """Say each estimate with its interval, which the axis may cut."""
+    interval = points["low"].map(" [{:.3g}, ".format) + points["high"].map("{:.3g}]".format)
+    return list(points["value"].map("{:.3g}".format) + interval.where(points["n"] > 1, ""))
 
 
 def _scale(title: str) -> dict[str, Any]:
@@ -504,6 +559,40 @@ class _Row:
     ticks_height: int
     legend: LegendOf
     panels: list[Panel] = field(default_factory=list)
+    says_what_is_cut: bool = False
+
+    def fit(self) -> bool:
+        """Let axes that have a range hold what is drawn, and those of one range keep one. An interval that would squash
+        the rest is cut; tell whether any is."""
+        cut = False
+        letters: tuple[Literal["x", "y"], ...] = ("x", "y")
+        for letter in letters:
+            alike: dict[tuple[float, float], list[Panel]] = {}
+            for panel in self.panels:
+                axis = panel.axis(letter)
+                if axis.range is not None and axis.type != "log":
+                    alike.setdefault(axis.range, []).append(panel)
+            for ends, panels in alike.items():
+                low, high = self._wide_enough(letter, panels, *map(float, sorted(ends)))
+                for panel in panels:
+                    panel.axis(letter).range = (low, high) if ends[0] < ends[1] else (high, low)
+                    cut |= panel.cut(letter, low, high)
+        return cut
+
+    def _wide_enough(
+        self, letter: Literal["x", "y"], panels: Sequence[Panel], low: float, high: float
+    ) -> tuple[float, float]:
+        values, ends = (np.concatenate(parts) for parts in zip(*(panel.reach(letter) for panel in panels), strict=True))
+        room, rim = GIVES_WAY * (high - low), 0.02 * (high - low)
+        held = np.concatenate([values, ends[(ends >= low - room) & (ends <= high + room)]])
+        lowest, highest = float(np.nanmin(held, initial=low)), float(np.nanmax(held, initial=high))
+        return lowest - rim * (lowest < low), highest + rim * (highest > high)
+
+    def say_what_is_cut(self) -> None:
+        """Write below the axes what the triangles are."""
+        below = self.axis_height()
+        self.says_what_is_cut = True
+        self.panels[0].note(CUT, 0.0, 0.0, xanchor="left", yanchor="top", yshift=-below)
 
     def titles_height(self) -> int:
         """Return the room above the panels."""
@@ -514,7 +603,8 @@ class _Row:
         """Return the room below the panels that their axes take."""
         titles = [panel.axis("x").title.text or "" for panel in self.panels]
         shown = [LINE * (1 + title.count("<br>")) + 8 for title in titles if title]
-        return (self.ticks_height + 8 if self.ticks else 6) + max(shown, default=0)
+        own = (self.ticks_height + 8 if self.ticks else 6) + max(shown, default=0)
+        return own + LINE * self.says_what_is_cut
 
     def scale_height(self, panel: Panel) -> int:
         """Return the room below a panel's axis for its colour scale, which is there if columns have legends of their

@@ -44,7 +44,7 @@ DIVERGING = [[0.0, "#B2182B"], [0.25, "#EF8A62"], [0.5, "#F7F7F7"], [0.75, "#67A
 """Red for negative, blue for positive; distinct under red-green blindness."""
 
 WIDTH, HEIGHT = 1400, 450
-"""Of a figure that does not say."""
+"""Of a figure that does not say. Titles are wrapped to what a narrow page shows of it without scrolling, 1100."""
 NAME, DARK = "mdm_interp", "mdm_interp_dark"
 """Of the Plotly templates: the theme, and the same on dark ground."""
 
@@ -93,9 +93,9 @@ def shown(label: str) -> str:
     )
 
 
-def title_height(takeaway: str) -> int:
+def title_height(takeaway: str, title: str = "") -> int:
     """Return the room, in pixels, that a title and this takeaway need above a figure's panels."""
-    return 105 + 24 * len(_lines(takeaway))
+    return 105 + 34 * (len(_title_lines(title)) - 1) + 24 * len(_lines(takeaway))
 
 
 def titled(figure: go.Figure, title: str, takeaway: str) -> go.Figure:
@@ -106,9 +106,9 @@ def titled(figure: go.Figure, title: str, takeaway: str) -> go.Figure:
         template=NAME,
         width=WIDTH,
         height=height,
-        margin={"t": max(layout.margin.t or 0, title_height(takeaway))},
+        margin={"t": max(layout.margin.t or 0, title_height(takeaway, title))},
         title={
-            "text": f"<b>{title}</b>",
+            "text": f"<b>{'<br>'.join(_title_lines(title))}</b>",
             "subtitle": {"text": "<br>".join(_lines(takeaway)), "font": {"size": 17}},
             "x": 0.01,
             "xanchor": "left",
@@ -122,8 +122,12 @@ def titled(figure: go.Figure, title: str, takeaway: str) -> go.Figure:
     return figure
 
 
+def _title_lines(title: str) -> list[str]:
+    return textwrap.wrap(title, 68) or [""]
+
+
 def _lines(takeaway: str) -> list[str]:
-    return textwrap.wrap(takeaway, 145)
+    return textwrap.wrap(takeaway, 115)
 
 
 def legend_at(x: float, y: float) -> dict[str, Any]:

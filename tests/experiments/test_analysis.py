@@ -24,7 +24,7 @@ from mdm_interp.config import FactConfig, ModelConfig, TrainConfig
 from mdm_interp.errors import UserError
 from mdm_interp.experiments import analysis as analysis_module
 from mdm_interp.experiments import findings, grids, subjects
-from mdm_interp.experiments.analysis import ENTRY_POINTS, Analysis, discover, ledger
+from mdm_interp.experiments.analysis import ENTRY_POINTS, Analysis, CheckpointAnalysis, discover, ledger
 from mdm_interp.experiments.claims import save_ledger
 from mdm_interp.experiments.grids import FULL_SEEDS
 from mdm_interp.experiments.results import Result, TrainedOrigin, tidy
@@ -474,7 +474,8 @@ def test_the_figure_is_labelled_and_nothing_in_it_is_empty(tiny_result: Callable
     figure = module.ANALYSIS.figure(result)
     assert isinstance(figure, go.Figure)
     layout, look = figure.to_dict()["layout"], cast(Any, figure.layout)
-    assert look.title.text == f"<b>{result.question}</b>"
+    of_demos = " (demo checkpoints)" if isinstance(module.ANALYSIS, CheckpointAnalysis) else ""
+    assert look.title.text.replace("<br>", " ") == f"<b>{result.question}{of_demos}</b>"
     assert look.title.subtitle.text.replace("<br>", " ") == module.ANALYSIS.takeaway(result)
     assert look.font.family is None, "the theme gives the font"
     assert look.template.layout.font.family.startswith("DejaVu Sans")

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from figure_helpers import cuts_without_mark
 from helpers import ROOT
 
 from mdm_interp.experiments.analysis import discover
+from mdm_interp.viz.panels import CUT
 from mdm_interp.viz.theme import SCHEME_NAMES
 
 NAMES = sorted(analysis.name for analysis in discover() if (ROOT / "figures" / f"{analysis.name}.json").exists())
@@ -60,19 +62,12 @@ def test_the_figure_says_how_many_and_names_schemes_as_readers_know_them(committ
     assert [text for text in texts if PLAIN_NAMES.search(text)] == []
 
 
-def test_what_is_drawn_is_inside_its_axes(committed: tuple[Any, Any]) -> None:
-    """Means lie within the range of an axis that has one; intervals may leave it."""
-    figure = committed[0].draw(committed[1]).figure()
-    for trace in figure.data:
-        if trace.type != "scatter" or trace.mode == "text" or trace.fill:
-            continue
-        for letter in "xy":
-            axis = figure.layout[f"{letter}axis{(trace[f'{letter}axis'] or letter)[1:]}"]
-            values = trace[letter]
-            if axis.range is None or axis.type == "log" or any(isinstance(value, str) for value in values):
-                continue
-            low, high = sorted(axis.range)
-            assert low <= np.nanmin(values) and np.nanmax(values) <= high, (trace.name, letter)
+def test_nothing_is_cut_without_a_mark(committed: tuple[Any, Any]) -> None:
+    """Values and bars lie within the axes, bands within them or below a triangle, and colours within their scale."""
+    figure = committed[0].figure(committed[1])
+    assert cuts_without_mark(figure) == []
+    marked = any(str(trace.marker.symbol).startswith("triangle") for trace in figure.data if trace.type == "scatter")
+    assert marked == any(note.text == CUT for note in figure.layout.annotations)
 
 
 def test_every_panel_has_something_to_see(committed: tuple[Any, Any]) -> None:

@@ -6,15 +6,17 @@ from itertools import pairwise
 from typing import Any
 
 import pandas as pd
+import plotly.graph_objects as go
 import plotly.io as pio
 import pytest
+from figure_helpers import cuts_without_mark
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from report_helpers import CURVE, NAN, drawing
 
 from mdm_interp.stats.estimates import Estimate, mean_estimate
 from mdm_interp.viz import theme
-from mdm_interp.viz.panels import Panels
+from mdm_interp.viz.panels import CUT, Panels
 from mdm_interp.viz.theme import DARK, FORWARD, NAME, REVERSE, SCHEME_COLORS, VARIANT_COLORS, faded, shown
 
 
@@ -254,3 +256,40 @@ def test_the_dark_theme_is_the_light_one_in_other_colours() -> None:
 )
 def test_labels_name_schemes_as_readers_know_them(label: str, expected: str) -> None:
     assert shown(label) == expected
+
+
+def interval(value: float, low: float, high: float) -> dict[str, Estimate]:
+    return {"place": Estimate(value, low, high, 3)}
+
+
+def test_an_axis_grows_to_hold_an_interval_and_cuts_one_that_would_squash_the_rest() -> None:
+    panels = Panels()
+    first, second = panels.row(["", ""], y={"range": [0, 1]})
+    (third,) = panels.row([""], x={"range": [1, 0]})
+    first.estimates(interval(0.9, 0.5, 1.2), name="held", color=FORWARD, upright=True)
+    second.estimates(interval(0.5, -3.0, 4.0), name="long", color=REVERSE, upright=True)
+    third.estimates(interval(0.5, 0.25, 4.0), name="long", color=REVERSE)
+    figure: Any = panels.figure()
+    assert figure.layout.yaxis.range == figure.layout.yaxis2.range == (0, pytest.approx(1.22))
+    assert figure.layout.xaxis3.range == (1, 0)
+    held, long, flat, *arrows = figure.data
+    assert (list(held.error_y.array), list(held.error_y.arrayminus)) == (pytest.approx([0.3]), pytest.approx([0.4]))
+    assert (list(long.error_y.array), list(long.error_y.arrayminus)) == (pytest.approx([0.72]), pytest.approx([0.5]))
+    assert (list(flat.error_x.array), list(flat.error_x.arrayminus)) == (pytest.approx([0.5]), pytest.approx([0.25]))
+    assert long.customdata[0][1] == "0.5 [-3, 4]"
+    symbols = {(arrow.marker.symbol, arrow.marker.color, arrow.legendgroup, arrow.showlegend) for arrow in arrows}
+    assert symbols == {(f"triangle-{points}", REVERSE, "long", False) for points in ("down", "up", "right")}
+    assert [list(arrow.y) for arrow in arrows[:2]] == [[0], [pytest.approx(1.22)]]
+    (note,) = (note for note in figure.layout.annotations if note.text == CUT)
+    assert note.yref == "y3 domain", "said once, below the last row in which something is cut"
+
+
+def test_a_band_that_leaves_its_axis_is_marked_where_it_does() -> None:
+    (panel,) = (panels := Panels()).row([""], y={"range": [0, 1]})
+    rows = pd.DataFrame({"step": [1, 2, 3], "value": 0.5, "low": 0.25, "high": [0.75, 2.0, 3.0], "n": 3})
+    panel.curve(rows, "step", name="share", color=FORWARD)
+    figure: Any = panels.figure()
+    _, _, arrows = figure.data
+    assert (list(arrows.x), list(arrows.y), arrows.marker.color) == ([2, 3], [1, 1], FORWARD)
+    assert cuts_without_mark(figure) == []
+    assert cuts_without_mark(go.Figure(figure.data[:2], figure.layout)) == ["share of x, y"]
