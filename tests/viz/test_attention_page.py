@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import csv
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -554,3 +556,45 @@ def test_a_click_on_the_large_pattern_chooses_its_row(tmp_path: Path, browser: B
         assert not {"Source Token", "Destination Token"} & words, "a source is something else here"
         assert "▶" not in tab.locator("main").inner_text(), "nothing is predicted here"
     assert problems == []
+
+
+# ---- what a reader takes away
+
+
+def saved_as(tab: Any, format: str) -> bytes:
+    with tab.expect_download() as download:
+        tab.locator("#save").get_by_role("button", name=format).click()
+    assert download.value.suggested_filename.endswith(f".{format.lower()}")
+    return download.value.path().read_bytes()
+
+
+def test_the_shown_pattern_is_saved_as_a_table_and_as_pictures(tmp_path: Path, browser: Browser) -> None:
+    array = np.tril(np.random.default_rng(0).dirichlet(np.ones(4), (2, 4)))
+    tokens = ["a,b", "<b>", '"', "d"]
+    with opened(browser, viz.patterns(array, tokens).save(tmp_path / "page.html")) as (tab, problems):
+        tab.locator("#head").select_option("1")
+        rows = list(csv.reader(saved_as(tab, "CSV").decode().splitlines()))
+        assert rows[0] == ["name", "x", "y", "z"]
+        assert [(x, y) for _, x, y, _ in rows[1:3]] == [("a,b (0)", "a,b (0)"), ("<b> (1)", "a,b (0)")]
+        read = np.array([float(z or "nan") for *_, z in rows[1:]]).reshape(4, 4)
+        assert {name for name, *_ in rows[1:]} == {"layer 0, head 1"}
+        assert read[np.tril_indices(4)] == pytest.approx(array[1][np.tril_indices(4)], abs=2e-5)
+        assert np.isnan(read[np.triu_indices(4, 1)]).all(), "what is not reached has no number"
+        svg = ElementTree.fromstring(saved_as(tab, "SVG"))
+        fills = [part.get("fill") for part in svg.iter("{http://www.w3.org/2000/svg}rect")][1:]
+        assert len(fills) == 16 and fills.count("#c8c8c8") == 6
+        assert "<b> (1)" in [part.text for part in svg.iter("{http://www.w3.org/2000/svg}text")]
+        png = saved_as(tab, "PNG")
+        width, height = (int.from_bytes(png[at : at + 4], "big") for at in (16, 20))
+        assert png.startswith(b"\x89PNG") and (width, height) == tuple(
+            2 * float(svg.get(of) or 0) for of in ("width", "height")
+        )
+        assert problems == []
+
+
+def test_of_rows_alone_there_is_a_table_and_no_picture(tmp_path: Path, browser: Browser) -> None:
+    page = viz.attention(random_model(mask_token_id=MASK), TOKENS, rows=[1])
+    with opened(browser, page.save(tmp_path / "page.html")) as (tab, problems):
+        assert tab.locator("#save button").all_inner_texts() == ["CSV"]
+        assert len(saved_as(tab, "CSV").decode().splitlines()) == 1 + len(TOKENS)
+        assert problems == []
