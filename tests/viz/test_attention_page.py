@@ -27,6 +27,7 @@ from mdm_interp.training.runs import Run
 from mdm_interp.viz.pages import attention
 from mdm_interp.viz.pages.page import Page, packed, places
 from mdm_interp.viz.pages.subject import Subject
+from mdm_interp.viz.theme import PAGE_COLORS
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -191,7 +192,7 @@ def test_mistakes_are_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     with refused(r"^source: 'x' names words of a text, and the prompt is none"):
         viz.attention(model, [1], source="x")
     with refused(r"^text: holds \[M\], and the model has no mask token"):
-        Subject(random_model(attention="causal"), lambda tokens: [""], lambda text: ([], [])).prompt("[M]")
+        Subject(random_model(attention="causal"), lambda tokens: [""], lambda text: ([], []), "").prompt("[M]")
     with refused(r"^prompt: position 0 is masked, but has no prediction in a shifted model"):
         viz.attention(random_model(mask_token_id=MASK, readout_shift=-1), [MASK, 1])
     for chosen in ({"layers": [9]}, {"heads": [9]}, {"rows": [9]}):
@@ -244,9 +245,10 @@ def test_every_entry_of_every_head_is_drawn(tmp_path: Path, browser: Browser) ->
             for head, canvas in enumerate(tab.locator("#heads canvas").all()):
                 width, height, pixels = canvas.evaluate(SMALL)
                 assert (width, height) == (len(TOKENS), len(TOKENS))
-                red = np.array(pixels).reshape(height, width, 4)[..., 0]
+                green = np.array(pixels).reshape(height, width, 4)[..., 1]
                 expected = cache["pattern", layer][0, head].numpy()
-                assert 1 - red / 255 == pytest.approx(expected, abs=1 / 255)
+                full = int(PAGE_COLORS["share"][3:5], 16)
+                assert (255 - green) / (255 - full) == pytest.approx(expected, abs=1 / (255 - full))
     assert problems == []
 
 
@@ -282,7 +284,7 @@ INKED = "document.querySelector('#pattern canvas').toDataURL()"
 @pytest.fixture
 def shown(tmp_path: Path, browser: Browser) -> Iterator[tuple[Any, list[str]]]:
     """The page of a query with a source, in a browser."""
-    model = random_model(mask_token_id=MASK)
+    model = random_model(mask_token_id=MASK, seed=1)
     with opened(browser, viz.attention(model, TOKENS).save(tmp_path / "page.html")) as (tab, problems):
         tab.wait_for_function(DRAWN)
         yield tab, problems
@@ -358,7 +360,7 @@ def test_the_hover_line_is_not_left_over_from_another_layer(shown: tuple[Any, li
 
 def test_a_row_says_what_it_reads(shown: tuple[Any, list[str]]) -> None:
     tab, problems = shown
-    _, cache = random_model(mask_token_id=MASK).run_with_cache(torch.tensor([TOKENS]))
+    _, cache = random_model(mask_token_id=MASK, seed=1).run_with_cache(torch.tensor([TOKENS]))
     tab.locator("#tokens li").nth(4).click()
     read = cache["pattern", 0][0, 0, 4]
     first = tab.locator("#read li").first.inner_text()
@@ -366,13 +368,15 @@ def test_a_row_says_what_it_reads(shown: tuple[Any, list[str]]) -> None:
         first == f"{read.max():.4f}  {'▶◆[M]' if read.argmax() == 1 else TOKENS[int(read.argmax())]} ({read.argmax()})"
     )
     shares = tab.evaluate(
-        "() => [...document.querySelectorAll('#tokens li')].map(i => +i.style.getPropertyValue('--share'))"
+        "() => [...document.querySelectorAll('#tokens li')].map(i => +i.style.getPropertyValue('--share-of-full'))"
     )
     assert shares == pytest.approx(read.tolist(), abs=1e-5)
     tab.locator("#stretch").check()
     label = tab.locator("label", has=tab.locator("#stretch")).inner_text().strip()
     assert re.fullmatch(r"full colour at this layer's highest share, \d\.\d\d, not at 1", label)
-    stretched = tab.evaluate("() => +document.querySelectorAll('#tokens li')[0].style.getPropertyValue('--share')")
+    stretched = tab.evaluate(
+        "() => +document.querySelectorAll('#tokens li')[0].style.getPropertyValue('--share-of-full')"
+    )
     assert stretched == pytest.approx(float(read[0] / cache["pattern", 0][0].max()), abs=1e-4)
     assert problems == []
 
@@ -515,7 +519,7 @@ FULL = """canvas => {
   const {width, height} = canvas, {data} = canvas.getContext('2d').getImageData(0, 0, width, height);
   const [x, y] = [[], []], box = canvas.getBoundingClientRect();
   for (let at = 0; at < width * height; at++) {
-    if (data[4 * at] < 20 && data[4 * at + 2] > 150) { x.push(at % width); y.push(Math.floor(at / width)); }
+    if (data[4 * at + 1] < 40 && data[4 * at + 2] > 100) { x.push(at % width); y.push(Math.floor(at / width)); }
   }
   const [from, to] = [(all) => all.reduce((a, b) => Math.min(a, b)), (all) => all.reduce((a, b) => Math.max(a, b)) + 1];
   return [box.left + from(x) * box.width / width, box.top + from(y) * box.height / height,
@@ -597,4 +601,14 @@ def test_of_rows_alone_there_is_a_table_and_no_picture(tmp_path: Path, browser: 
     with opened(browser, page.save(tmp_path / "page.html")) as (tab, problems):
         assert tab.locator("#save button").all_inner_texts() == ["CSV"]
         assert len(saved_as(tab, "CSV").decode().splitlines()) == 1 + len(TOKENS)
+        assert problems == []
+
+
+def test_full_colour_at_the_highest_share_is_no_choice_where_that_is_1(tmp_path: Path, browser: Browser) -> None:
+    array = np.stack([np.full((1, 2, 2), 0.5), np.eye(2)[None]])
+    with opened(browser, viz.patterns(array, ["a", "b"]).save(tmp_path / "page.html")) as (tab, problems):
+        expect(tab.locator("#stretch")).to_be_visible()
+        tab.locator("#stretch").check()
+        tab.locator("#layer").select_option("1")
+        expect(tab.locator("#stretch")).to_be_hidden()
         assert problems == []

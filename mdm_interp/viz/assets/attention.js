@@ -82,6 +82,7 @@ function drawHeads() {
   const highest = shares.reduce((one, other) => Math.max(one, other), 0), focused = element("heads").contains(document.activeElement);
   most = stretch.checked ? highest : 1;
   element("highest").textContent = highest.toFixed(2);
+  stretch.parentElement.hidden = highest.toFixed(2) === "1.00";
   element("hovered").textContent = HINT;
   element("heads").replaceChildren(...data.heads.map((number, headAt) => {
     const button = document.createElement("button");

@@ -93,12 +93,14 @@ function walkHeads(map, layer, head) {
   });
 }
 
+const DARK = 0.62;  // from which share of a full colour on text is lighter than it
+
 // Colours the tokens by what the token at `from` reads of them; a share of `most` has the full colour.
 function colourTokens(list, shares, from, most = 1) {
   [...list.children].forEach((item, position) => {
     const colour = Math.min(shares[position] / most, 1);
-    item.style.setProperty("--share", colour);
-    item.classList.toggle("dark", colour > 0.7);
+    item.style.setProperty("--share-of-full", colour);
+    item.classList.toggle("dark", colour > DARK);
     item.classList.toggle("from", position === from);
     if (item.getAttribute("role") === "option") item.setAttribute("aria-selected", position === from);
     item.title = `${position}: read ${shares[position].toFixed(4)}`;
@@ -118,7 +120,7 @@ function listValues(list, lines) {
   }));
 }
 
-const ATTENTION = [0, 114, 178];  // the colour of a share of 1; one of 0 is white
+const ATTENTION = [1, 3, 5].map((at) => parseInt(COLOURS.share.slice(at, at + 2), 16));  // the colour of a share of 1; one of 0 is white
 let patternsDrawn = 0;
 
 // The colour of a share of the full one.
@@ -144,7 +146,7 @@ function drawPattern(place, attention, prompt, pick, options) {
     chart.props.options.onClick = (_, [cell], { data: { datasets } }) => cell && pick(datasets[0].data[cell.index].destIdx);
     return drawn;
   };
-  CircuitsVis.render(holder.id, Pattern, { attention, tokens, minValue: 0, maxValue: 1, positiveColor: `rgb(${ATTENTION})`, ...options });
+  CircuitsVis.render(holder.id, Pattern, { attention, tokens, minValue: 0, maxValue: 1, positiveColor: COLOURS.share, ...options });
 }
 
 // Plotly takes some tags and all entities in its texts for HTML.
@@ -158,10 +160,10 @@ function brief(text, length = 12) {
   return escaped(characters.length > length ? characters.slice(0, length - 1).join("") + "…" : text);
 }
 
-const SHADES = [[0, "#ffffff"], [1, `rgb(${ATTENTION})`]];
-const SIGNED = [[0, "#d55e00"], [0.5, "#ffffff"], [1, `rgb(${ATTENTION})`]];
-const PARTS = ["even", "odd"], PART_MARKS = { even: { color: "#5f5f5f" }, odd: { color: "#d55e00", pattern: { shape: "/" } } };
-const INK = "#222222", FAINT = "#5f5f5f", SOURCE = "#d55e00";
+const SHADES = [[0, "#ffffff"], [1, COLOURS.share]];
+const SIGNED = [[0, COLOURS.negative], [0.5, "#ffffff"], [1, COLOURS.positive]];
+const PARTS = ["even", "odd"], PART_MARKS = { even: { color: COLOURS.even }, odd: { color: COLOURS.odd, pattern: { shape: "/" } } };
+const INK = "#222222", FAINT = "#5f5f5f";
 const AXIS = { showgrid: false, zeroline: false, ticks: "outside", automargin: true, fixedrange: true };
 const LOOK = {
   layout: {
@@ -314,7 +316,7 @@ function plotPattern(place, label, prompt, pattern, reach, apart = null) {
     plot_bgcolor: reach !== null ? UNREACHED : "rgba(0,0,0,0)",
     xaxis: { ...shown([...tokens.keys()]), tickangle: -90 },
     yaxis: { ...shown(rows), autorange: "reversed" },
-    shapes: [framed([source[0], source[1] - 1], [rows.indexOf(readout[0]), rows.indexOf(readout.at(-1))], SOURCE)],
+    shapes: [framed([source[0], source[1] - 1], [rows.indexOf(readout[0]), rows.indexOf(readout.at(-1))], COLOURS.fact)],
   });
 }
 
