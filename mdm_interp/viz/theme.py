@@ -43,6 +43,28 @@ SEQUENTIAL = [[0.0, "#F7F7F7"], [1.0, "#2166AC"]]
 DIVERGING = [[0.0, "#B2182B"], [0.25, "#EF8A62"], [0.5, "#F7F7F7"], [0.75, "#67A9CF"], [1.0, "#2166AC"]]
 """Red for negative, blue for positive; distinct under red-green blindness."""
 
+PAGE_COLORS = {
+    "forward": FORWARD,
+    "reverse": REVERSE,
+    "share": "#4A1486",
+    "positive": "#543F00",
+    "negative": "#8E0152",
+    "fact": "#1B9E4B",
+    "even": "#222222",
+    "odd": "#00848C",
+}
+"""What colours mean on interactive pages: a share of attention or a probability, numbers of either sign, what is asked
+about or chosen, and the parts of a score."""
+DARK_PAGE_COLORS = {
+    "forward": "#6CB8F0",
+    "reverse": "#FF9A4D",
+    "share": "#B79CFF",
+    "positive": "#E0B84C",
+    "negative": "#FF8AC4",
+    "fact": "#4FD083",
+}
+"""The same on dark ground, where they are not drawn: what is drawn is turned over."""
+
 WIDTH, HEIGHT = 1400, 450
 """Of a figure that does not say. Titles are wrapped to what a narrow page shows of it without scrolling, 1100."""
 NAME, DARK = "mdm_interp", "mdm_interp_dark"

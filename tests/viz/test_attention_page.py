@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import csv
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -25,6 +27,7 @@ from mdm_interp.training.runs import Run
 from mdm_interp.viz.pages import attention
 from mdm_interp.viz.pages.page import Page, packed, places
 from mdm_interp.viz.pages.subject import Subject
+from mdm_interp.viz.theme import PAGE_COLORS
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -189,7 +192,7 @@ def test_mistakes_are_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     with refused(r"^source: 'x' names words of a text, and the prompt is none"):
         viz.attention(model, [1], source="x")
     with refused(r"^text: holds \[M\], and the model has no mask token"):
-        Subject(random_model(attention="causal"), lambda tokens: [""], lambda text: ([], [])).prompt("[M]")
+        Subject(random_model(attention="causal"), lambda tokens: [""], lambda text: ([], []), "").prompt("[M]")
     with refused(r"^prompt: position 0 is masked, but has no prediction in a shifted model"):
         viz.attention(random_model(mask_token_id=MASK, readout_shift=-1), [MASK, 1])
     for chosen in ({"layers": [9]}, {"heads": [9]}, {"rows": [9]}):
@@ -242,9 +245,10 @@ def test_every_entry_of_every_head_is_drawn(tmp_path: Path, browser: Browser) ->
             for head, canvas in enumerate(tab.locator("#heads canvas").all()):
                 width, height, pixels = canvas.evaluate(SMALL)
                 assert (width, height) == (len(TOKENS), len(TOKENS))
-                red = np.array(pixels).reshape(height, width, 4)[..., 0]
+                green = np.array(pixels).reshape(height, width, 4)[..., 1]
                 expected = cache["pattern", layer][0, head].numpy()
-                assert 1 - red / 255 == pytest.approx(expected, abs=1 / 255)
+                full = int(PAGE_COLORS["share"][3:5], 16)
+                assert (255 - green) / (255 - full) == pytest.approx(expected, abs=1 / (255 - full))
     assert problems == []
 
 
@@ -280,7 +284,7 @@ INKED = "document.querySelector('#pattern canvas').toDataURL()"
 @pytest.fixture
 def shown(tmp_path: Path, browser: Browser) -> Iterator[tuple[Any, list[str]]]:
     """The page of a query with a source, in a browser."""
-    model = random_model(mask_token_id=MASK)
+    model = random_model(mask_token_id=MASK, seed=1)
     with opened(browser, viz.attention(model, TOKENS).save(tmp_path / "page.html")) as (tab, problems):
         tab.wait_for_function(DRAWN)
         yield tab, problems
@@ -356,7 +360,7 @@ def test_the_hover_line_is_not_left_over_from_another_layer(shown: tuple[Any, li
 
 def test_a_row_says_what_it_reads(shown: tuple[Any, list[str]]) -> None:
     tab, problems = shown
-    _, cache = random_model(mask_token_id=MASK).run_with_cache(torch.tensor([TOKENS]))
+    _, cache = random_model(mask_token_id=MASK, seed=1).run_with_cache(torch.tensor([TOKENS]))
     tab.locator("#tokens li").nth(4).click()
     read = cache["pattern", 0][0, 0, 4]
     first = tab.locator("#read li").first.inner_text()
@@ -364,13 +368,15 @@ def test_a_row_says_what_it_reads(shown: tuple[Any, list[str]]) -> None:
         first == f"{read.max():.4f}  {'▶◆[M]' if read.argmax() == 1 else TOKENS[int(read.argmax())]} ({read.argmax()})"
     )
     shares = tab.evaluate(
-        "() => [...document.querySelectorAll('#tokens li')].map(i => +i.style.getPropertyValue('--share'))"
+        "() => [...document.querySelectorAll('#tokens li')].map(i => +i.style.getPropertyValue('--share-of-full'))"
     )
     assert shares == pytest.approx(read.tolist(), abs=1e-5)
     tab.locator("#stretch").check()
     label = tab.locator("label", has=tab.locator("#stretch")).inner_text().strip()
     assert re.fullmatch(r"full colour at this layer's highest share, \d\.\d\d, not at 1", label)
-    stretched = tab.evaluate("() => +document.querySelectorAll('#tokens li')[0].style.getPropertyValue('--share')")
+    stretched = tab.evaluate(
+        "() => +document.querySelectorAll('#tokens li')[0].style.getPropertyValue('--share-of-full')"
+    )
     assert stretched == pytest.approx(float(read[0] / cache["pattern", 0][0].max()), abs=1e-4)
     assert problems == []
 
@@ -513,7 +519,7 @@ FULL = """canvas => {
   const {width, height} = canvas, {data} = canvas.getContext('2d').getImageData(0, 0, width, height);
   const [x, y] = [[], []], box = canvas.getBoundingClientRect();
   for (let at = 0; at < width * height; at++) {
-    if (data[4 * at] < 20 && data[4 * at + 2] > 150) { x.push(at % width); y.push(Math.floor(at / width)); }
+    if (data[4 * at + 1] < 40 && data[4 * at + 2] > 100) { x.push(at % width); y.push(Math.floor(at / width)); }
   }
   const [from, to] = [(all) => all.reduce((a, b) => Math.min(a, b)), (all) => all.reduce((a, b) => Math.max(a, b)) + 1];
   return [box.left + from(x) * box.width / width, box.top + from(y) * box.height / height,
@@ -554,3 +560,55 @@ def test_a_click_on_the_large_pattern_chooses_its_row(tmp_path: Path, browser: B
         assert not {"Source Token", "Destination Token"} & words, "a source is something else here"
         assert "▶" not in tab.locator("main").inner_text(), "nothing is predicted here"
     assert problems == []
+
+
+# ---- what a reader takes away
+
+
+def saved_as(tab: Any, format: str) -> bytes:
+    with tab.expect_download() as download:
+        tab.locator("#save").get_by_role("button", name=format).click()
+    assert download.value.suggested_filename.endswith(f".{format.lower()}")
+    return download.value.path().read_bytes()
+
+
+def test_the_shown_pattern_is_saved_as_a_table_and_as_pictures(tmp_path: Path, browser: Browser) -> None:
+    array = np.tril(np.random.default_rng(0).dirichlet(np.ones(4), (2, 4)))
+    tokens = ["a,b", "<b>", '"', "d"]
+    with opened(browser, viz.patterns(array, tokens).save(tmp_path / "page.html")) as (tab, problems):
+        tab.locator("#head").select_option("1")
+        rows = list(csv.reader(saved_as(tab, "CSV").decode().splitlines()))
+        assert rows[0] == ["name", "x", "y", "z"]
+        assert [(x, y) for _, x, y, _ in rows[1:3]] == [("a,b (0)", "a,b (0)"), ("<b> (1)", "a,b (0)")]
+        read = np.array([float(z or "nan") for *_, z in rows[1:]]).reshape(4, 4)
+        assert {name for name, *_ in rows[1:]} == {"layer 0, head 1"}
+        assert read[np.tril_indices(4)] == pytest.approx(array[1][np.tril_indices(4)], abs=2e-5)
+        assert np.isnan(read[np.triu_indices(4, 1)]).all(), "what is not reached has no number"
+        svg = ElementTree.fromstring(saved_as(tab, "SVG"))
+        fills = [part.get("fill") for part in svg.iter("{http://www.w3.org/2000/svg}rect")][1:]
+        assert len(fills) == 16 and fills.count("#c8c8c8") == 6
+        assert "<b> (1)" in [part.text for part in svg.iter("{http://www.w3.org/2000/svg}text")]
+        png = saved_as(tab, "PNG")
+        width, height = (int.from_bytes(png[at : at + 4], "big") for at in (16, 20))
+        assert png.startswith(b"\x89PNG") and (width, height) == tuple(
+            2 * float(svg.get(of) or 0) for of in ("width", "height")
+        )
+        assert problems == []
+
+
+def test_of_rows_alone_there_is_a_table_and_no_picture(tmp_path: Path, browser: Browser) -> None:
+    page = viz.attention(random_model(mask_token_id=MASK), TOKENS, rows=[1])
+    with opened(browser, page.save(tmp_path / "page.html")) as (tab, problems):
+        assert tab.locator("#save button").all_inner_texts() == ["CSV"]
+        assert len(saved_as(tab, "CSV").decode().splitlines()) == 1 + len(TOKENS)
+        assert problems == []
+
+
+def test_full_colour_at_the_highest_share_is_no_choice_where_that_is_1(tmp_path: Path, browser: Browser) -> None:
+    array = np.stack([np.full((1, 2, 2), 0.5), np.eye(2)[None]])
+    with opened(browser, viz.patterns(array, ["a", "b"]).save(tmp_path / "page.html")) as (tab, problems):
+        expect(tab.locator("#stretch")).to_be_visible()
+        tab.locator("#stretch").check()
+        tab.locator("#layer").select_option("1")
+        expect(tab.locator("#stretch")).to_be_hidden()
+        assert problems == []

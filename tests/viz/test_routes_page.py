@@ -29,6 +29,7 @@ from mdm_interp.training.runs import Run
 from mdm_interp.viz.pages import routes
 from mdm_interp.viz.pages.page import Page, as_lists
 from mdm_interp.viz.pages.routes import evenly
+from mdm_interp.viz.theme import PAGE_COLORS
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -229,9 +230,9 @@ DRAWN = """async place => {
   const context = canvas.getContext('2d', {willReadFrequently: true});
   context.drawImage(image, 0, 0);
   return place.data[0].z.map((row, y, rows) => row.map((_, x) =>
-    context.getImageData((x + 0.5) * image.width / row.length, (y + 0.5) * image.height / rows.length, 1, 1).data[0]));
+    context.getImageData((x + 0.5) * image.width / row.length, (y + 0.5) * image.height / rows.length, 1, 1).data[1]));
 }"""
-"""How red each cell of a heat map is, read from its middle in the picture that was drawn."""
+"""How green each cell of a heat map is, read from its middle in the picture that was drawn."""
 MAP = "place => place.data[0].z"
 
 
@@ -271,7 +272,9 @@ def test_every_entry_of_both_patterns_is_drawn(attention: str, tmp_path: Path, b
                 drawn = np.array(place.evaluate(MAP), dtype=float)
                 assert (np.isnan(drawn) == ~read).all(), "only a causal model leaves entries out"
                 assert drawn[read] == pytest.approx(expected[read], abs=1e-5)
-                assert 1 - np.array(place.evaluate(DRAWN))[read] / 255 == pytest.approx(expected[read], abs=2 / 255)
+                depth = 255 - int(PAGE_COLORS["share"][3:5], 16)  # how much less green the full colour is than white
+                green = np.array(place.evaluate(DRAWN))[read]
+                assert (255 - green) / depth == pytest.approx(expected[read], abs=2 / depth)
     assert problems == []
 
 
@@ -306,7 +309,7 @@ def test_heads_are_chosen_by_click_and_by_keyboard(shown: tuple[Page, Any]) -> N
 
     def said() -> tuple[str, str, list[float]]:
         tokens = tab.locator("#reverse-tokens li").evaluate_all(
-            "items => items.map(item => +item.style.getPropertyValue('--share'))"
+            "items => items.map(item => +item.style.getPropertyValue('--share-of-full'))"
         )
         return tab.locator("#chosen").inner_text(), tab.locator("#parity").inner_text(), tokens
 

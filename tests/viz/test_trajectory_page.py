@@ -206,7 +206,9 @@ def test_positions_are_chosen_by_click_slider_and_select(shown: tuple[Page, Any]
         listed = tab.locator("#tokens li").evaluate_all("all => all.map(one => one.textContent.replace(/[▶◆●]/g, ''))")
         assert listed == texts, "as they were before the step"
         mean = attention[step - 1].mean((0, 1))
-        shares = tab.locator("#tokens li").evaluate_all("all => all.map(one => +one.style.getPropertyValue('--share'))")
+        shares = tab.locator("#tokens li").evaluate_all(
+            "all => all.map(one => +one.style.getPropertyValue('--share-of-full'))"
+        )
         assert shares == pytest.approx((mean / mean.max()).tolist(), abs=1e-4)
         map_drawn = tab.locator("#heads").evaluate("place => place.data[0].z")
         assert np.array(map_drawn) == pytest.approx(attention[step - 1][..., ::2].sum(-1), abs=1e-4)

@@ -82,6 +82,7 @@ function drawHeads() {
   const highest = shares.reduce((one, other) => Math.max(one, other), 0), focused = element("heads").contains(document.activeElement);
   most = stretch.checked ? highest : 1;
   element("highest").textContent = highest.toFixed(2);
+  stretch.parentElement.hidden = highest.toFixed(2) === "1.00";
   element("hovered").textContent = HINT;
   element("heads").replaceChildren(...data.heads.map((number, headAt) => {
     const button = document.createElement("button");
@@ -127,6 +128,14 @@ function listLens() {
   element("lens").hidden = false;
 }
 
+// What reads what of the chosen head, as the buttons save it.
+function shownMap() {
+  const labels = data.tokens.map((_, position) => `${labelOf(data, position)} (${position})`), heads = Number(head.value);
+  const hidden = (from, at) => data.reach !== null && Math.floor(at / data.reach) > Math.floor(from / data.reach);
+  const z = data.rows.map((from, rowAt) => Array.from(rowOf(heads, rowAt), (share, at) => (hidden(from, at) ? null : Number(share.toFixed(5)))));
+  return { label: `${document.title} ${named(heads)}`, most, map: { name: named(heads), x: labels, y: data.rows.map((from) => labels[from]), z } };
+}
+
 choices(layer, data.layers.map((number, at) => [at, number]));
 choices(head, data.heads.map((number, at) => [at, number]));
 choices(row, data.rows.map((position, at) => [at, `${position}: ${labelOf(data, position)}`]));
@@ -137,6 +146,7 @@ layer.addEventListener("change", drawHeads);
 head.addEventListener("change", () => choose(Number(head.value)));
 row.addEventListener("change", () => show(Number(head.value)));
 stretch.addEventListener("change", drawHeads);
+saveButtons(element("save"), square, shownMap);
 listFilled();
 listLens();
 drawHeads();

@@ -133,7 +133,7 @@ function drawMaps() {
     const signed = which === "difference" || both.flat(2).some((value) => value < 0);
     const map = whole ? { layers: data.layers, heads: ["all heads"] } : data;
     mapHeads(place, `${name} of every ${whole ? "layer" : "head"}, ${nameOf(which)}; ${chosen()}: ${written(ofHead(numbers))}`, map,
-      whole ? numbers.map((row) => [row[0]]) : numbers, most, { thickness: 10 }, [framed(whole ? [0, 0] : at(head), at(layer), SOURCE)], signed);
+      whole ? numbers.map((row) => [row[0]]) : numbers, most, { thickness: 10 }, [framed(whole ? [0, 0] : at(head), at(layer), COLOURS.fact)], signed);
   });
 }
 
@@ -286,7 +286,7 @@ function drawTraining() {
   const now = LOGARITHMIC(steps[element("shown-at").value]);
   const line = { type: "line", x0: now, x1: now, yref: "paper", y0: 0, y1: 1, line: { color: INK, width: 2, dash: "dot" } };
   const draws = {
-    probability: SIDES.map((side) => curve(side, of((state) => state.probability[side][pair.value]), data.colours[side], STROKES[side])),
+    probability: SIDES.map((side) => curve(side, of((state) => state.probability[side][pair.value]), COLOURS[side], STROKES[side])),
     score: [curve(score.value, of((state) => ofHead(scoresOf(state, score.value))), INK, "solid")],
   };
   for (const [name, traces] of Object.entries(draws)) {

@@ -14,8 +14,8 @@ function sentenceOf(one, most) {
   list.append(...data.sentences[one.sentence].map((text, at) => {
     const item = made("li", text.replaceAll("\n", "⏎"), one.tokens[at] < 0 ? "hurts" : "helps");
     const share = most ? Math.abs(one.tokens[at]) / most : 0;
-    item.style.setProperty("--share", share);
-    item.classList.toggle("dark", share > 0.7);
+    item.style.setProperty("--share-of-full", share);
+    item.classList.toggle("dark", share > DARK);
     item.title = `${at}: ${written(one.tokens[at])}`;
     return item;
   }));

@@ -93,12 +93,14 @@ function walkHeads(map, layer, head) {
   });
 }
 
+const DARK = 0.62;  // from which share of a full colour on text is lighter than it
+
 // Colours the tokens by what the token at `from` reads of them; a share of `most` has the full colour.
 function colourTokens(list, shares, from, most = 1) {
   [...list.children].forEach((item, position) => {
     const colour = Math.min(shares[position] / most, 1);
-    item.style.setProperty("--share", colour);
-    item.classList.toggle("dark", colour > 0.7);
+    item.style.setProperty("--share-of-full", colour);
+    item.classList.toggle("dark", colour > DARK);
     item.classList.toggle("from", position === from);
     if (item.getAttribute("role") === "option") item.setAttribute("aria-selected", position === from);
     item.title = `${position}: read ${shares[position].toFixed(4)}`;
@@ -118,8 +120,13 @@ function listValues(list, lines) {
   }));
 }
 
-const ATTENTION = [0, 114, 178];  // the colour of a share of 1; one of 0 is white
+const ATTENTION = [1, 3, 5].map((at) => parseInt(COLOURS.share.slice(at, at + 2), 16));  // the colour of a share of 1; one of 0 is white
 let patternsDrawn = 0;
+
+// The colour of a share of the full one.
+function shade(share) {
+  return `rgb(${ATTENTION.map((full) => Math.round(255 + (full - 255) * Math.min(share, 1)))})`;
+}
 
 // CircuitsVis' attention pattern of one head, in place of what `place` held: it leaves no root to draw on again. `pick` is
 // told the row of a clicked cell.
@@ -139,7 +146,7 @@ function drawPattern(place, attention, prompt, pick, options) {
     chart.props.options.onClick = (_, [cell], { data: { datasets } }) => cell && pick(datasets[0].data[cell.index].destIdx);
     return drawn;
   };
-  CircuitsVis.render(holder.id, Pattern, { attention, tokens, minValue: 0, maxValue: 1, positiveColor: `rgb(${ATTENTION})`, ...options });
+  CircuitsVis.render(holder.id, Pattern, { attention, tokens, minValue: 0, maxValue: 1, positiveColor: COLOURS.share, ...options });
 }
 
 // Plotly takes some tags and all entities in its texts for HTML.
@@ -153,10 +160,10 @@ function brief(text, length = 12) {
   return escaped(characters.length > length ? characters.slice(0, length - 1).join("") + "…" : text);
 }
 
-const SHADES = [[0, "#ffffff"], [1, `rgb(${ATTENTION})`]];
-const SIGNED = [[0, "#d55e00"], [0.5, "#ffffff"], [1, `rgb(${ATTENTION})`]];
-const PARTS = ["even", "odd"], PART_MARKS = { even: { color: "#5f5f5f" }, odd: { color: "#d55e00", pattern: { shape: "/" } } };
-const INK = "#222222", FAINT = "#5f5f5f", SOURCE = "#d55e00";
+const SHADES = [[0, "#ffffff"], [1, COLOURS.share]];
+const SIGNED = [[0, COLOURS.negative], [0.5, "#ffffff"], [1, COLOURS.positive]];
+const PARTS = ["even", "odd"], PART_MARKS = { even: { color: COLOURS.even }, odd: { color: COLOURS.odd, pattern: { shape: "/" } } };
+const INK = "#222222", FAINT = "#5f5f5f";
 const AXIS = { showgrid: false, zeroline: false, ticks: "outside", automargin: true, fixedrange: true };
 const LOOK = {
   layout: {
@@ -170,14 +177,19 @@ const LOOK = {
 function plot(place, label, traces, layout) {
   place.setAttribute("role", "img");
   place.setAttribute("aria-label", label);
-  const filename = label.replace(/[^\w.-]+/g, "_").slice(0, 80);
+  const filename = fileOf(label);
   const save = (format, title, icon, click) => ({ name: format, title, icon: Plotly.Icons[icon], click });
   const buttons = [
     save("png", "Save as PNG", "camera", (graph) => Plotly.downloadImage(graph, { format: "png", scale: 2, filename })),
     save("svg", "Save as SVG", "pencil", (graph) => Plotly.downloadImage(graph, { format: "svg", filename })),
-    save("csv", "Save as CSV", "disk", (graph) => download(`${filename}.csv`, csvOf(graph.data))),
+    save("csv", "Save as CSV", "disk", (graph) => download(`${filename}.csv`, new Blob([csvOf(graph.data)], { type: "text/csv" }))),
   ];
   return Plotly.react(place, traces, { template: LOOK, ...layout }, { displaylogo: false, modeBarButtons: [buttons], responsive: true });
+}
+
+// What a plot is called as a file.
+function fileOf(label) {
+  return label.replace(/[^\w.-]+/g, "_").slice(0, 80);
 }
 
 // What a plot shows, as a table: a line for each cell of a heat map and each point of a curve.
@@ -191,10 +203,52 @@ function csvOf(traces) {
   return [["name", "x", "y", "z"], ...lines].map((line) => line.map(quoted).join(",")).join("\n") + "\n";
 }
 
-function download(filename, text) {
-  const link = Object.assign(document.createElement("a"), { download: filename, href: URL.createObjectURL(new Blob([text], { type: "text/csv" })) });
+function download(filename, blob) {
+  const link = Object.assign(document.createElement("a"), { download: filename, href: URL.createObjectURL(blob) });
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}
+
+// Buttons that save a heat map of shares which Plotly did not draw. `shown` returns its label, its trace and the share of
+// the full colour; `drawn` says whether there is a picture of it.
+function saveButtons(place, drawn, shown) {
+  const saves = {
+    PNG: async ({ label, map, most }) => {
+      const image = new Image(), canvas = document.createElement("canvas");
+      image.src = `data:image/svg+xml,${encodeURIComponent(svgOf(map, most))}`;
+      await image.decode();
+      [canvas.width, canvas.height] = [2 * image.width, 2 * image.height];
+      canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
+      canvas.toBlob((blob) => download(`${fileOf(label)}.png`, blob));
+    },
+    SVG: ({ label, map, most }) => download(`${fileOf(label)}.svg`, new Blob([svgOf(map, most)], { type: "image/svg+xml" })),
+    CSV: ({ label, map }) => download(`${fileOf(label)}.csv`, new Blob([csvOf([map])], { type: "text/csv" })),
+  };
+  place.append(...Object.entries(saves).filter(([format]) => drawn || format === "CSV").map(([format, save]) => {
+    const button = Object.assign(document.createElement("button"), { type: "button", textContent: format, title: `Save as ${format}` });
+    button.addEventListener("click", () => save(shown()));
+    return button;
+  }));
+}
+
+// A heat map of shares as a picture; what is null is not reached.
+function svgOf({ x, y, z }, most) {
+  const CELL = 20, LETTER = 8, room = (labels) => 16 + LETTER * Math.max(...labels.map((label) => [...label].length));
+  const left = room(y), width = left + CELL * x.length + 8, height = 8 + CELL * y.length + room(x);
+  const made = (tag, attributes, text = "") => {
+    const item = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    Object.entries(attributes).forEach(([name, value]) => item.setAttribute(name, value));
+    item.textContent = text;
+    return item;
+  };
+  const middle = (at) => CELL * (at + 0.5), font = { "font-family": LOOK.layout.font.family, "font-size": 13, fill: INK, "text-anchor": "end", "dominant-baseline": "central" };
+  const svg = made("svg", { width, height, viewBox: `0 0 ${width} ${height}` });
+  svg.append(made("rect", { width, height, fill: "#ffffff" }),
+    ...z.flatMap((row, at) => row.map((share, to) =>
+      made("rect", { x: left + CELL * to, y: 8 + CELL * at, width: CELL - 1, height: CELL - 1, fill: share === null ? UNREACHED : shade(share / most) }))),
+    ...y.map((label, at) => made("text", { ...font, x: left - 8, y: 8 + middle(at) }, label)),
+    ...x.map((label, at) => made("text", { ...font, transform: `translate(${left + middle(at)} ${16 + CELL * y.length}) rotate(-90)` }, label)));
+  return new XMLSerializer().serializeToString(svg);
 }
 
 // A frame around cells of a heat map, from the first to the last of each axis.
@@ -262,7 +316,7 @@ function plotPattern(place, label, prompt, pattern, reach, apart = null) {
     plot_bgcolor: reach !== null ? UNREACHED : "rgba(0,0,0,0)",
     xaxis: { ...shown([...tokens.keys()]), tickangle: -90 },
     yaxis: { ...shown(rows), autorange: "reversed" },
-    shapes: [framed([source[0], source[1] - 1], [rows.indexOf(readout[0]), rows.indexOf(readout.at(-1))], SOURCE)],
+    shapes: [framed([source[0], source[1] - 1], [rows.indexOf(readout[0]), rows.indexOf(readout.at(-1))], COLOURS.fact)],
   });
 }
 

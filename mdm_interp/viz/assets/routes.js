@@ -25,7 +25,7 @@ function drawRoutes(side) {
   const z = checkpoint().route[side], at = (select) => [Number(select.value), Number(select.value)];
   const scale = { orientation: "h", y: 0, yref: "container", yanchor: "bottom", thickness: 10, len: 1, nticks: 5 };
   mapHeads(element(`${side}-routes`), `Route of every head, ${side} query${when()}; ${chosen()}: ${written(ofHead(z))}`,
-    data, z, most, scale, [framed(at(head), at(layer), SOURCE)]);
+    data, z, most, scale, [framed(at(head), at(layer), COLOURS.fact)]);
 }
 
 // What one position reads of the chosen head, [row token].
@@ -76,12 +76,12 @@ function drawNumbers() {
 }
 
 function drawBars(route, evidence, parity) {
-  const bar = (x, y, axis, colours, shapes) => ({ type: "bar", x, y, xaxis: `x${axis}`, yaxis: `y${axis}`, hoverinfo: "y",
-    marker: { color: colours, pattern: { shape: shapes }, line: { color: INK, width: 1 } }, showlegend: false });
-  const colours = SIDES.map((side) => data.colours[side]), shapes = ["", "/"];
+  const bar = (x, y, axis, colours) => ({ type: "bar", x, y, xaxis: `x${axis}`, yaxis: `y${axis}`, hoverinfo: "y",
+    marker: { color: colours, pattern: { shape: ["", "/"] }, line: { color: INK, width: 1 } }, showlegend: false });
+  const coloursOf = (names) => names.map((name) => COLOURS[name]);
   const bars = [[route, ""], [evidence, "2"]].map(([numbers, axis]) =>
-    bar(SIDES, SIDES.map((side) => ofHead(numbers[side])), axis, colours, shapes));
-  if (parity) bars.push(bar(["even", "odd"], [ofHead(parity.even), ofHead(parity.odd)], "3", [FAINT, "#cccccc"], ["", "x"]));
+    bar(SIDES, SIDES.map((side) => ofHead(numbers[side])), axis, coloursOf(SIDES)));
+  if (parity) bars.push(bar(PARTS, PARTS.map((part) => ofHead(parity[part])), "3", coloursOf(PARTS)));
   const titles = ["route", "evidence", "score"].slice(0, bars.length), names = { tickangle: 0, tickfont: { size: 10 } };
   const values = { ...AXIS, zeroline: true, zerolinecolor: INK }, places = ["", "2", "3"];
   plot(element("bars"), `Route, evidence and parity of ${chosen()}${when()}, as in the table and the text`, bars, {
@@ -99,7 +99,7 @@ function drawCurves() {
   const curve = (place, label, y, highest) => {
     const curves = SIDES.map((side) => ({ x, y: y(side), name: side, mode: "lines+markers",
       text: data.steps.map((step) => `${side}, step ${step}`), hovertemplate: "%{text}: %{y:.4f}<extra></extra>",
-      line: { color: data.colours[side], dash: STROKES[side] },
+      line: { color: COLOURS[side], dash: STROKES[side] },
       marker: { symbol: side === "forward" ? "circle" : "square-open", size: 7 } }));
     plot(element(place), label, curves, {
       height: 300, legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" }, margin: { l: 10, r: 10, t: 30, b: 10 },

@@ -20,7 +20,7 @@ function drawMap() {
   const every = (cell) => data.heads.map((_, y) => columns.map((_, x) => cell(x, y)));
   const said = (x, y) => escaped(`${columns[x].setting}, heads ${data.heads[y]}: ${cellAt(x, y) ? written(valueAt(x, y)) : "not measured"}`);
   const map = { type: "heatmap", z: every(valueAt), zmin: -1, zmax: 1, xgap: 1, ygap: 1, hoverinfo: "text",
-    colorscale: [[0, SOURCE], [0.5, "#ffffff"], [1, `rgb(${ATTENTION})`]], hovertext: every(said),
+    colorscale: SIGNED, hovertext: every(said),
     texttemplate: "%{z:.2f}", colorbar: { thickness: 10 } };
   const missing = { type: "heatmap", z: every((x, y) => (cellAt(x, y) ? null : 1)), xgap: 1, ygap: 1, showscale: false,
     hoverinfo: "skip", colorscale: [[0, "#dddddd"], [1, "#dddddd"]] };
@@ -28,7 +28,7 @@ function drawMap() {
   const width = Math.max(place.parentElement.clientWidth - 4, 120 + 42 * columns.length);
   place.style.width = `${width}px`;
   plot(place, `${data.quantities[quantity.value]} by setting and number of heads`, [map, missing], {
-    width, height: 190 + 30 * data.heads.length, shapes: [framed([column, column], [row, row], SOURCE)],
+    width, height: 190 + 30 * data.heads.length, shapes: [framed([column, column], [row, row], COLOURS.fact)],
     xaxis: { tickvals: [...columns.keys()], ticktext: columns.map(({ setting }) => escaped(setting)), tickangle: 60 },
     yaxis: { tickvals: [...data.heads.keys()], ticktext: data.heads.map(String), title: { text: "heads" }, autorange: "reversed" },
   });
@@ -36,7 +36,7 @@ function drawMap() {
 
 function drawCurves(cell) {
   const { step = [], forward = [], reverse = [] } = cell?.curves ?? {};
-  const line = (name, y, dash) => ({ x: step, y, name, type: "scatter", mode: "lines", line: { color: data.colours[name], dash } });
+  const line = (name, y, dash) => ({ x: step, y, name, type: "scatter", mode: "lines", line: { color: COLOURS[name], dash } });
   plot(element("curves"), "Forward and reverse probability over training", [line("forward", forward, "solid"), line("reverse", reverse, "dash")], {
     height: 260, xaxis: { type: "log", title: { text: "training step" } }, yaxis: { range: [-0.03, 1.03], showgrid: true },
     showlegend: true, legend: { orientation: "h", y: 1.15 },

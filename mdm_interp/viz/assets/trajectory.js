@@ -43,7 +43,7 @@ function drawSteps() {
   const isNew = (at, after) => after === 0 || filledAt.get(at)?.step === after;
   const cells = rows.flatMap((after) => columns.map((at) => ({ at, after })))
     .filter(({ at, after }) => rows.length * n <= MANY_CELLS || isNew(at, after));
-  const colourOf = ({ at, after }) => (!filledAt.has(at) ? FAINT : z[after][at] > 0.7 ? "#ffffff" : INK);
+  const colourOf = ({ at, after }) => (!filledAt.has(at) ? FAINT : z[after][at] > DARK ? "#ffffff" : INK);
   const words = { type: "scatter", mode: "text", x: cells.map(({ at }) => at), y: cells.map(({ after }) => after),
     text: cells.map(({ at, after }) => brief(readable(tokenAt(at, after)), 10)), hoverinfo: "skip",
     textfont: { size: 12, color: cells.map(colourOf) } };
@@ -63,7 +63,7 @@ function drawSteps() {
 function frame(one) {
   const place = element("steps"), window = place.parentElement, { width } = place.getBoundingClientRect();
   place.setAttribute("aria-label", `Tokens after each step. Chosen: ${named(one)}`);
-  const cell = framed([one.position, one.position], [one.step, one.step], SOURCE);
+  const cell = framed([one.position, one.position], [one.step, one.step], COLOURS.fact);
   Plotly.relayout(place, { shapes: [framed([0, n - 1], [one.step, one.step], FAINT, "dot"), cell] });
   const x = (width * (one.position + 0.5)) / n, y = 60 + 24 * one.step;
   if (x < window.scrollLeft + 60 || x > window.scrollLeft + window.clientWidth - 60) window.scrollLeft = x - window.clientWidth / 2;
@@ -106,7 +106,7 @@ function drawHeads(one) {
   element("map-said").textContent =
     `Share of the readout's attention that goes to ${what}, by layer and head: click a cell or use arrow keys to choose it`;
   const single = layer.value !== "all" && head.value !== "all";
-  const frames = single ? [framed([+head.value, +head.value], [+layer.value, +layer.value], SOURCE)] : [];
+  const frames = single ? [framed([+head.value, +head.value], [+layer.value, +layer.value], COLOURS.fact)] : [];
   mapHeads(element("heads"), `Attention to ${what}, highest ${written(highest)}`, data, z, 1, { thickness: 10 }, frames);
 }
 
@@ -119,7 +119,7 @@ function drawFavourites() {
     text.push(escaped(readable(tokens[i])));
   });
   plot(element("favourites"), `Probability of the likeliest token at position ${one.position}, step by step`,
-    [{ x, y, text, type: "scatter", mode: "lines+markers", line: { color: `rgb(${ATTENTION})` }, hovertemplate: "step %{x}: %{text}, %{y:.4f}<extra></extra>" }],
+    [{ x, y, text, type: "scatter", mode: "lines+markers", line: { color: INK }, hovertemplate: "step %{x}: %{text}, %{y:.4f}<extra></extra>" }],
     { height: 220, xaxis: { title: { text: "step" }, range: [0.5, nSteps + 0.5], dtick: Math.ceil(nSteps / 10) }, yaxis: { range: [-0.03, 1.05], showgrid: true } });
 }
 

@@ -31,7 +31,7 @@ from mdm_interp.viz.pages.code import call, first_pairs, saving
 from mdm_interp.viz.pages.page import Page, as_lists, packed, packed_signed
 from mdm_interp.viz.pages.routes import evenly
 from mdm_interp.viz.pages.subject import Prompt, Subject, after
-from mdm_interp.viz.theme import FORWARD, REVERSE, shown
+from mdm_interp.viz.theme import shown
 from mdm_interp.viz.words import counted
 
 MAX_PAIRS = 24
@@ -111,7 +111,6 @@ def explore(
         "tokens": list(first.subject.names(asked.tokens)),
         "offset": asked.offset,
         "names": asked.names(first.subject),
-        "colours": {"forward": FORWARD, "reverse": REVERSE},
     }
     title = f"Explorer: {' and '.join(after(one.name, one.steps) for one in series)}"
     return Page("explorer", title, _about(data, measured, series), ("plotly",), data, _code(series, given, steps))

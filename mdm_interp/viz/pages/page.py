@@ -28,6 +28,7 @@ from torch import Tensor
 
 from mdm_interp.errors import UserError
 from mdm_interp.files import write_text
+from mdm_interp.viz.theme import DARK_PAGE_COLORS, PAGE_COLORS
 from mdm_interp.viz.words import counted
 
 
@@ -121,6 +122,8 @@ class Page:
             files=[LIBRARIES[name][0] for name in self.libraries] if shared else [],
             inlined=[] if shared else [_zipped(name) for name in self.libraries],
             asset=asset,
+            colors=PAGE_COLORS,
+            dark_colors=DARK_PAGE_COLORS,
         )
 
     def save(self, path: str | Path, *, shared: bool = False) -> Path:

@@ -21,7 +21,6 @@ from mdm_interp.viz.pages.attention import MAX_ENTRIES, shortened
 from mdm_interp.viz.pages.code import one_pair
 from mdm_interp.viz.pages.page import Page, as_lists, packed, places
 from mdm_interp.viz.pages.subject import Prompt, Subject
-from mdm_interp.viz.theme import FORWARD, REVERSE
 from mdm_interp.viz.words import counted
 
 
@@ -67,7 +66,6 @@ def routes(
         "heads": of_heads,
         "steps": steps,
         "checkpoints": checkpoints,
-        "colours": {"forward": FORWARD, "reverse": REVERSE},
     }
     both = " | ".join(shortened(prompt) for prompt in prompts.values())
     title = subject.heading(f"Routes: {both}", steps or None)

@@ -10,7 +10,6 @@ import torch
 
 from mdm_interp.errors import UserError
 from mdm_interp.viz.pages.page import Page, as_lists
-from mdm_interp.viz.theme import FORWARD, REVERSE
 from mdm_interp.viz.words import counted
 
 
@@ -66,6 +65,5 @@ def settings_map(places: Sequence[Place], quantities: Mapping[str, str], *, abou
         "heads": rows,
         "quantities": list(quantities.values()),
         "cells": cells,
-        "colours": {"forward": FORWARD, "reverse": REVERSE},
     }
     return Page("settings_map", "Map of settings", about, ("plotly",), data)
