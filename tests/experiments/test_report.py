@@ -932,6 +932,27 @@ def test_a_focused_control_is_seen(tmp_path: Path, browser: Browser) -> None:
         page.wait_for_function("getComputedStyle(document.activeElement.parentElement).opacity === '1'")
 
 
+def test_a_figure_is_saved_as_a_picture_and_its_numbers_as_a_table(tmp_path: Path, browser: Browser) -> None:
+    write(tmp_path)
+    with opened(browser, tmp_path / "tiny.html") as (page, problems):
+        page.locator(".plot .main-svg").first.wait_for()
+        saved = {}
+        for kind in ("PNG", "SVG", "CSV"):
+            page.locator(".plot").hover()
+            with page.expect_download() as download:
+                page.locator(f".modebar-btn[data-title='Save as {kind}']").click()
+            assert download.value.suggested_filename == f"tiny.{kind.lower()}"
+            saved[kind] = download.value.path().read_bytes()
+        assert saved["PNG"].startswith(b"\x89PNG")
+        assert saved["SVG"].startswith(b"<svg") and TAKEAWAY.encode() in saved["SVG"]
+        assert saved["CSV"].decode().splitlines() == [
+            "quantity,scheme,mean,95 % interval,null,n",
+            "share,a < b,0.123,0.1 to 0.25,0.05,3",
+            "chance,,not defined,,,0",
+        ]
+        assert problems == []
+
+
 def test_curves_are_switched_with_a_checkbox_as_in_the_legend(tmp_path: Path, browser: Browser) -> None:
     write(tmp_path)
     visible = "document.querySelector('.plot').data.map(trace => trace.visible ?? true)"

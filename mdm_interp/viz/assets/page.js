@@ -170,30 +170,18 @@ function plot(place, label, traces, layout) {
   place.setAttribute("role", "img");
   place.setAttribute("aria-label", label);
   const filename = label.replace(/[^\w.-]+/g, "_").slice(0, 80);
-  const save = (format, title, icon, click) => ({ name: format, title, icon: Plotly.Icons[icon], click });
-  const buttons = [
-    save("png", "Save as PNG", "camera", (graph) => Plotly.downloadImage(graph, { format: "png", scale: 2, filename })),
-    save("svg", "Save as SVG", "pencil", (graph) => Plotly.downloadImage(graph, { format: "svg", filename })),
-    save("csv", "Save as CSV", "disk", (graph) => download(`${filename}.csv`, csvOf(graph.data))),
-  ];
+  const buttons = saveButtons(filename, (graph) => linesOf(graph.data));
   return Plotly.react(place, traces, { template: LOOK, ...layout }, { displaylogo: false, modeBarButtons: [buttons], responsive: true });
 }
 
 // What a plot shows, as a table: a line for each cell of a heat map and each point of a curve.
-function csvOf(traces) {
-  const quoted = (value) => (/[",\n]/.test(String(value)) ? `"${String(value).replaceAll('"', '""')}"` : String(value ?? ""));
+function linesOf(traces) {
   const lines = traces.flatMap((trace) => {
     const { name = "", x, y, z } = trace;
     if (z) return z.flatMap((row, at) => Array.from(row, (value, to) => [name, x?.[to] ?? to, y?.[at] ?? at, value]));
     return Array.from(y, (value, at) => [name, x[at], value, ""]);
   });
-  return [["name", "x", "y", "z"], ...lines].map((line) => line.map(quoted).join(",")).join("\n") + "\n";
-}
-
-function download(filename, text) {
-  const link = Object.assign(document.createElement("a"), { download: filename, href: URL.createObjectURL(new Blob([text], { type: "text/csv" })) });
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+  return [["name", "x", "y", "z"], ...lines];
 }
 
 // A frame around cells of a heat map, from the first to the last of each axis.

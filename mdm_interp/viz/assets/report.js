@@ -16,7 +16,6 @@ function addRow(body, cells, number = () => false) {
 const themes = JSON.parse(document.getElementById("themes").textContent);
 const dark = matchMedia("(prefers-color-scheme: dark)"), paper = matchMedia("print");
 const MIN_SCALE = 0.6; // below it, labels are too small to read: the frame scrolls instead
-const OPTIONS = { displaylogo: false, modeBarButtons: [["toImage", "zoomIn2d", "zoomOut2d", "resetScale2d"]] };
 const plots = [...document.querySelectorAll(".plot")];
 let printing = paper.matches;
 
@@ -26,11 +25,12 @@ function template() {
 
 function draw(plot) {
   if (plot.data) return;
-  const figure = figures[plot.id.replace("figure-", "")], { data, layout } = figure;
+  const name = plot.id.replace("figure-", ""), figure = figures[name], { data, layout } = figure;
   layout.template = template();
   highlight(figure);
   if (matchMedia("(pointer: coarse)").matches) layout.dragmode = false; // a finger on a figure scrolls the page
-  Plotly.newPlot(plot, data, layout, OPTIONS);
+  const buttons = [...saveButtons(name, () => [headerOf(name), ...numbers[name]]), "zoomIn2d", "zoomOut2d", "resetScale2d"];
+  Plotly.newPlot(plot, data, layout, { displaylogo: false, modeBarButtons: [buttons] });
   plot.querySelector(".still")?.remove();
   const [drawing, ...others] = plot.querySelectorAll(".main-svg");
   drawing.setAttribute("role", "img");
@@ -218,6 +218,10 @@ for (const runs of document.querySelectorAll(".runs")) {
 // ---- numbers
 
 const tables = [...document.querySelectorAll("details.values")];
+
+function headerOf(name) {
+  return [...document.querySelectorAll(`#numbers-${name} thead th`)].map(({ textContent }) => textContent);
+}
 
 function fill(details) {
   const body = details.querySelector("tbody");
