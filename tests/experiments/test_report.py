@@ -351,7 +351,7 @@ TEXTS = {
     "colour bar": ".colorbar",
 }
 
-READ = """texts => [...document.querySelectorAll('.plot')].map(plot => {
+READ = """([plot, texts]) => {
   const box = (kind, element) => {
     const {left, top, right, bottom} = element.getBoundingClientRect();
     return [kind, element.textContent, left, top, right, bottom];
@@ -365,14 +365,20 @@ READ = """texts => [...document.querySelectorAll('.plot')].map(plot => {
     traces: plot.querySelectorAll('.scatterlayer .trace, .heatmaplayer .hm').length,
     expected: (plot.data || []).length,
   };
-})"""
+}"""
 
-SETTLED = f"""texts => {{
+SETTLED = f"""given => {{
   const before = window.before;
-  window.before = JSON.stringify(({READ})(texts));
+  window.before = JSON.stringify(({READ})(given));
   return window.before === before;
 }}"""
 """Plotly places automatic margins after its first drawing."""
+
+
+def read(page: Page, plot: Any, texts: dict[str, str] = TEXTS) -> dict[str, Any]:
+    """What is drawn in a plot, once it is settled."""
+    page.wait_for_function(SETTLED, arg=[plot, texts], polling=300)
+    return page.evaluate(READ, [plot, texts])
 
 
 @pytest.fixture
@@ -381,20 +387,20 @@ def show(browser: Browser) -> Iterator[Callable[[Path], Shown]]:
 
     def open_page(path: Path) -> Shown:
         with opened(browser, path, viewport={"width": 1500, "height": 1200}) as (page, problems):
-            go_past_all(page)
-            page.wait_for_function(SETTLED, arg=TEXTS, polling=500)
-            plots = page.evaluate(READ, TEXTS)
+            plots = [read(page, plot) for plot in go_past_all(page)]
             boxes = [[Box(*box) for box in plot["boxes"]] for plot in plots]
             return Shown(problems, page.title(), boxes, *([p[key] for p in plots] for key in ("traces", "expected")))
 
     yield open_page
 
 
-def go_past_all(page: Page) -> None:
+def go_past_all(page: Page) -> Iterator[Any]:
+    """Scrolls to each plot and gives it when it is drawn."""
     page.evaluate("document.querySelectorAll('details.more').forEach(folded => { folded.open = true; })")
     for plot in page.locator(".plot").element_handles():
         plot.scroll_into_view_if_needed()
         page.wait_for_function("plot => !window.Plotly || plot.querySelector('.main-svg')", arg=plot)
+        yield plot
 
 
 def assert_shown(shown: Shown, n_plots: int) -> None:
@@ -481,6 +487,48 @@ def test_a_figure_is_drawn_when_it_comes_near(tmp_path: Path, browser: Browser) 
         assert problems == []
 
 
+N_NODES, PAGE_HEIGHT = "document.querySelectorAll('*').length", "document.documentElement.scrollHeight"
+
+
+def test_figures_that_are_far_away_are_cleared_and_come_back_as_they_were(tmp_path: Path, browser: Browser) -> None:
+    names = [f"tiny{i}" for i in range(16)]
+    (tmp_path / f"{names[0]}.png").write_bytes(base64.b64decode(PIXEL))
+    index = write(tmp_path, *((result(name), drawing()) for name in names))
+    with opened(browser, index) as (page, problems):
+        first, place = page.locator(f"#{names[0]} .plot"), page.locator(f"#{names[0]} .drawing")
+        first.locator(".main-svg").first.wait_for()
+        page.locator(".curves summary").first.click()
+        page.get_by_role("checkbox", name="forward").first.uncheck()
+        first.evaluate("plot => Plotly.relayout(plot, {'yaxis.range': [0, 0.5]})")
+        look = "plot => [plot.data.map(({visible}) => visible ?? true), plot.layout.yaxis.range]"
+        changed, size, most = first.evaluate(look), place.bounding_box(), page.evaluate(N_NODES)
+        described = first.locator("[role=img]").get_attribute("aria-label")
+        for plot in go_past_all(page):
+            assert plot.query_selector(".main-svg")
+            most = max(most, page.evaluate(N_NODES))
+        height = page.evaluate(PAGE_HEIGHT)
+        per_figure = page.locator(f"#{names[-1]} .plot *").count()
+        bare = page.evaluate("document.querySelectorAll('body > *, main *:not(.plot *)').length")
+        assert most < bare + 8 * per_figure, "half of the figures at once, at most"
+        assert not first.locator(".main-svg").count() and first.locator(".still").count() == 1
+        assert first.get_attribute("aria-label") == described
+        first.scroll_into_view_if_needed()
+        first.locator(".main-svg").first.wait_for()
+        assert first.evaluate(look) == changed
+        assert page.evaluate(PAGE_HEIGHT) == height, "nothing jumps"
+        assert not page.get_by_role("checkbox", name="forward").first.is_checked()
+        assert page.locator(".curves").first.get_by_role("checkbox").count() == 2
+        page.get_by_role("checkbox", name="forward").first.check()
+        assert first.evaluate("plot => plot.data.every(({visible}) => visible ?? true)")
+        end = place.bounding_box()
+        assert size and end and (size["width"], size["height"]) == (end["width"], end["height"])
+        page.emulate_media(media="print")
+        page.wait_for_function(f"{DRAWN}.every(Boolean)")
+        page.emulate_media(media="screen")
+        page.wait_for_function(f"{DRAWN}.filter(Boolean).length < 8")
+        assert problems == []
+
+
 def test_a_figure_that_details_another_is_folded_below_it_until_it_is_asked_for(
     tmp_path: Path, browser: Browser
 ) -> None:
@@ -522,9 +570,8 @@ def test_a_figure_looks_alike_whatever_its_window_and_paper_were_before(tmp_path
     write(tmp_path)
 
     def looks(page: Page) -> tuple[list[Any], bytes]:
-        page.wait_for_function(SETTLED, arg=TEXTS, polling=300)
-        (plot,) = page.evaluate(READ, {**TEXTS, "tick label": ".xtick, .ytick"})
-        return plot["boxes"], page.locator(".plot").screenshot()
+        drawn = read(page, page.query_selector(".plot"), {**TEXTS, "tick label": ".xtick, .ytick"})
+        return drawn["boxes"], page.locator(".plot").screenshot()
 
     fresh = {}
     for width in (1400, 700):
@@ -932,6 +979,27 @@ def test_a_focused_control_is_seen(tmp_path: Path, browser: Browser) -> None:
         page.wait_for_function("getComputedStyle(document.activeElement.parentElement).opacity === '1'")
 
 
+def test_a_figure_is_saved_as_a_picture_and_its_numbers_as_a_table(tmp_path: Path, browser: Browser) -> None:
+    write(tmp_path)
+    with opened(browser, tmp_path / "tiny.html") as (page, problems):
+        page.locator(".plot .main-svg").first.wait_for()
+        saved = {}
+        for kind in ("PNG", "SVG", "CSV"):
+            page.locator(".plot").hover()
+            with page.expect_download() as download:
+                page.locator(f".modebar-btn[data-title='Save as {kind}']").click()
+            assert download.value.suggested_filename == f"tiny.{kind.lower()}"
+            saved[kind] = download.value.path().read_bytes()
+        assert saved["PNG"].startswith(b"\x89PNG")
+        assert saved["SVG"].startswith(b"<svg") and TAKEAWAY.encode() in saved["SVG"]
+        assert saved["CSV"].decode().splitlines() == [
+            "quantity,scheme,mean,95 % interval,null,n",
+            "share,a < b,0.123,0.1 to 0.25,0.05,3",
+            "chance,,not defined,,,0",
+        ]
+        assert problems == []
+
+
 def test_curves_are_switched_with_a_checkbox_as_in_the_legend(tmp_path: Path, browser: Browser) -> None:
     write(tmp_path)
     visible = "document.querySelector('.plot').data.map(trace => trace.visible ?? true)"
@@ -976,6 +1044,24 @@ def test_a_figure_has_a_text_alternative_made_from_its_summary(tmp_path: Path, b
             ]
             assert [row.get_by_role("rowheader").count() for row in table.locator("tbody tr").all()] == [1, 1]
             assert problems == []
+
+
+def test_a_long_table_shows_its_first_rows_and_the_rest_when_asked_or_printed(tmp_path: Path, browser: Browser) -> None:
+    summary = Summary([Entry(f"share{i}", {}, Estimate(0.1, 0.0, 0.2, 3)) for i in range(130)])
+    write(tmp_path, (result(summary=summary), drawing()))
+    with opened(browser, tmp_path / "tiny.html") as (page, problems):
+        table, rows = page.locator("#numbers-tiny"), page.locator("#numbers-tiny tbody tr")
+        table.locator("summary").click()
+        expect(rows).to_have_count(100)
+        page.get_by_role("button", name="Show 30 more").click()
+        expect(rows).to_have_count(130)
+        assert not table.locator(".rest").is_visible()
+        table.locator("summary").click()
+        expect(rows).to_have_count(0)  # none are kept
+        page.emulate_media(media="print")
+        expect(rows).to_have_count(130)
+        assert not table.locator(".rest").is_visible()
+        assert problems == []
 
 
 def write_named(folder: Path, names: list[str]) -> Path:
@@ -1107,7 +1193,7 @@ def test_a_phone_never_scrolls_sideways_except_within_a_figure(tmp_path: Path, b
     phone = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
     with opened(browser, tmp_path / name, **phone) as (page, problems):
         page.evaluate("document.querySelectorAll('details').forEach(details => details.open = true)")
-        go_past_all(page)
+        assert list(go_past_all(page))
         page.locator(".plot .main-svg").first.wait_for()
         assert page.evaluate("[document.scrollingElement.scrollWidth, innerWidth]") == [390, 390]
         frame = page.locator(".frame").first

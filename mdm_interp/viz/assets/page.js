@@ -177,13 +177,7 @@ const LOOK = {
 function plot(place, label, traces, layout) {
   place.setAttribute("role", "img");
   place.setAttribute("aria-label", label);
-  const filename = fileOf(label);
-  const save = (format, title, icon, click) => ({ name: format, title, icon: Plotly.Icons[icon], click });
-  const buttons = [
-    save("png", "Save as PNG", "camera", (graph) => Plotly.downloadImage(graph, { format: "png", scale: 2, filename })),
-    save("svg", "Save as SVG", "pencil", (graph) => Plotly.downloadImage(graph, { format: "svg", filename })),
-    save("csv", "Save as CSV", "disk", (graph) => download(`${filename}.csv`, new Blob([csvOf(graph.data)], { type: "text/csv" }))),
-  ];
+  const filename = fileOf(label), buttons = plotSaves(filename, (graph) => linesOf(graph.data));
   return Plotly.react(place, traces, { template: LOOK, ...layout }, { displaylogo: false, modeBarButtons: [buttons], responsive: true });
 }
 
@@ -193,20 +187,13 @@ function fileOf(label) {
 }
 
 // What a plot shows, as a table: a line for each cell of a heat map and each point of a curve.
-function csvOf(traces) {
-  const quoted = (value) => (/[",\n]/.test(String(value)) ? `"${String(value).replaceAll('"', '""')}"` : String(value ?? ""));
+function linesOf(traces) {
   const lines = traces.flatMap((trace) => {
     const { name = "", x, y, z } = trace;
     if (z) return z.flatMap((row, at) => Array.from(row, (value, to) => [name, x?.[to] ?? to, y?.[at] ?? at, value]));
     return Array.from(y, (value, at) => [name, x[at], value, ""]);
   });
-  return [["name", "x", "y", "z"], ...lines].map((line) => line.map(quoted).join(",")).join("\n") + "\n";
-}
-
-function download(filename, blob) {
-  const link = Object.assign(document.createElement("a"), { download: filename, href: URL.createObjectURL(blob) });
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+  return [["name", "x", "y", "z"], ...lines];
 }
 
 // Buttons that save a heat map of shares which Plotly did not draw. `shown` returns its label, its trace and the share of
@@ -222,7 +209,7 @@ function saveButtons(place, drawn, shown) {
       canvas.toBlob((blob) => download(`${fileOf(label)}.png`, blob));
     },
     SVG: ({ label, map, most }) => download(`${fileOf(label)}.svg`, new Blob([svgOf(map, most)], { type: "image/svg+xml" })),
-    CSV: ({ label, map }) => download(`${fileOf(label)}.csv`, new Blob([csvOf([map])], { type: "text/csv" })),
+    CSV: ({ label, map }) => download(`${fileOf(label)}.csv`, csvBlob(linesOf([map]))),
   };
   place.append(...Object.entries(saves).filter(([format]) => drawn || format === "CSV").map(([format, save]) => {
     const button = Object.assign(document.createElement("button"), { type: "button", textContent: format, title: `Save as ${format}` });

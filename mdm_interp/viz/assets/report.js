@@ -1,4 +1,4 @@
-// Draws figures when they come near, in the reader's colours and width; fills tables when they are opened; filters, searches
+// Draws figures when they come near and clears them when they are far, in the reader's colours and width; fills tables when they are opened; filters, searches
 // and sorts the ledger. A module, so that the page is there before it runs; texts go into elements as text, never as HTML.
 const { figures, numbers, ledger } = JSON.parse(await unzipped(document.getElementById("packed").textContent));
 
@@ -15,34 +15,56 @@ function addRow(body, cells, number = () => false) {
 
 const themes = JSON.parse(document.getElementById("themes").textContent);
 const dark = matchMedia("(prefers-color-scheme: dark)"), paper = matchMedia("print");
+const AT_ONCE = 100; // more rows of a table than these make a page slow
 const MIN_SCALE = 0.6; // below it, labels are too small to read: the frame scrolls instead
-const OPTIONS = { displaylogo: false, modeBarButtons: [["toImage", "zoomIn2d", "zoomOut2d", "resetScale2d"]] };
 const plots = [...document.querySelectorAll(".plot")];
+const stills = new Map(plots.map((plot) => [plot, plot.querySelector(".still")]).filter(([, still]) => still));
+const far = new Set();
+const working = new Map(); // what Plotly has not finished, and must have before a drawing is cleared
 let printing = paper.matches;
 
 function template() {
   return themes[dark.matches && !printing ? "dark" : "light"];
 }
 
+function waitFor(plot, work) {
+  working.set(plot, Promise.all([working.get(plot), work]));
+}
+
+// What says in words what is seen is on the drawing, or on its place.
+function describe(from, to) {
+  for (const name of ["role", "aria-label", "aria-describedby", "aria-details"]) {
+    to.setAttribute(name, from.getAttribute(name));
+    from.removeAttribute(name);
+  }
+}
+
 function draw(plot) {
   if (plot.data) return;
-  const figure = figures[plot.id.replace("figure-", "")], { data, layout } = figure;
+  const name = plot.id.replace("figure-", ""), figure = figures[name], { data, layout } = figure;
   layout.template = template();
-  highlight(figure);
   if (matchMedia("(pointer: coarse)").matches) layout.dragmode = false; // a finger on a figure scrolls the page
-  Plotly.newPlot(plot, data, layout, OPTIONS);
-  plot.querySelector(".still")?.remove();
+  const buttons = [...plotSaves(name, () => [headerOf(name), ...numbers[name]]), "zoomIn2d", "zoomOut2d", "resetScale2d"];
+  waitFor(plot, Plotly.newPlot(plot, data, layout, { displaylogo: false, modeBarButtons: [buttons] }));
+  stills.get(plot)?.remove();
   const [drawing, ...others] = plot.querySelectorAll(".main-svg");
-  drawing.setAttribute("role", "img");
-  for (const name of ["aria-label", "aria-describedby", "aria-details"]) {
-    drawing.setAttribute(name, plot.getAttribute(name));
-    plot.removeAttribute(name);
-  }
-  plot.removeAttribute("role");
+  describe(plot, drawing);
   for (const layer of others) layer.setAttribute("aria-hidden", "true");
   for (const layer of [drawing, ...others]) layer.setAttribute("viewBox", `0 0 ${layout.width} ${layout.height}`);
-  offerCurves(plot);
+  followCurves(plot);
   leadInside(plot, figure);
+}
+
+// Leaves the picture of a figure in its place: a drawing is a thousand elements and more. What the reader changed stays in
+// the figure's data and layout, of which it is drawn again.
+async function clear(plot) {
+  const work = working.get(plot);
+  await work;
+  if (work !== working.get(plot)) return clear(plot);
+  if (!plot.data || printing || !far.has(plot)) return;
+  describe(plot.querySelector(".main-svg"), plot);
+  Plotly.purge(plot);
+  if (stills.has(plot)) plot.append(stills.get(plot));
 }
 
 // ---- settings: what marks of a figure are of
@@ -67,7 +89,7 @@ function settingsOf({ settings }, names) {
 }
 
 // How figures call the stages of training.
-const STAGES = { initial: /before training|\binitial\b/, early: /\bearly\b|half-way|half learnt|first learnt/, end: /\bend\b/ };
+const STAGES = { initial: /before training|\binitial\b/, early: /\bearly\b|half-way|half learnt|first learnt/, end: /\bend\b|after training/ };
 
 // The step of training that a mark is of: its place on an axis of steps, or the stage that is in its names.
 function stepOf({ over_training }, { xaxis = "x" }, { steps }, x, names) {
@@ -138,31 +160,41 @@ function highlight(figure) {
   said.hidden = false;
 }
 
-// Checkboxes that do what clicks on the legend do.
+// Checkboxes that do what clicks on the legend do; returns what brings them up to date.
 function offerCurves(plot) {
   const groupOf = (trace) => trace.legendgroup || trace.name;
   const listed = new Map(plot._fullData.filter((trace) => trace.showlegend).map((trace) => [groupOf(trace), trace.name]));
   const place = plot.closest("figure").querySelector(".curves");
-  if (listed.size < 2 || !place) return;
+  if (listed.size < 2 || !place) return () => {};
   const tracesOf = (group) => [...plot.data.keys()].filter((i) => groupOf(plot.data[i]) === group);
   const boxes = [...listed].map(([group, name]) => {
     const label = document.createElement("label"), box = document.createElement("input");
     box.type = "checkbox";
-    box.addEventListener("change", () => Plotly.restyle(plot, { visible: box.checked || "legendonly" }, tracesOf(group)));
+    box.addEventListener("change", () => {
+      const visible = box.checked || "legendonly";
+      draw(plot);
+      waitFor(plot, Plotly.restyle(plot, { visible }, tracesOf(group)));
+    });
     label.append(box, ` ${name.replace(/<[^>]*>/g, " ")}`);
     place.querySelector("fieldset").append(label);
     return [group, box];
   });
-  const follow = () => {
+  place.hidden = false;
+  return () => {
     for (const [group, box] of boxes) box.checked = tracesOf(group).some((i) => (plot.data[i].visible ?? true) === true);
   };
-  follow();
-  plot.on("plotly_restyle", follow);
-  place.hidden = false;
+}
+
+const curves = new Map();
+
+function followCurves(plot) {
+  if (!curves.has(plot)) curves.set(plot, offerCurves(plot));
+  curves.get(plot)();
+  plot.on("plotly_restyle", curves.get(plot));
 }
 
 function recolour() {
-  for (const plot of plots) if (plot.data) Plotly.relayout(plot, { template: template() });
+  for (const plot of plots) if (plot.data) waitFor(plot, Plotly.relayout(plot, { template: template() }));
 }
 
 // Paper shows all: every figure in light colours, and what is folded.
@@ -172,8 +204,9 @@ function toPaper(on) {
   if (dark.matches) recolour();
   if (on) {
     plots.forEach(draw);
-    tables.forEach(fill);
+    tables.forEach((details) => fill(details));
   }
+  if (!on) far.forEach(clear);
   if (filters.length) showLedger();
   for (const folded of document.querySelectorAll(on ? "details:not([open], .curves)" : "details.unfolded")) {
     folded.open = on;
@@ -219,21 +252,34 @@ for (const runs of document.querySelectorAll(".runs")) {
 
 const tables = [...document.querySelectorAll("details.values")];
 
-function fill(details) {
-  const body = details.querySelector("tbody");
-  if (body.rows.length) return;
-  const rows = numbers[details.id.replace("numbers-", "")], interval = rows[0]?.length - 3;
-  rows.forEach((cells) => addRow(body, cells, (at) => at === interval));
+function headerOf(name) {
+  return [...document.querySelectorAll(`#numbers-${name} thead th`)].map(({ textContent }) => textContent);
 }
 
-tables.forEach((details) => details.addEventListener("toggle", () => details.open && fill(details)));
+function fill(details, whole = printing) {
+  const body = details.querySelector("tbody"), rest = details.querySelector(".rest");
+  const rows = numbers[details.id.replace("numbers-", "")], interval = rows[0]?.length - 3;
+  const shown = whole ? rows : rows.slice(0, AT_ONCE);
+  if (body.rows.length >= shown.length) return;
+  body.replaceChildren();
+  shown.forEach((cells) => addRow(body, cells, (at) => at === interval));
+  rest.hidden = shown.length === rows.length;
+  rest.textContent = `Show ${rows.length - shown.length} more`;
+}
+
+tables.forEach((details) => {
+  details.addEventListener("toggle", () => {
+    if (details.open) fill(details);
+    else details.querySelector("tbody").replaceChildren();
+  });
+  details.querySelector(".rest").addEventListener("click", () => fill(details, true));
+});
 
 // ---- the ledger
 
 const filters = [...document.querySelectorAll(".filters select")], search = document.querySelector(".filters [type=search]");
 const body = document.querySelector("#ledger tbody"), headers = [...document.querySelectorAll("#ledger thead button")];
 const more = document.getElementById("more");
-const AT_ONCE = 100;  // more rows than these make a page slow
 let sorted = null;  // the column, and whether it falls
 let whole = false;
 
@@ -354,13 +400,19 @@ if (document.querySelector("details.more")) {
 
 const near = new IntersectionObserver(
   (seen) => seen.filter((entry) => entry.isIntersecting).forEach((entry) => draw(entry.target)), { rootMargin: "1000px" });
+const away = new IntersectionObserver((seen) => seen.forEach(({ target, isIntersecting }) => {
+  if (isIntersecting) return far.delete(target);
+  far.add(target);
+  clear(target);
+}), { rootMargin: "1500px" });
 const fit = new ResizeObserver((frames) => frames.forEach(({ target, contentRect }) => {
   const drawing = target.querySelector(".drawing");
   const scale = contentRect.width / drawing.style.getPropertyValue("--width");
   drawing.style.setProperty("--scale", Math.min(1, Math.max(MIN_SCALE, scale)));
 }));
 document.querySelectorAll(".frame").forEach((frame) => fit.observe(frame));
-plots.forEach((plot) => near.observe(plot));
+Object.values(figures).forEach(highlight);
+for (const observer of [near, away]) plots.forEach((plot) => observer.observe(plot));
 dark.addEventListener("change", recolour);
 paper.addEventListener("change", () => toPaper(paper.matches));
 addEventListener("beforeprint", () => toPaper(true));
