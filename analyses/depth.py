@@ -25,12 +25,10 @@ from mdm_interp.viz import (
     CHANCE,
     CORRELATION,
     FORWARD,
-    GREEN,
-    ORANGE,
     PROBABILITY,
-    PURPLE,
     REVERSE,
     SEQUENTIAL,
+    SHADES,
     Panel,
     Panels,
     between,
@@ -59,7 +57,7 @@ ROWS = {
 :func:`~mdm_interp.measures.evidence.pair_position_index`."""
 UNRELATED = 0.5
 """The pair share when evidence in the two places has equal variance and is uncorrelated: half of it is position's."""
-LOOKS = dict(zip(DEPTHS, ((GREEN, "solid"), (ORANGE, "dash"), (PURPLE, "dashdot")), strict=True))
+LOOKS = dict(zip(DEPTHS, zip(SHADES[1:], ("solid", "dash", "dashdot"), strict=True), strict=True))
 """How models of each depth are drawn."""
 BY = ("scheme", "mlp", "n_layers", "stage")
 

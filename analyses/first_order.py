@@ -13,7 +13,7 @@ from mdm_interp import Analysis, Contrast, Estimate, Result, Run, Summary, mean_
 from mdm_interp.experiments.grids import VARIANTS, cycle_grid, variant_of
 from mdm_interp.experiments.scope import STAGES
 from mdm_interp.measures.gradients import COMPONENTS, ROUTING, STORAGE, FirstOrder, contrast_steps
-from mdm_interp.viz import CHANCE, GREEN, ORANGE, PURPLE, Panels, between, opening, sample_size, told, with_n
+from mdm_interp.viz import CHANCE, MAGENTA, SHADES, Panels, between, opening, sample_size, told, with_n
 from mdm_interp.viz.words import ANSWER
 
 ETAS = [float(f"{eta:.3g}") for eta in np.logspace(-6, 0, 13)]
@@ -34,7 +34,7 @@ GROUPS = {
     "other": tuple(component for component in COMPONENTS if component not in NAMED),
 }
 """What moves: everything, or one part alone. The parts make up the whole."""
-STAGE_COLORS: dict[str, str] = dict(zip(STAGES, (GREEN, ORANGE, PURPLE), strict=True))
+STAGE_COLORS: dict[str, str] = dict(zip(STAGES, SHADES[1:], strict=True))
 
 
 def measure(run: Run, step: int) -> list[dict[str, Any]]:
@@ -110,7 +110,7 @@ def takeaway(result: Result) -> str:
 STEP_AXIS = {"title": "step size η", "type": "log", "tickvals": [1e-5, 1e-3, 1e-1], "ticktext": ["1e-5", "1e-3", "0.1"]}
 TRANSFER_TICKS = [-1000, -100, -10, 0, 1, 10, 100, 1000]
 MOVED = {
-    "predicted_transfer": ("predicted", PURPLE, "circle", -0.15),
+    "predicted_transfer": ("predicted", MAGENTA, "circle", -0.15),
     "random_transfer": ("random step", CHANCE, "x-thin-open", 0.15),
 }
 

@@ -14,9 +14,8 @@ from mdm_interp.stats.tables import curve
 from mdm_interp.viz import (
     CHANCE,
     CORRELATION,
-    GREEN,
-    ORANGE,
-    PURPLE,
+    MAGENTA,
+    PART_COLORS,
     TRAINING_STEPS,
     VARIANT_COLORS,
     Panels,
@@ -30,11 +29,11 @@ from mdm_interp.viz import (
 from mdm_interp.viz.words import ANSWER
 
 COMPONENTS = {
-    "Q": (ORANGE, "solid"),
-    "K": (ORANGE, "dash"),
-    "V": (GREEN, "solid"),
-    "O": (GREEN, "dash"),
-    "unembedding": (PURPLE, "solid"),
+    "Q": (PART_COLORS["routing"], "solid"),
+    "K": (PART_COLORS["routing"], "dash"),
+    "V": (PART_COLORS["storage"], "solid"),
+    "O": (PART_COLORS["storage"], "dash"),
+    "unembedding": (PART_COLORS["unembedding"], "solid"),
 }
 """The components that the figure shows, and how."""
 SIDED = [variant for variant, (scheme, _) in VARIANTS.items() if scheme not in SIDELESS]
@@ -125,9 +124,9 @@ def draw(result: Result) -> Panels:
     storage = panels.row(untitled, x=TRAINING_STEPS, y=term, height=150)
     for pair, stored, variant in zip(by_pair, storage, VARIANTS, strict=True):
         rows, null = where(whole, variant=variant), "null: forward of one fact, reverse of another"
-        pair.curve(rows, "step", "matched", name="same fact", color=PURPLE)
+        pair.curve(rows, "step", "matched", name="same fact", color=MAGENTA)
         pair.curve(rows, "step", "mismatched", name=null, color=CHANCE, dash="dash")
-        stored.curve(rows, "step", "storage_term", name="storage term", color=GREEN, listed=False)
+        stored.curve(rows, "step", "storage_term", name="storage term", color=PART_COLORS["storage"], listed=False)
         for panel in (pair, stored):
             panel.level(0.0, name="zero", color=CHANCE, listed=False)
     return panels

@@ -25,12 +25,13 @@ from mdm_interp.stats.summary import Entry
 from mdm_interp.viz import (
     CHANCE,
     FORWARD,
-    GREEN,
-    ORANGE,
+    GOLD,
+    INDIGO,
+    MAGENTA,
+    OLIVE,
     PROBABILITY,
-    PURPLE,
     REVERSE,
-    SKY,
+    SHADES,
     Panels,
     opening,
     sample_size,
@@ -51,7 +52,7 @@ OF_MODELS = (
     *("index", "index_null_high", "rival_index", "follows"),
     *("specific_heads", "shared_after", "shared_control", "even_after", "even_control"),
 )
-CONTRASTS = {"index": ("within the answer's role", GREEN), "rival_index": ("against the other partner", PURPLE)}
+CONTRASTS = {"index": ("within the answer's role", OLIVE), "rival_index": ("against the other partner", MAGENTA)}
 
 
 def measure(run: Run, step: int) -> list[dict[str, Any]]:
@@ -129,13 +130,13 @@ def takeaway(result: Result) -> str:
 ANSWERED = {
     "forward_probability": ("forward query", FORWARD, "solid"),
     "reverse_probability": ("reverse query", REVERSE, "solid"),
-    "rival_probability": ("reverse query: the source's other partner", PURPLE, "dot"),
-    "reverse_in_role": ("reverse query, given the answer's role", GREEN, "dash"),
+    "rival_probability": ("reverse query: the source's other partner", MAGENTA, "dot"),
+    "reverse_in_role": ("reverse query, given the answer's role", OLIVE, "dash"),
 }
 EDITED = {
     **{quantity: ANSWERED[quantity] for quantity in ("forward_probability", "reverse_probability")},
-    "even_after": ("reverse, side-specific heads reading both sides alike", ORANGE, "dash"),
-    "shared_after": ("reverse, each head with the others' routes", SKY, "dot"),
+    "even_after": ("reverse, side-specific heads reading both sides alike", GOLD, "dash"),
+    "shared_after": ("reverse, each head with the others' routes", INDIGO, "dot"),
 }
 
 
@@ -180,7 +181,7 @@ def _draw_indices(panels: Panels, models: pd.DataFrame) -> None:
     for panel, quantity in zip(indices, CONTRASTS, strict=True):
         panel.x(title="stage of training", tickvals=[0, 1, 2], ticktext=STAGES, range=[-0.3, 2.3])
         for scheme, dash in zip(HEAD_SCHEMES, ("solid", "dash"), strict=True):
-            for i, (n_heads, color) in enumerate(zip(HEADS, (SKY, GREEN, ORANGE, PURPLE), strict=True)):
+            for i, (n_heads, color) in enumerate(zip(HEADS, SHADES, strict=True)):
                 rows = where(models, scheme=scheme, n_heads=n_heads, shares_width=True)
                 look = {"name": f"{shown(scheme)}, {counted(n_heads, 'head')}", "color": color, "dash": dash}
                 panel.points(rows, "place", quantity, shift=0.06 * (i - 1.5), **look)

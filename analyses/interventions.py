@@ -27,12 +27,12 @@ from mdm_interp.models.positions import POSITION_SCHEMES
 from mdm_interp.viz import (
     CHANCE,
     FORWARD,
-    GREEN,
-    ORANGE,
+    GOLD,
+    INDIGO,
+    MAGENTA,
+    OLIVE,
     PROBABILITY,
-    PURPLE,
     REVERSE,
-    SKY,
     Panels,
     between,
     sample_size,
@@ -129,16 +129,16 @@ def takeaway(result: Result) -> str:
 ROUTES = {
     ("forward", ""): ("forward query", FORWARD, "circle"),
     ("before", ""): ("reverse query", REVERSE, "circle"),
-    ("after", "transplant"): ("reverse, along the forward query's route", GREEN, "circle"),
+    ("after", "transplant"): ("reverse, along the forward query's route", OLIVE, "circle"),
     ("null", "transplant"): ("control of the edit to its left", CHANCE, "x-thin-open"),
-    ("after", "even"): ("reverse, along the even part of its route", ORANGE, "circle"),
+    ("after", "even"): ("reverse, along the even part of its route", GOLD, "circle"),
     ("null", "even"): ("control of the edit to its left", CHANCE, "x-thin-open"),
 }
 CUTS = {
     ("before", ""): ("reverse query as it is", REVERSE, "circle"),
-    ("after", "storage"): ("reverse, source without value", PURPLE, "circle"),
+    ("after", "storage"): ("reverse, source without value", MAGENTA, "circle"),
     ("null", "storage"): ("control of the cut to its left", CHANCE, "x-thin-open"),
-    ("after", "route"): ("reverse, source not attended to", SKY, "circle"),
+    ("after", "route"): ("reverse, source not attended to", INDIGO, "circle"),
     ("null", "route"): ("control of the cut to its left", CHANCE, "x-thin-open"),
 }
 """What both rows show side by side: quantity and edit, and the name, colour and mark of it."""

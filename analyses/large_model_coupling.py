@@ -17,7 +17,7 @@ from mdm_interp.experiments.subjects import KINDS, demos
 from mdm_interp.measures.gradients import ROUTING, STORAGE, Alignment, gradient_alignment
 from mdm_interp.stats.resampling import FactSample, places_above, rows_at
 from mdm_interp.stats.tables import estimates_in
-from mdm_interp.viz import CHANCE, CLUSTERS, GREEN, ORANGE, SKY, Mark, Panel, Panels, draw_answers, share_scale
+from mdm_interp.viz import CHANCE, CLUSTERS, PART_COLORS, Mark, Panel, Panels, draw_answers, share_scale
 from mdm_interp.viz.words import sample_size, span
 
 V_AND_O = "storage (V, O)"
@@ -29,7 +29,7 @@ WHOLE = {
     "all": ("embedding", "position", "Q", "K", "V", "O", "norms", "MLP", "unembedding"),
 }
 """What is measured over all layers together."""
-COLORS = {V_AND_O: GREEN, "routing (Q, K)": ORANGE, "MLP": SKY}
+COLORS = {V_AND_O: PART_COLORS["storage"], "routing (Q, K)": PART_COLORS["routing"], "MLP": PART_COLORS["MLP"]}
 NULL = "null: V and O of another fact"
 BY = ("checkpoint", "kind", "group")
 

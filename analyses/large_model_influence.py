@@ -154,7 +154,7 @@ def draw(result: Result) -> Panels:
     groups = [group for group in (*GROUPS, "all") if group in set(result.frame["group"])]
     of: dict[str, Any] = {"direction": "reverse", "group": "all"}
     marks = [
-        Mark("ahead", "its own fact's sentences", REVERSE, of=of),
+        Mark("ahead", "reverse query, its own fact's sentences", REVERSE, of=of),
         Mark("ahead_null", "another fact's with the answer's name", CHANCE, "x-thin", of=of),
     ]
     x = {"title": "share of unrelated facts' sentences beaten, less ½", "zeroline": True, "rangemode": "tozero"}

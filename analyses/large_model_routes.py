@@ -16,11 +16,11 @@ from mdm_interp.viz import (
     CLUSTERS,
     CORRELATION,
     FORWARD,
-    GREEN,
-    ORANGE,
-    PURPLE,
+    GOLD,
+    INDIGO,
+    MAGENTA,
+    OLIVE,
     REVERSE,
-    SKY,
     HeadMap,
     LayerCurves,
     Mark,
@@ -92,7 +92,7 @@ def takeaway(result: Result) -> str:
 
 
 MARKS = (
-    Mark("correlation", "a fact's forward and reverse route", GREEN),
+    Mark("correlation", "a fact's forward and reverse route", OLIVE),
     Mark("correlation_null", "null: facts shuffled", CHANCE, "x-thin"),
 )
 
@@ -101,12 +101,12 @@ SHOWN = (
     HeadMap("correlation, each head", "correlation", middle=0.0, limit=1.0),
     LayerCurves(
         "correlation, mean of heads",
-        {"correlation": ("forward and reverse", GREEN), "correlation_null": ("facts shuffled", CHANCE)},
+        {"correlation": ("forward and reverse", OLIVE), "correlation_null": ("facts shuffled", CHANCE)},
     ),
     LayerCurves(
         "correlation of raw scores",
-        {"score_correlation": ("forward and reverse", GREEN), "same_content": ("RoPE, forward content", SKY)},
-        {"isotropic": ("RoPE, equal energy", ORANGE), "spectrum": ("RoPE, measured energy", PURPLE)},
+        {"score_correlation": ("forward and reverse", OLIVE), "same_content": ("RoPE, forward content", INDIGO)},
+        {"isotropic": ("RoPE, equal energy", GOLD), "spectrum": ("RoPE, measured energy", MAGENTA)},
     ),
     LayerCurves(
         "share of attention",
@@ -115,7 +115,7 @@ SHOWN = (
     ),
     LayerCurves(
         "selectivity",
-        {"selectivity": ("odd, mirrored pairs", PURPLE), "selectivity_null": ("facts shuffled", CHANCE)},
+        {"selectivity": ("odd, mirrored pairs", MAGENTA), "selectivity_null": ("facts shuffled", CHANCE)},
     ),
 )
 

@@ -23,10 +23,9 @@ from mdm_interp.viz import (
     CHANCE,
     CLUSTERS,
     FORWARD,
-    GREEN,
-    PURPLE,
+    MAGENTA,
     REVERSE,
-    SKY,
+    SHADES,
     HeadMap,
     LayerCurves,
     Mark,
@@ -127,7 +126,7 @@ def takeaway(result: Result) -> str:
 
 
 MARKS = (
-    Mark("share", "sinks", PURPLE),
+    Mark("share", "sinks", MAGENTA),
     Mark("share_null", "null: every row reads elsewhere", CHANCE, "x-thin"),
 )
 ROUTES = tuple(
@@ -141,14 +140,14 @@ SHOWN = (
     HeadMap("share of sinks, each head", "share", middle=0.0, limit=1.0),
     LayerCurves(
         "share of attention on sinks",
-        {"share": ("reverse query", PURPLE), "share_null": ("rows moved along", CHANCE)},
+        {"share": ("sinks", MAGENTA), "share_null": ("rows moved along", CHANCE)},
     ),
     LayerCurves(
         "while the sentence is denoised",
         {
-            "masked": ("all but the source masked", SKY),
-            "half": ("half-way", GREEN),
-            "written": ("written", PURPLE),
+            "masked": ("all but the source masked", SHADES[0]),
+            "half": ("half-way", SHADES[1]),
+            "written": ("written", SHADES[-1]),
             "masked_null": ("rows moved along", CHANCE),
         },
         undefined="a causal model<br>denoises nothing",

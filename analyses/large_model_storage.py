@@ -14,8 +14,8 @@ from mdm_interp.viz import (
     CHANCE,
     CLUSTERS,
     FORWARD,
+    MAGENTA,
     PROBABILITY,
-    PURPLE,
     REVERSE,
     HeadMap,
     LayerCurves,
@@ -109,7 +109,7 @@ SHOWN = (
             "forward_beaten_null": ("another fact's answer", CHANCE),
         },
     ),
-    LayerCurves("position index, whole layer", {"place_index": ("over places / over facts", PURPLE)}),
+    LayerCurves("position index, whole layer", {"place_index": ("over places / over facts", MAGENTA)}),
 )
 
 

@@ -27,12 +27,8 @@ from mdm_interp.measures.nulls import next_answers
 from mdm_interp.training.loop import checkpoint_steps, retrace
 from mdm_interp.viz import (
     CHANCE,
-    GREEN,
-    ORANGE,
-    PURPLE,
+    PART_COLORS,
     REVERSE,
-    SAND,
-    SKY,
     TRAINING_STEPS,
     Panels,
     between,
@@ -58,7 +54,6 @@ ONE_SIDED: dict[Objective, str] = {"source_only": "MDM rope, left masked", "targ
 SETTINGS = (*VARIANTS, MANY, *ONE_SIDED.values())
 IN_A_ROW = 4
 """How many settings the figure has side by side."""
-COLORS = dict(zip(GROUPS, (ORANGE, GREEN, PURPLE, SKY, SAND), strict=True))
 
 
 def setting_of(config: TrainConfig) -> str:
@@ -169,9 +164,9 @@ def takeaway(result: Result) -> str:
 
 TICKS = [-100, -30, -10, -3, -1, 0, 1, 3, 10, 30, 100]
 MAIN = {
-    ("storage", "effect"): ("through storage", ORANGE, "circle"),
+    ("storage", "effect"): ("through storage", PART_COLORS["storage"], "circle"),
     ("storage", "null"): ("null of the part to its left: another answer's loss", CHANCE, "x-thin-open"),
-    ("routing", "effect"): ("through routing", GREEN, "circle"),
+    ("routing", "effect"): ("through routing", PART_COLORS["routing"], "circle"),
     ("routing", "null"): ("null of the part to its left: another answer's loss", CHANCE, "x-thin-open"),
 }
 """What the first panel shows side by side: name, colour and mark."""
@@ -200,10 +195,10 @@ def draw(result: Result) -> Panels:
         row = panels.row(list(map(shown, some)), x=TRAINING_STEPS, y=y, warp=np.arcsinh, height=170, ticks=last)
         for panel, setting in zip(row, some, strict=True):
             group = where(reverse, setting=setting)
-            panel.curve(group, "trained", "fall", name="all parts", color=REVERSE)
-            for part, color in COLORS.items():
+            panel.curve(group, "trained", "fall", name="reverse loss, all parts", color=REVERSE)
+            for part in GROUPS:
                 dash = "dash" if part == "other" else "solid"
-                panel.curve(group, "trained", part, name=part, color=color, dash=dash)
+                panel.curve(group, "trained", part, name=part, color=PART_COLORS[part], dash=dash)
             panel.level(0.0, name="no change", color=CHANCE, listed=False)
     return panels
 

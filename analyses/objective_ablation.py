@@ -17,11 +17,11 @@ from mdm_interp.experiments.grids import MDM_SCHEMES, objective_grid
 from mdm_interp.experiments.scope import Moment, trained_stages
 from mdm_interp.viz import (
     CHANCE,
-    GREEN,
-    ORANGE,
+    GOLD,
+    INDIGO,
+    MAGENTA,
+    OLIVE,
     PROBABILITY,
-    PURPLE,
-    SKY,
     TRAINING_STEPS,
     Panel,
     Panels,
@@ -32,10 +32,10 @@ from mdm_interp.viz import (
 )
 
 NAMES: dict[Objective, tuple[str, str, str]] = {
-    "any_order": ("any order", PURPLE, "solid"),
-    "source_only": ("left entity masked", GREEN, "solid"),
-    "target_only": ("right entity masked", ORANGE, "dash"),  # often as the one before
-    "causal": ("left to right", SKY, "solid"),
+    "any_order": ("any order", MAGENTA, "solid"),
+    "source_only": ("left entity masked", OLIVE, "solid"),
+    "target_only": ("right entity masked", GOLD, "dash"),  # often as the one before
+    "causal": ("left to right", INDIGO, "solid"),
 }
 """What figures call objectives, and how they draw them."""
 SINGLE_SIDED: tuple[Objective, ...] = ("source_only", "target_only")

@@ -23,7 +23,6 @@ from mdm_interp.viz import (
     PROBABILITY,
     PURPLE,
     SAND,
-    SKY,
     TRAINING_STEPS,
     VIOLET,
     Panel,
@@ -35,7 +34,8 @@ from mdm_interp.viz import (
     with_n,
 )
 
-COLORS = dict(zip(POOL_MODELS, (VIOLET, SKY, PURPLE, SAND), strict=True))
+LOOKS = dict(zip(POOL_MODELS, ((VIOLET, "solid"), (VIOLET, "dash"), (PURPLE, "solid"), (SAND, "solid")), strict=True))
+"""How each model is drawn: in the colour of its scheme."""
 MDMS = [name for name, (_, objective, *_) in POOL_MODELS.items() if objective != "causal"]
 (ARM,) = POOL_MODELS.keys() - MDMS
 ROPE, LEARNED = POOL_CONTRASTS
@@ -160,20 +160,20 @@ def draw(result: Result) -> Panels:
     ]
     row = panels.row(titles, x=TRAINING_STEPS, y=y, height=200)
     for panel, share in zip(row, shares, strict=True):
-        for name, color in COLORS.items():
+        for name, (color, dash) in LOOKS.items():
             of_model = where(trained, model=name, reversed_share=share)
-            panel.curve(of_model, "step", "reverse_probability", name=shown(name), color=color, listed=False)
+            panel.curve(of_model, "step", "reverse_probability", name=shown(name), color=color, dash=dash, listed=False)
         panel.level(chance, name="chance", color=CHANCE, listed=False)
     return panels
 
 
 def _draw_ends(panel: Panel, staged: pd.DataFrame, quantity: str) -> None:
     """Draw means over seeds against the share shown both ways, and the seeds as dots."""
-    for place, (model, color) in enumerate(COLORS.items()):
+    for place, (model, (color, dash)) in enumerate(LOOKS.items()):
         group, name, shift = where(staged, model=model), shown(model), 0.018 * (place - 1.5)
         beside, seeds = group.assign(at=group["reversed_share"] + shift + 0.007), group["seed"].map("seed {}".format)
         panel.dots(beside, "at", quantity, name=name, label=list(seeds), color=color, size=6, opacity=0.4, listed=False)
-        panel.points(group, "reversed_share", quantity, name=name, color=color, shift=shift)
+        panel.points(group, "reversed_share", quantity, name=name, color=color, dash=dash, shift=shift)
 
 
 ANALYSIS = Analysis(

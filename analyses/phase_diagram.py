@@ -29,7 +29,7 @@ from mdm_interp.measures.parity import direction_selectivity, score_parity
 from mdm_interp.stats.estimates import NOTHING
 from mdm_interp.stats.held_out import halvings_estimate, held_out_r2
 from mdm_interp.stats.summary import Entry
-from mdm_interp.viz import DIVERGING, GREEN, ORANGE, REVERSE, Page, Panels, Place, routes, settings_map
+from mdm_interp.viz import DIVERGING, GOLD, OLIVE, REVERSE, Page, Panels, Place, routes, settings_map
 from mdm_interp.viz.words import counted, counted_of, sample_size
 
 SWEEP = Sweep.model_validate(yaml.safe_load((resources.files("analyses") / "phase_diagram.yaml").read_text()))
@@ -287,7 +287,7 @@ def draw(result: Result) -> Panels:
         title = "What predicts reverse probability along axes that it was not fitted to"
         x = {"title": "share of variance explained (R²)", "range": [-0.55, 1.05], "zeroline": True}
         (panel,) = panels.row([title], x=x, y={"title": "measured", "autorange": "reversed"}, height=240)
-        for names, label, color in ((EXPLAINING, "looking inside", GREEN), (KNOWN, "without looking inside", ORANGE)):
+        for names, label, color in ((EXPLAINING, "looking inside", OLIVE), (KNOWN, "without looking inside", GOLD)):
             found = {text: result.summary.at("explained", by=name) for name, text in names.items()}
             panel.estimates(found, name=label, color=color)
     return panels

@@ -16,11 +16,11 @@ from mdm_interp.experiments.paper import CORRELATIONS, LINK_RULES, SIGNATURES, a
 from mdm_interp.experiments.scope import STAGES, Moment
 from mdm_interp.measures.gradients import STORAGE, direction_cosine, mean_gradient
 from mdm_interp.measures.signatures import evidence, route
-from mdm_interp.viz import CHANCE, ORANGE, PROBABILITY, PURPLE, SCHEME_COLORS, Panels, shown
+from mdm_interp.viz import CHANCE, GOLD, MAGENTA, PROBABILITY, SCHEME_COLORS, Panels, shown
 from mdm_interp.viz.words import counted, counted_of, joined, sample_size, side_of, span
 
-PLAIN = "rank correlation", ORANGE, "diamond-open", -0.22
-GIVEN = "given forward probability", PURPLE, "circle", 0.0
+PLAIN = "rank correlation", GOLD, "diamond-open", -0.22
+GIVEN = "given forward probability", MAGENTA, "circle", 0.0
 NULL = "null of that: another seed's signature", CHANCE, "x-thin", 0.22
 """How correlations look: name, colour, mark, and how far below their setting they are."""
 

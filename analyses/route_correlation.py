@@ -21,13 +21,13 @@ from mdm_interp.viz import (
     CHANCE,
     CORRELATION,
     FORWARD,
-    GREEN,
-    ORANGE,
+    GOLD,
+    INDIGO,
+    MAGENTA,
+    OLIVE,
     PROBABILITY,
-    PURPLE,
     REVERSE,
     SCHEME_COLORS,
-    SKY,
     TRAINING_STEPS,
     Panels,
     alike,
@@ -36,7 +36,7 @@ from mdm_interp.viz import (
 from mdm_interp.viz.words import joined, sample_size, side_of
 
 DISTANCES = (1, 2, 3, 4, 5, 6, 7)
-PREDICTIONS = {"measured": (GREEN, "solid"), "spectrum": (ORANGE, "dash"), "isotropic": (SKY, "dash")}
+PREDICTIONS = {"measured": (OLIVE, "solid"), "spectrum": (GOLD, "dash"), "isotropic": (INDIGO, "dash")}
 SIDES = {"left": "circle", "right": "x-thin-open"}
 
 
@@ -173,7 +173,7 @@ def draw(result: Result) -> Panels:
         for side, symbol in SIDES.items():
             group = where(scores, side=side)
             heads = [f"head {head:.0f}" for head in group["head"]]
-            look: dict[str, Any] = {"color": PURPLE, "opacity": 0.7, "symbol": symbol}
+            look: dict[str, Any] = {"color": MAGENTA, "opacity": 0.7, "symbol": symbol}
             panel.dots(group, "forward", "reverse", name=f"a pair that asks for the {side} entity", label=heads, **look)
     return panels
 

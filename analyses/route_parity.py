@@ -16,10 +16,9 @@ from mdm_interp.stats.estimates import mean_estimate
 from mdm_interp.stats.tables import curve
 from mdm_interp.viz import (
     CHANCE,
-    GREEN,
-    ORANGE,
     PROBABILITY,
     SCHEME_COLORS,
+    SHADES,
     TRAINING_STEPS,
     Panel,
     Panels,
@@ -118,7 +117,7 @@ def draw(result: Result) -> Panels:
     row = panels.row(titles, x=TRAINING_STEPS, y={**PROBABILITY, "title": "selectivity"}, height=150)
     for panel, scheme in zip(row, SCHEMES, strict=True):
         group = where(trained, scheme=scheme)
-        panel.curve(group, "step", "selectivity", name="measured", color=SCHEME_COLORS[scheme], listed=False)
+        panel.curve(group, "step", "selectivity", name=shown(scheme), color=SCHEME_COLORS[scheme], listed=False)
         panel.curve(group, "step", "null", name="null: right of one fact, left of another", color=CHANCE, dash="dot")
     thirds = ["energy by plane, RoPE", "odd energy by plane, RoPE", "each run at the end"]
     shares, odd, ends = panels.row(thirds, one_y=False, height=260)
@@ -131,7 +130,10 @@ def _draw_planes(shares: Panel, odd: Panel, planes: pd.DataFrame) -> None:
     """Draw both energies of every plane. An interval that reaches 0, where a log axis has no place, ends below it."""
     planes = planes.astype({"odd_energy": float, "odd_uniform": float, "energy_share": float})
     floor = float(planes.groupby(["step", "wavelength"])["odd_energy"].mean().min()) / 10
-    for stage, step, color in (("before", planes["step"].min(), ORANGE), ("after", planes["step"].max(), GREEN)):
+    for stage, step, color in (
+        ("before", planes["step"].min(), SHADES[0]),
+        ("after", planes["step"].max(), SHADES[-1]),
+    ):
         at = where(planes, step=step)
         shares.curve(at, "wavelength", "energy_share", name=f"{stage} training", color=color)
         for quantity, name, dash in (("odd_energy", "", "solid"), ("odd_uniform", ", uniform phases", "dot")):

@@ -19,7 +19,7 @@ from mdm_interp.models.protocol import HookedModel
 from mdm_interp.stats.estimates import NOTHING as NONE
 from mdm_interp.stats.estimates import Contrast, Estimate
 from mdm_interp.stats.resampling import Draws, FactSample, head_agreement, rows_at
-from mdm_interp.viz import CHANCE, CLUSTERS, CORRELATION, GREEN, ORANGE, PROBABILITY, PURPLE, SKY, Panel, Panels
+from mdm_interp.viz import CHANCE, CLUSTERS, CORRELATION, GOLD, INDIGO, MAGENTA, OLIVE, PROBABILITY, Panel, Panels
 from mdm_interp.viz.words import counted_of, sample_size, side_of, span
 
 HEADS = ("route", "evidence")
@@ -101,8 +101,8 @@ def takeaway(result: Result) -> str:
 
 SCATTERED = {"route": "share of attention", "evidence": "share of other answers beaten"}
 NOT_PAIRED = "other layers or<br>heads (or too few<br>facts): not paired"
-MODELS = {"value": ("masked model", PURPLE, -0.12), "twin_value": ("its twin", SKY, 0.12)}
-LOOKS = {"route": (GREEN, "circle", -0.12), "evidence": (ORANGE, "diamond", 0.12)}
+MODELS = {"value": ("masked model", MAGENTA, -0.12), "twin_value": ("its twin", INDIGO, 0.12)}
+LOOKS = {"route": (OLIVE, "circle", -0.12), "evidence": (GOLD, "diamond", 0.12)}
 
 
 def draw(result: Result) -> Panels:

@@ -24,12 +24,12 @@ from mdm_interp.measures.representations import (
 )
 from mdm_interp.viz import (
     CHANCE,
-    GREEN,
-    ORANGE,
+    GOLD,
+    INDIGO,
+    MAGENTA,
+    OLIVE,
     PROBABILITY,
-    PURPLE,
     REVERSE,
-    SKY,
     Panels,
     listed,
     opening,
@@ -37,16 +37,17 @@ from mdm_interp.viz import (
     told,
     with_n,
 )
+from mdm_interp.viz.theme import PURPLE, SKY
 from mdm_interp.viz.words import ANSWER
 
 N_CONTEXTS = 8
 """Draws of place and filler per fact: probes are trained on half of them and tested on the other half."""
 
 COSINES = {
-    "other_context": ("same fact, both forward (ceiling)", SKY),
-    "same_fact": ("same fact", PURPLE),
-    "same_answer": ("same answer, other fact", GREEN),
-    "same_source": ("same source, other fact", ORANGE),
+    "other_context": ("same fact, both forward (ceiling)", INDIGO),
+    "same_fact": ("same fact", MAGENTA),
+    "same_answer": ("same answer, other fact", OLIVE),
+    "same_source": ("same source, other fact", GOLD),
     "same_relation": ("null: same relation, other fact", CHANCE),
 }
 """What a forward representation is compared with: a reverse one, except for the ceiling. The null asks for the same
@@ -56,9 +57,11 @@ PROBES = {
     "forward_to_reverse": ("trained forward, read in reverse", REVERSE),
     "reverse_to_reverse": ("trained in reverse, read in reverse", PURPLE),
 }
+"""Stored results are known by these values, of which the figure takes no colours: they mean schemes."""
+PROBE_COLORS = (INDIGO, REVERSE, MAGENTA)
 ANSWERS = {
-    "reverse_probability": ("true answer", REVERSE),
-    "other_fact_probability": ("answer of the source's other fact", ORANGE),
+    "reverse_probability": ("true answer of the reverse query", REVERSE),
+    "other_fact_probability": ("answer of the source's other fact", GOLD),
 }
 
 
@@ -133,7 +136,9 @@ def draw(result: Result) -> Panels:
     frame = frame.assign(place=frame["stage"].map(STAGES.index), probe_null=nulls)
     x = {"title": "stage of training", "tickvals": [0, 1, 2], "ticktext": list(STAGES), "range": [-0.4, 2.4]}
     lowest = frame[list(COSINES)].min(axis=None) - 0.05
-    probes = {**PROBES, "probe_null": ("null: labels permuted", CHANCE)}
+    drawn = zip(PROBES.items(), PROBE_COLORS, strict=True)
+    probes = {probe: (name, color) for (probe, (name, _)), color in drawn}
+    probes["probe_null"] = "null: labels permuted", CHANCE
     rows = (
         (COSINES, 300, {"range": [lowest, 1.05], "title": "cosine of a forward and<br>a reverse representation"}),
         (probes, 170, {**PROBABILITY, "title": "share of answers<br>that a linear probe<br>gets right"}),

@@ -33,7 +33,7 @@ from mdm_interp.stats.estimates import Estimate
 from mdm_interp.stats.summary import Summary
 from mdm_interp.training.text import END, TextBars, TextStep, train_text
 from mdm_interp.viz.panels import PROBABILITY, Panels
-from mdm_interp.viz.theme import CHANCE, GREEN, ORANGE, PURPLE, SKY, title_height, titled
+from mdm_interp.viz.theme import CHANCE, GOLD, INDIGO, MAGENTA, OLIVE, title_height, titled
 
 QUESTION = "Who answers in reverse what was stated one way only?"
 LABELS: dict[Test, str] = {
@@ -260,7 +260,7 @@ SHOWN = {
     ("contains", "unknown"): ("completion written,<br>length unknown", PROBABILITY),
     ("preferred", "known"): ("likelier than another<br>person's (chance: 0.5)", PROBABILITY),
 }
-COLORS = (PURPLE, SKY, GREEN)
+COLORS = (MAGENTA, INDIGO, OLIVE)
 """Of the checkpoint and those beside it."""
 
 
@@ -281,7 +281,7 @@ def draw(result: Result) -> Panels:
         if (quantity, length) == ("contains", "known"):
             for name, published in PUBLISHED.items():
                 known = {LABELS[test]: Estimate(value, math.nan, math.nan, 1) for test, value in published.items()}
-                panel.estimates(known, name=f"{name} (published)", color=ORANGE, symbol="diamond-open", shift=0.36)
+                panel.estimates(known, name=f"{name} (published)", color=GOLD, symbol="diamond-open", shift=0.36)
     return panels
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import plotly.graph_objects as go
 import plotly.io as pio
 
-# Okabe & Ito (2008), and three that are as far from those as any can be, for colour-blind readers too.
+# What figures compare most has the colours of Okabe & Ito (2008), and others far from those, for colour-blind readers
+# too. A colour means one thing in all figures; the last group means what a legend says.
 FORWARD, REVERSE, CHANCE = "#0072B2", "#D55E00", "#666666"
 """Forward queries, reverse queries, and chance or nulls: these colours mean nothing else."""
 ORANGE, GREEN, PURPLE, SKY, VIOLET, SAND, LIME = (
@@ -21,8 +22,20 @@ ORANGE, GREEN, PURPLE, SKY, VIOLET, SAND, LIME = (
     "#C8A95A",
     "#5AC369",
 )
-COLORS = (ORANGE, GREEN, PURPLE, SKY, VIOLET, SAND, LIME)
-"""For whatever else a figure compares."""
+"""Position schemes, and the ARM."""
+SHADES = ("#D9AA90", "#C58F6A", "#AF6B45", "#8F5560")
+"""Numbers of layers or heads, and moments: the more and the later, the darker."""
+PART_COLORS = {
+    "storage": "#00868B",
+    "routing": "#D81B60",
+    "MLP": "#6F86A8",
+    "embedding": "#F28CB1",
+    "unembedding": "#5FB7B0",
+    "other": "#A8A878",
+}
+"""Parts of a model: storage is V and O, routing is Q and K."""
+COLORS = OLIVE, GOLD, MAGENTA, INDIGO = "#7A8B00", "#B8A000", "#B03AB8", "#5566E0"
+"""Whatever else a figure compares."""
 
 SCHEME_COLORS = {
     "rope": VIOLET,
@@ -117,7 +130,7 @@ def shown(label: str) -> str:
 
 def title_height(takeaway: str, title: str = "") -> int:
     """Return the room, in pixels, that a title and this takeaway need above a figure's panels."""
-    return 105 + 34 * (len(_title_lines(title)) - 1) + 24 * len(_lines(takeaway))
+    return 105 + 40 * (len(_title_lines(title)) - 1) + 24 * len(_lines(takeaway))
 
 
 def titled(figure: go.Figure, title: str, takeaway: str) -> go.Figure:
@@ -135,7 +148,7 @@ def titled(figure: go.Figure, title: str, takeaway: str) -> go.Figure:
             "x": 0.01,
             "xanchor": "left",
             "yref": "container",
-            "y": 1 - 34 / height,
+            "y": 1 - (34 + 10 * (len(_title_lines(title)) - 1)) / height,
             "yanchor": "top",
             "font": {"size": 26},
         },
@@ -145,11 +158,12 @@ def titled(figure: go.Figure, title: str, takeaway: str) -> go.Figure:
 
 
 def _title_lines(title: str) -> list[str]:
-    return textwrap.wrap(title, 68) or [""]
+    return textwrap.wrap(title, 70) or [""]
 
 
 def _lines(takeaway: str) -> list[str]:
-    return textwrap.wrap(takeaway, 115)
+    kept = takeaway.replace(" = ", "\u00a0=\u00a0")  # no line begins with the number of a sample
+    return [line.replace("\u00a0", " ") for line in textwrap.wrap(kept, 125)]
 
 
 def legend_at(x: float, y: float) -> dict[str, Any]:

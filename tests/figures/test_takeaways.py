@@ -6,13 +6,14 @@ import re
 from typing import Any
 
 import numpy as np
+import plotly.graph_objects as go
 import pytest
-from figure_helpers import cuts_without_mark
+from figure_helpers import cuts_without_mark, wrong_colors
 from helpers import ROOT
 
 from mdm_interp.experiments.analysis import discover
 from mdm_interp.viz.panels import CUT
-from mdm_interp.viz.theme import SCHEME_NAMES
+from mdm_interp.viz.theme import COLORS, FORWARD, PART_COLORS, SCHEME_COLORS, SCHEME_NAMES, SHADES
 
 NAMES = sorted(analysis.name for analysis in discover() if (ROOT / "figures" / f"{analysis.name}.json").exists())
 LONGEST, NUMBERS = 290, 5
@@ -68,6 +69,28 @@ def test_nothing_is_cut_without_a_mark(committed: tuple[Any, Any]) -> None:
     assert cuts_without_mark(figure) == []
     marked = any(str(trace.marker.symbol).startswith("triangle") for trace in figure.data if trace.type == "scatter")
     assert marked == any(note.text == CUT for note in figure.layout.annotations)
+
+
+def test_a_color_means_one_thing_in_all_figures(committed: tuple[Any, Any]) -> None:
+    assert list(wrong_colors(committed[0].figure(committed[1]))) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "color", "is_wrong"),
+    [
+        ("forward query", FORWARD, False),
+        ("NoPE", FORWARD, True),
+        ("RoPE, 4 heads", SHADES[2], False),
+        ("RoPE, 4 heads", SCHEME_COLORS["alibi"], True),
+        ("V", PART_COLORS["storage"], False),
+        ("V", SCHEME_COLORS["none"], True),
+        ("RoPE", COLORS[0], True),
+        ("written", "#123456", True),
+    ],
+)
+def test_the_check_of_colors_knows_what_each_means(name: str, color: str, is_wrong: bool) -> None:
+    figure = go.Figure(go.Scatter(x=[0], y=[0], name=name, line={"color": color}))
+    assert bool(list(wrong_colors(figure))) == is_wrong
 
 
 def test_every_panel_has_something_to_see(committed: tuple[Any, Any]) -> None:

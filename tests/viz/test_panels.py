@@ -214,12 +214,18 @@ def ground(template: str) -> str:
 @pytest.mark.parametrize("colors", [VARIANT_COLORS, SCHEME_COLORS])
 def test_what_is_compared_has_colours_of_its_own(colors: dict[str, str]) -> None:
     assert len(set(colors.values())) == len(colors)
-    assert not {theme.FORWARD, theme.REVERSE, theme.CHANCE} & {*colors.values(), *theme.COLORS}, "these mean one thing"
+    sides, others = (
+        {theme.FORWARD, theme.REVERSE, theme.CHANCE},
+        {*theme.COLORS, *theme.SHADES, *theme.PART_COLORS.values()},
+    )
+    assert not sides & {*colors.values(), *others} and not {*colors.values()} & others, "these mean one thing"
+    assert len(others) == len([*theme.COLORS, *theme.SHADES, *theme.PART_COLORS])
 
 
 @pytest.mark.parametrize(("template", "least"), [(NAME, 2.0), (DARK, 3.0)])
 def test_colours_stand_out_from_the_paper(template: str, least: float) -> None:
-    for color in (*theme.COLORS, theme.FORWARD, theme.REVERSE, theme.CHANCE):
+    of_kinds = {**SCHEME_COLORS, **VARIANT_COLORS, **theme.PART_COLORS}.values()
+    for color in (*of_kinds, *theme.SHADES, *theme.COLORS, theme.FORWARD, theme.REVERSE, theme.CHANCE):
         assert contrast(color, ground(template)) > least, color
 
 
