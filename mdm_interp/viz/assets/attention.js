@@ -133,7 +133,7 @@ function shownMap() {
   const labels = data.tokens.map((_, position) => `${labelOf(data, position)} (${position})`), heads = Number(head.value);
   const hidden = (from, at) => data.reach !== null && Math.floor(at / data.reach) > Math.floor(from / data.reach);
   const z = data.rows.map((from, rowAt) => Array.from(rowOf(heads, rowAt), (share, at) => (hidden(from, at) ? null : Number(share.toFixed(5)))));
-  return { label: `${document.title} ${named(heads)}`, most, map: { name: named(heads), x: labels, y: data.rows.map((from) => labels[from]), z } };
+  return { label: `${named(heads)}, ${document.title}`, most, map: { name: named(heads), x: labels, y: data.rows.map((from) => labels[from]), z } };
 }
 
 choices(layer, data.layers.map((number, at) => [at, number]));
