@@ -176,7 +176,13 @@ def _draw_indices(panels: Panels, models: pd.DataFrame) -> None:
     marks = [(index, name, color, "circle") for index, (name, color) in CONTRASTS.items()]
     marks += [(f"{index}_null", "null of either: sides exchanged", CHANCE, "x-thin") for index in CONTRASTS]
     for quantity, name, color, symbol in marks:
-        look: dict[str, Any] = {"color": color, "symbol": symbol, "size": 10, "line": {"color": color, "width": 1.5}}
+        look: dict[str, Any] = {
+            "color": color,
+            "symbol": symbol,
+            "size": 10,
+            "opacity": 0.7,
+            "line": {"color": color, "width": 1.5},
+        }
         settings.dots(means, quantity, "reverse_probability", name=name, label=labels, **look)
     for panel, quantity in zip(indices, CONTRASTS, strict=True):
         panel.x(title="stage of training", tickvals=[0, 1, 2], ticktext=STAGES, range=[-0.3, 2.3])
