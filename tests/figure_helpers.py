@@ -80,12 +80,17 @@ def axis_of(figure: Any, trace: Any, letter: str) -> Any:
 def arrows(figure: Any, trace: Any) -> list[Any]:
     """The triangles that mark where a trace goes on."""
     alike = [one for one in figure.data if (one.name, one.xaxis, one.yaxis) == (trace.name, trace.xaxis, trace.yaxis)]
-    return [one for one in alike if one.mode == "markers" and str(one.marker.symbol).startswith("triangle")]
+    return list(filter(is_arrow, alike))
+
+
+def is_arrow(trace: Any) -> bool:
+    """Whether a trace marks where another goes on."""
+    return trace.mode == "markers" and str(trace.marker.symbol).startswith("triangle")
 
 
 def hidden_marks(figure: Any) -> list[str]:
     """Pairs of traces of one panel with marks of one shape within two pixels of each other: one hides the other. Clouds
-    of dots may touch."""
+    of dots may touch, and what leaves an axis at one place."""
     layout, panels, found = figure.layout, dict[Any, list[Any]](), []
     for trace in figure.data:
         if trace.type == "scatter" and trace.mode != "text":
@@ -95,7 +100,9 @@ def hidden_marks(figure: Any) -> list[str]:
         every = {letter: [trace[letter] for trace in traces] for letter in "xy"}
         lengths = {"x": layout.width - layout.margin.l - layout.margin.r}
         lengths["y"] = layout.height - layout.margin.t - layout.margin.b
-        marked = [trace for trace in traces if "markers" in trace.mode and not trace.marker.opacity]
+        marked = [
+            trace for trace in traces if "markers" in trace.mode and not (trace.marker.opacity or is_arrow(trace))
+        ]
         at = [
             np.stack(
                 [

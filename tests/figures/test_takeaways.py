@@ -7,7 +7,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 import pytest
-from figure_helpers import cuts_without_mark, empty_panels, hidden_marks, wrong_colors
+from figure_helpers import cuts_without_mark, empty_panels, hidden_marks, is_arrow, wrong_colors
 from helpers import ROOT
 
 from mdm_interp.experiments.analysis import discover
@@ -66,7 +66,7 @@ def test_nothing_is_cut_without_a_mark(committed: tuple[Any, Any]) -> None:
     """Values and bars lie within the axes, bands within them or below a triangle, and colours within their scale."""
     figure = committed[0].figure(committed[1])
     assert cuts_without_mark(figure) == []
-    marked = any(str(trace.marker.symbol).startswith("triangle") for trace in figure.data if trace.type == "scatter")
+    marked = any(is_arrow(trace) for trace in figure.data if trace.type == "scatter")
     assert marked == any(note.text == CUT for note in figure.layout.annotations)
 
 
