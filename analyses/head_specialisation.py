@@ -176,15 +176,21 @@ def _draw_indices(panels: Panels, models: pd.DataFrame) -> None:
     marks = [(index, name, color, "circle") for index, (name, color) in CONTRASTS.items()]
     marks += [(f"{index}_null", "null of either: sides exchanged", CHANCE, "x-thin") for index in CONTRASTS]
     for quantity, name, color, symbol in marks:
-        look: dict[str, Any] = {"color": color, "symbol": symbol, "size": 10, "line": {"color": color, "width": 1.5}}
+        look: dict[str, Any] = {
+            "color": color,
+            "symbol": symbol,
+            "size": 10,
+            "opacity": 0.7,
+            "line": {"color": color, "width": 1.5},
+        }
         settings.dots(means, quantity, "reverse_probability", name=name, label=labels, **look)
     for panel, quantity in zip(indices, CONTRASTS, strict=True):
         panel.x(title="stage of training", tickvals=[0, 1, 2], ticktext=STAGES, range=[-0.3, 2.3])
-        for scheme, dash in zip(HEAD_SCHEMES, ("solid", "dash"), strict=True):
+        for beside, scheme, dash in zip((0.0, 0.03), HEAD_SCHEMES, ("solid", "dash"), strict=True):
             for i, (n_heads, color) in enumerate(zip(HEADS, SHADES, strict=True)):
                 rows = where(models, scheme=scheme, n_heads=n_heads, shares_width=True)
                 look = {"name": f"{shown(scheme)}, {counted(n_heads, 'head')}", "color": color, "dash": dash}
-                panel.points(rows, "place", quantity, shift=0.06 * (i - 1.5), **look)
+                panel.points(rows, "place", quantity, shift=0.06 * (i - 1.5) + beside, **look)
         panel.points(models, "place", f"{quantity}_null", name="null, mean over all", color=CHANCE, dash="dot")
 
 

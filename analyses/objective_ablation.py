@@ -34,8 +34,8 @@ from mdm_interp.viz import (
 NAMES: dict[Objective, tuple[str, str, str]] = {
     "any_order": ("any order", MAGENTA, "solid"),
     "source_only": ("left entity masked", OLIVE, "solid"),
-    "target_only": ("right entity masked", GOLD, "dash"),  # often as the one before
-    "causal": ("left to right", INDIGO, "solid"),
+    "target_only": ("right entity masked", INDIGO, "dash"),  # often as the one before
+    "causal": ("left to right", GOLD, "solid"),
 }
 """What figures call objectives, and how they draw them."""
 SINGLE_SIDED: tuple[Objective, ...] = ("source_only", "target_only")

@@ -26,6 +26,7 @@ from mdm_interp.interventions import transplant_routes
 from mdm_interp.measures.gradients import ROUTING, STORAGE, gradient_alignment
 from mdm_interp.measures.heads import compute_contributions, specialisation
 from mdm_interp.measures.parity import direction_selectivity, score_parity
+from mdm_interp.stats.correlations import rank_correlation
 from mdm_interp.stats.estimates import NOTHING
 from mdm_interp.stats.held_out import halvings_estimate, held_out_r2
 from mdm_interp.stats.summary import Entry
@@ -243,7 +244,7 @@ def takeaway(result: Result) -> str:
     size = sample_size([replace(NOTHING, n=len(runs)) for runs in settings["runs"]])
     holds = f"Reverse queries are answered {' and '.join(told) or 'in no setting'} ({size} each)"
     if not len(summary.where("explained")):
-        return f"{holds}. What predicts it takes the whole map, which is a sweep of its own."
+        return f"{holds}. {_goes_along(settings)}"
     best = max(EXPLAINING, key=lambda name: summary.at("explained", by=name).value)
     sides = {known: summary.at("explained_more", by=best, than=known).side for known in KNOWN}
     surely = all(side == "above" for side in sides.values())
@@ -254,12 +255,25 @@ def takeaway(result: Result) -> str:
     )
 
 
+def _goes_along(settings: pd.DataFrame) -> str:
+    """Say of a part of the map what goes along with its answers, which is not yet to predict them."""
+    known = settings.dropna(subset=["reverse", *EXPLAINING])
+    open_end = f"What predicts it is open: {counted(len(known), 'setting')} are too few to tell"
+    ranks = {name: rank_correlation(known[name], known["reverse"]) for name in EXPLAINING}
+    defined = [name for name in ranks if np.isfinite(ranks[name])]
+    if not defined:
+        return f"{open_end}."
+    best = max(defined, key=lambda name: abs(ranks[name]))
+    return f"{open_end}; “{EXPLAINING[best]}” goes along with it most (rank correlation {ranks[best]:.2f})."
+
+
 def draw(result: Result) -> Panels:
     """Draw where reverse queries are answered, and below it what may explain that."""
     panels, settings = Panels(), settings_of(result)
     columns = spaced(settings[["axis", "setting"]].drop_duplicates())
     few = len(columns) < 12
     x = {"type": "category", "tickangle": 0 if few else 60, "tickfont": {"size": 15 if few else 12}, "title": "setting"}
+    x["tickvals"] = [name for name in columns if name.strip()]
     y = {"type": "category", "tickfont": {"size": 14}, "title": "heads", "showgrid": False}
     for quantity, title in QUANTITIES.items():
         main, last = quantity == "reverse", quantity == list(QUANTITIES)[-1]

@@ -3,6 +3,7 @@ claims ledger is computed from."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pandas as pd
@@ -30,7 +31,7 @@ SHOWN = {
 }
 PAPER = {rule.effect: rule.side for rule in RULES if isinstance(rule, ClaimTest) and rule.effect in SHOWN}
 """On which side of its null the paper has each."""
-MARKS = {"+": 1.0, "?": 0.0, "−": -1.0, "–": 0.0}
+MARKS = {"+": 1.0, "?": 0.0, "−": -1.0, "": 0.0}
 """Cells of the matrix, and where their colours are on the scale."""
 UNDEFINED = Contrast(float("nan"), float("nan"))
 
@@ -95,11 +96,15 @@ def draw(result: Result) -> Panels:
     titles = [
         "before training<br>+ on the paper's side",
         "half-way<br>− on the other side",
-        f"end, {size}<br>? neither, – undefined",
+        f"end, {size}<br>? neither, blank: undefined",
     ]
-    y = {"tickfont": {"size": 11}, "title": "setting", "autorange": "reversed", "showgrid": False}
-    x = {"tickangle": 90, "tickfont": {"size": 13}, "showgrid": False, "title": "signature"}
-    row = panels.row(titles, x=x, y=y, height=18 * len(settings), ticks_height=190)
+    labels = list(map(setting_label, settings))
+    base = labels[0].split(", ") if labels else []
+    ordinary = ", ".join(part for part in base if part != base[1])
+    y = {"tickfont": {"size": 15}, "autorange": "reversed", "showgrid": False}
+    y |= {"title": f"setting (unless said: {ordinary})", "tickvals": labels, "ticktext": list(told_apart(labels))}
+    x = {"tickangle": 90, "tickfont": {"size": 15}, "showgrid": False, "title": "signature"}
+    row = panels.row(titles, x=x, y=y, height=23 * len(settings), ticks_height=215)
     for panel, stage in zip(row, STAGES, strict=True):
         _draw_cells(panel, result.summary.where(stage=stage), settings)
     y = {**PROBABILITY, "title": "reverse probability,<br>each setting at the end"}
@@ -108,7 +113,14 @@ def draw(result: Result) -> Panels:
         for scheme, color in SCHEME_COLORS.items():
             dots = where(points, scheme=scheme).dropna(subset=[name])
             panel.dots(
-                dots, name, "reverse_probability", name=shown(scheme), label=[*dots["setting"]], color=color, size=8
+                dots,
+                name,
+                "reverse_probability",
+                name=shown(scheme),
+                label=[*dots["setting"]],
+                color=color,
+                size=8,
+                opacity=0.7,
             )
     return panels
 
@@ -117,7 +129,7 @@ def _draw_cells(panel: Panel, summary: Summary, settings: list[dict[str, Any]]) 
     """Draw one cell for each setting and signature; its numbers show where the pointer is."""
     found = {(entry.quantity, *map(entry.of.get, SCOPE)): entry for entry in summary if entry.effect.n}
     cells = [[found.get((name, *map(of.get, SCOPE))) for name in SHOWN] for of in settings]
-    marks = [["–" if entry is None else lies(entry) for entry in row] for row in cells]
+    marks = [["" if entry is None else lies(entry) for entry in row] for row in cells]
     numbers = [
         ["undefined" if one is None else f"{one.effect}, null {one.null}, n = {one.effect.n}" for one in row]
         for row in cells
@@ -129,7 +141,7 @@ def _draw_cells(panel: Panel, summary: Summary, settings: list[dict[str, Any]]) 
         text=marks,
         customdata=numbers,
         texttemplate="%{text}",
-        textfont={"size": 13},
+        textfont={"size": 15},
         zmin=-1.4,
         zmax=1.4,
         colorscale=DIVERGING,
@@ -139,6 +151,13 @@ def _draw_cells(panel: Panel, summary: Summary, settings: list[dict[str, Any]]) 
         hovertemplate="%{y}<br>%{x}: %{customdata}<extra></extra>",
     )
     panel.add(trace)
+
+
+def told_apart(labels: Sequence[str]) -> Iterator[str]:
+    """Shorten labels of settings to their scheme and what the first one's do not say."""
+    for label in labels:
+        parts = label.split(", ")
+        yield ", ".join(part for i, part in enumerate(parts) if i == 1 or part not in labels[0].split(", "))
 
 
 def setting_label(scope: dict[str, Any]) -> str:

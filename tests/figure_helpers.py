@@ -80,7 +80,58 @@ def axis_of(figure: Any, trace: Any, letter: str) -> Any:
 def arrows(figure: Any, trace: Any) -> list[Any]:
     """The triangles that mark where a trace goes on."""
     alike = [one for one in figure.data if (one.name, one.xaxis, one.yaxis) == (trace.name, trace.xaxis, trace.yaxis)]
-    return [one for one in alike if one.mode == "markers" and str(one.marker.symbol).startswith("triangle")]
+    return list(filter(is_arrow, alike))
+
+
+def is_arrow(trace: Any) -> bool:
+    """Whether a trace marks where another goes on."""
+    return trace.mode == "markers" and str(trace.marker.symbol).startswith("triangle")
+
+
+def hidden_marks(figure: Any) -> list[str]:
+    """Pairs of traces of one panel with marks of one shape within two pixels of each other: one hides the other. Clouds
+    of dots may touch, and what leaves an axis at one place."""
+    layout, panels, found = figure.layout, dict[Any, list[Any]](), []
+    for trace in figure.data:
+        if trace.type == "scatter" and trace.mode != "text":
+            panels.setdefault((trace.xaxis, trace.yaxis), []).append(trace)
+    for traces in panels.values():
+        axes = {letter: axis_of(figure, traces[0], letter) for letter in "xy"}
+        every = {letter: [trace[letter] for trace in traces] for letter in "xy"}
+        lengths = {"x": layout.width - layout.margin.l - layout.margin.r}
+        lengths["y"] = layout.height - layout.margin.t - layout.margin.b
+        marked = [
+            trace for trace in traces if "markers" in trace.mode and not (trace.marker.opacity or is_arrow(trace))
+        ]
+        at = [
+            np.stack(
+                [
+                    places_of(trace[letter], axis, every[letter]) * lengths[letter] * np.ptp(axis.domain)
+                    for letter, axis in axes.items()
+                ],
+                axis=-1,
+            )
+            for trace in marked
+        ]
+        for i, one in enumerate(marked):
+            for other, its in zip(marked[:i], at, strict=False):
+                apart = np.abs(at[i][:, None] - its[None]).max(-1)
+                same = (one.marker.symbol or "circle") == (other.marker.symbol or "circle")
+                if same and np.nanmin(apart, initial=np.inf) < 2:
+                    found.append(f"{one.name} on {other.name} of {one.xaxis}")
+    return found
+
+
+def places_of(values: Any, axis: Any, every: Any) -> np.ndarray:
+    """Where values are along an axis, in shares of its length."""
+    if any(isinstance(value, str) for value in values):
+        order = list(dict.fromkeys(value for trace in every for value in trace))
+        at, (start, end) = np.array([order.index(value) for value in values], dtype=float), (-0.5, len(order) - 0.5)
+    else:
+        at, known = np.array(values, dtype=float), np.concatenate([np.array(trace, dtype=float) for trace in every])
+        at, known = (np.log10(at), np.log10(known)) if axis.type == "log" else (at, known)
+        start, end = axis.range or (np.nanmin(known), np.nanmax(known))
+    return (at - start) / ((end - start) or 1)
 
 
 def empty_panels(figure: Any) -> list[str]:

@@ -129,7 +129,8 @@ def draw_layers(frame: pd.DataFrame, shown: Sequence[HeadMap | LayerCurves], pan
                 panel.say(one.undefined if isinstance(one, LayerCurves) else UNDEFINED)
             elif isinstance(one, LayerCurves):
                 of_column.setdefault(one.title, []).append(panel)
-        row[0].y(title={"text": f"<b>{checkpoint}</b><br>{kind}<br>layer", "font": {"size": 15}})
+            lines = [f"<b>{checkpoint}</b>", kind] * (panel is row[0]) + ["layer"] * isinstance(one, HeadMap)
+            panel.y(title={"text": "<br>".join(lines), "font": {"size": 15}} if lines else None)
     for column in of_column.values():
         share_scale(column)
     return panels

@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import numpy as np
 import plotly.graph_objects as go
 import pytest
-from figure_helpers import cuts_without_mark, wrong_colors
+from figure_helpers import cuts_without_mark, empty_panels, hidden_marks, is_arrow, wrong_colors
 from helpers import ROOT
 
 from mdm_interp.experiments.analysis import discover
@@ -67,7 +66,7 @@ def test_nothing_is_cut_without_a_mark(committed: tuple[Any, Any]) -> None:
     """Values and bars lie within the axes, bands within them or below a triangle, and colours within their scale."""
     figure = committed[0].figure(committed[1])
     assert cuts_without_mark(figure) == []
-    marked = any(str(trace.marker.symbol).startswith("triangle") for trace in figure.data if trace.type == "scatter")
+    marked = any(is_arrow(trace) for trace in figure.data if trace.type == "scatter")
     assert marked == any(note.text == CUT for note in figure.layout.annotations)
 
 
@@ -94,57 +93,8 @@ def test_the_check_of_colors_knows_what_each_means(name: str, color: str, is_wro
 
 
 def test_every_panel_has_something_to_see(committed: tuple[Any, Any]) -> None:
-    figure = committed[0].draw(committed[1]).figure()
-    used = {trace.yaxis or "y" for trace in figure.data}
-    axes = [name for name in figure.layout.to_plotly_json() if name.startswith("yaxis")]
-    assert [name for name in axes if name.replace("axis", "") not in used] == []
+    assert empty_panels(committed[0].figure(committed[1])) == []
 
 
-def places_of(values: Any, axis: Any, other: Any) -> np.ndarray:
-    """Where values are along an axis, in shares of its length."""
-    if any(isinstance(value, str) for value in values):
-        order = list(dict.fromkeys(value for trace in other for value in trace))
-        at, span = np.array([order.index(value) for value in values], dtype=float), (-0.5, len(order) - 0.5)
-    else:
-        at = np.array(values, dtype=float)
-        every = np.concatenate([np.array(trace, dtype=float) for trace in other])
-        at, every = (np.log10(at), np.log10(every)) if axis.type == "log" else (at, every)
-        span = axis.range or (np.nanmin(every), np.nanmax(every))
-    return (at - span[0]) / ((span[1] - span[0]) or 1)
-
-
-def test_no_estimate_hides_another(committed: tuple[Any, Any]) -> None:
-    """Marks with intervals lie at least two pixels apart, unless both are hollow or of another shape."""
-    figure = committed[0].figure(committed[1])
-    layout, panels = figure.layout, {}
-    for trace in figure.data:
-        if trace.type == "scatter":
-            panels.setdefault((trace.xaxis or "x", trace.yaxis or "y"), []).append(trace)
-    hidden = []
-    for (x, y), traces in panels.items():
-        axes = [layout[f"{name[0]}axis{name[1:]}"] for name in (x, y)]
-        sizes = [layout.width, layout.height]
-        lengths = [size * (axis.domain[1] - axis.domain[0]) for size, axis in zip(sizes, axes, strict=True)]
-        every = [[trace[letter] for trace in traces] for letter in "xy"]
-        bars = [(trace, (trace.error_x.array, trace.error_y.array)) for trace in traces if trace.mode == "markers"]
-        marks = [trace for trace, arrays in bars if any(array is not None for array in arrays)]
-        found = [
-            (
-                trace.name,
-                trace.marker.symbol,
-                np.stack(
-                    [
-                        places_of(trace[letter], axis, other) * length
-                        for letter, axis, other, length in zip("xy", axes, every, lengths, strict=True)
-                    ],
-                    axis=-1,
-                ),
-            )
-            for trace in marks
-        ]
-        for i, (name, symbol, one) in enumerate(found):
-            for other, its, two in found[:i]:
-                apart = np.abs(one[:, None] - two[None]).max(-1)
-                if symbol == its and np.nanmin(apart, initial=np.inf) < 2:
-                    hidden.append((x, y, name, other))
-    assert hidden == []
+def test_no_mark_hides_another(committed: tuple[Any, Any]) -> None:
+    assert hidden_marks(committed[0].figure(committed[1])) == []
