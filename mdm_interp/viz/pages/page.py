@@ -41,8 +41,8 @@ def asset(name: str) -> Markup:
 
 
 SMALL_PLOTLY = "plotly-cartesian.min.js"
-"""The part of Plotly's library for plots with two axes, from the npm package plotly.js-cartesian-dist-min: a third of the
-whole."""
+"""The part of Plotly's library for plots with two axes, from the npm package plotly.js-cartesian-dist-min: a third of
+the whole."""
 SMALL_TRACES = frozenset(
     {"bar", "box", "contour", "heatmap", "histogram", "histogram2d", "histogram2dcontour", "image", "pie", "scatter"}
     | {"scatterternary", "violin"}
