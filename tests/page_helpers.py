@@ -40,7 +40,7 @@ def opened(browser: Browser, path: Path, **context: Any) -> Iterator[tuple[Page,
     page.on("dialog", lambda dialog: problems.append(dialog.message))
     page.on("dialog", lambda dialog: dialog.dismiss())
     page.goto(path.as_uri(), wait_until="load")
-    page.wait_for_function("() => !document.querySelector('main[aria-busy]')")
+    page.wait_for_function("() => !document.querySelector('[aria-busy]')")
     yield page, problems
     window.close()
 

@@ -72,9 +72,12 @@ def write_report(
     entries = {result.name: _entry(result, figure, inside) for result, figure in drawn}
     write_libraries(out, *{_library([entry]) for entry in entries.values()})
     new = {result.name: figure for result, figure in drawn if changed is None or result.name in changed}
+    problem = _write_images(new, out)
+    for name, entry in entries.items():
+        still = f"{name}.png"
+        entry["still"] = still if (out / still).exists() else None
     for name in new:
         write_text(out / f"{name}.html", _render("report_figure.html", [entries[name]], entry=entries[name]))
-    problem = _write_images(new, out)
     _write_index(entries, verdicts, out, pages or {}, details or {}, inside)
     return problem
 
@@ -193,8 +196,6 @@ def _write_index(
     results = {name: entry["result"] for name, entry in entries.items()}
     of_runs, of_checkpoints = list[dict[str, Any]](), list[dict[str, Any]]()
     for name, entry in entries.items():
-        still = f"{name}.png"
-        entry["still"] = still if (out / still).exists() else None
         if main := entries.get(details.get(name, "")):
             main["details"].append(entry)
         else:

@@ -105,7 +105,7 @@ def test_text_is_escaped_and_plotly_is_shared(tmp_path: Path) -> None:
         page = (tmp_path / name).read_text(encoding="utf-8")
         assert "<script>alert" not in page
         assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
-        assert page.count('<script defer src="plotly-cartesian.min.js"></script>') == 1
+        assert page.count('<link id="library" rel="library" href="plotly-cartesian.min.js">') == 1
         assert len(page) < 100_000, "a copy of plotly.js"
         assert "mdm-interp reproduce --only tiny --seeds 3" in page
 
@@ -122,7 +122,7 @@ def test_a_figure_that_needs_all_of_plotly_gets_it(tmp_path: Path, browser: Brow
     index = write(tmp_path, (result(), drawing()), (result("polar"), polar))
     assert (tmp_path / "plotly.min.js").read_text(encoding="utf-8") == get_plotlyjs()
     for file, library in {"tiny": "plotly-cartesian", "polar": "plotly", "index": "plotly"}.items():
-        assert f'src="{library}.min.js"' in (tmp_path / f"{file}.html").read_text(encoding="utf-8")
+        assert f'href="{library}.min.js"' in (tmp_path / f"{file}.html").read_text(encoding="utf-8")
     for path in (index, tmp_path / "polar.html"):
         with opened(browser, path) as (page, problems):
             page.locator("#figure-polar").scroll_into_view_if_needed()
@@ -297,7 +297,7 @@ OF_ALL = ("index.html", "claims.json", "plotly-cartesian.min.js")
 def test_the_pages_share_one_plotly(name: str, figures: Path) -> None:
     for page in (f"{name}.html", "index.html"):
         text = (figures / page).read_text(encoding="utf-8")
-        assert text.count('<script defer src="plotly-cartesian.min.js"></script>') == 1
+        assert text.count('<link id="library" rel="library" href="plotly-cartesian.min.js">') == 1
         assert not re.search(r"""(?:src|href)=["'](?:https?:)?//""", text), "something comes from the network"
         assert "Copyright 2012" not in text, "a copy of plotly.js"
         for link in re.findall(r'href="([^"#]+)"', text):
@@ -871,6 +871,31 @@ def test_a_picture_is_there_before_plotly_is(tmp_path: Path, browser: Browser) -
     with opened(browser, index) as (page, _):
         still, place = (page.locator(selector).bounding_box() for selector in (".still", ".plot"))
         assert still == place
+
+
+def test_a_slow_computer_paints_the_picture_before_plotly_is_loaded(tmp_path: Path, browser: Browser) -> None:
+    """An order of events, not a time: the script cannot have run when the picture is painted."""
+    (tmp_path / "tiny.png").write_bytes(base64.b64decode(PIXEL))
+    write(tmp_path)
+    seen = """() => {
+      window.order = [];
+      let plotly;
+      Object.defineProperty(window, 'Plotly', {configurable: true, get: () => plotly, set: (value) => {
+        plotly = value;
+        order.push('Plotly');
+      }});
+      const painted = () => setTimeout(() => order.push('picture'));
+      document.addEventListener('load', ({target}) => {
+        if (target.matches?.('.still')) requestAnimationFrame(painted);
+      }, true);
+    }"""
+    with opened(browser, tmp_path / "tiny.html") as (page, problems):
+        page.context.new_cdp_session(page).send("Emulation.setCPUThrottlingRate", {"rate": 4})
+        page.add_init_script(f"({seen})()")
+        page.reload()
+        page.locator(".plot .main-svg").first.wait_for()
+        assert page.evaluate("order") == ["picture", "Plotly"]
+        assert problems == []
 
 
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="

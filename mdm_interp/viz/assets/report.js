@@ -40,7 +40,7 @@ function describe(from, to) {
 }
 
 function draw(plot) {
-  if (plot.data) return;
+  if (plot.data || !window.Plotly) return;
   const name = plot.id.replace("figure-", ""), figure = figures[name], { data, layout } = figure;
   layout.template = template();
   if (matchMedia("(pointer: coarse)").matches) layout.dragmode = false; // a finger on a figure scrolls the page
@@ -411,10 +411,19 @@ const fit = new ResizeObserver((frames) => frames.forEach(({ target, contentRect
   drawing.style.setProperty("--scale", Math.min(1, Math.max(MIN_SCALE, scale)));
 }));
 document.querySelectorAll(".frame").forEach((frame) => fit.observe(frame));
-Object.values(figures).forEach(highlight);
-for (const observer of [near, away]) plots.forEach((plot) => observer.observe(plot));
 dark.addEventListener("change", recolour);
 paper.addEventListener("change", () => toPaper(paper.matches));
 addEventListener("beforeprint", () => toPaper(true));
 addEventListener("afterprint", () => toPaper(false));
+Object.values(figures).forEach(highlight);
+
+// Plotly comes when the first picture is painted: it keeps a slow computer from painting for seconds.
+await stills.values().next().value?.decode().catch(() => {});
+await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
+await new Promise((done) => {
+  const { href } = document.getElementById("library");
+  document.head.append(Object.assign(document.createElement("script"), { src: href, onload: done, onerror: done }));
+});
+for (const plot of plots) plot.removeAttribute("aria-busy");
+for (const observer of [near, away]) plots.forEach((plot) => observer.observe(plot));
 if (printing) plots.forEach(draw);
