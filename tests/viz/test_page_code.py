@@ -18,6 +18,7 @@ from probe_helpers import tiny_probe
 from mdm_interp import viz
 from mdm_interp.checkpoints import load_checkpoint, save_checkpoint
 from mdm_interp.config import FactConfig
+from mdm_interp.measures.gradients import influence
 from mdm_interp.training.loop import train
 from mdm_interp.training.runs import Run
 from mdm_interp.viz.pages.page import Page
@@ -113,6 +114,13 @@ def test_what_cannot_be_written_down_is_left_to_the_reader_by_name(runs: list[Ru
     assert_made_by_its_code(viz.attention(model, "A2 r0 [M]"), model=model)
     array = torch.full((2, 3, 3), 1 / 3)
     assert_made_by_its_code(viz.patterns(array, ["a", '"b"', "c"]), array=array)
+    training, query_pairs = [(1, 2, 3), (3, 2, 1)], mirrored_pairs(causal=False)[:1]
+    found = influence(model, training, [query_pairs[0].forward, query_pairs[0].reverse])
+    page = viz.influence(runs[0], training, query_pairs, found, top=1)
+    assert_made_by_its_code(page, training=training, query_pairs=query_pairs, found=found)
+    places, quantities = [viz.Place("", "base", 1, {"p": 0.5}, ["run"])], {"p": "probability"}
+    page = viz.settings_map(places, quantities, about="Answers.")
+    assert_made_by_its_code(page, places=places, quantities=quantities)
 
 
 @pytest.mark.parametrize(

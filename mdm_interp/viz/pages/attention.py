@@ -16,7 +16,7 @@ from mdm_interp.errors import UserError
 from mdm_interp.measures.capture import LayerView, capture
 from mdm_interp.measures.lens import read_out
 from mdm_interp.models.inputs import forbid_mask
-from mdm_interp.viz.pages.code import call, prompt_code, saving
+from mdm_interp.viz.pages.code import call, left_open, prompt_code, saving
 from mdm_interp.viz.pages.page import Page, packed, places
 from mdm_interp.viz.pages.subject import Prompt, Subject
 from mdm_interp.viz.words import counted
@@ -153,7 +153,7 @@ def patterns(
         f"{about}{', none of which reads a later one' if causal else ''}.",
         saving(
             call("viz.patterns", "array", repr(list(tokens))),
-            "# array, the attention of this page, came from elsewhere: make it before you run this.",
+            left_open("array, the attention of this page,"),
         ),
         reach=1 if causal else None,
         layers=list(range(len(values))),

@@ -32,6 +32,12 @@ def saving(page: str, *before: str) -> str:
     return f"from mdm_interp import {', '.join(used)}\n\n{body}"
 
 
+def left_open(*what: str) -> str:
+    """Write a comment on what cannot be written down."""
+    made = "it" if len(what) == 1 else "them"
+    return f"# {' and '.join(what)} came from elsewhere: make {made} before you run this."
+
+
 def prompt_code(prompt: Any, tokens: Sequence[int]) -> str:
     """Write a prompt as it was given, a tensor as its tokens."""
     return repr(prompt if isinstance(prompt, (str, Query)) else list(tokens))

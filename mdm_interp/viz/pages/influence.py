@@ -10,6 +10,7 @@ from mdm_interp.errors import UserError
 from mdm_interp.measures.gradients.components import GROUPS
 from mdm_interp.measures.gradients.influence import Influence
 from mdm_interp.viz.pages.attention import shortened
+from mdm_interp.viz.pages.code import call, left_open, saving
 from mdm_interp.viz.pages.page import Page, as_lists
 from mdm_interp.viz.pages.subject import Subject
 
@@ -78,4 +79,6 @@ def influence(
         f"the {top} that help the reverse query most."
     )
     data = {"pairs": pairs, "sentences": sentences, "groups": list(GROUPS)}
-    return Page("influence", subject.heading("Influence of training sentences"), about, (), data)
+    made = call("viz.influence", "model", "training", "query_pairs", "found", top=top)
+    code = saving(made, subject.opening(), left_open("training, query_pairs", "found, their influence,"))
+    return Page("influence", subject.heading("Influence of training sentences"), about, (), data, code)

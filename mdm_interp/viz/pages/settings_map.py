@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from mdm_interp.errors import UserError
+from mdm_interp.viz.pages.code import call, left_open, saving
 from mdm_interp.viz.pages.page import Page, as_lists
 from mdm_interp.viz.words import counted
 
@@ -66,4 +67,7 @@ def settings_map(places: Sequence[Place], quantities: Mapping[str, str], *, abou
         "quantities": list(quantities.values()),
         "cells": cells,
     }
-    return Page("settings_map", "Map of settings", about, ("plotly",), data)
+    made = call("viz.settings_map", "places", "quantities", about=about)
+    return Page(
+        "settings_map", "Map of settings", about, ("plotly",), data, saving(made, left_open("places", "quantities"))
+    )

@@ -16,7 +16,7 @@ from mdm_interp.errors import UserError
 from mdm_interp.models.bridge import hooked
 from mdm_interp.models.text import read_text
 from mdm_interp.training.runs import Run
-from mdm_interp.viz.pages.code import call, saving
+from mdm_interp.viz.pages.code import call, left_open, saving
 from mdm_interp.viz.theme import shown
 
 MASK = "[M]"
@@ -125,7 +125,7 @@ class Subject:
         """Return Python that opens the model, or says that the reader has to."""
         if self.opened:
             return f"{variable} = {self.opened}"
-        return f"# {variable}, here {self.name}, came from elsewhere: make it before you run this."
+        return left_open(f"{variable}, here {self.name},")
 
     def prompt(self, prompt: str | Sequence[int] | Tensor | Query, source: str | None = None) -> Prompt:
         """Return the tokens to look at.
