@@ -191,7 +191,8 @@ def _draw_indices(panels: Panels, models: pd.DataFrame) -> None:
                 rows = where(models, scheme=scheme, n_heads=n_heads, shares_width=True)
                 look = {"name": f"{shown(scheme)}, {counted(n_heads, 'head')}", "color": color, "dash": dash}
                 panel.points(rows, "place", quantity, shift=0.06 * (i - 1.5) + beside, **look)
-        panel.points(models, "place", f"{quantity}_null", name="null, mean over all", color=CHANCE, dash="dot")
+        null = {"name": "null, mean over all", "color": CHANCE, "dash": "dot", "shift": -0.15}
+        panel.points(models, "place", f"{quantity}_null", **null)
 
 
 ANALYSIS = Analysis(

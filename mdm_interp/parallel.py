@@ -48,9 +48,9 @@ class _Logged(Progress):
     stop = start
 
     def add_task(self, description: str, *given: Any, over_all: bool = False, **fields: Any) -> TaskID:
-        """Add a task; one over all others is a sign of life."""
+        """Add a task; one over all others, of bars that are kept, is a sign of life."""
         task_id = super().add_task(description, *given, over_all=over_all, **fields)
-        if over_all:
+        if over_all and self.keep:
             self.due = time.monotonic()
             self._say(task_id)
         return task_id

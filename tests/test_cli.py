@@ -35,8 +35,9 @@ from mdm_interp import viz
 from mdm_interp.checkpoints import save_checkpoint
 from mdm_interp.cli import run_one
 from mdm_interp.config import FactConfig, ModelConfig, TrainConfig
-from mdm_interp.experiments import claims, exhibits, findings, grids, runner, subjects
+from mdm_interp.experiments import claims, findings, grids, runner, subjects
 from mdm_interp.experiments.analysis import discover
+from mdm_interp.experiments.exhibits import explorer_of
 from mdm_interp.experiments.results import CheckpointOrigin, Result
 from mdm_interp.experiments.runner import Reported
 from mdm_interp.experiments.subjects import Lab, open_probe
@@ -490,7 +491,6 @@ def work(real_grid: None, monkeypatch: pytest.MonkeyPatch) -> Work:
     monkeypatch.setitem(grids.WORLDS, "relation_cycle", FactConfig(n_entities=6, n_filler=4))
     monkeypatch.setitem(grids.WORLDS, "two_role", grids.TWO_ROLE.model_copy(update={"n_entities": 6}))
     monkeypatch.setattr(grids, "small_model", tiny_layer)
-    monkeypatch.setattr(exhibits, "settings_of", lambda scope: ["RoPE"] if scope["scheme"] == "rope" else [])
     monkeypatch.setattr(subjects, "train_all", train_here)
     monkeypatch.setattr(reversal_curse, "ANALYSIS", replace(reversal_curse.ANALYSIS, measure=counted))
     monkeypatch.setattr(pio, "write_images", no_browser)
@@ -515,7 +515,7 @@ def test_reproduce_writes_what_it_says_and_works_once(
     assert [path.name for path in (tmp_path / "figures").iterdir()] == ["quick"]
     written = sorted(path.name for path in (tmp_path / "figures" / "quick").iterdir())
     assert written == [
-        "explore_rope.html",
+        *sorted(explorer_of(run.folder.name) for run in work.trained),
         "index.html",
         "plotly-cartesian.min.js",
         "reversal_curse.html",
@@ -545,19 +545,15 @@ def test_the_index_keeps_the_figures_that_were_not_asked_for(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("work")
 def test_the_index_keeps_the_pages_whose_models_are_not_in_the_run_store(
-    mdm_interp: Callable[..., Ended], tmp_path: Path
+    mdm_interp: Callable[..., Ended], tmp_path: Path, work: Work
 ) -> None:
-    analysis = reversal_curse.ANALYSIS
-
-    def others(seeds: Sequence[int]) -> Sequence[Any]:
-        return [config.model_copy(update={"steps": config.steps + 1}) for config in analysis.configs(seeds)]
-
     assert mdm_interp(*ONLY, 1).code == 0
-    own = replace(analysis, configs=others)
-    assert mdm_interp(*HERE, "--seeds", 1, "--runs", "elsewhere", entry=partial(run_one, own)).code == 0
-    assert 'href="explore_rope.html"' in (tmp_path / "figures" / "quick" / "index.html").read_text()
+    index = tmp_path / "figures" / "quick" / "index.html"
+    index.unlink()
+    shutil.rmtree(tmp_path / "runs")
+    assert mdm_interp("report", "--out", index.parent).code == 0
+    assert all(f'href="{explorer_of(run.folder.name)}"' in index.read_text() for run in work.trained)
 
 
 @pytest.mark.slow

@@ -149,7 +149,7 @@ def serve(pipe: Connection) -> None:
     os.fsync = lambda _: None
     loop.SAVE_SECONDS = text.SAVE_SECONDS = -1.0
     loop.side_by_side = sweep.side_by_side = one_after_the_other
-    subjects.DEMOS["memorised"] = TINY_DEMO.model_copy(update={"steps": 3})
+    subjects.DEMOS["memorised"] = TINY_DEMO.model_copy(update={"steps": 4})
     plotly.io.write_images = None
     # What a process computes once, so that those forked from this one find it done.
     for trainer in (loop.train, train_demo):

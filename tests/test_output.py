@@ -321,7 +321,7 @@ def test_a_run_beside_a_checkpoint_leaves_the_options_to_it(tmp_path: Path) -> N
     run, loading = stored(tmp_path / "runs"), {"dtype": "bfloat16"}
     tiny_probe(tmp_path, "llada")
     opened, model = _opened([str(run.folder), str(tmp_path / "tiny-llada")], tmp_path / "runs", "cpu", loading)
-    assert opened.config == run.config and model.W_E.dtype == torch.bfloat16
+    assert opened.config == run.config and model.model.W_E.dtype == torch.bfloat16
 
 
 def test_options_of_training_and_of_scoring_exclude_each_other(

@@ -94,7 +94,7 @@ def test_what_cannot_be_asked_is_none() -> None:
     used = tokenizer()
     assert ask("Ever he", "ard of", used, CFG) is None  # shares a token
     assert ask(PROMPT, COMPLETION, used, CFG.model_copy(update={"n_ctx": 8})) is None
-    assert ask(PROMPT, COMPLETION, used, CFG.model_copy(update={"d_vocab": 100})) is None
+    assert ask(PROMPT, COMPLETION, used, CFG.model_copy(update={"d_vocab": 100, "mask_token_id": 99})) is None
 
 
 @pytest.mark.parametrize("trained", ["p2d", "d2p"])

@@ -239,7 +239,7 @@ def test_llada_gives_way_to_a_demo_checkpoint_where_it_is_not(executed: Callable
     written = folder / "work" / framed(cell(notebook, "trajectory"), "src")
     documents["trajectory"] = written.read_text(encoding="utf-8")
     pages = {name: page(document) for name, document in documents.items()}
-    assert [title.split(":")[0] for title, _ in pages.values()] == ["Attention", "Routes", "Trajectory"]
+    assert [title.split(":")[0] for title, _ in pages.values()] == ["Attention", "Routes", "Denoising"]
     assert all(data["layers"] == [0, 1] and data["heads"] == [0, 1, 2, 3] for _, data in pages.values())
     watched = pages["trajectory"][1]
     masked = set(range(len(watched["tokens"]))) - set(range(*watched["source"]))
@@ -515,4 +515,4 @@ def test_a_model_of_ones_own_learns_and_is_read(executed: Callable[..., Any]) ->
     assert float(forward.split()[1]) == pytest.approx(float(reverse.split()[1]), abs=0.01)
     numbers = dict(re.findall(rf"'(\w+)': ({NUMBER})", effect))
     assert float(numbers["after"]) < float(numbers["before"])
-    assert "Explorer: model" in html.unescape(shown(cells[4], "text/html"))
+    assert "Explorer: NoPE model" in html.unescape(shown(cells[4], "text/html"))
