@@ -13,7 +13,7 @@ from mdm_interp import Analysis, Contrast, Result, Run, Summary, where
 from mdm_interp.experiments.claims import ClaimTest
 from mdm_interp.experiments.grids import every_run
 from mdm_interp.experiments.paper import LINKED, RULES
-from mdm_interp.experiments.scope import SCOPE, STAGES, scope_label
+from mdm_interp.experiments.scope import SCOPE, STAGES, scope_label, shown_label
 from mdm_interp.interventions import transplant_routes
 from mdm_interp.measures.signatures import alignment, evidence, position, route, score
 from mdm_interp.stats.summary import Entry
@@ -98,7 +98,7 @@ def draw(result: Result) -> Panels:
         "half-way<br>− on the other side",
         f"end, {size}<br>? neither, blank: undefined",
     ]
-    labels = list(map(setting_label, settings))
+    labels = list(map(shown_label, settings))
     base = labels[0].split(", ") if labels else []
     ordinary = ", ".join(part for part in base if part != base[1])
     y = {"tickfont": {"size": 15}, "autorange": "reversed", "showgrid": False}
@@ -137,7 +137,7 @@ def _draw_cells(panel: Panel, summary: Summary, settings: list[dict[str, Any]]) 
     trace = go.Heatmap(
         z=[[MARKS[mark] for mark in row] for row in marks],
         x=list(map(named, SHOWN)),
-        y=[setting_label(of) for of in settings],
+        y=[shown_label(of) for of in settings],
         text=marks,
         customdata=numbers,
         texttemplate="%{text}",
@@ -158,11 +158,6 @@ def told_apart(labels: Sequence[str]) -> Iterator[str]:
     for label in labels:
         parts = label.split(", ")
         yield ", ".join(part for i, part in enumerate(parts) if i == 1 or part not in labels[0].split(", "))
-
-
-def setting_label(scope: dict[str, Any]) -> str:
-    """Name a setting, its scheme as figures call it."""
-    return scope_label({**scope, "scheme": shown(scope["scheme"])})
 
 
 ANALYSIS = Analysis(

@@ -762,18 +762,20 @@ def _differences(rows: list[dict[str, Any]], configs: list[dict[str, Any]]) -> l
     the usual ones. What follows from other fields, as a model's vocabulary from its world, is not said."""
     alike = [json.dumps({**row, "run": None, "step": None}) for row in rows]
     said: list[list[str]] = [[] for _ in rows]
-    for section in ("facts", None, "model"):
-        parts = [config[section] if section else config for config in configs]
+    nested = ("facts", "model")
+    top = [{name: value for name, value in config.items() if name not in nested} for config in configs]
+    facts, model = ([config[section] for config in configs] for section in nested)
+    for prefix, parts in (("facts.", facts), ("", top), ("model.", model)):
         for name in dict.fromkeys(itertools.chain(*parts)):
             values = [json.dumps(part.get(name)) for part in parts]  # some are left out where they do nothing
             apart = [f"{key} {value}" for key, value in zip(alike, values, strict=True)]
-            if len(set(apart)) == len(set(alike)) or name in ("facts", "model"):
+            if len(set(apart)) == len(set(alike)):
                 continue
             usual = Counter(values).most_common(1)[0][0]
             split = {key for key, n in Counter(key for key, _ in set(zip(alike, values, strict=True))).items() if n > 1}
             for at, value in enumerate(values):
                 if value != usual and alike[at] in split:
-                    said[at].append(f"{section}.{name}={value}" if section else f"{name}={value}")
+                    said[at].append(f"{prefix}{name}={value}")
             alike = apart
     return [", ".join(of_run) for of_run in said]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from mdm_interp.config import TrainConfig
 from mdm_interp.errors import UserError
-from mdm_interp.experiments.scope import SCOPE, about, stages
+from mdm_interp.experiments.scope import about, scope_key, stages
 from mdm_interp.experiments.subjects import Demo, Lab, Probe, demos, open_probe
 from mdm_interp.training.runs import Run
 from mdm_interp.viz.pages.attention import attention
@@ -93,8 +93,7 @@ def _of_small_models(lab: Lab, configs: Iterable[TrainConfig]) -> Iterator[tuple
     shown = dict[tuple[Any, ...], Run]()
     for config in sorted(configs, key=lambda config: config.seed):
         if (run := Run.of(config, lab.root)).finished:
-            scope = about(run)
-            shown.setdefault(tuple(scope[column] for column in SCOPE), run)
+            shown.setdefault(scope_key(about(run)), run)
     for run in shown.values():
         of_stages = (max(weights, key=weights.__getitem__) for _, weights in stages(run))
         steps = sorted({*evenly(run.steps, STEPS), *of_stages})

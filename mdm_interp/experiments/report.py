@@ -30,7 +30,7 @@ from mdm_interp.experiments.claims import OUTCOMES, Verdict, counts
 from mdm_interp.experiments.exhibits import SCORE_OF_CLAIM, explored
 from mdm_interp.experiments.findings import NAMED_SETTINGS, by_setting, sentences, settings_of
 from mdm_interp.experiments.results import CheckpointOrigin, Result, TrainedOrigin
-from mdm_interp.experiments.scope import SCOPE, STAGES, scope_label, setting_labels
+from mdm_interp.experiments.scope import SCOPE, STAGES, scope_key, scope_label, setting_labels, shown_label
 from mdm_interp.experiments.subjects import demo_name
 from mdm_interp.files import replacing, write_text
 from mdm_interp.provenance import difference
@@ -108,7 +108,7 @@ def _explorers(results: Sequence[Result], pages: Mapping[str, str]) -> dict[tupl
     found: dict[tuple[Any, ...], _Explorer] = {}
     for row in (row for result in results for row in result.rows):
         if row.get("run") in pages and _has_setting(row):
-            one = found.setdefault(_setting(row), _Explorer(pages[row["run"]], row["run"], row, {STAGES[0]: 0}))
+            one = found.setdefault(scope_key(row), _Explorer(pages[row["run"]], row["run"], row, {STAGES[0]: 0}))
             if row["run"] == one.run and row.get("stage") in STAGES and "step" in row:
                 one.steps[row["stage"]] = row["step"]
     return found
@@ -119,13 +119,9 @@ def _has_setting(row: Mapping[str, Any]) -> bool:
     return "run" in row and row.get("world") is not None and set(SCOPE) <= row.keys()
 
 
-def _setting(scope: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(scope[column] for column in SCOPE)
-
-
 def _label(scope: Mapping[str, Any]) -> str:
-    """Name a setting as figures do."""
-    return scope_label({**{column: scope[column] for column in SCOPE}, "scheme": shown(scope["scheme"])})
+    """Name a setting as figures do, without a stage."""
+    return shown_label({column: scope[column] for column in SCOPE})
 
 
 def _write_images(figures: Mapping[str, go.Figure], out: Path) -> str | None:
@@ -278,7 +274,7 @@ def _line(verdict: Verdict, cells: Sequence[str], inside: Mapping[tuple[Any, ...
     every = [*map(_called, FILTERS, cells), *told, "-" if p is None else f"{p:.2g}"]
     sorted_by = dict(zip(range(len(cells) + 1, len(every)), (verdict.effect.value, verdict.null.value, p), strict=True))
     scope = verdict.scope
-    explorer = inside.get(_setting(scope))
+    explorer = inside.get(scope_key(scope))
     return {
         "cells": every,
         "keys": {column: key for column, key in sorted_by.items() if key is not None and math.isfinite(key)},
@@ -366,7 +362,7 @@ def _settings(result: Result, inside: Mapping[tuple[Any, ...], _Explorer]) -> li
     labels: dict[tuple[Any, ...], dict[str, None]] = {}
     scopes: dict[tuple[Any, ...], Mapping[str, Any]] = {}
     for row in filter(_has_setting, result.rows):
-        setting = _setting(row)
+        setting = scope_key(row)
         scopes[setting] = row
         labels.setdefault(setting, {}).update(dict.fromkeys(_names(row)))
     settings = []

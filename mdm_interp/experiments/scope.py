@@ -9,6 +9,7 @@ import pandas as pd
 
 from mdm_interp.config import ModelConfig, Objective
 from mdm_interp.training.runs import Run
+from mdm_interp.viz.theme import shown
 from mdm_interp.viz.words import counted
 
 LEARNT = 0.5
@@ -41,6 +42,16 @@ def scope_label(scope: Mapping[str, Any]) -> str:
         return ", ".join(["all settings", scope["scheme"], *stage])
     world, scheme, objective, depth, heads = setting_labels(scope)
     return ", ".join([world, f"{objective} {scheme}", depth, heads, *stage])
+
+
+def shown_label(scope: Mapping[str, Any]) -> str:
+    """Name a setting as figures do, its scheme as readers know it, and otherwise as :func:`scope_label`."""
+    return scope_label({**scope, "scheme": shown(scope["scheme"])})
+
+
+def scope_key(scope: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what tells a setting from others: its columns of :data:`SCOPE`."""
+    return tuple(scope[column] for column in SCOPE)
 
 
 def setting_labels(scope: Mapping[str, Any]) -> list[str]:

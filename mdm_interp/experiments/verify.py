@@ -17,7 +17,7 @@ from mdm_interp.errors import UserError, nearest
 from mdm_interp.experiments.claims import OUTCOMES, TITLES, Verdict, counts
 from mdm_interp.experiments.findings import SIGNS, by_setting
 from mdm_interp.experiments.results import tidy
-from mdm_interp.experiments.scope import scope_label
+from mdm_interp.experiments.scope import shown_label
 from mdm_interp.viz.theme import shown
 
 WIDTH = 80
@@ -96,11 +96,10 @@ def listing(verdicts: Sequence[Verdict]) -> str:
         lines += textwrap.wrap(f"It {first.rule}.", WIDTH, initial_indent="   ", subsequent_indent="   ")
         for one in of_measure:
             sign = MARKS[SIGNS[one.reading]] if one.reading in SIGNS else "?" if one.role == "test" else " "
-            setting = scope_label({**one.scope, "scheme": shown(one.scope["scheme"])})
             p = "" if pd.isna(one.p) else f", p {one.p:.2g}"
             role = "" if one.role == "test" else f" ({one.role})"
             said = f"{one.verdict}{role}: {one.effect}, null {one.null}{p}; {one.figure}"
-            lines += textwrap.wrap(setting, WIDTH, initial_indent=f" {sign} ", subsequent_indent="     ")
+            lines += textwrap.wrap(shown_label(one.scope), WIDTH, initial_indent=f" {sign} ", subsequent_indent="     ")
             lines += textwrap.wrap(said, WIDTH, initial_indent="     ", subsequent_indent="     ")
     return "\n".join(lines)
 

@@ -1,5 +1,5 @@
-// Draws figures when they come near and clears them when they are far, in the reader's colours and width; fills tables when they are opened; filters, searches
-// and sorts the ledger. A module, so that the page is there before it runs; texts go into elements as text, never as HTML.
+// Draws figures when they come near and clears them when they are far, in the reader's colours and width; fills tables when
+// they are opened; filters, searches and sorts the ledger. A module, so that the page is there before it runs; texts go into elements as text, never as HTML.
 const { figures, numbers, ledger } = JSON.parse(await unzipped(document.getElementById("packed").textContent));
 
 // Adds a row of cells to a table's body, the first of them its header; a cell is a text, or a function that fills it.
