@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_type_hints
 
 import typer
 
-from mdm_interp.errors import UserError, nearest, shorten
+from mdm_interp.errors import UserError, nearest, require_one_of, shorten
 from mdm_interp.files import DEFAULT_ROOT, check_file, check_folder
 
 T = TypeVar("T")
@@ -135,8 +135,7 @@ def _sign_of_life() -> Iterator[None]:
 
 def _place(executor: str, address: str | None, workers: int | None) -> int | str | None:
     """Return where tasks run, as `mdm_interp.parallel.Workers`."""
-    if executor not in ("local", "dask"):
-        raise UserError(f"--executor: {executor!r} is none of local, dask; choose one")
+    require_one_of("--executor", executor, ("local", "dask"))
     if executor == "local":
         if address is not None:
             raise UserError(f"--address: {address!r} is a Dask scheduler's; add --executor dask, or leave it out")
@@ -617,8 +616,7 @@ def _kind(kind: str) -> Any:
     """Return which kind of reverse query is asked for."""
     from mdm_interp.experiments.subjects import KINDS
 
-    if kind not in KINDS:
-        raise UserError(f"--kind: {kind!r} is none of {', '.join(KINDS)}; choose one")
+    require_one_of("--kind", kind, KINDS)
     return kind
 
 
@@ -695,9 +693,8 @@ def demo_checkpoint(
         from mdm_interp.experiments.subjects import DEMOS
         from mdm_interp.training.demo import train_demo
 
-    made = {str(name): made for name, made in DEMOS.items()}.get(world)
-    if made is None:
-        raise UserError(f"--world: {world!r} is none of {', '.join(DEMOS)}; choose one")
+    require_one_of("--world", world, DEMOS)
+    made = next(made for name, made in DEMOS.items() if name == world)
     content = {**made.model_dump(), "format": format, "seed": seed}
     print(train_demo(out, DemoConfig.model_validate(content), device=device))
 

@@ -162,14 +162,21 @@ class Config(BaseModel):
         )
 
     def model_copy(self: ConfigT, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> ConfigT:
-        """Return another with some fields changed, checked as a new one is.
+        """Return another with some fields changed, checked as a new one is. A field that has the default that follows
+        from others follows them again: a model's copy with more heads has smaller ones.
 
         Raises:
             ValidationError: they do not fit the others.
         """
-        fields = {name: getattr(self, name) for name in type(self).model_fields} | dict(update or {})
-        copied = type(self).model_validate(fields)
+        usual = self._derived()
+        fields = {name: getattr(self, name) for name in type(self).model_fields}
+        kept = {name: value for name, value in fields.items() if name not in usual or value != usual[name]}
+        copied = type(self).model_validate(kept | dict(update or {}))
         return copy.deepcopy(copied) if deep else copied
+
+    def _derived(self) -> dict[str, Any]:
+        """Return the defaults that follow from other fields."""
+        return {}
 
     def digest(self) -> str:
         """Return 16 hexadecimal digits that depend on every field that is written to files."""
@@ -363,16 +370,8 @@ class ModelConfig(Config):
             raise ValueError(
                 f"n_heads: {self.n_heads} does not divide d_model {self.d_model}; choose a divisor or set d_head"
             )
-        defaults = {
-            "d_head": self.d_model // self.n_heads,
-            "n_key_value_heads": self.n_heads,
-            "initializer_range": 0.8 / self.d_model**0.5,
-            "readout_shift": -1 if self.is_causal else 0,
-        }
-        if self.turns_planes:
-            defaults["rotary_dim"] = self.d_head or defaults["d_head"]
-        for name, value in defaults.items():
-            if getattr(self, name) is None:
+        for name, value in self._derived().items():
+            if getattr(self, name) is None and (name != "rotary_dim" or self.turns_planes):
                 object.__setattr__(self, name, value)
         if self.d_vocab_out == self.d_vocab:
             object.__setattr__(self, "d_vocab_out", None)
@@ -404,6 +403,16 @@ class ModelConfig(Config):
                 f"{self.mask_token_id + 1}"
             )
         return self
+
+    def _derived(self) -> dict[str, Any]:
+        d_head = self.d_model // self.n_heads
+        return {
+            "d_head": d_head,
+            "n_key_value_heads": self.n_heads,
+            "initializer_range": 0.8 / self.d_model**0.5,
+            "readout_shift": -1 if self.is_causal else 0,
+            "rotary_dim": self.d_head or d_head,
+        }
 
     def _check_heads(self) -> None:
         if self.n_heads % self.kv_heads:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sized
 from difflib import SequenceMatcher
 
 
@@ -32,6 +32,26 @@ def shorten(text: str, most: int = 480) -> str:
     text = CONTROL.sub(lambda mark: mark[0].encode("unicode_escape").decode(), re.sub(r"\s*[\t\r\n]\s*", " ", text))
     half = (most - 3) // 2
     return text if len(text) <= most else f"{text[:half]} … {text[-half:]}"
+
+
+def require_one_of(name: str, value: object, known: Collection[object]) -> None:
+    """Refuse a value that is not among the known ones.
+
+    Raises:
+        UserError: it is not.
+    """
+    if value not in known:
+        raise UserError(f"{name}: {shorten(repr(value), 100)} is none of {', '.join(map(str, known))}; choose one")
+
+
+def require_some(name: str, values: Sized) -> None:
+    """Refuse to go on with nothing.
+
+    Raises:
+        UserError: there are no values.
+    """
+    if not len(values):
+        raise UserError(f"{name}: got none; give at least one")
 
 
 MOST = 3

@@ -406,6 +406,15 @@ def test_a_copy_is_checked_as_a_new_config_is() -> None:
             without.model_copy(update=wrong)
 
 
+def test_what_follows_from_a_field_follows_it_in_a_copy() -> None:
+    for changes in ({"n_heads": 2}, {"d_model": 32}, {"position": "alibi"}, {"attention": "causal"}, {"d_head": 8}):
+        copied = tiny_config().model_copy(update=changes)
+        assert copied == tiny_config(**changes) and copied.digest() == tiny_config(**changes).digest()
+    chosen = tiny_config(d_head=8, n_key_value_heads=2, rotary_dim=4, initializer_range=0.3, readout_shift=-1)
+    copied = chosen.model_copy(update={"d_model": 32, "n_ctx": 20})
+    assert copied.model_dump() == {**chosen.model_dump(), "d_model": 32, "n_ctx": 20}, "what was chosen stays"
+
+
 def test_a_config_is_frozen() -> None:
     cfg = tiny_config()
     with pytest.raises(UserError, match="frozen"):

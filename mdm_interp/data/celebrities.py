@@ -22,7 +22,7 @@ from typing import Any, Literal, get_args
 from mdm_interp.config import ModelConfig
 from mdm_interp.data.prompts import FactTemplates, Template
 from mdm_interp.data.queries import Query
-from mdm_interp.errors import UserError
+from mdm_interp.errors import UserError, require_one_of
 from mdm_interp.files import read_text
 
 Test = Literal["p2d", "d2p", "p2d_reverse", "d2p_reverse"]
@@ -183,8 +183,9 @@ def facts(benchmark: Benchmark, trained: Literal["p2d", "d2p"]) -> tuple[list[di
         trained: `p2d` or `d2p`, whose direction the forward sentences have.
 
     Raises:
-        UserError: no person fits any prompt.
+        UserError: `trained` is neither, or no person fits any prompt.
     """
+    require_one_of("trained", trained, ("p2d", "d2p"))
     by_name, by_description = ("p2d", "p2d_reverse") if trained == "p2d" else ("d2p_reverse", "d2p")
     described = Counter((item.person, item.completion) for item in benchmark.tests[by_name])
     description = {who: said.strip().removesuffix(".") for (who, said), _ in reversed(described.most_common())}

@@ -22,14 +22,14 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, TextIO
+from typing import Annotated, Any, Literal, TextIO, get_args
 
 from pydantic import Field, StringConstraints, model_validator
 
 from mdm_interp.config import Config, ModelConfig
 from mdm_interp.data.chat import LEAD, in_chat
 from mdm_interp.data.queries import Direction, Query, QueryPair, Span
-from mdm_interp.errors import UserError, few
+from mdm_interp.errors import UserError, few, require_one_of
 from mdm_interp.files import require_file
 
 Kind = Literal["positional", "relational"]
@@ -237,9 +237,10 @@ def make_prompts(
             (:func:`~mdm_interp.data.chat.in_chat`).
 
     Raises:
-        UserError: the tokenizer gives no offsets or is of another model, the model has no mask token, no pair can be
-            asked, or a chat is asked for without a template that can be used.
+        UserError: the kind is unknown, the tokenizer gives no offsets or is of another model, the model has no mask
+            token, no pair can be asked, or a chat is asked for without a template that can be used.
     """
+    require_one_of("kind", kind, get_args(Kind))
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(
             f"tokenizer: {type(tokenizer).__name__} does not say where its tokens are in the text; give a fast one"

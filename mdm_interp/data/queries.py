@@ -15,7 +15,7 @@ from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from mdm_interp.config import ModelConfig
-from mdm_interp.errors import UserError
+from mdm_interp.errors import UserError, require_some
 from mdm_interp.models.inputs import check_token_ids, rows_at
 
 Direction = Literal["forward", "reverse"]
@@ -178,8 +178,10 @@ def collate(queries: Sequence[Query], cfg: ModelConfig) -> QueryBatch:
     """Stack queries for the model of `cfg`, on its device.
 
     Raises:
-        UserError: a token is outside the vocabulary, or a query's answer cannot be read (:meth:`Query.readout`).
+        UserError: there are no queries, a token is outside the vocabulary, or a query's answer cannot be read
+            (:meth:`Query.readout`).
     """
+    require_some("queries", queries)
     columns = torch.arange(max(len(query.tokens) for query in queries))
     entries = torch.arange(max(len(query.answer) for query in queries))
     tokens = _padded([query.tokens for query in queries])
@@ -215,5 +217,5 @@ def batches(queries: Sequence[Query], cfg: ModelConfig, size: int | None = None)
     """Return the queries in order, `size` at a time; by default 512, or fewer to keep to :data:`MAX_LOGITS`."""
     if size is None:
         size = at_once(max((len(query.tokens) for query in queries), default=1) * cfg.d_vocab)
-    for start in range(0, len(queries), size):
+    for start in range(0, max(len(queries), 1), size):  # none are refused, too
         yield collate(queries[start : start + size], cfg)

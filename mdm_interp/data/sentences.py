@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mdm_interp.config import ModelConfig
 from mdm_interp.data.queries import QueryBatch, Span
-from mdm_interp.errors import UserError
+from mdm_interp.errors import UserError, require_some
 from mdm_interp.files import read_text
 from mdm_interp.models.inputs import check_token_ids
 
@@ -79,11 +79,12 @@ def mask_copies(
         max_tokens: How many tokens a batch has at most.
 
     Raises:
-        UserError: a sentence has too many tokens, or none to predict, or one outside of the vocabulary, or there are no
-            draws.
+        UserError: there are no sentences or no draws, or a sentence has too many tokens, none to predict, or one
+            outside of the vocabulary.
 
     Source: arXiv 2502.09992, eq. 6.
     """
+    require_some("sentences", sentences)
     if n_draws < 1:
         raise UserError(f"n_draws: {n_draws} draws say nothing; use at least 1")
     generator, shift = torch.Generator(), cfg.readout_shift or 0

@@ -14,6 +14,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import get_args
 
 import torch
 from jaxtyping import Bool, Int
@@ -23,7 +24,7 @@ from transformers import PreTrainedTokenizerFast
 
 from mdm_interp.config import Attention, FactConfig, Objective
 from mdm_interp.data.queries import Query, QueryPair
-from mdm_interp.errors import UserError
+from mdm_interp.errors import UserError, require_one_of, require_some
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,12 @@ class FactWorld:
         return range(first, first + size)
 
     def candidates(self, queries: Sequence[Query]) -> Int[Tensor, "query candidate"]:
-        """Return the entities of each answer's role, in order."""
+        """Return the entities of each answer's role, in order.
+
+        Raises:
+            UserError: there are no queries.
+        """
+        require_some("queries", queries)
         return torch.tensor([list(self.role(query.answer[0])) for query in queries])
 
     def rivals(self, queries: Sequence[Query]) -> Int[Tensor, "query 1"]:
@@ -80,8 +86,10 @@ class FactWorld:
         query, in a reverse query the source's other partner.
 
         Raises:
-            UserError: no fact has the source on that side; in a `relation_cycle` alone every entity is on both.
+            UserError: there are no queries, or no fact has the source on that side; in a `relation_cycle` alone every
+                entity is on both.
         """
+        require_some("queries", queries)
         shown = {}
         for left, _, right in self.facts.tolist():
             shown[left, "left"], shown[right, "right"] = right, left
@@ -159,7 +167,12 @@ class FactWorld:
         Args:
             n_contexts: How many draws of place, gap and filler each fact is asked in (fewer if there are not as many).
             attention: Of the model that is asked.
+
+        Raises:
+            UserError: the objective or the attention is unknown.
         """
+        require_one_of("objective", objective, get_args(Objective))
+        require_one_of("attention", attention, get_args(Attention))
         sides = {
             "any_order": ("left", "right"),
             "source_only": ("left",),

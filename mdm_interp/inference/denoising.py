@@ -1,20 +1,16 @@
-"""The masked diffusion process: masking, training losses and the denoising loop.
-
-The loss follows LLaDA (arXiv 2502.09992, eq. 3): draw t ~ U(0, 1], mask every token with probability t, and weight the
-cross-entropy of the masked tokens by 1/t.
-"""
+"""Filling in mask tokens step by step: the denoising loop of a masked diffusion model, and its trajectory."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mdm_interp.errors import UserError
+from mdm_interp.errors import UserError, require_one_of
 from mdm_interp.models.inputs import forbid_mask, require_predictions
 
 FillOrder = Literal["confidence", "random", "left_to_right"]
@@ -115,14 +111,17 @@ def denoise(
         generator: On the model's device; draws the random order and the tokens.
 
     Raises:
-        UserError: the model is causal or has no mask token, `steps` is below 1, or a shifted model's first token is
-            masked.
+        UserError: the model is causal or has no mask token, `steps` is below 1, the temperature is negative, the order
+            is unknown, or a shifted model's first token is masked.
     """
     cfg = model.cfg
     if cfg.is_causal or cfg.mask_token_id is None:
         raise UserError("model: denoising needs bidirectional attention and a mask_token_id; use an MDM")
     if steps < 1:
         raise UserError(f"steps: {steps} is too few; use at least 1")
+    if not temperature >= 0:
+        raise UserError(f"temperature: {temperature} is negative; use 0 or more")
+    require_one_of("order", order, get_args(FillOrder))
     blank = tokens == cfg.mask_token_id
     if attention_mask is not None:
         blank = blank & attention_mask

@@ -58,8 +58,8 @@ def bound(
         kept: Tokens that are never masked, such as special ones.
 
     Raises:
-        UserError: a sentence has too many tokens, or none to predict, or one outside of the vocabulary, or there are no
-            draws.
+        UserError: there are no sentences or no draws, or a sentence has too many tokens, none to predict, or one
+            outside of the vocabulary.
 
     Source: arXiv 2502.09992, eq. 6.
     """

@@ -25,7 +25,7 @@ from torch.nn.utils.rnn import pad_sequence
 from mdm_interp.config import ModelConfig
 from mdm_interp.data.queries import Query, QueryBatch, QueryPair, at_once, batches, collate
 from mdm_interp.data.worlds import FactWorld
-from mdm_interp.errors import UserError
+from mdm_interp.errors import UserError, require_one_of
 from mdm_interp.models.bridge import hooked
 from mdm_interp.models.inputs import forbid_mask
 from mdm_interp.models.layers import precise
@@ -80,9 +80,10 @@ def predict(model: HookedModel, queries: Sequence[Query], order: Order = "one_sh
     if :func:`infill` in the same order fills it in, unless it is in a tie or the mask token is likelier still.
 
     Raises:
-        UserError: a causal model is asked in order of confidence.
+        UserError: there are no queries, the order is unknown, or a causal model is asked in order of confidence.
     """
     model = hooked(model)
+    require_one_of("order", order, ORDERS)
     if model.cfg.is_causal and order == "confidence":
         raise UserError("order: 'confidence' needs bidirectional attention; read a causal model 'left_to_right'")
     read = fill(model, [Filling(query, order, truth=True) for query in queries])
@@ -302,9 +303,11 @@ def infill(model: HookedModel, queries: Sequence[Query], order: Order = "confide
     query holds there is not read.
 
     Raises:
-        UserError: a causal model is to fill in another order than from the left.
+        UserError: there are no queries, the order is unknown, or a causal model is to fill in another order than from
+            the left.
     """
     model = hooked(model)
+    require_one_of("order", order, ORDERS)
     if order not in orders(model.cfg):
         raise UserError(f"order: {order!r} needs bidirectional attention; fill a causal model's answer 'left_to_right'")
     return fill(model, [Filling(query, order) for query in queries])

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from mdm_interp.data.queries import QueryPair, mirrored_positions, require_shared
+from mdm_interp.errors import require_some
 from mdm_interp.interventions.edits import collate_pairs, hook_names, log_probability
 from mdm_interp.interventions.effects import Effect
 from mdm_interp.measures.nulls import draw_other_facts
@@ -92,7 +93,12 @@ def patch_positions(model: HookedModel, query_pairs: Sequence[QueryPair], seed: 
 
 def position_roles(query_pairs: Sequence[QueryPair]) -> dict[str, Bool[Tensor, "pair pos"]]:
     """Return which positions of each reverse query of a :class:`~mdm_interp.data.worlds.FactWorld` hold what: `readout`
-    the mask, `source` the source, `relation` the relation, which follows the left entity, and `filler` all else."""
+    the mask, `source` the source, `relation` the relation, which follows the left entity, and `filler` all else.
+
+    Raises:
+        UserError: there are no pairs.
+    """
+    require_some("query_pairs", query_pairs)
     queries = [pair.reverse for pair in query_pairs]
     positions = torch.arange(len(queries[0].tokens))
     answer, source = torch.tensor([[query.answer_span[0], query.source_span[0]] for query in queries]).T[..., None]

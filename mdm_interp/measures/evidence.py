@@ -19,11 +19,11 @@ from torch import Tensor
 
 from mdm_interp.data.queries import Query, QueryBatch, QueryPair, batches, require_shared
 from mdm_interp.data.worlds import FactWorld
-from mdm_interp.errors import UserError
+from mdm_interp.errors import UserError, require_one_of, require_some
 from mdm_interp.measures.capture import LayerView, capture, on_cpu
 from mdm_interp.measures.nulls import next_answers
 from mdm_interp.models.bridge import hooked
-from mdm_interp.models.inputs import check_token_ids
+from mdm_interp.models.inputs import check_layer, check_token_ids
 from mdm_interp.models.layers import per_query_head, precise
 from mdm_interp.models.protocol import HookedModel
 from mdm_interp.stats.estimates import Contrast
@@ -69,11 +69,12 @@ def evidence_matrix(
     layer's own norm reads the embedding, without what earlier layers add to it.
 
     Raises:
-        UserError: a token is outside the vocabulary, or a position outside the context.
+        UserError: a token is outside the vocabulary, a position outside the context, or there is no such layer.
 
     Source: docs/theory.md, section 2.
     """
     model = hooked(model)
+    check_layer("layer", layer, -model.cfg.n_layers, model.cfg.n_layers - 1)
     check_token_ids("sources", sources, model.cfg.d_vocab)
     positions = torch.zeros(1, dtype=torch.long, device=sources.device) if positions is None else positions
     outside = positions[(positions < 0) | (positions >= model.cfg.n_ctx)]
@@ -109,7 +110,11 @@ def relation_evidence(
     Args:
         relation: Its token.
         source: The side of a fact that its sources are on; the answers are on the other.
+
+    Raises:
+        UserError: `source` is neither side.
     """
+    require_one_of("source", source, ("left", "right"))
     facts = world.facts[world.facts[:, 1] == relation]
     sources, targets = (facts[:, 0], facts[:, 2]) if source == "left" else (facts[:, 2], facts[:, 0])
     evidence = evidence_matrix(model, sources, targets).sum(0)[..., 0]
@@ -299,24 +304,32 @@ def storage_coupling(model: HookedModel, query_pairs: Sequence[QueryPair]) -> Fl
     never negative. An ARM's forward query does not read the column of its reverse query's source: 0. Deeper layers are
     coupled through their direct path to the logits.
 
+    Raises:
+        UserError: there are no pairs.
+
     Source: docs/theory.md, section 6.
     """
+    require_some("query_pairs", query_pairs)
     model, coupled = hooked(model), []
     size = 256
     for start in range(0, len(query_pairs), size):
         chunk = query_pairs[start : start + size]
         wanted = [tuple(dict.fromkeys(pair.reverse.source)) for pair in chunk]  # each token once
-        forward = _evidence_gradient(model, [pair.forward for pair in chunk], wanted)
-        reverse = _evidence_gradient(model, [pair.reverse for pair in chunk], wanted)
-        product = einsum(forward, reverse, "pair column layer head t, pair column layer head t -> pair layer head")
-        coupled.append(product.cpu())
+        forward_route, forward_error = _evidence_gradient(model, [pair.forward for pair in chunk], wanted)
+        reverse_route, reverse_error = _evidence_gradient(model, [pair.reverse for pair in chunk], wanted)
+        # Errors are multiplied before routes are: heads times vocabulary would not fit into memory.
+        errors = einsum(forward_error, reverse_error, "pair span t, pair other t -> pair span other")
+        routes = "pair span column layer head, pair other column layer head, pair span other -> pair layer head"
+        coupled.append(einsum(forward_route, reverse_route, errors, routes).cpu())
     return torch.cat(coupled)
 
 
 def _evidence_gradient(
     model: HookedModel, queries: Sequence[Query], columns: Sequence[tuple[int, ...]]
-) -> Float[Tensor, "query column layer head d_vocab"]:
-    """Compute dL/dG_h[:, s] for the tokens s in `columns`, wherever they are in the query."""
+) -> tuple[Float[Tensor, "query span column layer head"], Float[Tensor, "query span d_vocab"]]:
+    """Compute the two factors of dL/dG_h[:, s] for the tokens s in `columns`, wherever they are in the query: how much
+    attention they get at each readout, and the loss's gradient with respect to the logits there, over the norm's scale.
+    Summed over readouts, their product is that gradient."""
     (batch,) = batches(queries, model.cfg, size=len(queries))
     width = max(map(len, columns))
     padded = torch.tensor([[*column, *[-1] * (width - len(column))] for column in columns], device=batch.tokens.device)
@@ -332,8 +345,7 @@ def _evidence_gradient(
     error = precise(logits).softmax(-1)
     error = (error - torch.nn.functional.one_hot(batch.answer, error.shape[-1])) * batch.answered[..., None]
     error = error / kept[scales[0]] if scales else error
-    routed = torch.stack([of_layer.to(error) for of_layer in routes], dim=3)
-    return einsum(routed, error, "query span column layer head, query span t -> query column layer head t")
+    return torch.stack([of_layer.to(error) for of_layer in routes], dim=3), error
 
 
 def evidence_scores(

@@ -21,7 +21,7 @@ from mdm_interp.measures.capture import LayerView, capture, on_cpu
 from mdm_interp.measures.evidence import read_embedding
 from mdm_interp.measures.nulls import other_facts
 from mdm_interp.models.bridge import BridgedTransformer, hooked
-from mdm_interp.models.inputs import check_token_ids
+from mdm_interp.models.inputs import check_layer, check_token_ids
 from mdm_interp.models.layers import per_query_head, precise
 from mdm_interp.models.protocol import HookedModel
 from mdm_interp.shards import shared_out
@@ -103,14 +103,15 @@ def score_matrix(
     earlier layers add to it.
 
     Raises:
-        UserError: a token is outside the vocabulary, the offset is longer than the context, or the model is a bridge,
-            whose rotation cannot be asked for.
+        UserError: a token is outside the vocabulary, the offset is longer than the context, there is no such layer, or
+            the model is a bridge, whose rotation cannot be asked for.
 
     Source: docs/theory.md, section 3.
     """
     model = hooked(model)
     if isinstance(model, BridgedTransformer):
         raise UserError("model: scores of tokens by themselves need a HookedTransformer; use load_checkpoint")
+    check_layer("layer", layer, -model.cfg.n_layers, model.cfg.n_layers - 1)
     cfg, attn, n_ctx = model.cfg, model.blocks[layer].attn, model.cfg.n_ctx
     for name, tokens in (("queries", queries), ("keys", keys)):
         check_token_ids(name, tokens, cfg.d_vocab)

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformer_lens.utilities import sample_logits
 
 import mdm_interp
-from mdm_interp.errors import UserError
+from mdm_interp.errors import UserError, require_one_of
 from mdm_interp.models.processing import ProcessedWeights
 from mdm_interp.models.text import Input, PaddingSide
 
@@ -157,8 +157,7 @@ class Generation(ProcessedWeights):
 
 
 def _check_return_type(return_type: str) -> None:
-    if return_type not in get_args(ReturnType):
-        raise UserError(f"return_type: {return_type!r} is unknown; choose input, str or tokens")
+    require_one_of("return_type", return_type, get_args(ReturnType))
 
 
 def _check_drawing(top_k: int | None, top_p: float | None, temperature: float, freq_penalty: float) -> None:

@@ -56,6 +56,16 @@ def read_mask(
     return attention_mask.bool()
 
 
+def check_layer(name: str, layer: int, first: int, last: int) -> None:
+    """Refuse a layer that is not there.
+
+    Raises:
+        UserError: it is not one from `first` to `last`.
+    """
+    if not first <= layer <= last:
+        raise UserError(f"{name}: the model has no layer {layer}; give {first} to {last}")
+
+
 def places(real: Bool[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
     """Count positions from each sequence's first real token; 0 before it."""
     n_pos = real.shape[1]

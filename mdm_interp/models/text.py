@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from mdm_interp.errors import UserError
+from mdm_interp.errors import UserError, require_one_of
 from mdm_interp.models.weights import Weights
 
 PaddingSide = Literal["left", "right"]
@@ -133,8 +133,7 @@ class Texts(Weights):
             raise UserError("input: an empty list; give at least one text or sequence of token ids")
         texts = all(isinstance(row, str) for row in rows)
         side = padding_side or (getattr(self.tokenizer, "padding_side", None) if texts else None) or "right"
-        if side not in ("left", "right"):
-            raise UserError(f"padding_side: {side!r} is neither 'left' nor 'right'; choose one of them")
+        require_one_of("padding_side", side, ("left", "right"))
         ids = self._encode(rows, prepend_bos) if texts else _whole_numbers(rows)
         if truncate:
             ids = [row[: self.cfg.n_ctx] for row in ids]
@@ -242,8 +241,7 @@ class Texts(Weights):
         Raises:
             UserError: it is not there, or `mode` is neither.
         """
-        if mode not in ("first", "last"):
-            raise UserError(f"mode: {mode!r} is neither 'first' nor 'last'; choose one of them")
+        require_one_of("mode", mode, ("first", "last"))
         token = self.to_single_token(single_token) if isinstance(single_token, str) else int(single_token)
         tokens, _ = self.to_tokens_and_mask(input, prepend_bos, padding_side)
         found = (tokens[0] == token).nonzero().flatten().tolist()

@@ -28,7 +28,15 @@ from mdm_interp.errors import UserError
 from mdm_interp.models.classic import ClassicConfig, read_classic_config, read_classic_weights
 from mdm_interp.models.generation import Generation
 from mdm_interp.models.hooks import CheckedHookPoint
-from mdm_interp.models.inputs import check_token_ids, places, read_mask, require_predictions, rows_at, within_reach
+from mdm_interp.models.inputs import (
+    check_layer,
+    check_token_ids,
+    places,
+    read_mask,
+    require_predictions,
+    rows_at,
+    within_reach,
+)
 from mdm_interp.models.layers import Block, Embed, TiedUnembed, Unembed, make_norm, precise
 from mdm_interp.models.positions import POSITION_SCHEMES, rotates
 from mdm_interp.models.text import Input, PaddingSide
@@ -274,8 +282,8 @@ class HookedTransformer(Generation):
         """Return the layers from `start` to before `stop`."""
         n_layers, blocks = self.cfg.n_layers, list(self.blocks)
         for name, layer in (("start_at_layer", start), ("stop_at_layer", stop)):
-            if layer is not None and not -n_layers <= layer <= n_layers:
-                raise UserError(f"{name}: the model has no layer {layer}; give {-n_layers} to {n_layers}")
+            if layer is not None:
+                check_layer(name, layer, -n_layers, n_layers)
         if start is not None and stop is not None:
             entered, left = (layer + n_layers if layer < 0 else layer for layer in (start, stop))
             if left < entered:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from transformer_lens import FactoredMatrix
 from transformer_lens.utilities import TypedModuleList, composition_scores
 
-from mdm_interp.errors import UserError
+from mdm_interp.errors import UserError, require_one_of
 from mdm_interp.models.hooks import CheckedHooks
-from mdm_interp.models.inputs import check_token_ids
+from mdm_interp.models.inputs import check_layer, check_token_ids
 from mdm_interp.models.layers import Attention, Block, Embed, MoE, Norm, TiedUnembed, Unembed, per_query_head, precise
 from mdm_interp.models.positions import PositionScheme
 
@@ -165,8 +165,7 @@ class Weights(CheckedHooks):
 
         Source: Elhage et al., A mathematical framework for transformer circuits, 2021.
         """
-        if mode not in ("Q", "K", "V"):
-            raise UserError(f"mode: {mode!r} is not one of Q, K, V; choose one of them")
+        require_one_of("mode", mode, ("Q", "K", "V"))
         reads = {"Q": self.QK, "K": self.QK.T, "V": self.OV}[mode]
         scores = composition_scores(self.OV, reads, broadcast_dims=True)
         layers = torch.arange(self.cfg.n_layers, device=scores.device)
@@ -185,8 +184,7 @@ class Weights(CheckedHooks):
         Raises:
             UserError: there is no such layer.
         """
-        if not 0 <= layer <= self.cfg.n_layers:
-            raise UserError(f"layer: the model has no layer {layer}; give 0 to {self.cfg.n_layers}")
+        check_layer("layer", layer, 0, self.cfg.n_layers)
         total = torch.zeros(self.cfg.d_model, device=self.W_E.device, dtype=self.W_E.dtype)
         for block in self.blocks[: layer + int(mlp_input)]:
             total = total if block.attn.b_O is None else total + block.attn.b_O.to(total)

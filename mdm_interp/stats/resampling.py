@@ -32,6 +32,7 @@ from scipy.stats import t as student_t
 from torch import Tensor
 
 from mdm_interp.data.queries import QueryPair
+from mdm_interp.errors import require_some
 from mdm_interp.stats.correlations import correlate
 from mdm_interp.stats.estimates import LEVEL, Contrast, Estimate
 
@@ -169,7 +170,11 @@ class FactSample:
 
         Args:
             ways: How each pair is asked: its template, say. Default: all alike.
+
+        Raises:
+            UserError: there are no pairs.
         """
+        require_some("query_pairs", query_pairs)
         facts = torch.tensor([pair.fact for pair in query_pairs]).unique(return_inverse=True)[1]
         names = [
             {name for query in (pair.forward, pair.reverse) for name in (query.source, query.answer)}

@@ -374,7 +374,7 @@ def test_what_cannot_be_continued_is_refused(unchecked: None) -> None:
     with refused("max_new_tokens: 30 after 3 tokens exceed n_ctx 32; ask for fewer"):
         model.generate([1, 2, 3], 30)
     assert new_ids(model, [1, 2, 3], 29).shape == (1, 32)
-    with refused("return_type: 'tensor' is unknown; choose input, str or tokens"):
+    with refused("return_type: 'tensor' is none of input, str, tokens; choose one"):
         model.generate("w1", return_type="tensor")  # type: ignore[arg-type]
     with refused("prepend_bos: this model's tokenizer has no BOS token; leave prepend_bos out, or give False"):
         writing().generate("w1", prepend_bos=True)
@@ -529,7 +529,7 @@ def test_what_cannot_be_filled_in_is_refused(unchecked: None) -> None:
             model.denoise("w1 <mask>")
     with refused("input: there is no mask token (12) to fill in; put one in, or give new_tokens"):
         filling().denoise("w1 w2")
-    with refused("return_type: 'loss' is unknown; choose input, str or tokens"):
+    with refused("return_type: 'loss' is none of input, str, tokens; choose one"):
         filling().denoise("w1 <mask>", return_type="loss")  # type: ignore[arg-type]
     with refused("steps: 0 is too few; use at least 1"):
         filling().denoise("w1 <mask>", steps=0)

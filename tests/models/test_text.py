@@ -255,7 +255,7 @@ def test_ids_need_no_tokenizer_to_be_padded() -> None:
 
 
 def test_another_side_is_refused(unchecked: None) -> None:
-    with refused("padding_side: 'both' is neither 'left' nor 'right'; choose one of them"):
+    with refused("padding_side: 'both' is none of left, right; choose one"):
         model_of_words().to_tokens(TEXTS, padding_side="both")  # type: ignore[arg-type]
 
 
@@ -467,7 +467,7 @@ def test_a_token_that_is_not_there_is_refused(unchecked: None) -> None:
         model.get_token_position(5, [1, 2])
     with refused("input: 2 sequences, expected one; look for a token that the sequence has"):
         model.get_token_position("w1", torch.tensor([[1, 2], [1, 2]]))
-    with refused("mode: 'second' is neither 'first' nor 'last'; choose one of them"):
+    with refused("mode: 'second' is none of first, last; choose one"):
         model.get_token_position("w1", "w1", mode="second")  # type: ignore[arg-type]
 
 

@@ -184,7 +184,7 @@ def test_composition_scores_are_those_of_a_loop_over_heads(mode: Any, kv_heads: 
 
 def test_composition_of_anything_else_is_refused(unchecked: None) -> None:
     mode: Any = "q"
-    with pytest.raises(UserError, match="mode: 'q' is not one of Q, K, V; choose one of them"):
+    with pytest.raises(UserError, match="mode: 'q' is none of Q, K, V; choose one"):
         random_model().all_composition_scores(mode)
 
 

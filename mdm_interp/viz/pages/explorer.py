@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mdm_interp.data.queries import Query, QueryBatch, QueryPair, batches
-from mdm_interp.errors import UserError
+from mdm_interp.errors import UserError, require_some
 from mdm_interp.inference.denoising import denoise
 from mdm_interp.inference.prediction import predict
 from mdm_interp.measures.capture import LayerView, capture
@@ -86,8 +86,7 @@ def explore(
         if not isinstance(first.given, Run):
             raise UserError("query_pairs: a model by itself does not say what to ask it; give pairs")
         query_pairs = first.given.query_pairs(n_contexts=1)[:MAX_PAIRS]
-    if not query_pairs:
-        raise UserError("query_pairs: got none; give at least one")
+    require_some("query_pairs", query_pairs)
     cfg = first.subject.model.cfg
     prompts = [{side: first.subject.prompt(getattr(pair, side)) for side in SIDES} for pair in query_pairs]
     offset = max(1, abs(query_pairs[0].forward.offset))

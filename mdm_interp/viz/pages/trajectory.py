@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -48,8 +48,6 @@ def trajectory(
             1, a layer or head is not there, or the choice has more than
             :data:`~mdm_interp.viz.pages.attention.MAX_ENTRIES` entries.
     """
-    if order not in get_args(FillOrder):
-        raise UserError(f"order: {order!r} is none of {', '.join(get_args(FillOrder))}; choose one")
     subject = Subject.of(model)
     cfg, given = subject.model.cfg, subject.prompt(prompt, source)
     of_layers, of_heads = places(cfg.n_layers, layers, "layers"), places(cfg.n_heads, heads, "heads")
