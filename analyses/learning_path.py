@@ -134,9 +134,8 @@ def by_phase(frame: pd.DataFrame) -> pd.DataFrame:
 def summarize(result: Result) -> Summary:
     phases = by_phase(result.frame)
     phases = phases.assign(beyond=phases["storage"] - phases["storage_null"])
-    whole = where(phases, phase="all")
-    whole = whole.assign(missing_share=(whole["missing"] / whole["fall"]).abs())
-    return Summary.of(phases, BY, (*QUANTITIES, "beyond")) + Summary.of(whole, BY, ("missing_share",))
+    phases = phases.assign(missing_share=(phases["missing"] / phases["fall"]).abs())
+    return Summary.of(phases, BY, (*QUANTITIES, "beyond", "missing_share"))
 
 
 def takeaway(result: Result) -> str:
@@ -159,7 +158,15 @@ def takeaway(result: Result) -> str:
         by, fall = (between(estimate.value for estimate in found(name, lowered)) for name in ("storage", "fall"))
         begin = f"Storage is one: it took {by} of {fall} nats off the reverse loss of {listed(lowered)}, more than off "
         begin += "another answer's" + "; the intervals do not show that of others" * (len(lowered) < len(settings))
-    return f"{begin} ({n}{f'; one seed decides nothing: {listed(single)}' if single else ''})."
+    return f"{begin} ({n}{f'; one seed decides nothing: {listed(single)}' if single else ''}). {complete(result)}"
+
+
+def complete(result: Result) -> str:
+    """Say how much of the changes the parts leave out, at worst. A phase may change a loss by so little that what is
+    missing is no small share of it."""
+    phases = by_phase(result.frame)
+    share = where(phases.assign(share=(phases["missing"] / phases["fall"]).abs()), phase="all")["share"].max()
+    return f"The parts add up to within {100 * share:.1g} % over a run, and {phases['missing'].abs().max():.2g} nats in a phase."
 
 
 TICKS = [-100, -30, -10, -3, -1, 0, 1, 3, 10, 30, 100]
