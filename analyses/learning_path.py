@@ -165,8 +165,9 @@ def complete(result: Result) -> str:
     """Say how much of the changes the parts leave out, at worst. A phase may change a loss by so little that what is
     missing is no small share of it."""
     phases = by_phase(result.frame)
-    share = where(phases.assign(share=(phases["missing"] / phases["fall"]).abs()), phase="all")["share"].max()
-    return f"The parts add up to within {100 * share:.1g} % over a run, and {phases['missing'].abs().max():.2g} nats in a phase."
+    whole, most = where(phases, phase="all"), phases["missing"].abs().max()
+    share = (whole["missing"] / whole["fall"]).abs().max()
+    return f"The parts add up to within {100 * share:.1g} % over a run, and {most:.2g} nats in a phase."
 
 
 TICKS = [-100, -30, -10, -3, -1, 0, 1, 3, 10, 30, 100]

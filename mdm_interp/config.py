@@ -294,7 +294,7 @@ class Experts(Config):
 class ModelConfig(Config):
     """Architecture of a :class:`~mdm_interp.models.transformer.HookedTransformer`.
 
-    The default is the model the theory speaks of: attention only, RMSNorm, RoPE, bidirectional.
+    The default is the model that docs/theory.md treats: attention only, RMSNorm, RoPE, bidirectional.
     """
 
     d_model: Size
@@ -607,9 +607,9 @@ class TrainConfig(Config):
     model: ModelConfig
     facts: FactConfig = FactConfig()
     objective: Objective = "any_order"
-    """any_order masks any token (MDM); source_only and target_only mask only the left or only the right entity;
-    left_to_right masks a token and all after it, and predicts that one; causal predicts the next token (ARM). All but
-    causal take either kind of attention."""
+    """any_order masks any token (MDM); source_only and target_only mask only the left or only the right entity (the
+    fact's source and target, not the source of a query); left_to_right masks a token and all after it, and predicts
+    that one; causal predicts the next token (ARM). All but causal take either kind of attention."""
     mask_rate: Number | None = Field(default=None, gt=0.0, le=1.0, exclude_if=lambda rate: rate is None)
     """With which probability any_order masks a token. Default: drawn anew for each sequence, between 0 and 1. Written
     to files only where it is set."""

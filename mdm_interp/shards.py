@@ -1,6 +1,6 @@
 """Queries shared out over workers, each of which holds the model.
 
-    with shared({model: Opening("GSAI-ML/LLaDA-8B-Base", {"device": "cuda"})}, shards=8):
+    with shared({model: Opening(load_checkpoint, "GSAI-ML/LLaDA-8B-Base", {"device": "cuda"})}, shards=8):
         routes = compute_routes(model, queries)    # each worker takes an eighth of the queries
 
 What a function of :func:`shared_out` returns does not depend on it, but for rounding. A worker opens the model once,

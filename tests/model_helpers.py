@@ -29,6 +29,12 @@ from mdm_interp.models.transformer import HookedTransformer
 SHAPE: dict[str, Any] = {"d_mlp": 24, "n_layers": 2, "n_key_value_heads": 2, "d_model": 32}
 
 
+def padded(side: str, lengths: list[int], n_pos: int = 7) -> Tensor:
+    """`[batch pos]`, True where a token is real."""
+    real = torch.arange(n_pos) < torch.tensor(lengths)[:, None]
+    return real if side == "right" else real.flip(1)
+
+
 def mirrored_pairs(causal: bool, count: int = 4) -> list[QueryPair]:
     """Random contexts in which an answer and its source swap sides; a causal model's share the fact only."""
     generator, pairs = torch.Generator().manual_seed(5), []

@@ -106,7 +106,7 @@ class FactWorld:
 
     @property
     def chance(self) -> float:
-        """Probability of the answer for who knows its role and nothing else."""
+        """Probability that a guesser who knows only the answer's role gives the answer."""
         return 1 / len(self.role(0))
 
     @property

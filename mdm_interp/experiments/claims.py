@@ -97,7 +97,7 @@ def role_of(scope: Mapping[str, Any], identity: bool = False, of_arms: bool = Fa
 
     Args:
         identity: Whether the claim is true or false there by construction.
-        of_arms: Whether the claim speaks of ARMs, too.
+        of_arms: Whether the claim is about ARMs, too.
     """
     if identity:
         return "identity"
@@ -135,7 +135,7 @@ class ClaimTest:
     identity: Callable[[Mapping[str, Any]], bool] = lambda scope: False
     """Whether the claim is true or false by construction in a scope; default: nowhere."""
     of_arms: bool = False
-    """Whether the claim speaks of ARMs, too, so that they are no control."""
+    """Whether the claim is about ARMs, too, so that they are no control."""
 
     @property
     def rule(self) -> str:

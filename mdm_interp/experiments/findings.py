@@ -101,7 +101,8 @@ SENTENCES: tuple[tuple[str, Callable[[Summary], str]], ...] = (
     ("head_specialisation", _route),
     ("one_sided_routes", _others),
 )
-"""What is told, each of the summary of an analysis; nothing where that lacks what it takes."""
+"""The analysis that each sentence is about, and what writes it from that analysis' summary: an empty text where the
+summary lacks what it needs."""
 
 
 def _in_the_cycle(summary: Summary, side: str, variant: str) -> Estimate:

@@ -40,7 +40,7 @@ def small_model(
 ) -> TrainConfig:
     """Return a model of width 64, attention-only unless `mlp`, trained on `facts`.
 
-    It has one head, as the theory speaks of one attention map.
+    By default it has one head: the theory is about a single attention map.
 
     Args:
         d_head: Default: the width shared out among the heads.

@@ -1,8 +1,7 @@
-"""Interventions: what has to be changed inside a model for its answer to a reverse query to change.
+"""Edits of a model's forward pass on the reverse queries of pairs, as context managers that put hooks on it.
 
-Each exists twice: as a context manager, inside which `model(tokens)` on the pairs' reverse queries is edited through
-hooks, and as one call `(model, query_pairs) -> Effect` that asks the reverse queries without the edit, with it, and
-with the same edit at random other positions, its control. Formulas: docs/theory.md, sections 9 and 12.
+The calls that measure what an edit does, beside the same edit at random other positions, are in
+:mod:`~mdm_interp.interventions.effects`. Formulas: docs/theory.md, sections 9 and 12.
 """
 
 from __future__ import annotations
@@ -102,7 +101,7 @@ def even_routes(
         )
     _, reverse = collate_pairs(model, query_pairs)
     rows = _readout_rows(reverse) if at is None else at.to(reverse.tokens.device)
-    chosen = _chosen(model.cfg, heads).to(reverse.tokens.device)
+    chosen = chosen_heads(model.cfg, heads).to(reverse.tokens.device)
     content: dict[str, Tensor] = {}
 
     def keep(kind: str, x: Tensor, hook: HookPoint) -> None:
@@ -169,11 +168,17 @@ def ablated_routes(
 
 
 def log_probability(model: HookedModel, batch: QueryBatch) -> Float[Tensor, "pair"]:
+    """Compute the log-probability of each answer, in nats, summed over its tokens."""
     rows = model(batch.tokens, attention_mask=batch.attention_mask, readout=batch.readout)
     return -answer_loss(rows, batch).cpu()
 
 
 def hook_names(model: HookedModel, hook: str, layers: Sequence[int] | None) -> list[str]:
+    """Return the full names of a hook in some layers (None: all).
+
+    Raises:
+        UserError: the model lacks one.
+    """
     names = [f"blocks.{layer}.{hook}" for layer in (range(model.cfg.n_layers) if layers is None else layers)]
     for name in names:
         if name not in model.hook_dict:
@@ -224,7 +229,7 @@ def _attending(
         yield
 
 
-def _chosen(cfg: ModelConfig, heads: Sequence[Head] | None) -> Bool[Tensor, "layer head"]:
+def chosen_heads(cfg: ModelConfig, heads: Sequence[Head] | None) -> Bool[Tensor, "layer head"]:
     """Mark the heads that are among `heads`; all of them if there is no choice."""
     chosen = torch.full((cfg.n_layers, cfg.n_heads), heads is None)
     for layer, head in heads or ():
@@ -247,6 +252,7 @@ CHUNK = 256
 
 
 def collate_pairs(model: HookedModel, query_pairs: Sequence[QueryPair]) -> tuple[QueryBatch, QueryBatch]:
+    """Return the forward and the reverse queries of the pairs as two batches."""
     return collate([pair.forward for pair in query_pairs], model.cfg), collate(
         [pair.reverse for pair in query_pairs], model.cfg
     )

@@ -21,9 +21,9 @@ from mdm_interp.interventions.edits import (
     At,
     Editing,
     Head,
-    _chosen,
     ablated_routes,
     ablated_storage,
+    chosen_heads,
     collate_pairs,
     even_routes,
     log_probability,
@@ -94,7 +94,7 @@ def project_even_routes(
     control of chosen `heads` is as many others, drawn at random from all layers."""
     if heads is None:
         return _effect(model, query_pairs, even_routes, _elsewhere(even_routes, seed, like="answer"))
-    chosen = _chosen(hooked(model).cfg, heads)
+    chosen = chosen_heads(hooked(model).cfg, heads)
     others, needed = [(layer, head) for layer, head in (~chosen).nonzero().tolist()], int(chosen.sum())
     drawn = random.Random(seed).sample(others, needed) if len(others) >= needed else None
     control = None if drawn is None else partial(even_routes, heads=drawn)

@@ -1,8 +1,8 @@
 """Heads: what each brings to an answer, and whether it serves one side of the readout only.
 
 A head's *contribution* to a query is its routes times its evidence, summed over all key positions, toward the answer
-less the mean over other tokens, in logits: positive means that the head speaks for the answer. Formulas:
-docs/theory.md, section 12.
+less the mean over other tokens, in logits: positive means that the head raises the answer's logit above the others'.
+Formulas: docs/theory.md, section 12.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Contributions:
 
     def shares(self) -> tuple[Float[Tensor, "layer head"], Float[Tensor, "layer head"]]:
         """Return each head's mean forward and reverse contribution over the sum of all heads' absolute ones, -1 to 1;
-        they add up to 1 where no head speaks against the answers."""
+        they add up to 1 where no head lowers the answers' logits."""
         forward, reverse = (x.mean(0) / x.mean(0).abs().sum() for x in (self.forward, self.reverse))
         return forward, reverse
 

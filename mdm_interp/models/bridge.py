@@ -1,7 +1,8 @@
 """Bridges: TransformerLens' `TransformerBridge`, seen as the measures see a model.
 
 A bridge wraps somebody else's implementation, so a hook may be listed and never fire, or fire when it is too late to
-edit anything, or on something else than its name says. What is offered here was seen to work on this very model.
+edit anything, or on something else than its name says. Each hook is tested on the model at hand before it is
+offered.
 """
 
 from __future__ import annotations

@@ -208,10 +208,9 @@ class CheckedHooks(HookedRootModule):
         Raises:
             UserError: no hook is selected, or there is no batch dimension of one sequence to remove.
         """
-        if remove_batch_dim and isinstance(model_args[0], Tensor) and len(model_args[0]) != 1:
-            raise UserError(
-                f"remove_batch_dim: the batch has {len(model_args[0])} sequences; give one, or leave it out"
-            )
+        given = model_args[0] if model_args else model_kwargs.get("input")
+        if remove_batch_dim and isinstance(given, Tensor) and len(given) != 1:
+            raise UserError(f"remove_batch_dim: the batch has {len(given)} sequences; give one, or leave it out")
         alone = reset_hooks_end and not any(map(in_use, self.hook_dict.values()))
         cache, fwd, bwd = self.get_caching_hooks(
             names_filter, incl_bwd, device, remove_batch_dim, pos_slice=pos_slice, unedited=alone

@@ -56,7 +56,7 @@ class Trainee:
 
 
 def _settings(config: TrainConfig) -> dict[str, Any]:
-    """Return what an optimizer is told of a run."""
+    """Return a run's optimizer settings."""
     return {"lr": config.lr, "betas": (config.beta1, config.beta2), "weight_decay": config.weight_decay}
 
 

@@ -105,7 +105,9 @@ def test_what_the_parts_leave_out_is_said() -> None:
     assert learning_path.takeaway(result).endswith("add up to within 0 % over a run, and 0 nats in a phase.")
     for row in result.rows:
         row["missing"] = {0: 0.0, 5: 0.0, 10: 0.03}[row["trained"]]
-    assert learning_path.takeaway(replace(result)).endswith("add up to within 2 % over a run, and 0.03 nats in a phase.")
+    assert learning_path.takeaway(replace(result)).endswith(
+        "add up to within 2 % over a run, and 0.03 nats in a phase."
+    )
 
 
 def test_the_figure_shows_every_setting(result: Result) -> None:

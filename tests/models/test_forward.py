@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from helpers import random_model, random_tokens, seeded
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_helpers import HUGGING_FACE_NAMES, copy_weights, hugging_face_peer
+from model_helpers import HUGGING_FACE_NAMES, copy_weights, hugging_face_peer, padded
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -29,12 +29,6 @@ from mdm_interp.training.losses import mdm_loss
 MASK = 12
 close = partial(assert_close, atol=1e-5, rtol=1e-5)
 exactly = partial(assert_close, atol=0, rtol=0)
-
-
-def padded(side: str, lengths: list[int], n_pos: int = 7) -> Tensor:
-    """`[batch pos]`, True where a token is real."""
-    real = torch.arange(n_pos) < torch.tensor(lengths)[:, None]
-    return real if side == "right" else real.flip(1)
 
 
 def causal_model(**changes: Any) -> Any:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import jaxtyping
 import pytest
 import torch
 from helpers import random_model, random_tokens, seeded
@@ -71,14 +70,6 @@ def forcing(*special: str, **changes: Any) -> HookedTransformer:
         model.W_U.copy_(torch.eye(16, 13))
         model.get_parameter("ln_final.w").fill_(1.0)
     return model
-
-
-@pytest.fixture
-def unchecked() -> Iterator[None]:
-    """As users have it: no annotation is enforced, and the package's own messages are reached."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 # ---- generate: greedy

@@ -14,7 +14,7 @@ import torch
 from helpers import random_model, random_tokens, seeded
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_helpers import mirrored_pairs, with_biases
+from model_helpers import mirrored_pairs, padded, with_biases
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -56,12 +56,6 @@ def full_model(*, biases: bool = True, **changes: Any) -> Any:
     for block in model.blocks:
         block.attn.W_O.add_(0.2)
     return model
-
-
-def padded(side: str, lengths: list[int], n_pos: int = 7) -> Tensor:
-    """`[batch pos]`, True where a token is real."""
-    real = torch.arange(n_pos) < torch.tensor(lengths)[:, None]
-    return real if side == "right" else real.flip(1)
 
 
 REAL = {"none": None, "left": padded("left", [7, 3]), "right": padded("right", [7, 3])}

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -42,14 +41,6 @@ def model_of_words() -> HookedTransformer:
 @cache
 def model_of_bytes() -> HookedTransformer:
     return reading(byte_tokenizer(), d_vocab=301, n_ctx=64)
-
-
-@pytest.fixture
-def unchecked() -> Iterator[None]:
-    """As users have it: no annotation is enforced, and the package's own messages are reached."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 # ---- texts and ids into tokens

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from einops import einsum
 from helpers import EXPERTS, random_model, random_tokens, seeded, tiny_config
-from model_helpers import native_peer
+from model_helpers import native_peer, padded
 from torch import Tensor
 from torch.func import functional_call, vmap
 from torch.testing import assert_close
@@ -32,12 +32,6 @@ from mdm_interp.models.transformer import HookedTransformer
 ATTENTION = ["bidirectional", "causal"]
 GATED: dict[str, Any] = {"d_mlp": 24, "gated_mlp": True, "act_fn": "silu"}
 close = partial(assert_close, atol=1e-5, rtol=1e-5)
-
-
-def padded(side: str, lengths: list[int], n_pos: int = 7) -> Tensor:
-    """`[batch pos]`, True where a token is real."""
-    real = torch.arange(n_pos) < torch.tensor(lengths)[:, None]
-    return real if side == "right" else real.flip(1)
 
 
 # ---- the fused path
@@ -720,8 +714,13 @@ def test_hooks_of_a_compiled_model_are_seen_where_the_model_itself_is_called(unc
 
 
 def test_only_a_batch_of_one_sequence_has_its_dimension_removed() -> None:
+    model = random_model()
     with pytest.raises(UserError, match=r"^remove_batch_dim: the batch has 2 sequences; give one, or leave it out$"):
-        random_model().run_with_cache(random_tokens(batch=2), remove_batch_dim=True)
+        model.run_with_cache(random_tokens(batch=2), remove_batch_dim=True)
+    with pytest.raises(UserError, match=r"^remove_batch_dim: the batch has 2 sequences"):
+        model.run_with_cache(input=random_tokens(batch=2), remove_batch_dim=True)
+    _, cache = model.run_with_cache(input=random_tokens(batch=1, pos=5), remove_batch_dim=True)
+    assert cache["resid_pre", 0].shape == (5, 16)
 
 
 def test_remove_batch_dim_and_pos_slice_take_the_axes_they_name() -> None:
