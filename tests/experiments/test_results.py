@@ -22,6 +22,7 @@ from stranger_helpers import outcome_of
 
 from mdm_interp.errors import UserError
 from mdm_interp.experiments.results import CheckpointOrigin, Parts, Result, TrainedOrigin, tidy
+from mdm_interp.files import json_digest
 from mdm_interp.stats.summary import Summary
 from mdm_interp.stats.tables import curve, where
 
@@ -171,7 +172,7 @@ def test_a_summary_is_computed_from_the_rows_and_never_stored(tmp_path: Path) ->
     content = json.loads(path.read_text())
     content["columns"]["value"] = [0.5, 0.75]
     del content["digest"]
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps({**content, "digest": json_digest(content)}))
     assert Result.load(path, summarize).summary.at("value").value == 0.625
     more = replace(written, rows=[*written.rows, {"seed": 2, "value": 0.75}])
     assert (more.summary.at("rows").value, more.summary.at("value").value) == (3, 0.5), "nor kept from other rows"
