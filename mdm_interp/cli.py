@@ -15,8 +15,8 @@ import io
 import itertools
 import json
 import os
-import shutil
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -289,9 +289,13 @@ def verify(
     verdicts = ledger(judged, results)
     asked = {"claim": claim, "scheme": scheme, "stage": stage, "verdict": verdict}
     chosen = select(verdicts, **asked)
-    save_ledger(verdicts, out / "claims.json")
     if readme:
         findings.write(verdicts, results, readme)
+    unwritten = None
+    try:
+        save_ledger(verdicts, out / "claims.json")
+    except OSError as error:  # who may only read gets the answer, and then this
+        unwritten = error
     if as_json:
         print(written(chosen), end="")
     elif as_csv:
@@ -300,6 +304,8 @@ def verify(
         print(listing(chosen))
     else:
         print(summary(verdicts, findings.sentences(results)))
+    if unwritten is not None:
+        raise unwritten
 
 
 @app.command()
@@ -723,12 +729,13 @@ def list_runs(
     read, each named on stderr."""
     import pandas as pd
 
-    from mdm_interp.training.runs import Run, holds_nothing
+    from mdm_interp.training.runs import Run, holds_nothing, run_folders
 
     def described(folder: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
         if holds_nothing(folder):
             return None
         run = Run.at(folder)
+        run.check_state()
         row = {
             "run": run.folder.name,
             "world": run.config.facts.world,
@@ -743,7 +750,9 @@ def list_runs(
         }
         return row, run.config.model_dump(mode="json")
 
-    with _each_run(runs, described) as found:
+    _require_store(runs)
+    with _each() as look:
+        found = look(described, run_folders(runs))
         rows, configs = [[one[part] for one in found if one] for part in (0, 1)]
         for row, differs in zip(rows, _differences(rows, configs), strict=True):
             row["differs"] = differs
@@ -778,27 +787,34 @@ def _differences(rows: list[dict[str, Any]], configs: list[dict[str, Any]]) -> l
 
 
 @contextlib.contextmanager
-def _each_run(runs: Path, look: Callable[[Path], T]) -> Iterator[list[T]]:
-    """Give what is found in each run's folder that can be read; the others are named on stderr.
+def _each() -> Iterator[Callable[[Callable[[Path], T], list[Path]], list[T]]]:
+    """Give a function that looks into each of several folders. Those that cannot be read are named on stderr.
 
     Raises:
-        UserError: there is no store.
-        Exit: when this ends, with 1, if some could not be read.
+        Exit: when this ends, with 1, if there were such.
     """
-    from mdm_interp.training.runs import run_folders
+    broken = False
 
-    if not runs.is_dir():
-        raise UserError(f"--runs: there is no folder {runs}; give the run store's, or train a run first")
-    found, broken = list[T](), False
-    for folder in run_folders(runs):
-        try:
-            found.append(look(folder))
-        except UserError as error:
-            broken = True
-            print(_line(str(error)), file=sys.stderr)
-    yield found
+    def look(at: Callable[[Path], T], folders: list[Path]) -> list[T]:
+        nonlocal broken
+        found = list[T]()
+        for folder in folders:
+            try:
+                found.append(at(folder))
+            except (UserError, OSError) as error:
+                broken = True
+                message = _fault(error)[0] if isinstance(error, OSError) and error.filename else str(error)
+                print(_line(message), file=sys.stderr)
+        return found
+
+    yield look
     if broken:
         raise typer.Exit(1)
+
+
+def _require_store(runs: Path) -> None:
+    if not runs.is_dir():
+        raise UserError(f"--runs: there is no folder {runs}; give the run store's, or train a run first")
 
 
 @runs_app.command("show")
@@ -822,31 +838,18 @@ def show_run(
 @runs_app.command("prune")
 def prune_runs(runs: Root = DEFAULT_ROOT) -> None:
     """Delete the runs and demo checkpoints that were not finished, unless they are being trained, and what killed
-    commands left half written. Exit code 1 says that some runs cannot be read, each named on stderr; they are kept."""
-    from filelock import FileLock, Timeout
-
-    from mdm_interp.files import remove_leftovers
-    from mdm_interp.training.runs import Run, holds_nothing
-    from mdm_interp.training.text import is_written
+    commands left half written. Exit code 1 says that some folders were kept that cannot be read, or may hold what is
+    worth keeping, each named on stderr."""
+    from mdm_interp.training.prune import prune_demo, prune_run
+    from mdm_interp.training.runs import folders, run_folders
     from mdm_interp.viz.words import counted
 
-    def is_unfinished(folder: Path) -> bool:
-        if folder.parent != runs:
-            return not is_written(folder)
-        return holds_nothing(folder) or not Run.at(folder).finished
-
-    def deleted(folder: Path) -> bool:
-        if is_unfinished(folder):
-            with contextlib.suppress(Timeout), FileLock(folder / ".lock", timeout=0):  # one in training is kept
-                if is_unfinished(folder):  # still
-                    shutil.rmtree(folder)
-                    return True
-        return False
-
-    with _each_run(runs, deleted) as found:
-        found += [deleted(folder) for folder in sorted(runs.glob("demos/*/")) if folder.is_dir()]
-        remove_leftovers(runs)
-        print(f"deleted {counted(sum(found), 'unfinished run')}")
+    _require_store(runs)
+    with _each() as look:
+        deleted = look(prune_run, run_folders(runs))
+        for demos in look(folders, [runs / "demos"]):
+            deleted += look(prune_demo, demos)
+        print(f"deleted {counted(sum(deleted), 'unfinished run')}")
 
 
 def _run(command: typer.Typer) -> None:
@@ -854,6 +857,7 @@ def _run(command: typer.Typer) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # what a locale lacks is no reason to fail
+    format_before, warnings.formatwarning = warnings.formatwarning, _warning
     try:
         code = command(standalone_mode=False)
         print(end="", flush=True)
@@ -868,6 +872,8 @@ def _run(command: typer.Typer) -> None:
         _fail(*_fault(error))
     except Exception as error:
         _fail(_mistake(error), 2)
+    finally:
+        warnings.formatwarning = format_before
     if code == 130:  # Typer's own answer to Ctrl-C
         _fail("interrupted; the same command goes on from here", 130)
     sys.exit(code)
@@ -913,6 +919,11 @@ def _fail(message: str, code: int) -> NoReturn:
     """Print a message on one line, and end."""
     print(_line(message), file=sys.stderr)
     sys.exit(code)
+
+
+def _warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> str:
+    """Put a warning on one line, as an error is: where in the code it comes from helps no user."""
+    return f"{_line(str(message))}\n"
 
 
 def _line(message: str) -> str:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import stat
 import tempfile
@@ -41,23 +42,33 @@ def replacing(path: str | Path) -> Iterator[Path]:
             return
         target = Path(os.path.realpath(path))
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:SHOWN]}.", suffix=".tmp")
-        os.close(handle)
-        temporary = Path(name)
+        temporary, mode = _begun(target)
         try:
             yield temporary
             with open(temporary, "rb") as written:
                 os.fsync(written.fileno())
-            temporary.chmod(0o644)
+            temporary.chmod(mode)  # libraries may have put a file of theirs there
             os.replace(temporary, target)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
 
 
+def _begun(target: Path) -> tuple[Path, int]:
+    """Make the temporary file of a file, and return it and the mode that it is to have in the end: that of the file
+    that is there, or what the umask leaves to a new one."""
+    temporary = target.parent / f".{target.name[:SHOWN]}.{secrets.token_hex(4)}.tmp"
+    with contextlib.suppress(FileNotFoundError):
+        mode = stat.S_IMODE(target.stat().st_mode)
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL, 0o600))  # a private file is never open to others
+        return temporary, mode
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL, 0o666))
+    return temporary, stat.S_IMODE(temporary.stat().st_mode)
+
+
 SHOWN, RANDOM = 50, "?" * 8
-"""How much of a file's name its temporary file has, as the whole might be too long with what is added; and what
-:mod:`tempfile` adds."""
+"""How much of a file's name its temporary file has, as the whole might be too long with what is added; and what is
+added at random."""
 
 
 @contextlib.contextmanager
@@ -223,35 +234,62 @@ def remove_leftovers(folder: str | Path) -> None:
     _remove_old([*Path(folder).rglob(".*.tmp"), *Path(folder).rglob(OF_SAFETENSORS)])
 
 
+def is_leftover(path: Path) -> bool:
+    """Tell whether a name is of a temporary file."""
+    return path.match(".*.tmp") or path.match(OF_SAFETENSORS)
+
+
 def _remove_old(leftovers: Iterable[Path]) -> None:
     for leftover in list(leftovers):
         with contextlib.suppress(FileNotFoundError):  # it has been put into place, or someone else removed it
-            if time.time() - leftover.stat().st_mtime > LEFT_SECONDS:
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            if not _is_young(leftover):
+                shutil.rmtree(leftover) if leftover.is_dir() and not leftover.is_symlink() else leftover.unlink()
+
+
+def changed_lately(folder: Path) -> bool:
+    """Tell whether something in a folder was written so lately that someone may still be at it. Locks, which are
+    written by who only looks, do not count."""
+    return any(_is_young(path) for path in (folder, *folder.rglob("*")) if path.name != LOCK)
+
+
+def _is_young(path: Path) -> bool:
+    return time.time() - path.lstat().st_mtime <= LEFT_SECONDS
 
 
 LEFT_SECONDS = 3600.0
 """From what age on nobody is writing a temporary file any more."""
 
+LOCK = ".lock"
+"""The lock of a folder."""
+
 
 @contextlib.contextmanager
-def locked(path: str | Path) -> Iterator[None]:
+def locked(path: str | Path, wait: bool = True) -> Iterator[bool]:
     """Hold the lock of a file, after whoever holds it now. A file system without locks gives none: there, those who
     write one thing rely on writing whole files that are alike.
 
+    Args:
+        wait: Whether to wait for another who holds it.
+
+    Returns:
+        Whether there are locks here.
+
     Raises:
         OSError: the file cannot be written.
+        TimeoutError: another holds it, and one is not to wait.
     """
     from filelock import FileLock  # which the command line's help need not wait for
 
-    lock = FileLock(path, fallback_to_soft=False)  # a soft lock outlives a host that died with it
+    # A soft lock outlives a host that died with it.
+    lock, has_locks = FileLock(path, timeout=-1 if wait else 0, fallback_to_soft=False), True
     try:
         lock.acquire()
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
+        has_locks = False
     try:
-        yield
+        yield has_locks
     finally:
         lock.release()
 

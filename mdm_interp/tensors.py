@@ -1,4 +1,5 @@
-"""Tensors in safetensors files, each with a digest in the file's metadata that is checked when it is read."""
+"""Tensors in safetensors files, each with a digest in the file's metadata, which have one of their own; all of them are
+checked when they are read."""
 
 from __future__ import annotations
 
@@ -13,18 +14,20 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mdm_interp.errors import UserError
-from mdm_interp.files import parse_json, replacing, require_file
+from mdm_interp.files import json_digest, parse_json, replacing, require_file
 
-DIGESTS = "digests"
-"""Where metadata have them: a JSON object, by the tensors' names. Files of before have none."""
+DIGESTS, DIGEST = "digests", "digest"
+"""Where metadata have the tensors' digests, a JSON object by their names, and that of all that they say themselves.
+Files of before have none, or only the first."""
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file, atomically. The same tensors and metadata give the same bytes."""
     saved = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     digests = {name: tensor_digest(tensor) for name, tensor in sorted(saved.items())}
+    said = {**(metadata or {}), DIGESTS: json.dumps(digests)}
     with replacing(path) as temporary:
-        save_file(saved, temporary, {**(metadata or {}), DIGESTS: json.dumps(digests)})
+        save_file(saved, temporary, {**said, DIGEST: json_digest(said)})
         _sort_metadata(temporary)
 
 
@@ -55,12 +58,15 @@ def saved_digests(metadata: Mapping[str, str] | None) -> dict[str, str]:
     """Return the digests that metadata have, by the tensors' names.
 
     Raises:
-        SafetensorError: they are damaged, and with them the file.
+        SafetensorError: the metadata are not as they were saved, and so is the file.
     """
+    said = dict(metadata or {})
     try:
-        return dict(parse_json((metadata or {}).get(DIGESTS, "{}")))
+        if said.pop(DIGEST, None) not in (None, json_digest(said)):
+            raise ValueError("what it says of itself is not as it was saved")
+        return dict(parse_json(said.get(DIGESTS, "{}")))
     except (ValueError, TypeError) as error:
-        raise SafetensorError(f"digests: {error}") from error
+        raise SafetensorError(f"{DIGESTS}: {error}") from error
 
 
 def tensor_digest(tensor: Tensor) -> str:

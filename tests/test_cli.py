@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -288,6 +289,20 @@ def test_a_long_command_says_at_once_that_it_has_begun(tmp_path: Path) -> None:
     assert begun.wait(100) == 2
 
 
+def test_a_warning_is_one_line(mdm_interp: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> None:
+    run = stored(Path("runs"))
+    path = run.metrics_path
+    path.write_text(re.sub(r', "digest": "[^"]+"', "", path.read_text()))
+    monkeypatch.setattr(warnings, "showwarning", lambda *said: sys.stderr.write(warnings.formatwarning(*said[:4])))
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        shown = mdm_interp("runs", "show", run.folder.name)
+    assert (shown.code, shown.err) == (
+        0,
+        f"mdm-interp: {path}: has no digest in some lines: these cannot be checked\n",
+    )
+
+
 def test_a_run_that_other_code_or_versions_trained_is_shown_with_them(
     mdm_interp: Callable[..., Ended], tmp_path: Path
 ) -> None:
@@ -367,19 +382,21 @@ def test_unfinished_demos_and_what_was_half_written_are_pruned(
     mdm_interp: Callable[..., Ended], tmp_path: Path
 ) -> None:
     run, demos, now = stored(tmp_path / "runs"), tmp_path / "runs" / "demos", time.time()
-    finished = train_demo(demos / "finished", TINY_DEMO.model_copy(update={"steps": 1}), progress=False)
-    for name in ("unfinished", "in training"):
-        shutil.copytree(finished, demos / name)
-        (demos / name / "training_state.safetensors").touch()
+    configs = [TINY_DEMO.model_copy(update={"steps": 1, "seed": seed}) for seed in range(3)]
+    finished, unfinished, in_training = (demos / f"llada-{config.digest()}" for config in configs)
+    for folder, config in zip((finished, unfinished, in_training), configs, strict=True):
+        train_demo(folder, config, progress=False)
+    for folder in (unfinished, in_training):
+        (folder / "training_state.safetensors").touch()
     left, young = run.folder / "checkpoints" / ".000000.safetensors.x.tmp", finished / ".facts.csv.x.tmp"
     for path, age in ((left, 4000), (young, 0)):
         path.touch()
         os.utime(path, (now, now - age))
     before = contents(tmp_path)
-    with FileLock(demos / "in training" / ".lock"):
+    with FileLock(in_training / ".lock"):
         assert mdm_interp("runs", "prune") == (0, "deleted 1 unfinished run\n", "")
     gone = before.keys() - contents(tmp_path).keys()
-    assert gone == {str(left), *(name for name in before if name.startswith(str(demos / "unfinished")))}
+    assert gone == {str(left), *(name for name in before if name.startswith(str(unfinished)))}
 
 
 @pytest.mark.promise(
@@ -744,6 +761,11 @@ def test_verify_prints_and_writes_the_ledger(
     assert text.startswith(f"before\n{start}") and text.endswith(f"{end}after\n")
     held = sum(line["verdict"] == "holds" and line["role"] in ("test", "arm") for line in written)
     assert sum(int(count) for count in re.findall(r"(\d+) holds", text)) == held
+    (tmp_path / "figures" / "claims.json").unlink()
+    (tmp_path / "figures" / "claims.json").mkdir()
+    unwritten = mdm_interp("verify", *asked)
+    assert unwritten.out == mdm_interp("verify", *asked).out and unwritten.out.count(", null ") == len(chosen)
+    assert unwritten.code == 2 and unwritten.err.startswith("mdm-interp: figures/claims.json: Is a directory; give")
     (tmp_path / "README.md").write_text("no marks")
     assert_refused(mdm_interp("verify", "--readme", "README.md"), "README.md", "no place for the findings")
     assert (tmp_path / "README.md").read_text() == "no marks"

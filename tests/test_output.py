@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import stat
 import subprocess
 import sys
 import threading
@@ -224,6 +225,31 @@ def test_a_tokenizer_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch
     with pytest.raises(OSError, match="No space left on device") as raised:
         save_checkpoint(model, tmp_path / "saved", format="llada")
     assert raised.value.filename == str(tmp_path / "saved" / "tokenizer.json")
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize(("umask", "new"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_a_file_keeps_its_mode_and_a_new_one_has_what_the_umask_leaves(
+    tmp_path: Path, writer: str, umask: int, new: int
+) -> None:
+    before = os.umask(umask)
+    try:
+        for mode in (None, 0o600, 0o640, 0o444, 0o755):
+            path = tmp_path / str(mode)
+            if mode is not None:
+                path.write_text("old")
+                path.chmod(mode)
+            WRITERS[writer](path)
+            assert stat.S_IMODE(path.stat().st_mode) == (new if mode is None else mode)
+    finally:
+        os.umask(before)
+
+
+def test_what_is_private_is_never_open_to_others_while_it_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.touch(0o600)
+    with replacing(path) as temporary:
+        assert stat.S_IMODE(temporary.stat().st_mode) == 0o600
 
 
 def test_a_long_name_is_written(tmp_path: Path) -> None:

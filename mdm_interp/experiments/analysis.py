@@ -80,9 +80,12 @@ class Analysis:
         """Read a result of this analysis.
 
         Raises:
-            UserError: the file is missing or is not a result.
+            UserError: the file is missing, is not a result, or is one of another analysis.
         """
-        return Result.load(path, self.summarize)
+        result = Result.load(path, self.summarize)
+        if result.name != self.name:
+            raise UserError(f"{path}: is a result of {result.name}, not of {self.name}; put the right file there")
+        return result
 
     def figure(self, result: Result) -> go.Figure:
         """Draw a result: titled with the question, and what to take away below it. The title says if it is demo

@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -130,8 +131,8 @@ class Result:
             summarize: As of its analysis. Without it the result has no summary.
 
         Raises:
-            UserError: the file is missing, is not a result, or is not as it was measured. Results of before have no
-                digest, and nothing to tell that by.
+            UserError: the file is missing, is not a result, or is not as it was measured. Of one without a digest,
+                which nothing tells that by, a warning says so.
         """
         try:
             content = parse_json(read_text(path, most=MOST_BYTES))
@@ -151,6 +152,8 @@ class Result:
             raise UserError(
                 f"{path}: is not as it was measured, but edited or damaged; delete it, and measure it again"
             )
+        if digest is None:
+            warnings.warn(f"{path}: has no digest: it cannot be checked; measure it again", stacklevel=2)
         return replace(result, summarize=summarize) if summarize else result
 
     def same_measurement(self, other: Result) -> bool:
@@ -251,7 +254,7 @@ class Parts:
         """Return the rows of a subject; None where there are none, or they are damaged or of other settings or code."""
         try:
             content = parse_json(read_text(self.folder / f"{subject}.json", most=MOST_BYTES))
-            whole = content.get("digest") in (None, json_digest(content["rows"]))
+            whole = content["digest"] == json_digest(content["rows"])
             return content["rows"] if whole and content["of"] == json.loads(json.dumps(self.of)) else None
         except (OSError, ValueError, TypeError, LookupError, AttributeError):
             return None

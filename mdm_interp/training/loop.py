@@ -12,6 +12,7 @@ import heapq
 import math
 import socket
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
@@ -23,16 +24,18 @@ import numpy as np
 import torch
 
 from mdm_interp.config import TrainConfig
+from mdm_interp.data.queries import QueryPair
 from mdm_interp.data.worlds import FactWorld
 from mdm_interp.devices import check_device
-from mdm_interp.errors import Diverged, UserError
-from mdm_interp.files import DEFAULT_ROOT, locked, remove_leftovers
+from mdm_interp.errors import Diverged, UserError, few
+from mdm_interp.files import DEFAULT_ROOT, LOCK, locked, remove_leftovers
 from mdm_interp.inference.prediction import predict
 from mdm_interp.models.positions import SAMPLE, sample_answers
 from mdm_interp.models.transformer import HookedTransformer
 from mdm_interp.parallel import Workers, find_place, progress_bars, side_by_side
 from mdm_interp.provenance import made_with, provenance, stamp
 from mdm_interp.tensors import not_finite
+from mdm_interp.training.losses import LastLosses
 from mdm_interp.training.runs import Run, checkpoint_steps
 from mdm_interp.training.trainees import Ensemble, Trainee, shape_of
 
@@ -70,7 +73,8 @@ def train(
     progress: bool = True,
     report: Report | None = None,
 ) -> Run:
-    """Train `config`, resume it, or, if it is finished, check that it is whole.
+    """Train `config`, resume it, or, if it is finished, check that it is whole. Metrics that are lost or damaged are
+    computed again, but for their losses, and a warning says so.
 
     Args:
         root: Folder of the run store.
@@ -80,10 +84,13 @@ def train(
 
     Raises:
         UserError: the device cannot be used, or what the store holds of this run is damaged.
-        Diverged: loss or weights are no longer finite. What was saved before is kept.
+        Diverged: loss or weights are no longer finite, or the loss has exploded. What was saved before is kept.
     """
     run = Run.of(config, root)
     if run.finished:
+        if run.read_metrics()[1]:
+            with locked(run.folder / LOCK):
+                _record_again(run, check_device(device))
         run.check()
         return run
     if report is not None or not progress:
@@ -228,13 +235,13 @@ def _train(runs: Sequence[Run], device: str, report: Report) -> None:
     with ExitStack() as locks:
         for run in sorted(runs, key=lambda run: run.folder):  # in one order everywhere, so that none waits for another
             run.folder.mkdir(parents=True, exist_ok=True)
-            locks.enter_context(locked(run.folder / ".lock"))
+            locks.enter_context(locked(run.folder / LOCK))
         under_way = [_Training(run, device) for run in runs if not run.finished]
         for step in sorted({training.step for training in under_way}):
             _train_together([training for training in under_way if training.step == step], device, report)
         for training in under_way:
             if training.diverged is not None:
-                training.run.stop_diverged(training.diverged)
+                training.run.stop_diverged(training.diverged, training.losses)
 
 
 def _train_together(trainings: Sequence[_Training], device: str, report: Report) -> None:
@@ -293,38 +300,40 @@ class _Training:
         if not (run.folder / "config.yaml").exists():
             config.to_yaml(run.folder / "config.yaml")
         run.check()
-        self.trainee = Trainee(config, run.facts, device)
+        self.trainee, self.losses = Trainee(config, run.facts, device), LastLosses(config.model.d_vocab)
         self.step = -1 if run.step is None else run.load_state(*self._state())
         """How many steps are trained; -1 before anything is saved."""
         self.ensemble: int | None = made_with(run.folder)[-1].get("ensemble")
         """Together with how many it was begun. One that is left of them goes on as one of them, to end in the same
         bits."""
+        if self.step >= 0 and run.read_metrics()[1]:
+            _record_again(run, device)
         self.recorded = [row for row in run.metrics() if row["step"] <= self.step] if self.step >= 0 else []
         self.latest: dict[str, Any] = self.recorded[-1] if self.recorded else {}
         self.loss = torch.tensor(self.latest.get("loss", float("nan")))
         self.diverged: int | None = None
-        """The step from which on loss or weights are not finite."""
-        self.checkpoints = set(checkpoint_steps(config))
-        pairs = run.query_pairs()
-        self.asked = {"forward": [pair.forward for pair in pairs], "reverse": [pair.reverse for pair in pairs]}
+        """The step from which on loss or weights are not finite, or by which the loss has exploded."""
+        self.checkpoints, self.pairs = set(checkpoint_steps(config)), run.query_pairs()
 
-    def _state(self) -> tuple[HookedTransformer, torch.optim.Optimizer, torch.Generator]:
-        return self.trainee.model, self.trainee.optimizer, self.trainee.generator
+    def _state(self) -> tuple[HookedTransformer, torch.optim.Optimizer, torch.Generator, LastLosses]:
+        return self.trainee.model, self.trainee.optimizer, self.trainee.generator, self.losses
 
     def look(self, step: int, *, closely: bool) -> None:
-        """Note if the loss, which there is from the first step on, or (closely) a weight is no longer finite."""
+        """Note if the loss, which there is from the first step on, has exploded, or it or (closely) a weight is no
+        longer finite."""
+        if self.diverged is not None:
+            return
         seen = {"loss": self.loss} if step > 0 else {}
-        if self.diverged is None and not_finite(seen | (self.trainee.model.state_dict() if closely else {})):
+        if not_finite(seen | (self.trainee.model.state_dict() if closely else {})):
             self.diverged = step
+        elif step > 0:
+            self.losses.add(self.loss.item())
+            if self.losses.exploded:
+                self.diverged = step
 
     def record(self, step: int) -> None:
         """Ask the queries, and write a checkpoint if its answers are numbers: huge weights may give others."""
-        found = {"step": step, "loss": self.loss.item()}
-        for name, queries in self.asked.items():
-            answered = predict(self.trainee.model, queries)
-            found[f"{name}_probability"] = float(answered.probability.mean())
-            found[f"{name}_accuracy"] = float(answered.correct.float().mean())
-            found[f"{name}_rank"] = float(answered.rank.float().mean())
+        found = {"step": step, "loss": self.loss.item(), **_answers(self.trainee.model, self.pairs)}
         if not math.isfinite(found["forward_probability"] + found["reverse_probability"]):
             self.diverged = step
             return
@@ -341,6 +350,37 @@ class _Training:
     def progressed(self, step: int) -> Progressed:
         config, both = self.run.config, (self.latest["forward_probability"], self.latest["reverse_probability"])
         return Progressed(config.digest(), _label(config), step, config.steps, self.loss.item(), *both)
+
+
+def _answers(model: HookedTransformer, pairs: Sequence[QueryPair]) -> dict[str, float]:
+    """Return what is recorded of a model besides its loss."""
+    found = {}
+    for name in ("forward", "reverse"):
+        answered = predict(model, [getattr(pair, name) for pair in pairs])
+        found[f"{name}_probability"] = float(answered.probability.mean())
+        found[f"{name}_accuracy"] = float(answered.correct.float().mean())
+        found[f"{name}_rank"] = float(answered.rank.float().mean())
+    return found
+
+
+def _record_again(run: Run, device: str) -> None:
+    """Compute those lines of a run's metrics that are missing or damaged from its checkpoints, and say so. Losses are
+    of batches that are gone: there, they are NaN.
+
+    Raises:
+        UserError: a checkpoint is missing or damaged.
+    """
+    rows, problem = run.read_metrics()
+    done, there = -1 if run.step is None else run.step, {row["step"] for row in rows}
+    lacking, pairs = [step for step in run.steps if step <= done and step not in there], run.query_pairs()
+    again = [{"step": step, "loss": math.nan, **_answers(run.model(step, device), pairs)} for step in lacking]
+    run.record(again)
+    said = (
+        f"what it said of steps {few(lacking)} was computed again, but for the loss"
+        if lacking
+        else "it is in order now"
+    )
+    warnings.warn(f"{run.metrics_path}: was damaged ({problem}); {said}", stacklevel=3)
 
 
 def _label(config: TrainConfig) -> str:

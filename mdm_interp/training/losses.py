@@ -6,6 +6,9 @@ weight the cross-entropy of the masked tokens by 1/t.
 
 from __future__ import annotations
 
+import math
+from collections import deque
+from statistics import median
 from typing import Any, NamedTuple
 
 import torch
@@ -99,3 +102,39 @@ def training_loss(model: Any, batch: FactBatch, objective: Objective, generator:
     """Compute the loss of one batch under `objective`; `generator` (on the CPU) draws the masks."""
     drawn = Drawn(*(tensor.to(model.cfg.device) for tensor in draw(batch, objective, model, generator)))
     return drawn_loss(model(drawn.inputs), drawn, objective)
+
+
+class LastLosses:
+    """The first and the last losses of a training, by which is told that it has exploded though all numbers are finite.
+
+    It has if the median of the last 25 is above four times the first loss, and above four times log(d_vocab), the loss
+    of who knows nothing. More than half of a good stretch of training then gives the right tokens probabilities below
+    the fourth power of chance: no model that is being trained does, whatever it has yet to learn. Single batches do, as
+    rare small t weigh a token 1/t, and so might a mean with one of them in it.
+    """
+
+    LAST, FACTOR = 25, 4.0
+
+    def __init__(self, d_vocab: int) -> None:
+        self.of_chance, self.first = math.log(d_vocab), math.nan
+        self.last = deque[float](maxlen=self.LAST)
+
+    def add(self, loss: float) -> None:
+        """Note the loss of a step; of every step, or of those that one looks at."""
+        if math.isnan(self.first):
+            self.first = loss
+        self.last.append(loss)
+
+    @property
+    def exploded(self) -> bool:
+        most = self.FACTOR * max(self.of_chance, self.first)
+        return len(self.last) == self.LAST and median(self.last) > most
+
+    def get_state(self) -> Float[Tensor, " loss"]:
+        """Return what is to be saved with the weights, to go on from."""
+        return torch.tensor([self.first, *self.last], dtype=torch.float64)
+
+    def set_state(self, state: Float[Tensor, " loss"]) -> None:
+        """Go on from what was saved."""
+        self.first, *last = state.tolist()
+        self.last = deque(last, maxlen=self.LAST)

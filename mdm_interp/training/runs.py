@@ -8,15 +8,20 @@
 
 Every file is written whole or not at all. A run is finished when its state is at its last step; it then has the
 checkpoints that its config asks for, and no others count. Weights and states hold a digest of each tensor and say of
-which run and step they are, and all of it is checked when it is read. Of older files, what they say is checked.
+which run and step they are, and all of it is checked when it is read. Of older files, what they say is checked. Metrics
+that are lost or damaged are computed again from the checkpoints when the run is trained again.
 """
 
 from __future__ import annotations
 
 import glob
 import json
+import math
+import os
 import re
+import shlex
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,12 +37,13 @@ from mdm_interp.config import TrainConfig
 from mdm_interp.data.queries import QueryPair
 from mdm_interp.data.worlds import FactWorld
 from mdm_interp.errors import Diverged, UserError, few
-from mdm_interp.files import DEFAULT_ROOT, json_digest, parse_json, read_text, require_file, write_text
+from mdm_interp.files import DEFAULT_ROOT, LOCK, is_leftover, json_digest, parse_json, require_file, write_text
 from mdm_interp.models.positions import SAMPLE, check_answers
 from mdm_interp.models.transformer import HookedTransformer
 from mdm_interp.provenance import FILE as MADE_WITH
 from mdm_interp.provenance import made_with
-from mdm_interp.tensors import load_tensors, not_finite, save_tensors
+from mdm_interp.tensors import load_tensors, not_finite, save_tensors, saved_digests
+from mdm_interp.training.losses import LastLosses
 
 
 def checkpoint_steps(config: TrainConfig) -> list[int]:
@@ -62,14 +68,16 @@ class Resumable:
         """How many steps are trained and saved; None before the first save.
 
         Raises:
-            UserError: the state cannot be read, or is at no step of this training.
+            UserError: the state cannot be read, is not as it was saved, or is at no step of this training.
         """
         if not self.state_path.exists():
             return None
         try:
             require_file(self.state_path)
             with safe_open(self.state_path, "pt") as state:
-                step = int(state.metadata()["step"])
+                said = state.metadata()
+            saved_digests(said)
+            step = int(said["step"])
             if not 0 <= step <= self.config.steps:
                 raise ValueError(f"it is at step {step} of {self.config.steps}")
             return step
@@ -80,7 +88,12 @@ class Resumable:
             ) from error
 
     def save_state(
-        self, step: int, model: HookedTransformer, optimizer: torch.optim.Optimizer, generator: torch.Generator
+        self,
+        step: int,
+        model: HookedTransformer,
+        optimizer: torch.optim.Optimizer,
+        generator: torch.Generator,
+        losses: LastLosses,
     ) -> None:
         """Save all that resuming at `step` needs.
 
@@ -91,7 +104,7 @@ class Resumable:
         tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
         for index, moments in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
-        tensors["generator"] = generator.get_state()
+        tensors |= {"generator": generator.get_state(), "losses": losses.get_state()}
         save_tensors(self.state_path, tensors, {"run": self.config.digest(), "step": str(step)})
 
     def _require_there(self) -> None:
@@ -102,8 +115,14 @@ class Resumable:
                 "to train it again"
             )
 
-    def load_state(self, model: HookedTransformer, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> int:
-        """Put the saved state into place and return its step.
+    def load_state(
+        self,
+        model: HookedTransformer,
+        optimizer: torch.optim.Optimizer,
+        generator: torch.Generator,
+        losses: LastLosses,
+    ) -> int:
+        """Put the saved state into place and return its step. One of before has no losses.
 
         Raises:
             UserError: the state is damaged, or of another training.
@@ -120,11 +139,13 @@ class Resumable:
         try:
             if said.get("run", self.config.digest()) != self.config.digest():
                 raise ValueError(f"it is of run {said['run']}")
-            if damaged := not_finite(tensors):
+            if damaged := not_finite({name: tensor for name, tensor in tensors.items() if name != "losses"}):
                 raise ValueError(f"{damaged} holds NaN or infinity")
             _check_moments(
                 moments, step, [parameter for group in optimizer.param_groups for parameter in group["params"]]
             )
+            if "losses" in tensors:
+                losses.set_state(tensors["losses"])
             generator.set_state(tensors["generator"].cpu())
             model.load_state_dict(weights)
             optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
@@ -135,13 +156,19 @@ class Resumable:
             ) from error
         return step
 
-    def stop_diverged(self, step: int) -> NoReturn:
-        """Say that training came to numbers that are not finite.
+    def stop_diverged(self, step: int, losses: LastLosses) -> NoReturn:
+        """Say that training came to numbers that are not finite, or to losses that exploded.
 
         Raises:
             Diverged: always.
         """
         kept = "nothing was saved before" if self.step is None else f"what was saved at step {self.step} is kept"
+        if losses.exploded:
+            raise Diverged(
+                f"{self.folder}: the loss has exploded by step {step}, from {losses.first:.3g} to "
+                f"{losses.last[-1]:.3g}, where knowing nothing gives {losses.of_chance:.3g}; lower lr "
+                f"({self.config.lr:g}) or raise warmup ({self.config.warmup}); {kept}"
+            )
         raise Diverged(
             f"{self.folder}: loss or weights are NaN or infinite from step {step} on; lower lr ({self.config.lr:g}) or "
             f"raise warmup ({self.config.warmup}); {kept}"
@@ -307,6 +334,27 @@ class Run(Resumable):
         if self.finished:
             self.metrics()
 
+    def check_state(self) -> None:
+        """Check that no checkpoint is beyond the training state, without which a finished run looks like an unfinished
+        one. The next one may be, as it is written before the state, but for the last.
+
+        Raises:
+            UserError: the state cannot be read, is missing or is older than the checkpoints.
+        """
+        done = -1 if self.step is None else self.step
+        beyond = [step for step in checkpoint_steps(self.config) if step > done]
+        if there := [step for step in beyond[1:] or beyond if self.checkpoint_path(step).exists()]:
+            raise UserError(
+                f"{self.state_path}: is {'missing' if done < 0 else f'at step {done}'}, and there is a checkpoint of "
+                f"step {there[-1]}; put the state back, or train the run again by {self._command}"
+            )
+
+    @property
+    def _command(self) -> str:
+        """The command that trains the run, or mends it."""
+        words = ["mdm-interp", "train", str(self.folder / "config.yaml"), "--runs", str(self.folder.parent)]
+        return f"`{shlex.join(words)}`"
+
     def _check_scheme(self) -> None:
         try:
             check_answers(self.config.model, made_with(self.folder)[0].get(SAMPLE))
@@ -318,61 +366,97 @@ class Run(Resumable):
         queries.
 
         Raises:
-            UserError: the file is missing or damaged, or the run is finished and it is not of all checkpoints.
+            UserError: the file is missing or damaged, or it is not of all checkpoints up to the state's.
         """
-        rows = self._rows()
-        if self.finished and [row["step"] for row in rows] != checkpoint_steps(self.config):
+        rows, problem = self.read_metrics()
+        if problem:
             raise UserError(
-                f"{self.metrics_path}: does not have one line for each checkpoint; delete the folder {self.folder} to "
-                "train the run again"
+                f"{self.metrics_path}: cannot be used ({problem}); {self._command} computes again what is missing"
             )
         return rows
 
-    def _rows(self) -> list[dict[str, Any]]:
+    def read_metrics(self) -> tuple[list[dict[str, Any]], str]:
+        """Return the entries of the metrics that are as they were recorded, and what is wrong with the file, if
+        something is.
+
+        Raises:
+            UserError: the file is there and cannot be opened.
+        """
+        step = self.step  # first: who trains it writes it last
+        lines, problem = self._lines()
+        done = -1 if step is None else step
+        rows = [row for row, _ in lines]
+        asked = [step for step in checkpoint_steps(self.config) if step <= done]
+        recorded = [row["step"] for row in rows if row["step"] <= done or done == self.config.steps]
+        if not problem and recorded != asked:
+            problem = "it does not have one line for each checkpoint"
+        return rows, problem
+
+    def _lines(self) -> tuple[list[tuple[dict[str, Any], str]], str]:
+        """Return each line of the metrics that is as it was recorded, as an entry and as it is written, and what is
+        wrong with the first other one."""
         try:
-            rows = [_read_row(line) for line in read_text(self.metrics_path).splitlines()]
-            if not rows:
-                raise ValueError("it is empty")
-            return rows
-        except (OSError, ValueError) as error:
+            require_file(self.metrics_path, MOST_BYTES)
+            text = self.metrics_path.read_text(encoding="utf-8", errors="replace")  # a line of it may be whole
+        except FileNotFoundError:
+            return [], "it is not there"
+        except OSError as error:
             raise UserError(
-                f"{self.metrics_path}: cannot be read ({error}); delete the folder {self.folder} to train the run again"
+                f"{self.metrics_path}: cannot be read ({error}); delete it, and compute it again by {self._command}"
             ) from error
+        lines, problems, unchecked = list[tuple[dict[str, Any], str]](), list[str](), False
+        for line in text.splitlines():
+            try:
+                row, has_digest = self._read_row(line)
+                lines.append((row, line))
+                unchecked |= not has_digest
+            except ValueError as error:
+                problems.append(str(error))
+        if unchecked:
+            warnings.warn(f"{self.metrics_path}: has no digest in some lines: these cannot be checked", stacklevel=4)
+        return lines, (problems or ["" if lines else "it is empty"])[0]
+
+    def _read_row(self, line: str) -> tuple[dict[str, Any], bool]:
+        """Return what a line says, and whether it has a digest to check that by."""
+        row = parse_json(line)
+        if not isinstance(row, dict) or type(row.get("step")) is not int:
+            raise ValueError("a line is not of a step")
+        digest = row.pop("digest", None)
+        if digest not in (None, self._digest(row), json_digest(row)):  # lines of before do not say of which run
+            raise ValueError(f"the line of step {row['step']} is not as it was recorded")
+        if lacking := [name for name in RECORDED if type(row.get(name)) not in (int, float)]:
+            raise ValueError(f"the line of step {row['step']} has no number as its {lacking[0]}")
+        return row, digest is not None
+
+    def _digest(self, row: Mapping[str, Any]) -> str:
+        """Return the digest of a row of this run."""
+        return json_digest({**row, "run": self.config.digest()})
 
     def record(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Put rows into the metrics, in place of those of the same steps.
+        """Put rows into the metrics, in place of those of the same steps and of damaged lines. A line that says the
+        same already stays as it is, and no row without a loss takes the place of another.
 
         Args:
             rows: All that the caller knows of: where two processes train a run without locks, either may have
                 overwritten the other's.
         """
-        there = self._rows() if self.metrics_path.exists() else []
-        by_step = dict(sorted({row["step"]: row for row in (*there, *rows)}.items()))
-        before, now = ("".join(map(_line_of, those)) for those in (there, by_step.values()))
-        if now != before:  # whoever is behind writes nothing
-            write_text(self.metrics_path, now)
+        there, problem = self._lines()
+        known = {row["step"]: (json_digest(row), line) for row, line in there}
+        for row in rows:
+            before = known.get(row["step"], ("",))[0]
+            if not before or (before != json_digest(row) and not math.isnan(row["loss"])):
+                known[row["step"]] = json_digest(row), json.dumps({**row, "digest": self._digest(row)})
+        lines = [known[step][1] for step in sorted(known)]
+        if problem or lines != [line for _, line in there]:  # whoever is behind writes nothing
+            write_text(self.metrics_path, "".join(f"{line}\n" for line in lines))
 
     def delete(self) -> None:
         """Remove the run's folder."""
         shutil.rmtree(self.folder)
 
 
-def _line_of(row: Mapping[str, Any]) -> str:
-    return f"{json.dumps({**row, 'digest': json_digest(row)})}\n"
-
-
-def _read_row(line: str) -> dict[str, Any]:
-    row = parse_json(line)
-    if not isinstance(row, dict) or type(row.get("step")) is not int:
-        raise ValueError("a line is not of a step")
-    digest = row.pop("digest", None)
-    if digest not in (None, json_digest(row)):
-        raise ValueError(f"the line of step {row['step']} is not as it was recorded")
-    if lacking := [name for name in RECORDED if type(row.get(name)) not in (int, float)]:
-        raise ValueError(f"the line of step {row['step']} has no number as its {lacking[0]}")
-    return row
-
-
+MOST_BYTES = 2**24
+"""Of the longest metrics that are read."""
 RECORDED = (
     "loss",
     *(f"{way}_{what}" for way in ("forward", "reverse") for what in ("probability", "accuracy", "rank")),
@@ -385,13 +469,22 @@ RUN_NAME = re.compile("[0-9a-f]{16}")
 
 def run_folders(root: str | Path = DEFAULT_ROOT) -> list[Path]:
     """Return the folders below `root` that hold a run, or are named like one, in the order of their names."""
-    folders = [path for path in Path(root).glob("*/") if path.is_dir()]
-    return sorted(path for path in folders if (path / "config.yaml").exists() or RUN_NAME.fullmatch(path.name))
+    return [path for path in folders(root) if RUN_NAME.fullmatch(path.name) or os.path.exists(path / "config.yaml")]
+
+
+def folders(root: str | Path) -> list[Path]:
+    """Return the folders in a folder, which need not be there, in the order of their names.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    return sorted(path for path in Path(root).iterdir() if os.path.isdir(path)) if os.path.isdir(root) else []
 
 
 def holds_nothing(folder: Path) -> bool:
-    """Tell whether training was stopped in a folder before it wrote anything there: at most its lock is left."""
-    return all(path.name.startswith(".") for path in folder.iterdir())
+    """Tell whether training was stopped in a folder before it wrote anything there: at most its lock is left, and what
+    was half written."""
+    return all(path.name == LOCK or is_leftover(path) for path in folder.iterdir())
 
 
 def stored_runs(root: str | Path = DEFAULT_ROOT) -> Iterator[Run]:

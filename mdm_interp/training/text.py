@@ -31,13 +31,13 @@ from mdm_interp.checkpoints.weights import SINGLE
 from mdm_interp.config import ModelConfig, TextConfig
 from mdm_interp.devices import check_device
 from mdm_interp.errors import UserError
-from mdm_interp.files import check_digests, locked, remove_leftovers, write_digests
+from mdm_interp.files import LOCK, check_digests, locked, remove_leftovers, write_digests
 from mdm_interp.models.transformer import HookedTransformer
 from mdm_interp.parallel import progress_bars
 from mdm_interp.provenance import provenance, stamp
 from mdm_interp.tensors import load_tensors, not_finite
 from mdm_interp.training.loop import REPORT_STEPS, SAVE_SECONDS
-from mdm_interp.training.losses import arm_loss, mask_tokens, mdm_loss
+from mdm_interp.training.losses import LastLosses, arm_loss, mask_tokens, mdm_loss
 from mdm_interp.training.runs import Resumable
 
 END, PAD_TO = "<|endoftext|>", 64
@@ -105,14 +105,14 @@ def train_text(
     Raises:
         UserError: the folder holds something else, its training state or its weights are damaged, or the device cannot
             be used.
-        Diverged: loss or weights are no longer finite. What was saved before is kept.
+        Diverged: loss or weights are no longer finite, or the loss has exploded. What was saved before is kept.
     """
     folder, device, what = Path(folder), check_device(device), Path(record).stem
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: cannot be made a folder ({error.strerror}); give another") from error
-    with locked(folder / ".lock"):
+    with locked(folder / LOCK):
         if _is_finished(folder, config, record):
             return folder
         remove_leftovers(folder)
@@ -254,7 +254,8 @@ class _Training(Resumable):
             model.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True
         )
         schedule = torch.cos(torch.linspace(0, torch.pi / 2, config.steps + 1)).square().tolist()
-        done, saved = self.load_state(model, optimizer, generator) if self.step else 0, time.monotonic()
+        losses, saved = LastLosses(model_config.d_vocab), time.monotonic()
+        done = self.load_state(model, optimizer, generator, losses) if self.step else 0
         stamp(self.folder, done + 1 if done else 0, provenance(self.trainer, device, model.W_E.dtype))
         for step in range(done + 1, config.steps + 1):
             for group in optimizer.param_groups:
@@ -270,10 +271,12 @@ class _Training(Resumable):
             due = step == config.steps or time.monotonic() - saved > SAVE_SECONDS
             to_report = step % REPORT_STEPS == 0
             seen = {"loss": loss.detach()} if due or to_report or not loss.is_cuda else {}
-            if not_finite(seen | (model.state_dict() if due else {})):
-                self.stop_diverged(step)
+            if seen and loss.isfinite():
+                losses.add(loss.item())
+            if not_finite(seen | (model.state_dict() if due else {})) or losses.exploded:
+                self.stop_diverged(step, losses)
             if due:
-                self.save_state(step, model, optimizer, generator)
+                self.save_state(step, model, optimizer, generator, losses)
                 saved = time.monotonic()
             if to_report or step == config.steps:
                 report(step, loss.item())

@@ -494,6 +494,14 @@ def traces(figure: go.Figure) -> list[dict[str, Any]]:
     return json.loads(str(figure.to_json()))["data"]
 
 
+def test_a_result_of_another_analysis_is_refused_by_name(tiny_result: Callable[[str], Result], tmp_path: Path) -> None:
+    path = tmp_path / "reversal_curse.json"
+    tiny_result("depth").save(path)
+    with pytest.raises(UserError) as caught:
+        module_of("reversal_curse").ANALYSIS.load(path)
+    assert str(caught.value) == f"{path}: is a result of depth, not of reversal_curse; put the right file there"
+
+
 @every_installed
 def test_a_figure_is_redrawn_from_its_file_without_a_model(
     tiny_result: Callable[[str], Result], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

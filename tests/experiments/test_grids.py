@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +53,7 @@ def run_with(metrics: dict[int, float], folder: Path, **model: Any) -> Run:
         {"step": step, **NOTHING, "forward_probability": value, "reverse_probability": value / 2}
         for step, value in metrics.items()
     ]
-    run.metrics_path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    run.record(rows)
     return run
 
 

@@ -22,6 +22,7 @@ from stranger_helpers import outcome_of
 
 from mdm_interp.errors import UserError
 from mdm_interp.experiments.results import CheckpointOrigin, Parts, Result, TrainedOrigin, tidy
+from mdm_interp.files import json_digest
 from mdm_interp.stats.summary import Summary
 from mdm_interp.stats.tables import curve, where
 
@@ -171,7 +172,7 @@ def test_a_summary_is_computed_from_the_rows_and_never_stored(tmp_path: Path) ->
     content = json.loads(path.read_text())
     content["columns"]["value"] = [0.5, 0.75]
     del content["digest"]
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps({**content, "digest": json_digest(content)}))
     assert Result.load(path, summarize).summary.at("value").value == 0.625
     more = replace(written, rows=[*written.rows, {"seed": 2, "value": 0.75}])
     assert (more.summary.at("rows").value, more.summary.at("value").value) == (3, 0.5), "nor kept from other rows"
@@ -351,16 +352,17 @@ def test_a_result_that_was_only_laid_out_anew_is_the_same(tmp_path: Path) -> Non
     assert Result.load(path) == before
 
 
-def test_results_and_rows_of_before_there_were_digests_are_read(tmp_path: Path) -> None:
+def test_a_result_without_a_digest_is_read_with_a_warning_and_rows_are_measured_again(tmp_path: Path) -> None:
     path = tmp_path / "dummy.json"
     result().save(path)
     path.write_text(changed(digest=..., seeds=[0, 2])(path.read_text()))
-    assert Result.load(path).seeds == [0, 2]
+    with pytest.warns(UserWarning, match=rf"^{path}: has no digest: it cannot be checked; measure it again$"):
+        assert Result.load(path).seeds == [0, 2]
     parts = Parts(tmp_path, result())
     parts.save("abc", [{"value": 1.5}])
     kept = parts.folder / "abc.json"
     kept.write_text(changed(digest=...)(kept.read_text()))
-    assert parts.load("abc") == [{"value": 1.5}]
+    assert parts.load("abc") is None
 
 
 @pytest.mark.parametrize("edited", [{"rows": [{"value": 1.6}]}, {"digest": "0" * 16}, {"rows": ...}])

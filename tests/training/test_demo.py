@@ -341,6 +341,12 @@ def test_a_demo_that_diverges_stops_with_the_step(
     assert not (tmp_path / "config.json").exists() and not (tmp_path / "model.safetensors").exists()
 
 
+def test_a_demo_whose_loss_explodes_stops_with_the_step(tmp_path: Path) -> None:
+    with pytest.raises(Diverged, match=rf"^{tmp_path}: the loss has exploded by step \d\d, from 3 to \d+, where"):
+        train_demo(tmp_path, tiny(lr=100.0, steps=60), progress=False)
+    assert not (tmp_path / "config.json").exists()
+
+
 @pytest.mark.parametrize("change", ["step", "moment", "flipped"])
 def test_a_damaged_training_state_of_a_demo_is_never_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str

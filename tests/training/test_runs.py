@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,10 +24,12 @@ from mdm_interp import tensors
 from mdm_interp.config import FactConfig, ModelConfig, TrainConfig
 from mdm_interp.data.worlds import FactWorld
 from mdm_interp.errors import UserError
+from mdm_interp.files import json_digest
 from mdm_interp.models.transformer import HookedTransformer
 from mdm_interp.provenance import made_with
 from mdm_interp.tensors import load_tensors, not_finite, save_tensors, tensor_digest
-from mdm_interp.training.loop import train
+from mdm_interp.training import loop
+from mdm_interp.training.loop import Progressed, train
 from mdm_interp.training.runs import RECORDED, Run, stored_runs
 
 FACTS = FactConfig(n_entities=6, n_filler=4, seq_len=5)
@@ -223,36 +227,84 @@ def test_a_damaged_state_is_named_and_its_advice_works(run: Run, trained: Run, d
     assert again.checkpoint_path(6).read_bytes() == trained.checkpoint_path(6).read_bytes()
 
 
-@pytest.mark.parametrize("damage", [cut, remove])
-def test_damaged_metrics_are_named(run: Run, damage: Callable[[Path], None]) -> None:
+def cut_line(path: Path) -> None:
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+
+
+def cut_letter(path: Path) -> None:
+    """As no text has it."""
+    path.write_bytes(path.read_bytes()[:-20] + b"\xff" + path.read_bytes()[-19:])
+
+
+def assert_names_the_cure(error: pytest.ExceptionInfo[UserError], run: Run) -> None:
+    message = str(error.value)
+    assert message.startswith(f"{run.metrics_path}: ") and "\n" not in message
+    assert f"`mdm-interp train {run.folder}/config.yaml --runs {run.folder.parent}` computes again" in message
+
+
+def answers(run: Run) -> list[dict[str, Any]]:
+    """What the metrics say besides losses."""
+    return [{name: value for name, value in row.items() if name != "loss"} for row in run.metrics()]
+
+
+@pytest.mark.parametrize("damage", [cut, remove, empty, cut_line, cut_letter])
+def test_damaged_metrics_are_named_and_computed_again(run: Run, trained: Run, damage: Callable[[Path], None]) -> None:
     damage(run.metrics_path)
     with pytest.raises(UserError) as error:
         run.metrics()
-    assert_names(error, run.metrics_path, run.folder)
+    assert_names_the_cure(error, run)
+    with pytest.warns(UserWarning, match=rf"^{run.metrics_path}: was damaged \(.+\); .* again, but for the loss$"):
+        train(run.config, root=run.folder.parent, progress=False)
+    assert answers(run) == answers(trained)
+    assert math.isnan(run.metrics()[-1]["loss"]), "of a batch that is gone"
+    kept = damage in (remove, empty)
+    assert math.isnan(run.metrics()[1]["loss"]) == kept
+    train(run.config, root=run.folder.parent, progress=False)  # which has nothing more to say
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        cut,
-        remove,
-        empty,
-    ],
-)
-def test_damaged_metrics_stop_a_run_from_resuming(run: Run, damage: Callable[[Path], None]) -> None:
-    set_back(run)
+class Stopped(Exception):
+    """In place of a kill."""
+
+
+@pytest.mark.parametrize("damage", [cut, remove, empty, cut_line, cut_letter])
+def test_damaged_metrics_of_an_interrupted_run_are_computed_again(
+    tmp_path: Path, trained: Run, damage: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trained to the end without them, the run would be refused for good."""
+
+    def stop(progressed: Progressed) -> None:
+        if progressed.step == 2:
+            raise Stopped
+
+    monkeypatch.setattr(loop, "REPORT_STEPS", 1)
+    with pytest.raises(Stopped):
+        train(tiny(), root=tmp_path, report=stop)
+    run = Run.of(tiny(), tmp_path)
+    assert run.step == 2
     damage(run.metrics_path)
-    with pytest.raises(UserError) as error:
+    with pytest.warns(UserWarning, match=rf"^{run.metrics_path}: was damaged \(.+\); what it said of steps .*2 was"):
+        train(tiny(), root=tmp_path, progress=False)
+    assert answers(run) == answers(trained) and run.metrics()[-1] == trained.metrics()[-1]
+    assert run.checkpoint_path(6).read_bytes() == trained.checkpoint_path(6).read_bytes()
+    assert train(tiny(), root=tmp_path, progress=False) == run
+
+
+def test_the_metrics_of_another_run_are_not_believed(run: Run, trained: Run, tmp_path: Path) -> None:
+    other = train(tiny(seed=1), root=tmp_path, progress=False)
+    shutil.copy(other.metrics_path, run.metrics_path)
+    with pytest.raises(UserError, match="the line of step 0 is not as it was recorded"):
+        run.metrics()
+    with pytest.warns(UserWarning, match="what it said of steps 0, 1, 2, and 1 more was computed again"):
         train(run.config, root=run.folder.parent, progress=False)
-    assert_names(error, run.metrics_path, run.folder)
+    assert answers(run) == answers(trained) != answers(other)
 
 
-def test_damaged_metrics_stop_a_run_from_starting(run: Run) -> None:
+@pytest.mark.parametrize("damage", [cut, remove, empty])
+def test_a_run_that_begins_anew_needs_no_metrics(run: Run, trained: Run, damage: Callable[[Path], None]) -> None:
     run.state_path.unlink()
-    cut(run.metrics_path)
-    with pytest.raises(UserError) as error:
-        train(run.config, root=run.folder.parent, progress=False)
-    assert_names(error, run.metrics_path, run.folder)
+    damage(run.metrics_path)
+    train(run.config, root=run.folder.parent, progress=False)
+    assert run.metrics_path.read_bytes() == trained.metrics_path.read_bytes()
 
 
 @pytest.mark.parametrize("name", ["best", "000999", "000003", "6"])
@@ -287,10 +339,10 @@ OF_A_RUN += tuple(f"checkpoints/{step:06d}.safetensors" for step in (0, 1, 2, 6)
 def everything(run: Run) -> dict[str, Any]:
     """All that can be read of a finished run."""
     train(run.config, root=run.folder.parent, progress=False)
-    rows = [{name: row[name] for name in ("step", *RECORDED)} for row in run.metrics()]
+    rows = {f"{row['step']} {name}": str(row[name]) for row in run.metrics() for name in RECORDED}
     models = {step: run.model(step).state_dict() for step in run.steps}
     weights = {f"{step} {name}": tensor_digest(x) for step, found in models.items() for name, x in found.items()}
-    return {"config": Run.at(run.folder).config, "metrics": str(rows), **weights}
+    return {"config": Run.at(run.folder).config, **rows, **weights}
 
 
 @pytest.mark.promise("a flipped bit or a lost end, anywhere in a run", "noticed and named, or nothing is changed")
@@ -298,17 +350,23 @@ def everything(run: Run) -> dict[str, Any]:
 def test_damage_anywhere_in_a_run_is_noticed_or_changes_nothing(
     run: Run, trained: Run, name: str, record_property: Callable[[str, Any], None]
 ) -> None:
-    """In headers, too: what a file says of itself may become nothing, and never another number."""
+    """In headers, too: what a file says of itself may become nothing, and never another number. Metrics are computed
+    again, but for the losses."""
     path, whole, made_by, times, noticed = run.folder / name, everything(trained), made_with(trained.folder), 0, 0
     for how in damaged(path, 100):
         times += 1
         try:
-            found = everything(run)
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                found = everything(run)
         except UserError as error:
             assert str(error).startswith(f"{path}: ") and len(str(error)) < 500, how
             noticed += 1
         else:
-            assert found == whole, how
+            assert all(name == "metrics.jsonl" and str(one.message).startswith(f"{path}: ") for one in said), how
+            lost = {key for key in whole if key.endswith(" loss") and found[key] == "nan"} if said else set()
+            assert {**found, **{key: whole[key] for key in lost}} == whole, how
+            noticed += bool(said)
         told = made_with(run.folder)
         noticed += told == [{"step": 0}]
         assert told == [{"step": 0}] or told[0].items() >= made_by[0].items(), how
@@ -351,8 +409,14 @@ def test_a_run_of_before_is_used_and_what_it_says_is_checked(run: Run, trained: 
     run.metrics_path.write_text(
         "".join(f"{json.dumps({**row, 'digest': None})}\n".replace(', "digest": null', "") for row in rows)
     )
-    assert train(run.config, root=run.folder.parent, progress=False) == run == Run.at(run.folder)
-    assert run.metrics()[1:] == trained.metrics()[1:]
+    with pytest.warns(
+        UserWarning, match=rf"^{run.metrics_path}: has no digest in some lines: these cannot be checked$"
+    ):
+        assert train(run.config, root=run.folder.parent, progress=False) == run == Run.at(run.folder)
+        assert run.metrics()[1:] == trained.metrics()[1:]
+    of_before = [{name: row[name] for name in row if name != "digest"} for row in rows]
+    run.metrics_path.write_text("".join(f"{json.dumps({**row, 'digest': json_digest(row)})}\n" for row in of_before))
+    assert run.metrics()[1:] == trained.metrics()[1:], "whose digests did not say of which run"
     assert all(torch.equal(run.model(step).W_E, trained.model(step).W_E) for step in run.steps)
     state = load_file(run.state_path)
     save_file({name: state[name] for name in state if ".exp_avg" not in name}, run.state_path, {"step": "2"})
@@ -393,14 +457,18 @@ def test_weights_that_are_not_finite_are_refused_by_name(run: Run, value: float)
         (lambda text: text + text.splitlines(keepends=True)[-1], "one line for each checkpoint"),
     ],
 )
-def test_metrics_that_were_edited_are_refused_by_name(run: Run, edited: Callable[[str], str], says: str) -> None:
+def test_metrics_that_were_edited_are_refused_by_name_and_computed_again(
+    run: Run, trained: Run, edited: Callable[[str], str], says: str
+) -> None:
     text = run.metrics_path.read_text()
     run.metrics_path.write_text(edited(text))
     assert run.metrics_path.read_text() != text
-    for use in (run.metrics, lambda: train(run.config, root=run.folder.parent)):
-        with pytest.raises(UserError, match=says) as error:
-            use()
-        assert_names(error, run.metrics_path, run.folder)
+    with pytest.raises(UserError, match=says) as error:
+        run.metrics()
+    assert_names_the_cure(error, run)
+    with pytest.warns(UserWarning, match=says):
+        train(run.config, root=run.folder.parent, progress=False)
+    assert answers(run) == answers(trained)
 
 
 @pytest.mark.promise("a FIFO in place of a file of a run", "refused by name, and not waited for")
@@ -493,6 +561,26 @@ def test_a_state_of_another_run_or_with_a_flipped_bit_is_never_resumed(run: Run,
     assert_names(error, run.state_path, run.folder)
 
 
+def flip_step(path: Path, old: bytes, new: bytes) -> None:
+    """Change what a file says of its step: no tensor of it is another."""
+    content = path.read_bytes()
+    assert content.count(b'"step":"%s"' % old) == 1
+    path.write_bytes(content.replace(b'"step":"%s"' % old, b'"step":"%s"' % new))
+
+
+def test_what_a_file_says_of_its_step_is_in_its_digest(run: Run) -> None:
+    flip_step(run.state_path, b"6", b"2")
+    for use in (lambda: run.step, lambda: run.finished, lambda: train(run.config, root=run.folder.parent)):
+        with pytest.raises(UserError, match="what it says of itself is not as it was saved") as error:
+            use()
+        assert_names(error, run.state_path, run.folder)
+    flip_step(run.state_path, b"2", b"6")
+    flip_step(run.checkpoint_path(2), b"2", b"6")
+    with pytest.raises(UserError, match="what it says of itself is not as it was saved") as error:
+        run.model(2)
+    assert_names(error, run.checkpoint_path(2), run.folder)
+
+
 @pytest.mark.parametrize("damage", [flip, remove])
 def test_a_run_does_not_go_on_from_damaged_checkpoints(run: Run, damage: Callable[[Path], None]) -> None:
     set_back(run)
@@ -511,7 +599,7 @@ def test_save_tensors_keeps_any_tensor(tmp_path: Path) -> None:
     save_tensors(tmp_path / "new" / "t.safetensors", tensors, {"step": "3"})
     stored, metadata = load_tensors(tmp_path / "new" / "t.safetensors")
     assert stored.keys() == tensors.keys() and all(torch.equal(stored[name], tensors[name]) for name in tensors)
-    assert metadata.keys() == {"step", "digests"} and metadata["step"] == "3"
+    assert metadata.keys() == {"step", "digests", "digest"} and metadata["step"] == "3"
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
