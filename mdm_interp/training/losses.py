@@ -105,12 +105,12 @@ def training_loss(model: Any, batch: FactBatch, objective: Objective, generator:
 
 
 class LastLosses:
-    """The first and the last losses of a training, by which is told that it has exploded though all numbers are finite.
+    """The first and the last losses of a training, which tell whether it has exploded though all numbers are finite.
 
-    It has if the median of the last 25 is above four times the first loss, and above four times log(d_vocab), the loss
-    of who knows nothing. More than half of a good stretch of training then gives the right tokens probabilities below
-    the fourth power of chance: no model that is being trained does, whatever it has yet to learn. Single batches do, as
-    rare small t weigh a token 1/t, and so might a mean with one of them in it.
+    It has if the median of the last 25 is above four times the first loss and above four times log(d_vocab), the loss
+    of a model that knows nothing. More than half of those batches then give the right tokens probabilities below the
+    fourth power of chance, which no model in training does, whatever it has yet to learn. Single batches do, as a rare
+    small t weighs a token 1/t, and so might a mean with one of them in it.
     """
 
     LAST, FACTOR = 25, 4.0
