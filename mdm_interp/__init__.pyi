@@ -10,6 +10,7 @@ from .data.prompts import make_prompts as make_prompts
 from .data.queries import Query as Query
 from .data.queries import QueryPair as QueryPair
 from .data.queries import collate as collate
+from .data.queries import queries_of as queries_of
 from .data.worlds import FactWorld as FactWorld
 from .errors import UserError as UserError
 from .experiments.analysis import Analysis as Analysis
