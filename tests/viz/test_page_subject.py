@@ -21,7 +21,7 @@ def test_a_page_of_a_run_names_scheme_seed_and_step(scheme: str, called: str, tm
     config = tiny_run(FactConfig(n_entities=9, n_filler=4), scheme, "any_order", 3)
     run = train(config, root=tmp_path, progress=False)
     pair, digest = run.query_pairs(n_contexts=1)[0], run.folder.name[:6]
-    named = f"{called} any_order, 1 x 2 heads, {config.facts.world}, seed 3 ({digest}), "
+    named = f"{called} any_order, 1 layer of 2 heads, {config.facts.world}, seed 3 ({digest}), "
     assert viz.attention(run, "A2 r0 [M]").title == f"Attention: A2 r0 [M] · {named}step 30"
     assert viz.trajectory(run, "A2 r0 [M]").title == f"Denoising: A2 r0 [M] · {named}step 30"
     assert viz.routes(run, pair).title.endswith(f" · {named}steps 0 to 30")
@@ -38,7 +38,7 @@ def test_a_page_of_a_model_names_its_scheme_and_size() -> None:
         viz.explore(model, [pair]),
     ]
     for page in pages:
-        assert page.title.endswith("T5 model, 2 x 4 heads"), page.title
+        assert page.title.endswith("T5 model, 2 layers of 4 heads"), page.title
     checkpoint = Subject.of_checkpoint(model, Path("somewhere") / "llada")
-    assert viz.attention(checkpoint, [1, 0]).title == "Attention: 1 [M] · llada, T5 model, 2 x 4 heads"
+    assert viz.attention(checkpoint, [1, 0]).title == "Attention: 1 [M] · llada, T5 model, 2 layers of 4 heads"
     assert viz.patterns(torch.ones(1, 1, 1), ["a"]).title == "Attention: a"

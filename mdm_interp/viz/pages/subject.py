@@ -18,6 +18,7 @@ from mdm_interp.models.text import read_text
 from mdm_interp.training.runs import Run
 from mdm_interp.viz.pages.code import call, left_open, saving
 from mdm_interp.viz.theme import shown
+from mdm_interp.viz.words import heads_in_layers
 
 MASK = "[M]"
 """How a mask token is written in a text, and shown."""
@@ -84,7 +85,7 @@ class Subject:
             return cls.of_run(model)
         model = hooked(model)
         cfg = model.cfg
-        name = f"{shown(cfg.position)} model, {cfg.n_layers} x {cfg.n_heads} heads"
+        name = f"{shown(cfg.position)} model, {heads_in_layers(cfg.n_layers, cfg.n_heads)}"
         tokenizer = getattr(model, "tokenizer", None)
         if tokenizer is None:
             return cls(model, lambda tokens: [str(token) for token in tokens], _no_text, name)
@@ -99,7 +100,7 @@ class Subject:
     def of_run(cls, run: Run) -> Subject:
         """Return a run's last checkpoint."""
         config = run.config
-        shape = f"{config.model.n_layers} x {config.model.n_heads} heads"
+        shape = heads_in_layers(config.model.n_layers, config.model.n_heads)
         name = shown(f"{config.model.position} {config.objective}, {shape}, {config.facts.world}, seed {config.seed}")
         name += f" ({run.folder.name[:6]})"  # other settings may differ, too
         opened = call("Run.open", repr(run.folder.resolve().name), root=run.folder.parent)
