@@ -51,3 +51,4 @@ from .stats.summary import Summary as Summary
 from .stats.tables import where as where
 from .training.loop import train as train
 from .training.runs import Run as Run
+from .version import __version__ as __version__

@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_type_hints
 
 import typer
 
-from mdm_interp.errors import UserError, nearest, require_one_of, shorten
+from mdm_interp.errors import INTERRUPTED, UserError, nearest, require_one_of, shorten
 from mdm_interp.files import DEFAULT_ROOT, check_file, check_folder
 
 T = TypeVar("T")
@@ -33,6 +33,24 @@ PLAIN: Any = {"add_completion": False, "pretty_exceptions_enable": False, "rich_
 app = typer.Typer(**PLAIN, help="Train, measure and look into masked diffusion language models.")
 runs_app = typer.Typer(rich_markup_mode=None, help="Look into the run store, or clear it.")
 app.add_typer(runs_app, name="runs")
+
+
+def _show_version(asked: bool) -> bool:
+    if asked:
+        from mdm_interp.version import __version__
+
+        print(f"mdm-interp {__version__}")
+        raise typer.Exit
+    return asked
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None: ...
+
 
 Root = Annotated[Path, typer.Option("--runs", help="Folder of the run store.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
@@ -343,8 +361,11 @@ def probe(
         raise UserError(f"--executor: {executor} has nothing to do without --shards; say among how many workers")
     if shards is not None and device_map:
         raise UserError("--shards: each worker has the whole model on a device of its own; leave --device-map out")
-    usable = [a for a in discover() if isinstance(a, CheckpointAnalysis) and (twin or not a.needs_twin)]
-    analyses = _chosen(usable, only)
+    analyses = _chosen([a for a in discover() if isinstance(a, CheckpointAnalysis)], only)
+    if not twin and (of_two := [analysis.name for analysis in analyses if analysis.needs_twin]):
+        if only:
+            raise UserError(f"--only: {of_two[0]!r} compares two checkpoints; give the second with --twin")
+        analyses = [analysis for analysis in analyses if not analysis.needs_twin]
     here = "cpu" if shards else device  # with shards, models that are asked are the workers'
     where = _where(here, device_map)
     opened = open_probe(checkpoint, facts, templates=templates, limit=limit, twin=twin, chat=chat, **where, **loading)
@@ -859,7 +880,9 @@ def _run(command: typer.Typer) -> None:
             stream.reconfigure(errors="backslashreplace")  # what a locale lacks is no reason to fail
     format_before, warnings.formatwarning = warnings.formatwarning, _warning
     try:
-        code = command(standalone_mode=False)
+        _require_values(sys.argv[1:])
+        with _plain_warnings():
+            code = command(standalone_mode=False)
         print(end="", flush=True)
     except UserError as error:
         _fail(str(error), error.exit_code)
@@ -875,8 +898,29 @@ def _run(command: typer.Typer) -> None:
     finally:
         warnings.formatwarning = format_before
     if code == 130:  # Typer's own answer to Ctrl-C
-        _fail("interrupted; the same command goes on from here", 130)
+        _fail(INTERRUPTED, 130)
     sys.exit(code)
+
+
+def _require_values(arguments: list[str]) -> None:
+    """Refuse an option without a value, as a shell variable that is not set leaves one: as a path it would mean the
+    current folder."""
+    for name, value in itertools.pairwise([*arguments, "--"]):
+        option, is_given, given = name.partition("=")
+        if name.startswith("--") and (value == "" or (is_given and not given)):
+            raise UserError(f"{option}: its value is empty; give one, or leave the option out")
+
+
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Print what warnings say on one line, and not where in the code they are."""
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        print(f"warning: {shorten(str(message))}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 CLOSED_PIPE = 141
@@ -933,3 +977,7 @@ def _line(message: str) -> str:
 def main() -> None:
     """Run the console script."""
     _run(app)
+
+
+if __name__ == "__main__":
+    main()
