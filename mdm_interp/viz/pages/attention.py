@@ -18,7 +18,7 @@ from mdm_interp.measures.lens import read_out
 from mdm_interp.models.inputs import forbid_mask
 from mdm_interp.viz.pages.code import call, left_open, prompt_code, saving
 from mdm_interp.viz.pages.page import Page, packed, places
-from mdm_interp.viz.pages.subject import Prompt, Subject
+from mdm_interp.viz.pages.subject import Prompt, Subject, joined
 from mdm_interp.viz.words import counted, heads_in_layers
 
 MAX_ENTRIES = 8_000_000
@@ -207,5 +207,5 @@ def logits_after_layers(
 def shortened(given: Prompt, length: int = 60) -> str:
     """Return the beginning of a prompt's text."""
     spaced = "" if any(text.startswith(" ") for text in given.texts) else " "
-    text = spaced.join(given.texts).strip()
+    text = joined(given.texts, spaced).strip()
     return text if len(text) <= length else text[: length - 1] + "…"

@@ -30,7 +30,7 @@ from mdm_interp.viz.pages.attention import MAX_ENTRIES, logits_after_layers, sho
 from mdm_interp.viz.pages.code import call, first_pairs, saving
 from mdm_interp.viz.pages.page import Page, as_lists, packed, packed_signed
 from mdm_interp.viz.pages.routes import evenly
-from mdm_interp.viz.pages.subject import Prompt, Subject, after
+from mdm_interp.viz.pages.subject import Prompt, Subject, after, joined
 from mdm_interp.viz.theme import shown
 from mdm_interp.viz.words import counted
 
@@ -349,7 +349,7 @@ class _Asked:
 
     def told(self, subject: Subject, at: int) -> dict[str, Any]:
         """Return a pair: what it is called, and its two prompts."""
-        answer = "".join(subject.names(self.pairs[at].forward.answer)).strip()
+        answer = joined(subject.names(self.pairs[at].forward.answer)).strip()
         prompts = {side: prompt.marks() | {"rows": self.rows(at, side)} for side, prompt in self.prompts[at].items()}
         return {"name": f"{shortened(self.prompts[at]['forward'])} → {answer}", **prompts}
 

@@ -94,7 +94,7 @@ class Subject:
             encoded = read_text(tokenizer, text, add_special_tokens=False, return_offsets_mapping=True)
             return encoded["input_ids"], [tuple(span) for span in encoded["offset_mapping"]]
 
-        return cls(model, lambda tokens: [tokenizer.decode([token]) or str(token) for token in tokens], encode, name)
+        return cls(model, lambda tokens: [_name(tokenizer, token) for token in tokens], encode, name)
 
     @classmethod
     def of_run(cls, run: Run) -> Subject:
@@ -187,6 +187,39 @@ class Subject:
         if at < 0 or not inside:
             raise UserError(f"source: {source!r} is not in the text {text!r}; name words of it")
         return tokens, (inside[0], inside[-1] + 1)
+
+
+NO_TEXT = "\ufffd"
+"""What a tokenizer decodes bytes to that are no character."""
+_PRINTED = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
+_OTHERS = (byte for byte in range(0x100) if byte not in _PRINTED)
+BYTES = {chr(byte): byte for byte in _PRINTED} | {chr(0x100 + at): byte for at, byte in enumerate(_OTHERS)}
+"""The character by which a byte-level vocabulary writes each byte (GPT-2's)."""
+
+
+def _name(tokenizer: Any, token: int) -> str:
+    """Return a token's text. Bytes of a character that others complete are named as in `<0xC3>`, by which vocabularies
+    of characters call them."""
+    text = tokenizer.decode([token])
+    if NO_TEXT not in text:
+        return text or str(token)
+    written = tokenizer.convert_ids_to_tokens(token)
+    if not BYTES.keys() >= set(written):
+        return written
+    read = bytes(BYTES[mark] for mark in written).decode("utf-8", errors="backslashreplace")
+    return re.sub(r"\\x(..)", lambda byte: f"<0x{byte[1].upper()}>", read)
+
+
+def joined(texts: Sequence[str], between: str = "") -> str:
+    """Return the text of tokens, with characters in place of the bytes that make them."""
+
+    def character(found: re.Match[str]) -> str:
+        try:
+            return bytes.fromhex(re.sub("<0x|>", "", found[0])).decode("utf-8")
+        except UnicodeDecodeError:  # not all of it
+            return found[0]
+
+    return re.sub(r"(?:<0x[0-9A-F]{2}>)+", character, between.join(texts))
 
 
 def after(name: str, steps: Sequence[int]) -> str:
