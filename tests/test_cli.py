@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,10 +33,11 @@ from probe_helpers import tiny_probe
 from safetensors.torch import load_file
 
 from analyses import reversal_curse
-from mdm_interp import viz
+from mdm_interp import __version__, viz
 from mdm_interp.checkpoints import save_checkpoint
 from mdm_interp.cli import run_one
 from mdm_interp.config import FactConfig, ModelConfig, TrainConfig
+from mdm_interp.errors import UserError
 from mdm_interp.experiments import claims, findings, grids, runner, subjects
 from mdm_interp.experiments.analysis import discover
 from mdm_interp.experiments.exhibits import explorer_of
@@ -96,9 +98,7 @@ def test_help_of_one_analysis_is_its_question(mdm_interp: Callable[..., Ended], 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "command", [["-m", "analyses.reversal_curse"], ["-c", "from mdm_interp.cli import main; main()"]]
-)
+@pytest.mark.parametrize("command", [["-m", "analyses.reversal_curse"], ["-m", "mdm_interp"], ["-m", "mdm_interp.cli"]])
 def test_the_commands_start_as_processes(tmp_path: Path, command: list[str]) -> None:
     root = str(Path(__file__).parents[1])
     helped = subprocess.run(
@@ -114,6 +114,11 @@ def test_the_commands_start_as_processes(tmp_path: Path, command: list[str]) -> 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_version_is_that_of_the_installed_package(mdm_interp: Callable[..., Ended]) -> None:
+    assert mdm_interp("--version") == Ended(0, f"mdm-interp {version('mdm-interp')}\n", "")
+    assert __version__ == version("mdm-interp")
+
+
 # ---- mistakes on the command line
 
 
@@ -127,6 +132,12 @@ def test_the_commands_start_as_processes(tmp_path: Path, command: list[str]) -> 
         (["reproduce", "--workers", "0"], ["'--workers'", "1"]),
         (["reproduce", "--only", "curse"], ["--only: no analysis 'curse'; there are reversal_curse, ", " more"]),
         (["reproduce", "--quick", "--full"], ["--quick --full", "give one"]),
+        (["runs", "prune", "--runs", ""], ["--runs: its value is empty; give one, or leave the option out"]),
+        (["report", "--out="], ["--out: its value is empty; give one"]),
+        (
+            ["probe", "c", "--facts", "f", "--out", "o", "--only", "twin"],
+            ["--only: 'twin' compares two", "with --twin"],
+        ),
         (["train"], ["Missing argument"]),
         (["train", "absent.yaml"], ["absent.yaml", "give the path of a YAML file"]),
         (["runs", "show", "abc"], ["run: 'abc' names 0 runs", "mdm-interp runs list"]),
@@ -532,6 +543,7 @@ def test_reproduce_writes_what_it_says_and_works_once(
     assert [path.name for path in (tmp_path / "figures").iterdir()] == ["quick"]
     written = sorted(path.name for path in (tmp_path / "figures" / "quick").iterdir())
     assert written == [
+        ".drawn",
         *sorted(explorer_of(run.folder.name) for run in work.trained),
         "index.html",
         "plotly-cartesian.min.js",
@@ -645,7 +657,7 @@ def test_report_draws_everything_again_from_the_results_alone(
     before, trained = contents(folder), len(work.trained)
     measured = {run: list(steps) for run, steps in work.measured.items()}
     for path in folder.iterdir():
-        if path.suffix != ".json" and not path.name.startswith(("inside_", "explore_")):
+        if path.suffix != ".json" and not path.name.startswith((".drawn", "inside_", "explore_")):
             path.unlink()
     shutil.rmtree(tmp_path / "runs")
     ended = mdm_interp("report", "--out", "figures/quick")
@@ -672,6 +684,60 @@ def test_report_draws_the_results_that_are_there(
     assert {path.stem for path in (tmp_path / "figures").glob("*.html")} == {*names, "index"}
 
 
+def draw_bytes(figures: Sequence[Any], images: Sequence[Any], **_: Any) -> None:
+    """What `plotly.io.write_images` does, without a browser."""
+    for image in images:
+        Path(image).write_bytes(b"a picture of " + Path(image).name.encode())
+
+
+@pytest.mark.promise("a figure, the report, a shared library or a linked page that is cut short or gone", "drawn again")
+@pytest.mark.parametrize("damage", [truncate, Path.unlink], ids=["cut short", "gone"])
+def test_report_draws_what_is_damaged_and_nothing_else(
+    mdm_interp: Callable[..., Ended],
+    tmp_path: Path,
+    tiny_result: Callable[[str], Any],
+    monkeypatch: pytest.MonkeyPatch,
+    damage: Callable[[Path], None],
+) -> None:
+    monkeypatch.setattr(pio, "write_images", draw_bytes)
+    folder = tmp_path / "figures"
+    tiny_result("two_slots").save(folder / "two_slots.json")
+    assert mdm_interp("report").code == 0
+    whole = contents(folder)
+    drawn = {path.name for path in folder.iterdir()} - {".drawn", "two_slots.json"}
+    assert drawn >= {"index.html", "two_slots.html", "two_slots.png", "plotly-cartesian.min.js"}
+    for name in sorted(drawn):
+        damage(folder / name)
+        assert mdm_interp("report").code == 0
+        assert contents(folder) == whole, name
+    for of in ("{", '{"figures": 3}', '{"figures": {"two_slots": []}, "digests": []}', '{"two_slots": "0123"}'):
+        (folder / ".drawn").write_text(of)
+        assert mdm_interp("report").code == 0
+        assert contents(folder) == whole
+    monkeypatch.setattr(pio, "write_images", None)  # whatever would draw has no browser, and says so
+    assert mdm_interp("report").err == "1 figure in figures; open figures/index.html\n"
+
+
+@pytest.mark.slow
+def test_reproduce_writes_damaged_pages_again_and_links_to_those_that_are_there(
+    mdm_interp: Callable[..., Ended], tmp_path: Path, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pio, "write_images", draw_bytes)
+    assert mdm_interp(*ONLY, 1).code == 0
+    folder = tmp_path / "figures" / "quick"
+    whole, page = contents(folder), folder / explorer_of(work.trained[0].folder.name)
+    for file in (page, folder / "plotly-cartesian.min.js"):
+        for damage in (truncate, Path.unlink):
+            damage(file)
+            assert mdm_interp(*ONLY, 1).code == 0
+            assert contents(folder) == whole
+    page.unlink()
+    assert mdm_interp("report", "--out", folder).code == 0
+    assert page.name not in (folder / "index.html").read_text(), "a link that leads nowhere"
+    assert mdm_interp(*ONLY, 1).code == 0
+    assert contents(folder) == whole
+
+
 @pytest.mark.parametrize("files", [None, [], ["notes.json", "index.html"]], ids=["no folder", "empty", "other files"])
 def test_a_folder_without_results_is_refused(
     mdm_interp: Callable[..., Ended], tmp_path: Path, files: list[str] | None
@@ -691,6 +757,21 @@ def test_a_damaged_result_is_named_before_anything_is_drawn(mdm_interp: Callable
     before = contents(tmp_path)
     assert_refused(mdm_interp("report"), "depth.json: not a result file")
     assert contents(tmp_path) == before
+
+
+def test_a_warning_is_one_line(
+    mdm_interp: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def warn(*_: Any, **__: Any) -> Any:
+        warnings.simplefilter("default")  # as outside of tests
+        warnings.warn("config.json lacks\nwhat is documented", stacklevel=1)
+        raise UserError("planted: a mistake; correct it")
+
+    monkeypatch.setattr(loop, "train", warn)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    ended = mdm_interp("train", "config.yaml")
+    said = ["warning: config.json lacks what is documented", "mdm-interp: planted: a mistake; correct it"]
+    assert (ended.code, ended.err.splitlines()) == (2, said)
 
 
 # ---- what is not a user's mistake
@@ -716,6 +797,35 @@ def test_ctrl_c_is_one_line(mdm_interp: Callable[..., Ended], tmp_path: Path, mo
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
     ended = mdm_interp("train", "config.yaml")
     assert ended == Ended(130, "", "mdm-interp: interrupted; the same command goes on from here\n")
+
+
+@pytest.mark.parametrize("imported", ["mdm_interp.cli", "typer", "mdm_interp.files"])
+def test_ctrl_c_while_the_command_line_is_imported_is_one_line(tmp_path: Path, imported: str) -> None:
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPTING.format(imported=imported))
+    ended = subprocess.run(
+        [sys.executable, "-m", "mdm_interp", "runs", "list"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(__file__).parents[1]}"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    said = "mdm-interp: interrupted; the same command goes on from here\n"
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", said)
+
+
+INTERRUPTING = """
+import sys
+
+
+class Interrupting:
+    def find_spec(self, name, *_):
+        if name == {imported!r}:
+            raise KeyboardInterrupt
+
+
+sys.meta_path.insert(0, Interrupting())
+"""
 
 
 # ---- verify

@@ -241,6 +241,11 @@ def _render(
     )
 
 
+def library_of(figure: go.Figure) -> str:
+    """Return the file, beside a figure's page, of what draws it."""
+    return LIBRARIES[plotly_of(trace["type"] for trace in figure.to_plotly_json()["data"])][0]
+
+
 def _library(entries: Sequence[Mapping[str, Any]]) -> str:
     """Return what draws these figures."""
     return plotly_of(trace["type"] for entry in entries for trace in entry["drawing"]["data"])
