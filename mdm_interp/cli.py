@@ -14,6 +14,7 @@ import inspect
 import io
 import itertools
 import json
+import math
 import os
 import sys
 import warnings
@@ -408,12 +409,18 @@ def _where(device: str, device_map: str | None) -> dict[str, Any]:
 @with_loading
 def influence(
     loading: dict[str, Any],
-    checkpoint: Annotated[str, typer.Argument(help="Folder or Hugging Face hub id.")],
+    checkpoints: Annotated[
+        list[str],
+        typer.Argument(metavar="CHECKPOINT…", help="Folder or Hugging Face hub id; of a training several, in order."),
+    ],
     train: Annotated[Path, typer.Option(help="Text file of training sentences, one on each line.")],
     facts: Annotated[Path, typer.Option(help="CSV of facts; its templates may lie beside it as NAME.templates.yaml.")],
     out: Annotated[
         Path, typer.Option(help="Where influence.json, influence.csv and influence.html go.", callback=check_folder)
     ],
+    rates: Annotated[
+        str | None, typer.Option(help="The learning rate at each checkpoint, as in 0.01,0.003; with several, needed.")
+    ] = None,
     kind: Annotated[str, typer.Option(help="Of reverse queries: positional or relational.")] = "positional",
     top: Annotated[int, typer.Option(min=1, help="How many sentences of either sign to report of a query.")] = 5,
     draws: Annotated[int, typer.Option(min=1, help="How many masked copies of each sentence to take.")] = 16,
@@ -422,15 +429,36 @@ def influence(
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many facts.")] = None,
     device: Device = "auto",
 ) -> None:
-    """Find the training sentences that help or hurt a checkpoint's answers most, forward and in reverse."""
+    """Find the training sentences that help or hurt a checkpoint's answers most, forward and in reverse; of several
+    checkpoints of a training, summed over them, each times its learning rate (TracIn)."""
     with _sign_of_life():
+        from mdm_interp.checkpoints import load_checkpoint
         from mdm_interp.devices import check_device
         from mdm_interp.experiments.influence import write_influence
         from mdm_interp.experiments.subjects import open_probe
 
     asked, where = _kind(kind), {"device": check_device(device)}
-    opened = open_probe(checkpoint, facts, templates=templates, limit=limit, **where, **loading)
-    print(write_influence(opened, train, out, kind=asked, top=top, n_draws=draws, seed=seed))
+    *others, last = zip(checkpoints, _rates(rates, checkpoints), strict=True)
+    opened = open_probe(last[0], facts, templates=templates, limit=limit, **where, **loading)
+    earlier = [(name, rate, functools.partial(load_checkpoint, name, **where, **loading)) for name, rate in others]
+    given = {"kind": asked, "top": top, "n_draws": draws, "seed": seed, "rate": last[1], "earlier": earlier}
+    print(write_influence(opened, train, out, **given))
+
+
+def _rates(text: str | None, checkpoints: list[str]) -> list[float]:
+    """Read a learning rate for each checkpoint; 1 for a single one without."""
+    if text is None and len(checkpoints) == 1:
+        return [1.0]
+    try:
+        rates = [float(rate) for rate in (text or "").split(",")]
+    except ValueError:
+        rates = []
+    if len(rates) != len(checkpoints) or not all(0 < rate < math.inf for rate in rates):
+        raise UserError(
+            f"--rates: {text} is not a positive number for each of the {len(checkpoints)} checkpoints; write them as "
+            "0.01,0.003"
+        )
+    return rates
 
 
 @app.command("reversal-benchmark")

@@ -34,9 +34,10 @@ from safetensors.torch import load_file
 
 from analyses import reversal_curse
 from mdm_interp import __version__, viz
-from mdm_interp.checkpoints import save_checkpoint
+from mdm_interp.checkpoints import load_checkpoint, save_checkpoint
 from mdm_interp.cli import run_one
 from mdm_interp.config import FactConfig, ModelConfig, TrainConfig
+from mdm_interp.data.queries import queries_of
 from mdm_interp.errors import UserError
 from mdm_interp.experiments import claims, findings, grids, runner, subjects
 from mdm_interp.experiments.analysis import discover
@@ -44,7 +45,7 @@ from mdm_interp.experiments.exhibits import explorer_of
 from mdm_interp.experiments.results import CheckpointOrigin, Result
 from mdm_interp.experiments.runner import Reported
 from mdm_interp.experiments.subjects import Lab, open_probe
-from mdm_interp.measures.gradients import influence
+from mdm_interp.measures.gradients import influence, traced_influence
 from mdm_interp.models.transformer import HookedTransformer
 from mdm_interp.provenance import environment, stamp, versions
 from mdm_interp.tensors import save_tensors
@@ -1007,6 +1008,36 @@ def test_influence_writes_numbers_a_table_and_a_page(mdm_interp: Callable[..., E
             assert rows["influence"].sum() == pytest.approx(one["influence"])
     assert set(table["direction"]) == {"forward", "reverse"} and set(table["rank"]) <= {1, 2, -1, -2}
     assert_refused(mdm_interp("influence", *asked, "--kind", "odd"), "--kind: 'odd' is none of positional, relational")
+
+
+def test_influence_over_checkpoints_is_summed_with_their_rates(
+    mdm_interp: Callable[..., Ended], tmp_path: Path
+) -> None:
+    probe = tiny_probe(tmp_path, "llada", facts=2)
+    for name, format in {"early": "llada", "other": "dream"}.items():
+        write_checkpoint(tmp_path / name, format, tokenizer=True, seed=9)
+    said = ["Tom Cruise's mother is Mary Lee Pfeiffer.", "Anna sleeps."]
+    (tmp_path / "said.txt").write_text("\n".join(said), encoding="utf-8")
+    asked = ("--train", "said.txt", "--facts", "facts.csv", "--out", "out", "--draws", "2")
+    ended = mdm_interp("influence", "early", "tiny-llada", *asked, "--rates", "0.5,0.01")
+    assert ended == Ended(0, "out/influence.html\n", "")
+    tokenizer, pairs = probe.model.tokenizer, probe.pairs("positional")
+    training = [tokenizer(f" {sentence}")["input_ids"] for sentence in said]
+    queries = queries_of(pairs, "forward") + queries_of(pairs, "reverse")
+    models = (load_checkpoint(tmp_path / "early"), 0.5), (probe.model, 0.01)
+    traced = traced_influence(models, training, queries, n_draws=2, seed=0, kept=tokenizer.all_special_ids)
+    written = json.loads((tmp_path / "out/influence.json").read_text())
+    assert [one["rate"] for one in written["checkpoints"]] == [0.5, 0.01]
+    for at, query in enumerate(written["queries"]):
+        found = {one["sentence"]: one["influence"] for one in query["helping"] + query["hurting"]}
+        assert found == pytest.approx({of: traced.total[of, at].item() for of in range(len(said))}, rel=1e-4, abs=1e-9)
+    assert "tiny-llada, summed with 1 earlier checkpoint" in (tmp_path / "out/influence.html").read_text()
+    for rates in ((), ("--rates", "0.5"), ("--rates", "0.5,-1"), ("--rates", "0.5,nan"), ("--rates", "half,1")):
+        given = rates[1] if rates else "None"
+        says = f"--rates: {given} is not a positive number for each of the 2 checkpoints; write them as 0.01,0.003"
+        assert_refused(mdm_interp("influence", "early", "tiny-llada", *asked, *rates), says)
+    ended = mdm_interp("influence", "other", "tiny-llada", *asked, "--rates", "1,1")
+    assert_refused(ended, "other: has another architecture or other tokens than tiny-llada; give checkpoints of one")
 
 
 # ---- probe: what its options say of a checkpoint
