@@ -909,8 +909,7 @@ def _run(command: typer.Typer) -> None:
     format_before, warnings.formatwarning = warnings.formatwarning, _warning
     try:
         _require_values(sys.argv[1:])
-        with _plain_warnings():
-            code = command(standalone_mode=False)
+        code = command(standalone_mode=False)
         print(end="", flush=True)
     except UserError as error:
         _fail(str(error), error.exit_code)
@@ -937,18 +936,6 @@ def _require_values(arguments: list[str]) -> None:
         option, is_given, given = name.partition("=")
         if name.startswith("--") and (value == "" or (is_given and not given)):
             raise UserError(f"{option}: its value is empty; give one, or leave the option out")
-
-
-@contextlib.contextmanager
-def _plain_warnings() -> Iterator[None]:
-    """Print what warnings say on one line, and not where in the code they are."""
-
-    def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        print(f"warning: {shorten(str(message))}", file=sys.stderr)
-
-    with warnings.catch_warnings():
-        warnings.showwarning = show
-        yield
 
 
 CLOSED_PIPE = 141
@@ -995,7 +982,7 @@ def _fail(message: str, code: int) -> NoReturn:
 
 def _warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> str:
     """Put a warning on one line, as an error is: where in the code it comes from helps no user."""
-    return f"{_line(str(message))}\n"
+    return f"warning: {shorten(' '.join(str(message).split()))}\n"
 
 
 def _line(message: str) -> str:

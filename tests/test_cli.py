@@ -311,7 +311,7 @@ def test_a_warning_is_one_line(mdm_interp: Callable[..., Ended], monkeypatch: py
         shown = mdm_interp("runs", "show", run.folder.name)
     assert (shown.code, shown.err) == (
         0,
-        f"mdm-interp: {path}: has no digest in some lines: these cannot be checked\n",
+        f"warning: {path}: has no digest in some lines: these cannot be checked\n",
     )
 
 
@@ -691,7 +691,7 @@ def draw_bytes(figures: Sequence[Any], images: Sequence[Any], **_: Any) -> None:
         Path(image).write_bytes(b"a picture of " + Path(image).name.encode())
 
 
-@pytest.mark.promise("a figure, the report, a shared library or a linked page that is cut short or gone", "drawn again")
+@pytest.mark.promise("a figure, the report or a library that they share, cut short or gone", "drawn again")
 @pytest.mark.parametrize("damage", [truncate, Path.unlink], ids=["cut short", "gone"])
 def test_report_draws_what_is_damaged_and_nothing_else(
     mdm_interp: Callable[..., Ended],
@@ -720,6 +720,9 @@ def test_report_draws_what_is_damaged_and_nothing_else(
 
 
 @pytest.mark.slow
+@pytest.mark.promise(
+    "a page that the report links to, cut short or gone", "written again; no link to what is not there"
+)
 def test_reproduce_writes_damaged_pages_again_and_links_to_those_that_are_there(
     mdm_interp: Callable[..., Ended], tmp_path: Path, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -758,21 +761,6 @@ def test_a_damaged_result_is_named_before_anything_is_drawn(mdm_interp: Callable
     before = contents(tmp_path)
     assert_refused(mdm_interp("report"), "depth.json: not a result file")
     assert contents(tmp_path) == before
-
-
-def test_a_warning_is_one_line(
-    mdm_interp: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def warn(*_: Any, **__: Any) -> Any:
-        warnings.simplefilter("default")  # as outside of tests
-        warnings.warn("config.json lacks\nwhat is documented", stacklevel=1)
-        raise UserError("planted: a mistake; correct it")
-
-    monkeypatch.setattr(loop, "train", warn)
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
-    ended = mdm_interp("train", "config.yaml")
-    said = ["warning: config.json lacks what is documented", "mdm-interp: planted: a mistake; correct it"]
-    assert (ended.code, ended.err.splitlines()) == (2, said)
 
 
 # ---- what is not a user's mistake

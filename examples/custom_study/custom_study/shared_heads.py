@@ -24,10 +24,11 @@ from mdm_interp import (
     queries_of,
     stages,
 )
+from mdm_interp.data.queries import Direction
 from mdm_interp.experiments.grids import MANY_HEADS, head_grid
 from mdm_interp.viz import CHANCE, FORWARD, REVERSE, Panels
 
-QUERIES = {"forward": FORWARD, "reverse": REVERSE}
+QUERIES: dict[Direction, str] = {"forward": FORWARD, "reverse": REVERSE}
 
 
 def configs(seeds: Sequence[int]) -> list[TrainConfig]:
