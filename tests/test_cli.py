@@ -38,7 +38,6 @@ from mdm_interp.checkpoints import load_checkpoint, save_checkpoint
 from mdm_interp.cli import run_one
 from mdm_interp.config import FactConfig, ModelConfig, TrainConfig
 from mdm_interp.data.queries import queries_of
-from mdm_interp.errors import UserError
 from mdm_interp.experiments import claims, findings, grids, runner, subjects
 from mdm_interp.experiments.analysis import discover
 from mdm_interp.experiments.exhibits import explorer_of
