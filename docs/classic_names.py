@@ -252,6 +252,7 @@ FIELDS: dict[str, list[str]] = {
 
 # ---- what is said of them
 
+_ROWS = "in a layer of experts it has a row for each token of each expert, expert by expert"
 DIFFERENT: dict[str, dict[str, str]] = {
     "members": {
         "__init__": (
@@ -259,9 +260,9 @@ DIFFERENT: dict[str, dict[str, str]] = {
             "where the config says. `generator` and `init_weights` are new"
         ),
         "from_pretrained": (
-            "is `load_checkpoint`: checkpoints of LLaDA, Dream, Llama and Qwen2, from a folder or the hub, and its "
-            "arguments. Weights come as they were trained: `fold_ln`, `center_writing_weights`, `center_unembed` and "
-            "`fold_value_biases` are False"
+            "is `load_checkpoint`: [checkpoints](formats.md) of masked diffusion models, Llama and Qwen, from a folder "
+            "or the hub, and its arguments. Weights come as they were trained: `fold_ln`, `center_writing_weights`, "
+            "`center_unembed` and `fold_value_biases` are False"
         ),
         "forward": "see the arguments below",
         "loss_fn": (
@@ -344,7 +345,12 @@ DIFFERENT: dict[str, dict[str, str]] = {
         "blocks.{l}.ln1.hook_scale blocks.{l}.ln1.hook_normalized": (
             "see the shared residual stream, also while `hook_attn_in`, `hook_q_input` or its kin make copies of it"
         ),
-        "blocks.{l}.mlp.hook_pre_linear": "`b_in` included, if there is one",
+        "blocks.{l}.mlp.hook_pre blocks.{l}.mlp.hook_post": _ROWS,
+        "blocks.{l}.mlp.hook_pre_linear": f"`b_in` included, if there is one; {_ROWS}",
+        "blocks.{l}.mlp.hook_expert_weights": (
+            "what each expert's output is multiplied by, `[batch pos expert]`, 0 for those not chosen; scores are "
+            "sigmoids. `hook_router`, before them, and `hook_expert_out` are new"
+        ),
         "blocks.{l}.attn.hook_attn_scores": "the lowest finite number where attention is not allowed, not −∞",
     },
     "fields": {
@@ -368,9 +374,8 @@ DIFFERENT: dict[str, dict[str, str]] = {
 }
 """What is other than it was, of names that are there; a key holds one name or several."""
 
-_ROPE = "no scaled rotary embeddings"
 _SOURCE = "says where weights come from; not kept"
-_PARTS = "no mixtures of experts"
+_SCALING = "is in `rotary_scaling`, for `linear`, `llama3` (by parts) and `yarn`; not read from a classic config"
 
 ABSENT: dict[str, dict[str, str]] = {
     "members": {
@@ -406,11 +411,11 @@ ABSENT: dict[str, dict[str, str]] = {
         "blocks.{l}.mlp.hook_mid blocks.{l}.mlp.ln.hook_scale blocks.{l}.mlp.ln.hook_normalized": (
             "no activation functions with a norm (`solu_ln`)"
         ),
+        "blocks.{l}.mlp.hook_expert_indices": "where `hook_expert_weights` is not 0",
         (
-            "blocks.{l}.mlp.hook_expert_weights blocks.{l}.mlp.hook_expert_indices "
             "blocks.{l}.mlp.experts.{e}.hook_gate blocks.{l}.mlp.experts.{e}.hook_pre "
             "blocks.{l}.mlp.experts.{e}.hook_post"
-        ): _PARTS,
+        ): "`blocks.{l}.mlp.hook_pre` and its kin have the rows of all experts (`MoE.rows` says whose)",
     },
     "fields": {
         "attention_dir": "is `attention`; read from a classic config",
@@ -427,12 +432,14 @@ ABSENT: dict[str, dict[str, str]] = {
         "use_attention_sinks": "no attention sinks",
         "ungroup_grouped_query_attention": "keys and values are grouped in hooks, and ungrouped in stacked weights",
         (
-            "rotary_base_local rotary_scaling_factor use_dynamic_ntk_rope use_NTK_by_parts_rope "
-            "NTK_by_parts_low_freq_factor NTK_by_parts_high_freq_factor NTK_by_parts_factor NTK_original_ctx_len "
-            "use_yarn_rope yarn_factor yarn_attention_factor yarn_beta_fast yarn_beta_slow "
-            "yarn_original_max_position_embeddings yarn_truncate yarn_global_attn_only"
-        ): _ROPE,
-        "num_experts experts_per_token norm_topk_prob": _PARTS,
+            "rotary_scaling_factor use_NTK_by_parts_rope NTK_by_parts_low_freq_factor NTK_by_parts_high_freq_factor "
+            "NTK_by_parts_factor NTK_original_ctx_len use_yarn_rope yarn_factor yarn_attention_factor yarn_beta_fast "
+            "yarn_beta_slow yarn_original_max_position_embeddings yarn_truncate"
+        ): _SCALING,
+        "rotary_base_local yarn_global_attn_only": "no local attention",
+        "use_dynamic_ntk_rope": "angles do not depend on the length of a text",
+        "num_experts experts_per_token": "is in `experts`; not read from a classic config",
+        "norm_topk_prob": "the weights of a token's experts add up to `experts.routed_scale`, unless there is but one",
         "parallel_attn_mlp": "the MLP reads what attention wrote",
         "final_rms uses_rms_norm": "`normalization_type` is that of all norms",
         "layer_norm_folding": "a folded norm has a gain of 1 and a bias of 0",
@@ -459,8 +466,8 @@ ABSENT: dict[str, dict[str, str]] = {
 
 
 def example_models() -> list[HookedTransformer]:
-    """Return small models that together have every hook: causal with learned positions, LayerNorm and an MLP; and
-    bidirectional with RoPE, a gated MLP and grouped keys."""
+    """Return small models that together have every hook: causal with learned positions, LayerNorm and an MLP;
+    bidirectional with RoPE, a gated MLP and grouped keys; and the same with experts in its last layer."""
     sizes: dict[str, Any] = {
         "d_model": 12,
         "n_heads": 4,
@@ -472,7 +479,9 @@ def example_models() -> list[HookedTransformer]:
     }
     causal = ModelConfig(**sizes, attention="causal", position="learned", normalization_type="LN")
     gated = ModelConfig(**sizes, n_key_value_heads=2, gated_mlp=True, act_fn="silu", mask_token_id=12, use_qk_norm=True)
-    return [HookedTransformer(cfg) for cfg in (causal, gated)]
+    experts = {"num_experts": 3, "experts_per_token": 2, "d_expert": 5, "n_shared": 1, "n_dense_layers": 1}
+    mixed = ModelConfig.model_validate(gated.model_dump() | {"experts": experts})
+    return [HookedTransformer(cfg) for cfg in (causal, gated, mixed)]
 
 
 models = cache(example_models)

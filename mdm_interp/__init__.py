@@ -5,7 +5,7 @@
 
 Whatever is named here is imported when it is first used. Rooms, each using only those above it:
 
-    errors, files, config                       mistakes, whole files, configurations
+    errors, files, config, version              mistakes, whole files, configurations, what is installed
     devices, parallel, shards, tensors          what runs on what, and side by side
     meaning, provenance                         what code means, and what made a model or a result
     models                                      the transformer, its layers, hooks and position schemes
@@ -18,7 +18,7 @@ Whatever is named here is imported when it is first used. Rooms, each using only
     interventions                               edits of routes and storage, and their effects
     viz                                         parts of figures, and interactive pages
     experiments                                 analyses, results, the claims ledger, the report, the runner, sweeps
-    cli                                         the command line
+    cli, __main__                               the command line
 """
 
 import lazy_loader

@@ -10,6 +10,7 @@ from .data.prompts import make_prompts as make_prompts
 from .data.queries import Query as Query
 from .data.queries import QueryPair as QueryPair
 from .data.queries import collate as collate
+from .data.queries import queries_of as queries_of
 from .data.worlds import FactWorld as FactWorld
 from .errors import UserError as UserError
 from .experiments.analysis import Analysis as Analysis
@@ -50,3 +51,4 @@ from .stats.summary import Summary as Summary
 from .stats.tables import where as where
 from .training.loop import train as train
 from .training.runs import Run as Run
+from .version import __version__ as __version__

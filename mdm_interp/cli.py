@@ -14,6 +14,7 @@ import inspect
 import io
 import itertools
 import json
+import math
 import os
 import sys
 import warnings
@@ -24,7 +25,7 @@ from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_type_hints
 
 import typer
 
-from mdm_interp.errors import UserError, nearest, require_one_of, shorten
+from mdm_interp.errors import INTERRUPTED, UserError, nearest, require_one_of, shorten
 from mdm_interp.files import DEFAULT_ROOT, check_file, check_folder
 
 T = TypeVar("T")
@@ -33,6 +34,24 @@ PLAIN: Any = {"add_completion": False, "pretty_exceptions_enable": False, "rich_
 app = typer.Typer(**PLAIN, help="Train, measure and look into masked diffusion language models.")
 runs_app = typer.Typer(rich_markup_mode=None, help="Look into the run store, or clear it.")
 app.add_typer(runs_app, name="runs")
+
+
+def _show_version(asked: bool) -> bool:
+    if asked:
+        from mdm_interp.version import __version__
+
+        print(f"mdm-interp {__version__}")
+        raise typer.Exit
+    return asked
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None: ...
+
 
 Root = Annotated[Path, typer.Option("--runs", help="Folder of the run store.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
@@ -343,8 +362,11 @@ def probe(
         raise UserError(f"--executor: {executor} has nothing to do without --shards; say among how many workers")
     if shards is not None and device_map:
         raise UserError("--shards: each worker has the whole model on a device of its own; leave --device-map out")
-    usable = [a for a in discover() if isinstance(a, CheckpointAnalysis) and (twin or not a.needs_twin)]
-    analyses = _chosen(usable, only)
+    analyses = _chosen([a for a in discover() if isinstance(a, CheckpointAnalysis)], only)
+    if not twin and (of_two := [analysis.name for analysis in analyses if analysis.needs_twin]):
+        if only:
+            raise UserError(f"--only: {of_two[0]!r} compares two checkpoints; give the second with --twin")
+        analyses = [analysis for analysis in analyses if not analysis.needs_twin]
     here = "cpu" if shards else device  # with shards, models that are asked are the workers'
     where = _where(here, device_map)
     opened = open_probe(checkpoint, facts, templates=templates, limit=limit, twin=twin, chat=chat, **where, **loading)
@@ -387,12 +409,18 @@ def _where(device: str, device_map: str | None) -> dict[str, Any]:
 @with_loading
 def influence(
     loading: dict[str, Any],
-    checkpoint: Annotated[str, typer.Argument(help="Folder or Hugging Face hub id.")],
+    checkpoints: Annotated[
+        list[str],
+        typer.Argument(metavar="CHECKPOINT…", help="Folder or Hugging Face hub id; of a training several, in order."),
+    ],
     train: Annotated[Path, typer.Option(help="Text file of training sentences, one on each line.")],
     facts: Annotated[Path, typer.Option(help="CSV of facts; its templates may lie beside it as NAME.templates.yaml.")],
     out: Annotated[
         Path, typer.Option(help="Where influence.json, influence.csv and influence.html go.", callback=check_folder)
     ],
+    rates: Annotated[
+        str | None, typer.Option(help="The learning rate at each checkpoint, as in 0.01,0.003; with several, needed.")
+    ] = None,
     kind: Annotated[str, typer.Option(help="Of reverse queries: positional or relational.")] = "positional",
     top: Annotated[int, typer.Option(min=1, help="How many sentences of either sign to report of a query.")] = 5,
     draws: Annotated[int, typer.Option(min=1, help="How many masked copies of each sentence to take.")] = 16,
@@ -401,15 +429,36 @@ def influence(
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many facts.")] = None,
     device: Device = "auto",
 ) -> None:
-    """Find the training sentences that help or hurt a checkpoint's answers most, forward and in reverse."""
+    """Find the training sentences that help or hurt a checkpoint's answers most, forward and in reverse; of several
+    checkpoints of a training, summed over them, each times its learning rate (TracIn)."""
     with _sign_of_life():
+        from mdm_interp.checkpoints import load_checkpoint
         from mdm_interp.devices import check_device
         from mdm_interp.experiments.influence import write_influence
         from mdm_interp.experiments.subjects import open_probe
 
     asked, where = _kind(kind), {"device": check_device(device)}
-    opened = open_probe(checkpoint, facts, templates=templates, limit=limit, **where, **loading)
-    print(write_influence(opened, train, out, kind=asked, top=top, n_draws=draws, seed=seed))
+    *others, last = zip(checkpoints, _rates(rates, checkpoints), strict=True)
+    opened = open_probe(last[0], facts, templates=templates, limit=limit, **where, **loading)
+    earlier = [(name, rate, functools.partial(load_checkpoint, name, **where, **loading)) for name, rate in others]
+    given = {"kind": asked, "top": top, "n_draws": draws, "seed": seed, "rate": last[1], "earlier": earlier}
+    print(write_influence(opened, train, out, **given))
+
+
+def _rates(text: str | None, checkpoints: list[str]) -> list[float]:
+    """Read a learning rate for each checkpoint; 1 for a single one without."""
+    if text is None and len(checkpoints) == 1:
+        return [1.0]
+    try:
+        rates = [float(rate) for rate in (text or "").split(",")]
+    except ValueError:
+        rates = []
+    if len(rates) != len(checkpoints) or not all(0 < rate < math.inf for rate in rates):
+        raise UserError(
+            f"--rates: {text} is not a positive number for each of the {len(checkpoints)} checkpoints; write them as "
+            "0.01,0.003"
+        )
+    return rates
 
 
 @app.command("reversal-benchmark")
@@ -859,6 +908,7 @@ def _run(command: typer.Typer) -> None:
             stream.reconfigure(errors="backslashreplace")  # what a locale lacks is no reason to fail
     format_before, warnings.formatwarning = warnings.formatwarning, _warning
     try:
+        _require_values(sys.argv[1:])
         code = command(standalone_mode=False)
         print(end="", flush=True)
     except UserError as error:
@@ -875,8 +925,17 @@ def _run(command: typer.Typer) -> None:
     finally:
         warnings.formatwarning = format_before
     if code == 130:  # Typer's own answer to Ctrl-C
-        _fail("interrupted; the same command goes on from here", 130)
+        _fail(INTERRUPTED, 130)
     sys.exit(code)
+
+
+def _require_values(arguments: list[str]) -> None:
+    """Refuse an option without a value, as a shell variable that is not set leaves one: as a path it would mean the
+    current folder."""
+    for name, value in itertools.pairwise([*arguments, "--"]):
+        option, is_given, given = name.partition("=")
+        if name.startswith("--") and (value == "" or (is_given and not given)):
+            raise UserError(f"{option}: its value is empty; give one, or leave the option out")
 
 
 CLOSED_PIPE = 141
@@ -923,7 +982,7 @@ def _fail(message: str, code: int) -> NoReturn:
 
 def _warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> str:
     """Put a warning on one line, as an error is: where in the code it comes from helps no user."""
-    return f"{_line(str(message))}\n"
+    return f"warning: {shorten(' '.join(str(message).split()))}\n"
 
 
 def _line(message: str) -> str:
@@ -933,3 +992,7 @@ def _line(message: str) -> str:
 def main() -> None:
     """Run the console script."""
     _run(app)
+
+
+if __name__ == "__main__":
+    main()

@@ -194,7 +194,7 @@ DIGESTS = "digests.json"
 def write_digests(folder: Path) -> None:
     """Write the digests of a folder's files, but for hidden ones and for weights, which hold their own."""
     names = sorted(path.name for path in folder.iterdir() if _has_digest(path))
-    write_text(folder / DIGESTS, json.dumps({name: _file_digest(folder / name) for name in names}, indent=2) + "\n")
+    write_text(folder / DIGESTS, json.dumps({name: file_digest(folder / name) for name in names}, indent=2) + "\n")
 
 
 def check_digests(folder: Path) -> None:
@@ -212,7 +212,7 @@ def check_digests(folder: Path) -> None:
         raise UserError(f"{path}: cannot be read ({error}); delete it to use the files beside it unchecked") from error
     there = {path.name for path in folder.iterdir() if _has_digest(path)}
     for name, digest in digests.items():
-        if name not in there or _file_digest(folder / name) != digest:
+        if name not in there or file_digest(folder / name) != digest:
             raise UserError(
                 f"{folder / name}: is missing or not as it was written; put it back, or delete the folder to make it "
                 f"again ({path.name} alone, if it was changed on purpose)"
@@ -224,7 +224,12 @@ def _has_digest(path: Path) -> bool:
     return own and path.is_file()
 
 
-def _file_digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """Return 16 hexadecimal digits that depend on all that a file holds.
+
+    Raises:
+        OSError: it cannot be read.
+    """
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 

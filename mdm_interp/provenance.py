@@ -22,6 +22,7 @@ import torch
 
 from mdm_interp.files import json_digest, parse_json, read_text, write_text
 from mdm_interp.meaning import meaning
+from mdm_interp.version import version_of
 
 FILE = "made_with.json"
 
@@ -77,14 +78,7 @@ def _cpu() -> str:
 
 def _installed(*packages: str) -> dict[str, str]:
     """Return the versions of packages and of Python."""
-    return {**{name: _version(name) for name in packages}, "python": platform.python_version()}
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:  # run from a checkout that is on the path
-        return "not installed"
+    return {**{name: version_of(name) for name in packages}, "python": platform.python_version()}
 
 
 # ---- of a model

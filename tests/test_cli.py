@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,17 +33,18 @@ from probe_helpers import tiny_probe
 from safetensors.torch import load_file
 
 from analyses import reversal_curse
-from mdm_interp import viz
-from mdm_interp.checkpoints import save_checkpoint
+from mdm_interp import __version__, viz
+from mdm_interp.checkpoints import load_checkpoint, save_checkpoint
 from mdm_interp.cli import run_one
 from mdm_interp.config import FactConfig, ModelConfig, TrainConfig
+from mdm_interp.data.queries import queries_of
 from mdm_interp.experiments import claims, findings, grids, runner, subjects
 from mdm_interp.experiments.analysis import discover
 from mdm_interp.experiments.exhibits import explorer_of
 from mdm_interp.experiments.results import CheckpointOrigin, Result
 from mdm_interp.experiments.runner import Reported
 from mdm_interp.experiments.subjects import Lab, open_probe
-from mdm_interp.measures.gradients import influence
+from mdm_interp.measures.gradients import influence, traced_influence
 from mdm_interp.models.transformer import HookedTransformer
 from mdm_interp.provenance import environment, stamp, versions
 from mdm_interp.tensors import save_tensors
@@ -96,9 +98,7 @@ def test_help_of_one_analysis_is_its_question(mdm_interp: Callable[..., Ended], 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "command", [["-m", "analyses.reversal_curse"], ["-c", "from mdm_interp.cli import main; main()"]]
-)
+@pytest.mark.parametrize("command", [["-m", "analyses.reversal_curse"], ["-m", "mdm_interp"], ["-m", "mdm_interp.cli"]])
 def test_the_commands_start_as_processes(tmp_path: Path, command: list[str]) -> None:
     root = str(Path(__file__).parents[1])
     helped = subprocess.run(
@@ -114,6 +114,11 @@ def test_the_commands_start_as_processes(tmp_path: Path, command: list[str]) -> 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_version_is_that_of_the_installed_package(mdm_interp: Callable[..., Ended]) -> None:
+    assert mdm_interp("--version") == Ended(0, f"mdm-interp {version('mdm-interp')}\n", "")
+    assert __version__ == version("mdm-interp")
+
+
 # ---- mistakes on the command line
 
 
@@ -127,6 +132,12 @@ def test_the_commands_start_as_processes(tmp_path: Path, command: list[str]) -> 
         (["reproduce", "--workers", "0"], ["'--workers'", "1"]),
         (["reproduce", "--only", "curse"], ["--only: no analysis 'curse'; there are reversal_curse, ", " more"]),
         (["reproduce", "--quick", "--full"], ["--quick --full", "give one"]),
+        (["runs", "prune", "--runs", ""], ["--runs: its value is empty; give one, or leave the option out"]),
+        (["report", "--out="], ["--out: its value is empty; give one"]),
+        (
+            ["probe", "c", "--facts", "f", "--out", "o", "--only", "twin"],
+            ["--only: 'twin' compares two", "with --twin"],
+        ),
         (["train"], ["Missing argument"]),
         (["train", "absent.yaml"], ["absent.yaml", "give the path of a YAML file"]),
         (["runs", "show", "abc"], ["run: 'abc' names 0 runs", "mdm-interp runs list"]),
@@ -299,7 +310,7 @@ def test_a_warning_is_one_line(mdm_interp: Callable[..., Ended], monkeypatch: py
         shown = mdm_interp("runs", "show", run.folder.name)
     assert (shown.code, shown.err) == (
         0,
-        f"mdm-interp: {path}: has no digest in some lines: these cannot be checked\n",
+        f"warning: {path}: has no digest in some lines: these cannot be checked\n",
     )
 
 
@@ -532,6 +543,7 @@ def test_reproduce_writes_what_it_says_and_works_once(
     assert [path.name for path in (tmp_path / "figures").iterdir()] == ["quick"]
     written = sorted(path.name for path in (tmp_path / "figures" / "quick").iterdir())
     assert written == [
+        ".drawn",
         *sorted(explorer_of(run.folder.name) for run in work.trained),
         "index.html",
         "plotly-cartesian.min.js",
@@ -645,7 +657,7 @@ def test_report_draws_everything_again_from_the_results_alone(
     before, trained = contents(folder), len(work.trained)
     measured = {run: list(steps) for run, steps in work.measured.items()}
     for path in folder.iterdir():
-        if path.suffix != ".json" and not path.name.startswith(("inside_", "explore_")):
+        if path.suffix != ".json" and not path.name.startswith((".drawn", "inside_", "explore_")):
             path.unlink()
     shutil.rmtree(tmp_path / "runs")
     ended = mdm_interp("report", "--out", "figures/quick")
@@ -670,6 +682,63 @@ def test_report_draws_the_results_that_are_there(
         tiny_result(name).save(tmp_path / "figures" / f"{name}.json")
     assert mdm_interp("report").code == 0
     assert {path.stem for path in (tmp_path / "figures").glob("*.html")} == {*names, "index"}
+
+
+def draw_bytes(figures: Sequence[Any], images: Sequence[Any], **_: Any) -> None:
+    """What `plotly.io.write_images` does, without a browser."""
+    for image in images:
+        Path(image).write_bytes(b"a picture of " + Path(image).name.encode())
+
+
+@pytest.mark.promise("a figure, the report or a library that they share, cut short or gone", "drawn again")
+@pytest.mark.parametrize("damage", [truncate, Path.unlink], ids=["cut short", "gone"])
+def test_report_draws_what_is_damaged_and_nothing_else(
+    mdm_interp: Callable[..., Ended],
+    tmp_path: Path,
+    tiny_result: Callable[[str], Any],
+    monkeypatch: pytest.MonkeyPatch,
+    damage: Callable[[Path], None],
+) -> None:
+    monkeypatch.setattr(pio, "write_images", draw_bytes)
+    folder = tmp_path / "figures"
+    tiny_result("two_slots").save(folder / "two_slots.json")
+    assert mdm_interp("report").code == 0
+    whole = contents(folder)
+    drawn = {path.name for path in folder.iterdir()} - {".drawn", "two_slots.json"}
+    assert drawn >= {"index.html", "two_slots.html", "two_slots.png", "plotly-cartesian.min.js"}
+    for name in sorted(drawn):
+        damage(folder / name)
+        assert mdm_interp("report").code == 0
+        assert contents(folder) == whole, name
+    for of in ("{", '{"figures": 3}', '{"figures": {"two_slots": []}, "digests": []}', '{"two_slots": "0123"}'):
+        (folder / ".drawn").write_text(of)
+        assert mdm_interp("report").code == 0
+        assert contents(folder) == whole
+    monkeypatch.setattr(pio, "write_images", None)  # whatever would draw has no browser, and says so
+    assert mdm_interp("report").err == "1 figure in figures; open figures/index.html\n"
+
+
+@pytest.mark.slow
+@pytest.mark.promise(
+    "a page that the report links to, cut short or gone", "written again; no link to what is not there"
+)
+def test_reproduce_writes_damaged_pages_again_and_links_to_those_that_are_there(
+    mdm_interp: Callable[..., Ended], tmp_path: Path, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pio, "write_images", draw_bytes)
+    assert mdm_interp(*ONLY, 1).code == 0
+    folder = tmp_path / "figures" / "quick"
+    whole, page = contents(folder), folder / explorer_of(work.trained[0].folder.name)
+    for file in (page, folder / "plotly-cartesian.min.js"):
+        for damage in (truncate, Path.unlink):
+            damage(file)
+            assert mdm_interp(*ONLY, 1).code == 0
+            assert contents(folder) == whole
+    page.unlink()
+    assert mdm_interp("report", "--out", folder).code == 0
+    assert page.name not in (folder / "index.html").read_text(), "a link that leads nowhere"
+    assert mdm_interp(*ONLY, 1).code == 0
+    assert contents(folder) == whole
 
 
 @pytest.mark.parametrize("files", [None, [], ["notes.json", "index.html"]], ids=["no folder", "empty", "other files"])
@@ -716,6 +785,35 @@ def test_ctrl_c_is_one_line(mdm_interp: Callable[..., Ended], tmp_path: Path, mo
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
     ended = mdm_interp("train", "config.yaml")
     assert ended == Ended(130, "", "mdm-interp: interrupted; the same command goes on from here\n")
+
+
+@pytest.mark.parametrize("imported", ["mdm_interp.cli", "typer", "mdm_interp.files"])
+def test_ctrl_c_while_the_command_line_is_imported_is_one_line(tmp_path: Path, imported: str) -> None:
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPTING.format(imported=imported))
+    ended = subprocess.run(
+        [sys.executable, "-m", "mdm_interp", "runs", "list"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(__file__).parents[1]}"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    said = "mdm-interp: interrupted; the same command goes on from here\n"
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", said)
+
+
+INTERRUPTING = """
+import sys
+
+
+class Interrupting:
+    def find_spec(self, name, *_):
+        if name == {imported!r}:
+            raise KeyboardInterrupt
+
+
+sys.meta_path.insert(0, Interrupting())
+"""
 
 
 # ---- verify
@@ -897,6 +995,36 @@ def test_influence_writes_numbers_a_table_and_a_page(mdm_interp: Callable[..., E
             assert rows["influence"].sum() == pytest.approx(one["influence"])
     assert set(table["direction"]) == {"forward", "reverse"} and set(table["rank"]) <= {1, 2, -1, -2}
     assert_refused(mdm_interp("influence", *asked, "--kind", "odd"), "--kind: 'odd' is none of positional, relational")
+
+
+def test_influence_over_checkpoints_is_summed_with_their_rates(
+    mdm_interp: Callable[..., Ended], tmp_path: Path
+) -> None:
+    probe = tiny_probe(tmp_path, "llada", facts=2)
+    for name, format in {"early": "llada", "other": "dream"}.items():
+        write_checkpoint(tmp_path / name, format, tokenizer=True, seed=9)
+    said = ["Tom Cruise's mother is Mary Lee Pfeiffer.", "Anna sleeps."]
+    (tmp_path / "said.txt").write_text("\n".join(said), encoding="utf-8")
+    asked = ("--train", "said.txt", "--facts", "facts.csv", "--out", "out", "--draws", "2")
+    ended = mdm_interp("influence", "early", "tiny-llada", *asked, "--rates", "0.5,0.01")
+    assert ended == Ended(0, "out/influence.html\n", "")
+    tokenizer, pairs = probe.model.tokenizer, probe.pairs("positional")
+    training = [tokenizer(f" {sentence}")["input_ids"] for sentence in said]
+    queries = queries_of(pairs, "forward") + queries_of(pairs, "reverse")
+    models = (load_checkpoint(tmp_path / "early"), 0.5), (probe.model, 0.01)
+    traced = traced_influence(models, training, queries, n_draws=2, seed=0, kept=tokenizer.all_special_ids)
+    written = json.loads((tmp_path / "out/influence.json").read_text())
+    assert [one["rate"] for one in written["checkpoints"]] == [0.5, 0.01]
+    for at, query in enumerate(written["queries"]):
+        found = {one["sentence"]: one["influence"] for one in query["helping"] + query["hurting"]}
+        assert found == pytest.approx({of: traced.total[of, at].item() for of in range(len(said))}, rel=1e-4, abs=1e-9)
+    assert "tiny-llada, summed with 1 earlier checkpoint" in (tmp_path / "out/influence.html").read_text()
+    for rates in ((), ("--rates", "0.5"), ("--rates", "0.5,-1"), ("--rates", "0.5,nan"), ("--rates", "half,1")):
+        given = rates[1] if rates else "None"
+        says = f"--rates: {given} is not a positive number for each of the 2 checkpoints; write them as 0.01,0.003"
+        assert_refused(mdm_interp("influence", "early", "tiny-llada", *asked, *rates), says)
+    ended = mdm_interp("influence", "other", "tiny-llada", *asked, "--rates", "1,1")
+    assert_refused(ended, "other: has another architecture or other tokens than tiny-llada; give checkpoints of one")
 
 
 # ---- probe: what its options say of a checkpoint

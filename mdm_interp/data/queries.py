@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NoReturn, get_args
 
 import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from mdm_interp.config import ModelConfig
-from mdm_interp.errors import UserError, require_some
+from mdm_interp.errors import UserError, require_one_of, require_some
 from mdm_interp.models.inputs import check_token_ids, rows_at
 
 Direction = Literal["forward", "reverse"]
@@ -69,6 +69,10 @@ class Query:
         """Positions from the start of the answer to the start of the source; positive if the source is on the right."""
         return self.source_span[0] - self.answer_span[0]
 
+    def __iter__(self) -> NoReturn:
+        """Refuse to be taken for a list of queries."""
+        raise UserError("queries: got a single query; give a list of them")
+
     def readout(self, cfg: ModelConfig) -> tuple[int, ...]:
         """Return the positions whose logits predict the answer's tokens in a model with `cfg.readout_shift`.
 
@@ -107,6 +111,18 @@ class QueryPair:
     def shared(self) -> bool:
         """Whether both queries have the same answer and the same source. An ARM's pairs do not."""
         return self.forward.answer == self.reverse.answer and self.forward.source == self.reverse.source
+
+
+def queries_of(pairs: Sequence[QueryPair], direction: Direction) -> list[Query]:
+    """Return the forward or the reverse query of each pair, in order.
+
+        predict(model, queries_of(pairs, "reverse"))
+
+    Raises:
+        UserError: the direction is unknown.
+    """
+    require_one_of("direction", direction, get_args(Direction))
+    return [getattr(pair, direction) for pair in pairs]
 
 
 def require_shared(pairs: Sequence[QueryPair], measure: str) -> None:
@@ -178,9 +194,10 @@ def collate(queries: Sequence[Query], cfg: ModelConfig) -> QueryBatch:
     """Stack queries for the model of `cfg`, on its device.
 
     Raises:
-        UserError: there are no queries, a token is outside the vocabulary, or a query's answer cannot be read
-            (:meth:`Query.readout`).
+        UserError: there are no queries, one is none, a token is outside the vocabulary, or a query's answer cannot be
+            read (:meth:`Query.readout`).
     """
+    _check(queries)
     require_some("queries", queries)
     columns = torch.arange(max(len(query.tokens) for query in queries))
     entries = torch.arange(max(len(query.answer) for query in queries))
@@ -195,6 +212,20 @@ def collate(queries: Sequence[Query], cfg: ModelConfig) -> QueryBatch:
     check_token_ids("answer", answer, cfg.d_vocab)
     batch = QueryBatch(tokens, None if bool(kept.all()) else kept, readout, answer, answered, source)
     return batch.to(torch.device(cfg.device))
+
+
+def _check(queries: Sequence[Query]) -> None:
+    """Refuse what are no queries, such as query pairs.
+
+    Raises:
+        UserError: they are none.
+    """
+    for query in queries:
+        if not isinstance(query, Query):
+            raise UserError(
+                f"queries: got a {type(query).__name__}, which is no query; of query pairs, give "
+                "queries_of(pairs, 'forward') or queries_of(pairs, 'reverse')"
+            )
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> Int[Tensor, "row column"]:
@@ -214,7 +245,12 @@ def at_once(logits: int) -> int:
 
 
 def batches(queries: Sequence[Query], cfg: ModelConfig, size: int | None = None) -> Iterator[QueryBatch]:
-    """Return the queries in order, `size` at a time; by default 512, or fewer to keep to :data:`MAX_LOGITS`."""
+    """Return the queries in order, `size` at a time; by default 512, or fewer to keep to :data:`MAX_LOGITS`.
+
+    Raises:
+        UserError: as :func:`collate`.
+    """
+    _check(queries)
     if size is None:
         size = at_once(max((len(query.tokens) for query in queries), default=1) * cfg.d_vocab)
     for start in range(0, max(len(queries), 1), size):  # none are refused, too

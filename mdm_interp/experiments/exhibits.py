@@ -13,6 +13,7 @@ from mdm_interp.config import TrainConfig
 from mdm_interp.errors import UserError
 from mdm_interp.experiments.scope import about, scope_key, stages
 from mdm_interp.experiments.subjects import Demo, Lab, Probe, demos, open_probe
+from mdm_interp.measures.trajectory import source_only
 from mdm_interp.training.runs import Run
 from mdm_interp.viz.pages.attention import attention
 from mdm_interp.viz.pages.explorer import explore
@@ -108,8 +109,6 @@ def _of_demo(lab: Lab) -> Iterator[tuple[str, Page]]:
     probe = open_probe(demo.folder, demo.folder / "facts.csv", limit=1)
     model, pair = probe.model, probe.pairs("relational")[0]
     subject = Subject.of_checkpoint(model, Path(lab.root) / demo.folder.relative_to(Path(lab.root).absolute()))
-    query, mask = pair.forward, model.cfg.mask_token_id
-    source_only = [token if at in range(*query.source_span) else mask for at, token in enumerate(query.tokens)]
-    yield "inside_attention.html", attention(subject, query)
+    yield "inside_attention.html", attention(subject, pair.forward)
     yield "inside_demo_routes.html", routes(subject, pair)
-    yield "inside_denoising.html", trajectory(subject, replace(query, tokens=tuple(source_only)))
+    yield "inside_denoising.html", trajectory(subject, source_only(pair.forward, model.cfg))

@@ -37,7 +37,7 @@ from mdm_interp.provenance import difference
 from mdm_interp.viz.pages.page import LIBRARIES, TEMPLATES, asset, browser_json, plotly_of, write_libraries, zipped
 from mdm_interp.viz.panels import TRAINING_STEPS
 from mdm_interp.viz.theme import DARK, HEIGHT, NAME, WIDTH, shown
-from mdm_interp.viz.words import counted
+from mdm_interp.viz.words import counted, heads_in_layers
 
 BENCHMARK = "reversal_benchmark"
 """The result of the command of that name."""
@@ -241,6 +241,11 @@ def _render(
     )
 
 
+def library_of(figure: go.Figure) -> str:
+    """Return the file, beside a figure's page, of what draws it."""
+    return LIBRARIES[plotly_of(trace["type"] for trace in figure.to_plotly_json()["data"])][0]
+
+
 def _library(entries: Sequence[Mapping[str, Any]]) -> str:
     """Return what draws these figures."""
     return plotly_of(trace["type"] for entry in entries for trace in entry["drawing"]["data"])
@@ -417,9 +422,9 @@ def _checkpoints(result: Result) -> list[str]:
             f"{kind}: {counted(n, 'pair')}, {origin.skipped[kind]} skipped" for kind, n in origin.pairs.items()
         )
         lines.append(
-            f"{'Its twin' if lines else 'Checkpoint'} {origin.checkpoint}: {counted(model['n_layers'], 'layer')} of "
-            f"{counted(model['n_heads'], 'head')}, width {model['d_model']}, digest {origin.digest}; asked about "
-            f"{counted(origin.facts, 'fact')} ({pairs})."
+            f"{'Its twin' if lines else 'Checkpoint'} {origin.checkpoint}: "
+            f"{heads_in_layers(model['n_layers'], model['n_heads'])}, width {model['d_model']}, digest "
+            f"{origin.digest}; asked about {counted(origin.facts, 'fact')} ({pairs})."
         )
         origin = origin.twin
     return lines

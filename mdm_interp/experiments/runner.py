@@ -26,11 +26,12 @@ from mdm_interp.config import TrainConfig
 from mdm_interp.errors import UserError
 from mdm_interp.experiments.analysis import Analysis, discover, ledger
 from mdm_interp.experiments.claims import save_ledger
-from mdm_interp.experiments.exhibits import PAGES, make_exhibits
-from mdm_interp.experiments.report import write_report
+from mdm_interp.experiments.drawn import is_drawn, record_drawn
+from mdm_interp.experiments.exhibits import PAGES, explored, make_exhibits
+from mdm_interp.experiments.report import library_of, write_report
 from mdm_interp.experiments.results import Result
 from mdm_interp.experiments.subjects import Demo, Lab, demo_bars
-from mdm_interp.files import check_folder, parse_json, read_text, write_text
+from mdm_interp.files import check_folder
 from mdm_interp.parallel import find_place, phase, progress_bars, side_by_side
 from mdm_interp.training.text import TextStep
 
@@ -61,13 +62,16 @@ def reproduce(analyses: Sequence[Analysis], lab: Lab, out: Path) -> Reported:
     torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
     with phase("measuring", 2, PHASES):
         results = measure_all(analyses, lab, out)
-    if not _is_drawn([analysis.name for analysis in analyses], out):
+    names, source, files = [analysis.name for analysis in analyses], _drawing_of(out), set[str]()
+    if not is_drawn(out, "pages", names, source):
         of_results = (analysis.pages(result, lab.root) for analysis, result in zip(analyses, results, strict=True))
         with phase("pages", 3, PHASES), progress_bars(transient=True) as bars:
             written = bars.add_task("pages", total=None, values="")
             for file, page in chain(make_exhibits(lab, of_runs), *of_results):
                 page.save(out / file, shared=True)
+                files |= {file, *page.shared}
                 bars.advance(written)
+        record_drawn(out, "pages", source, dict.fromkeys(names, files))
     with phase("figures", 4, PHASES):
         return report(out, analyses)
 
@@ -92,7 +96,8 @@ def report(out: Path, analyses: Sequence[Analysis] | None = None) -> Reported:
         raise UserError(f"--out: {out} holds no results; run `mdm-interp reproduce --out {out}` first")
     check_folder(out)
     wanted = [name for name in there if analyses is None or known[name] in analyses]
-    if _is_drawn(wanted, out):
+    source = _drawing_of(out, linked=[*explored(out).values(), *(file for file in PAGES if (out / file).exists())])
+    if is_drawn(out, "figures", wanted, source):
         return Reported(wanted, None)
     results = {name: known[name].load(out / f"{name}.json") for name in there}
     with progress_bars(transient=True) as bars:
@@ -102,12 +107,14 @@ def report(out: Path, analyses: Sequence[Analysis] | None = None) -> Reported:
             bars.advance(drawing)
         verdicts = ledger(known.values(), results)
         if verdicts:
-            save_ledger(verdicts, out / "claims.json")
+            save_ledger(verdicts, out / CLAIMS)
         details = {name: known[name].detail_of for name in there}
         problem = write_report(list(drawn.values()), out, verdicts, changed=wanted, pages=PAGES, details=details)
         bars.advance(drawing)
     if problem is None:
-        write_text(out / DRAWN, json.dumps({**_drawn(out), **dict.fromkeys(wanted, _drawing_of(out))}))
+        of_all = {"index.html", *([CLAIMS] if verdicts else ())}
+        own = {name: {f"{name}.html", f"{name}.png", library_of(drawn[name][1])} for name in wanted}
+        record_drawn(out, "figures", source, {name: of_all | files for name, files in own.items()})
     return Reported(wanted, problem)
 
 
@@ -122,32 +129,19 @@ def _figure(analysis: Analysis, result: Result) -> go.Figure:
         ) from error
 
 
-DRAWN = ".drawn"
-"""File beside the figures that says what each was drawn from."""
+CLAIMS = "claims.json"
+"""The ledger's file, beside results and made of them."""
 
 
-def _is_drawn(names: Sequence[str], out: Path) -> bool:
-    """Tell whether drawing again would make the same figures and the same report."""
-    files = [out / "index.html", *(out / f"{name}.{ending}" for name in names for ending in ("html", "png"))]
-    made, now = _drawn(out), _drawing_of(out)
-    return all(file.exists() for file in files) and all(made.get(name) == now for name in names)
-
-
-def _drawn(out: Path) -> dict[str, str]:
-    try:
-        return dict(parse_json(read_text(out / DRAWN)))
-    except (OSError, ValueError, TypeError):
-        return {}
-
-
-def _drawing_of(out: Path) -> str:
-    """Return a digest of the results in a folder and of all code that could draw them."""
+def _drawing_of(out: Path, linked: Sequence[str] = ()) -> str:
+    """Return a digest of the results in a folder, of all code that could draw them, and of the names of pages that the
+    report links to."""
     packages = {module.split(".")[0] for analysis in discover() for module in (analysis.draw.__module__, __name__)}
     folders = [folder for package in sorted(packages) for folder in getattr(sys.modules[package], "__path__", ())]
     code = [path for folder in folders for path in sorted(Path(folder).rglob("*")) if path.suffix in DRAWING]
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(json.dumps(linked).encode())
     for path in [*code, *sorted(out.glob("[!.]*.json"))]:
-        if path.name != "claims.json":
+        if path.name != CLAIMS:
             digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -109,13 +109,6 @@ class Summary:
             [entry for entry in self.entries if quantity in (None, entry.quantity) and of.items() <= entry.of.items()]
         )
 
-    def span(self, quantity: str, null: bool = False, **of: Any) -> str:
-        """Say between which values a quantity lies, as `0.21` or `0.21 to 0.34`; nothing where there are none."""
-        estimates = [entry.null if null else entry.effect for entry in self.where(quantity, **of)]
-        values = [estimate.value for estimate in estimates if estimate is not None and estimate.n]
-        ends = dict.fromkeys(f"{round(end, 2) + 0.0:.2f}" for end in (min(values), max(values))) if values else []
-        return " to ".join(ends)
-
     @property
     def columns(self) -> list[str]:
         """The named columns, in the order in which they first come."""

@@ -3,6 +3,7 @@
     train_demo("demo", DemoConfig(format="llada"))     # demo/config.json, model.safetensors, tokenizer files
     demo/facts.csv                                      # parents stated in one direction only: what to test
     demo/control.csv                                    # parents stated in both directions: what reverse queries can do
+    demo/sentences.txt                                  # what it is trained on, a sentence on each line
     demo/demo.yaml                                      # the DemoConfig
     demo/made_with.json                                 # what trained it: code, versions and machine
     demo/digests.json                                   # a digest of each of these files
@@ -51,6 +52,7 @@ def train_demo(
         for name, facts in (("facts", people.tested), ("control", people.control)):
             _write_csv(folder / f"{name}.csv", facts)
             PARENT_CHILD.to_yaml(folder / f"{name}.templates.yaml")
+        write_text(folder / "sentences.txt", "".join(f"{sentence.strip()}\n" for sentence in people.sentences()))
 
     return train_text(
         folder,

@@ -70,6 +70,11 @@ def counted(n: int, noun: str) -> str:
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
+def heads_in_layers(n_layers: int, n_heads: int) -> str:
+    """Say how large a model is, as `1 layer of 4 heads`."""
+    return f"{counted(n_layers, 'layer')} of {counted(n_heads, 'head')}"
+
+
 def counted_of(count: int, total: int, noun: str) -> str:
     """Say how many of so many, as `all 6 cases`, `4 of 6 cases` or `none of 6 cases`."""
     how_many = "all" if count == total else f"{count or 'none'} of"

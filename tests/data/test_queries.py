@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from math import log
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import pytest
 import torch
 from torch import Tensor
 
 from mdm_interp.config import Attention, FactConfig, ModelConfig, Objective, Scheme
-from mdm_interp.data.queries import Query, QueryPair, Span, batches, collate, require_shared
+from mdm_interp.data.queries import Query, QueryPair, Span, batches, collate, queries_of, require_shared
 from mdm_interp.data.worlds import FactWorld
 from mdm_interp.errors import UserError
 from mdm_interp.inference.prediction import predict, query_loss
+from mdm_interp.measures.routes import compute_routes
 from mdm_interp.models.transformer import HookedTransformer
 
 WORLDS = {
@@ -232,6 +233,24 @@ def test_a_causal_readout_must_see_the_source(source_span: Span, visible: bool) 
 
 SHORT = Query((7, 8, 9), (1,), (2, 3), (0, 1))
 LONG = Query((5, 9, 9, 6, 8), (2, 3), (1, 3), (3, 5))
+
+
+def test_queries_of_one_direction_are_in_the_order_of_their_pairs() -> None:
+    pairs = [QueryPair(SHORT, LONG, 0, "left"), QueryPair(LONG, SHORT, 1, "right")]
+    assert queries_of(pairs, "forward") == [SHORT, LONG] and queries_of(pairs, "reverse") == [LONG, SHORT]
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("call", [predict, compute_routes, lambda model, queries: collate(queries, model.cfg)])
+def test_what_are_no_queries_is_refused_by_name(call: Any) -> None:
+    model, pair = HookedTransformer(model_config()), QueryPair(SHORT, LONG, 0, "left")
+    advice = r"give queries_of\(pairs, 'forward'\) or queries_of\(pairs, 'reverse'\)$"
+    with pytest.raises(UserError, match=r"^queries: got a QueryPair, which is no query; of query pairs, " + advice):
+        call(model, [pair])
+    with pytest.raises(UserError, match=r"^queries: got a single query; give a list of them$"):
+        call(model, SHORT)
+    with pytest.raises(UserError, match=r"^direction: 'backward' is none of forward, reverse; choose one$"):
+        queries_of([pair], "backward")  # pyright: ignore[reportArgumentType]
 
 
 def test_collate_pads_on_the_right_and_marks_what_is_real() -> None:

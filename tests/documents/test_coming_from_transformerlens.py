@@ -126,7 +126,9 @@ def test_hooks_are_there_as_the_page_says_and_fire_with_the_classic_shape(classi
 
 def test_hooks_that_the_classic_model_had_not_are_few(classic: Any, models: list[Any]) -> None:
     own = {classic.pattern_of(hook) for model in models for hook in model.hook_dict} - set(classic.names()["hooks"])
-    assert own == {f"blocks.{{l}}.attn.hook_{kind}_normalized" for kind in ("q", "k")}
+    shared = {f"blocks.{{l}}.mlp.shared.hook_{kind}" for kind in ("pre", "pre_linear", "post")}
+    experts = {f"blocks.{{l}}.mlp.hook_{kind}" for kind in ("router", "expert_out")} | shared
+    assert own == {f"blocks.{{l}}.attn.hook_{kind}_normalized" for kind in ("q", "k")} | experts
 
 
 def test_fields_are_there_as_the_page_says(classic: Any, models: list[Any]) -> None:

@@ -108,7 +108,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     packaged += [*(ROOT / "mdm_interp").rglob("*.pyi"), *(ROOT / "analyses").glob("*.yaml")]
     assert {name for name in names if not name.startswith(info)} == {str(path.relative_to(ROOT)) for path in packaged}
     assert f"{info}/licenses/LICENSE" in names
-    assert "[console_scripts]\nmdm-interp = mdm_interp.cli:main" in entry_points
+    assert "[console_scripts]\nmdm-interp = mdm_interp.__main__:main" in entry_points
     assert "[mdm_interp.analyses]\nbuiltin = analyses" in entry_points
 
 

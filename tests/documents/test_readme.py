@@ -58,7 +58,7 @@ def test_the_example_runs_as_written(tmp_path: Path) -> None:
     assert 0 < float(reverse) <= 1
     assert float(forward) > 0.5, "it did not learn its facts"
     assert "route correlation tensor(" in ran.stdout
-    ((before, after),) = re.findall(rf"^before {number} after {number}$", ran.stdout, re.MULTILINE)
+    ((before, after),) = re.findall(r"^before ([\d.]+) after ([\d.]+)$", ran.stdout, re.MULTILINE)
     assert abs(float(before) - float(reverse)) < 1e-3 and abs(float(after) - float(forward)) < 1e-3
     assert "torch.Size([1, 1, 6, 6])" in ran.stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == ["explorer.html", "runs"]

@@ -67,13 +67,6 @@ def test_it_is_a_table() -> None:
     assert "rope" in repr(SUMMARY)
 
 
-def test_a_span_is_from_the_least_to_the_largest() -> None:
-    assert SUMMARY.span("share") == "0.20 to 0.50"
-    assert SUMMARY.span("share", scheme="rope") == "0.20"
-    assert SUMMARY.span("share", null=True, scheme="rope") == "0.05"
-    assert SUMMARY.span("share", scheme="learned") == ""
-
-
 NUMBER = st.floats(-1e6, 1e6)
 
 

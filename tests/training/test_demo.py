@@ -21,6 +21,7 @@ from mdm_interp.checkpoints import load_checkpoint
 from mdm_interp.config import DemoConfig
 from mdm_interp.data.people import make_people
 from mdm_interp.data.prompts import PARENT_CHILD, load_facts, make_prompts, render
+from mdm_interp.data.sentences import read_sentences
 from mdm_interp.errors import Diverged, UserError
 from mdm_interp.experiments.subjects import Demo
 from mdm_interp.inference.prediction import predict
@@ -161,6 +162,7 @@ def test_the_folder_looks_like_a_released_checkpoint(tmp_path: Path, format: Any
         "facts.templates.yaml",
         "control.csv",
         "control.templates.yaml",
+        "sentences.txt",
         "demo.yaml",
         "made_with.json",
         "digests.json",
@@ -172,6 +174,8 @@ def test_the_folder_looks_like_a_released_checkpoint(tmp_path: Path, format: Any
     ]
     table = load_facts(folder / "facts.csv")
     assert list(table.rows.values()) == make_people(TINY).tested and table.templates == PARENT_CHILD
+    trained_on = [tuple(tokens) for tokens in model.tokenizer(make_people(TINY).sentences())["input_ids"]]
+    assert read_sentences(folder / "sentences.txt", model.tokenizer) == trained_on
     for kind in ("positional", "relational"):
         prompts = make_prompts(table, model.tokenizer, model.cfg, kind)
         assert {pair.fact for pair in prompts.pairs} == set(table.rows)

@@ -53,6 +53,22 @@ def test_a_page_holds_the_strongest_sentences_of_both_queries(attention: str) ->
                 assert page.data["sentences"][sentence] == [str(token) for token in SENTENCES[sentence]]
 
 
+def test_groups_are_divided_by_layer() -> None:
+    model, found = measured()
+    data = viz.influence(model, SENTENCES, PAIRS, found).data
+    assert data["layers"] == ["outside of layers", *(f"layer {layer}" for layer in range(model.cfg.n_layers))]
+    for one in data["pairs"][0]["forward"]["helping"]:
+        for total, parts in zip(one["groups"], one["layers"], strict=True):
+            assert total == pytest.approx(sum(part for part in parts if part is not None), rel=1e-4, abs=1e-9)
+        inside = {
+            row["layer"]: row["influence"]
+            for row in found.rows(9)
+            if row["group"] == "storage" and (row["query"], row["sentence"]) == (0, one["sentence"])
+        }
+        storage = one["layers"][list(GROUPS).index("storage")]
+        assert storage == [None, *(pytest.approx(inside[layer], rel=1e-5) for layer in range(model.cfg.n_layers))]
+
+
 def test_the_influence_of_something_else_is_refused() -> None:
     model, found = measured()
     with pytest.raises(UserError, match="found: is of 4 sentences and 4 queries, and there are 3"):
@@ -78,5 +94,11 @@ def test_in_a_browser(browser: Browser, tmp_path: Path) -> None:
                 signs = ["hurts" if value < 0 else "helps" for value in found.by_token[helping[0], :, place].tolist()]
                 classes = [str(item.get_attribute("class")).split()[0] for item in first.all()]
                 assert classes == signs[: len(shown)]
+                marks = [item.evaluate("item => getComputedStyle(item, '::before').content") for item in first.all()]
+                assert marks == [{"helps": '"+"', "hurts": '"−"'}[sign] for sign in classes], "not by colour alone"
+                table = tab.locator(f"#{way}-helping details").first
+                expect(table.locator("table")).to_be_hidden()
+                table.locator("summary").click()
+                expect(table.locator("tr")).to_have_count(2 + model.cfg.n_layers)
             assert tab.evaluate("document.documentElement.scrollWidth") <= width
             assert problems == []

@@ -12,11 +12,23 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from mdm_interp import Analysis, HookedTransformer, Query, Result, Run, Summary, TrainConfig, predict, stages
+from mdm_interp import (
+    Analysis,
+    HookedTransformer,
+    Query,
+    Result,
+    Run,
+    Summary,
+    TrainConfig,
+    predict,
+    queries_of,
+    stages,
+)
+from mdm_interp.data.queries import Direction
 from mdm_interp.experiments.grids import MANY_HEADS, head_grid
 from mdm_interp.viz import CHANCE, FORWARD, REVERSE, Panels
 
-QUERIES = {"forward": FORWARD, "reverse": REVERSE}
+QUERIES: dict[Direction, str] = {"forward": FORWARD, "reverse": REVERSE}
 
 
 def configs(seeds: Sequence[int]) -> list[TrainConfig]:
@@ -64,7 +76,7 @@ def measure(run: Run, step: int) -> list[dict[str, Any]]:
     rows = []
     model, pairs = run.model(step), run.query_pairs()
     odd = torch.tensor([pair.fact % 2 == 1 for pair in pairs])
-    fallen = {side: drops(model, [getattr(pair, side) for pair in pairs]) for side in QUERIES}
+    fallen = {side: drops(model, queries_of(pairs, side)) for side in QUERIES}
     chosen = [int(fallen["forward"][half].mean(0).argmax()) for half in (odd, ~odd)]
     for side, drop in fallen.items():
         means = [drop[half].mean(0) for half in (~odd, odd)]

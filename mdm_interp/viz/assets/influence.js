@@ -12,7 +12,7 @@ function made(tag, text, className = "") {
 function sentenceOf(one, most) {
   const list = made("ol", "", "tokens signed");
   list.append(...data.sentences[one.sentence].map((text, at) => {
-    const item = made("li", text.replaceAll("\n", "⏎"), one.tokens[at] < 0 ? "hurts" : "helps");
+    const item = made("li", text.replaceAll("\n", "⏎"), one.tokens[at] < 0 ? "hurts" : one.tokens[at] > 0 ? "helps" : "");
     const share = most ? Math.abs(one.tokens[at]) / most : 0;
     item.style.setProperty("--share-of-full", share);
     item.classList.toggle("dark", share > DARK);
@@ -22,10 +22,22 @@ function sentenceOf(one, most) {
   return list;
 }
 
-// What the gradients go through, strongest first.
+// What the gradients go through, strongest first, and where: a table of layers to open.
 function groupsOf(one) {
   const order = [...data.groups.keys()].sort((a, b) => Math.abs(one.groups[b]) - Math.abs(one.groups[a]));
-  return made("p", order.map((at) => `${data.groups[at]} ${written(one.groups[at])}`).join(" · "), "key");
+  const details = made("details", ""), scroll = made("div", "", "scroll"), table = made("table", "", "numbers");
+  details.append(made("summary", order.map((at) => `${data.groups[at]} ${written(one.groups[at])}`).join(" · "), "key"));
+  const row = (cells) => {
+    const line = made("tr", "");
+    line.append(...cells.map((text, at) => made(at ? "td" : "th", text)));
+    return line;
+  };
+  const rows = data.layers.map((layer, at) =>
+    row([layer, ...order.map((group) => (one.layers[group][at] === null ? "" : written(one.layers[group][at])))]));
+  table.append(row(["", ...order.map((at) => data.groups[at])]), ...rows);
+  scroll.append(table);
+  details.append(scroll);
+  return details;
 }
 
 function draw() {

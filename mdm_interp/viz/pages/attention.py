@@ -18,8 +18,8 @@ from mdm_interp.measures.lens import read_out
 from mdm_interp.models.inputs import forbid_mask
 from mdm_interp.viz.pages.code import call, left_open, prompt_code, saving
 from mdm_interp.viz.pages.page import Page, packed, places
-from mdm_interp.viz.pages.subject import Prompt, Subject
-from mdm_interp.viz.words import counted
+from mdm_interp.viz.pages.subject import Prompt, Subject, joined
+from mdm_interp.viz.words import counted, heads_in_layers
 
 MAX_ENTRIES = 8_000_000
 """How many entries of patterns a page holds: 2.7 bytes each, so 21 MB."""
@@ -145,7 +145,7 @@ def patterns(
             "it as it is after softmax, with the positions that are read on the last axis"
         )
     causal = n > 1 and not values.triu(1).any()
-    about = f"{counted(len(values), 'layer')} of {counted(shape[-3], 'head')}, {counted(n, 'token')}"
+    about = f"{heads_in_layers(len(values), shape[-3])}, {counted(n, 'token')}"
     prompt = Prompt((), tuple(map(str, tokens)), (), (), None, None)
     return _page(
         f"Attention: {shortened(prompt)}",
@@ -207,5 +207,5 @@ def logits_after_layers(
 def shortened(given: Prompt, length: int = 60) -> str:
     """Return the beginning of a prompt's text."""
     spaced = "" if any(text.startswith(" ") for text in given.texts) else " "
-    text = spaced.join(given.texts).strip()
+    text = joined(given.texts, spaced).strip()
     return text if len(text) <= length else text[: length - 1] + "…"

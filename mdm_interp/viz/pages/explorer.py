@@ -30,9 +30,9 @@ from mdm_interp.viz.pages.attention import MAX_ENTRIES, logits_after_layers, sho
 from mdm_interp.viz.pages.code import call, first_pairs, saving
 from mdm_interp.viz.pages.page import Page, as_lists, packed, packed_signed
 from mdm_interp.viz.pages.routes import evenly
-from mdm_interp.viz.pages.subject import Prompt, Subject, after
+from mdm_interp.viz.pages.subject import Prompt, Subject, after, joined
 from mdm_interp.viz.theme import shown
-from mdm_interp.viz.words import counted
+from mdm_interp.viz.words import counted, heads_in_layers
 
 MAX_PAIRS = 24
 """How many of a run's pairs are shown unless others are asked for."""
@@ -349,7 +349,7 @@ class _Asked:
 
     def told(self, subject: Subject, at: int) -> dict[str, Any]:
         """Return a pair: what it is called, and its two prompts."""
-        answer = "".join(subject.names(self.pairs[at].forward.answer)).strip()
+        answer = joined(subject.names(self.pairs[at].forward.answer)).strip()
         prompts = {side: prompt.marks() | {"rows": self.rows(at, side)} for side, prompt in self.prompts[at].items()}
         return {"name": f"{shortened(self.prompts[at]['forward'])} → {answer}", **prompts}
 
@@ -390,9 +390,8 @@ def _about(data: Mapping[str, Any], measured: Sequence[Mapping[str, Any]], serie
     """Return what the page shows, and which head of the first model's last state carries most."""
     first, last = series[0], measured[max(len(series[0].steps) - 1, 0)]
     schemes = " and ".join(dict.fromkeys(shown(one.subject.model.cfg.position) for one in series))
-    sizes = {"layers": "layer", "heads": "head", "pairs": "query pair"}
-    layers, heads, pairs = (counted(len(data[name]), noun) for name, noun in sizes.items())
-    said = f"{schemes}, {layers} x {heads}, {pairs}" + (
+    shape, pairs = heads_in_layers(len(data["layers"]), len(data["heads"])), counted(len(data["pairs"]), "query pair")
+    said = f"{schemes}, {shape}, {pairs}" + (
         f", {len(first.steps)} steps of training. " if len(first.steps) > 1 else ". "
     )
     route = torch.tensor([[value or 0.0 for value in row] for row in last["overall"]["forward route"]])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
 
 from mdm_interp.data.queries import Query, QueryPair
 from mdm_interp.errors import UserError
@@ -12,7 +15,8 @@ from mdm_interp.measures.gradients.influence import Influence
 from mdm_interp.viz.pages.attention import shortened
 from mdm_interp.viz.pages.code import call, left_open, saving
 from mdm_interp.viz.pages.page import Page, as_lists
-from mdm_interp.viz.pages.subject import Subject
+from mdm_interp.viz.pages.subject import Subject, joined
+from mdm_interp.viz.words import counted
 
 WAYS, SIGNS = ("forward", "reverse"), ("helping", "hurting")
 
@@ -45,6 +49,8 @@ def influence(
         )
     subject = Subject.of(model)
     groups = {name: found.group(name) for name in GROUPS}
+    places = list(dict.fromkeys(layer for layer, _ in found.parts))
+    by_layer = [[_inside(found, layer, members) for layer in places] for members in GROUPS.values()]
 
     def told(query: Query, at: int) -> dict[str, Any]:
         strongest = found.top(at, top)
@@ -54,6 +60,10 @@ def influence(
                     "sentence": sentence,
                     "total": as_lists(found.total[sentence, at]),
                     "groups": [as_lists(of_group[sentence, at]) for of_group in groups.values()],
+                    "layers": [
+                        [None if part is None else as_lists(part[sentence, at]) for part in of_group]
+                        for of_group in by_layer
+                    ],
                     "tokens": as_lists(found.by_token[sentence, : len(training[sentence]), at]),
                 }
                 for sentence in sentences
@@ -63,7 +73,7 @@ def influence(
 
     pairs = [
         {
-            "name": f"{shortened(subject.prompt(pair.forward))} {''.join(subject.names(pair.forward.answer)).strip()}",
+            "name": f"{shortened(subject.prompt(pair.forward))} {joined(subject.names(pair.forward.answer)).strip()}",
             "forward": told(pair.forward, at),
             "reverse": told(pair.reverse, at + len(query_pairs)),
         }
@@ -71,14 +81,18 @@ def influence(
     ]
     shown = {one["sentence"] for pair in pairs for way in WAYS for sign in SIGNS for one in pair[way][sign]}
     sentences = {sentence: list(subject.names(training[sentence])) for sentence in sorted(shown)}
-    helping = [[{one["sentence"] for one in pair[way]["helping"]} for way in WAYS] for pair in pairs]
-    shared = sum(bool(forward & reverse) for forward, reverse in helping)
     about = (
-        f"Which of {len(training)} training sentences a gradient step on would lower or raise the loss of each query "
-        f"most. In {shared} of {len(pairs)} pairs, one of the {top} that help the forward query most is also among "
-        f"the {top} that help the reverse query most."
+        f"Which of {counted(len(training), 'training sentence')} a gradient step on would lower or raise the loss of "
+        "each query most."
     )
-    data = {"pairs": pairs, "sentences": sentences, "groups": list(GROUPS)}
+    layers = ["outside of layers" if layer is None else f"layer {layer}" for layer in places]
+    data = {"pairs": pairs, "sentences": sentences, "groups": list(GROUPS), "layers": layers}
     made = call("viz.influence", "model", "training", "query_pairs", "found", top=top)
     code = saving(made, subject.opening(), left_open("training, query_pairs", "found, their influence,"))
     return Page("influence", subject.heading("Influence of training sentences"), about, (), data, code)
+
+
+def _inside(found: Influence, layer: int | None, members: Collection[str]) -> Float[Tensor, "sentence query"] | None:
+    """Sum what some components of one layer give; None where it has none of them."""
+    chosen = [i for i, (at, component) in enumerate(found.parts) if at == layer and component in members]
+    return found.inner[chosen].sum(0) if chosen else None

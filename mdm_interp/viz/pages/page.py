@@ -88,13 +88,30 @@ TEMPLATES.globals["counted"] = counted
 
 
 def write_libraries(folder: Path, *names: str) -> None:
-    """Write the scripts that the pages of a folder share; one that is there is not written again."""
+    """Write the scripts that the pages of a folder share; one that is there is not written again, and not read again
+    unless it was changed."""
     for name in names:
         file, content = LIBRARIES[name]
-        text = content()
-        path = folder / file
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
-            write_text(path, text)
+        path = (folder / file).absolute()
+        there = _state(path)
+        if there is None or there != _WRITTEN.get(path):
+            text = content()
+            if there is None or path.read_text(encoding="utf-8", errors="replace") != text:
+                write_text(path, text)
+            _WRITTEN[path] = _state(path)
+
+
+_WRITTEN: dict[Path, tuple[int, int] | None] = {}
+"""Libraries that this process found or put somewhere: size and time of their files then."""
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    """Return what changes with a file, nearly always; None if there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_size, found.st_mtime_ns
 
 
 @dataclass(frozen=True)
@@ -115,11 +132,16 @@ class Page:
     home: str = ""
     """Address of the report that it belongs to."""
 
+    @property
+    def shared(self) -> list[str]:
+        """The files that pages of one folder share, of its libraries."""
+        return [LIBRARIES[name][0] for name in self.libraries]
+
     def html(self, *, shared: bool = False) -> str:
         """Return the page as one HTML document; with `shared`, its libraries are files beside it."""
         return TEMPLATES.get_template("page.html").render(
             page=self,
-            files=[LIBRARIES[name][0] for name in self.libraries] if shared else [],
+            files=self.shared if shared else [],
             inlined=[] if shared else [_zipped(name) for name in self.libraries],
             asset=asset,
             colors=PAGE_COLORS,

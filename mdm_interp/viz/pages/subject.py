@@ -18,6 +18,7 @@ from mdm_interp.models.text import read_text
 from mdm_interp.training.runs import Run
 from mdm_interp.viz.pages.code import call, left_open, saving
 from mdm_interp.viz.theme import shown
+from mdm_interp.viz.words import heads_in_layers
 
 MASK = "[M]"
 """How a mask token is written in a text, and shown."""
@@ -84,7 +85,7 @@ class Subject:
             return cls.of_run(model)
         model = hooked(model)
         cfg = model.cfg
-        name = f"{shown(cfg.position)} model, {cfg.n_layers} x {cfg.n_heads} heads"
+        name = f"{shown(cfg.position)} model, {heads_in_layers(cfg.n_layers, cfg.n_heads)}"
         tokenizer = getattr(model, "tokenizer", None)
         if tokenizer is None:
             return cls(model, lambda tokens: [str(token) for token in tokens], _no_text, name)
@@ -93,13 +94,13 @@ class Subject:
             encoded = read_text(tokenizer, text, add_special_tokens=False, return_offsets_mapping=True)
             return encoded["input_ids"], [tuple(span) for span in encoded["offset_mapping"]]
 
-        return cls(model, lambda tokens: [tokenizer.decode([token]) or str(token) for token in tokens], encode, name)
+        return cls(model, lambda tokens: [_name(tokenizer, token) for token in tokens], encode, name)
 
     @classmethod
     def of_run(cls, run: Run) -> Subject:
         """Return a run's last checkpoint."""
         config = run.config
-        shape = f"{config.model.n_layers} x {config.model.n_heads} heads"
+        shape = heads_in_layers(config.model.n_layers, config.model.n_heads)
         name = shown(f"{config.model.position} {config.objective}, {shape}, {config.facts.world}, seed {config.seed}")
         name += f" ({run.folder.name[:6]})"  # other settings may differ, too
         opened = call("Run.open", repr(run.folder.resolve().name), root=run.folder.parent)
@@ -186,6 +187,39 @@ class Subject:
         if at < 0 or not inside:
             raise UserError(f"source: {source!r} is not in the text {text!r}; name words of it")
         return tokens, (inside[0], inside[-1] + 1)
+
+
+NO_TEXT = "\ufffd"
+"""What a tokenizer decodes bytes to that are no character."""
+_PRINTED = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
+_OTHERS = (byte for byte in range(0x100) if byte not in _PRINTED)
+BYTES = {chr(byte): byte for byte in _PRINTED} | {chr(0x100 + at): byte for at, byte in enumerate(_OTHERS)}
+"""The character by which a byte-level vocabulary writes each byte (GPT-2's)."""
+
+
+def _name(tokenizer: Any, token: int) -> str:
+    """Return a token's text. Bytes of a character that others complete are named as in `<0xC3>`, by which vocabularies
+    of characters call them."""
+    text = tokenizer.decode([token])
+    if NO_TEXT not in text:
+        return text or str(token)
+    written = tokenizer.convert_ids_to_tokens(token)
+    if not BYTES.keys() >= set(written):
+        return written
+    read = bytes(BYTES[mark] for mark in written).decode("utf-8", errors="backslashreplace")
+    return re.sub(r"\\x(..)", lambda byte: f"<0x{byte[1].upper()}>", read)
+
+
+def joined(texts: Sequence[str], between: str = "") -> str:
+    """Return the text of tokens, with characters in place of the bytes that make them."""
+
+    def character(found: re.Match[str]) -> str:
+        try:
+            return bytes.fromhex(re.sub("<0x|>", "", found[0])).decode("utf-8")
+        except UnicodeDecodeError:  # not all of it
+            return found[0]
+
+    return re.sub(r"(?:<0x[0-9A-F]{2}>)+", character, between.join(texts))
 
 
 def after(name: str, steps: Sequence[int]) -> str:
