@@ -28,7 +28,7 @@ from mdm_interp.files import read_text, require_file, write_text
 from mdm_interp.models.transformer import HookedTransformer
 from mdm_interp.tensors import not_finite, save_tensors, saved_digests, tensor_digest
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SINGLE, INDEX, SHARDS = "model.safetensors", "model.safetensors.index.json", "model-[0-9]*-of-[0-9]*.safetensors"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
@@ -306,9 +306,6 @@ def save_weights(model: HookedTransformer, format: Format, folder: Path, max_sha
         for name, weight in model.state_dict(keep_vars=True).items()
     }
     split = split_torch_state_dict_into_shards(tensors, max_shard_size=max_shard_size)
-    shards = folder.glob("model-[0-9]*-of-[0-9]*.safetensors")
-    for stale in (folder / SINGLE, folder / INDEX, *shards):  # of what the folder held before
-        stale.unlink(missing_ok=True)
     for file, names in split.filename_to_tensors.items():
         save_tensors(folder / file, {name: tensors[name] for name in names}, {"format": "pt"})
     if split.is_sharded:
