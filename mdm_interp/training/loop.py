@@ -25,7 +25,7 @@ import torch
 from mdm_interp.config import TrainConfig
 from mdm_interp.data.worlds import FactWorld
 from mdm_interp.devices import check_device
-from mdm_interp.errors import Diverged, UserError
+from mdm_interp.errors import Diverged, Overflow, UserError
 from mdm_interp.files import DEFAULT_ROOT, locked, remove_leftovers
 from mdm_interp.inference.prediction import predict
 from mdm_interp.models.positions import SAMPLE, sample_answers
@@ -321,13 +321,14 @@ class _Training:
         """Ask the queries, and write a checkpoint if its answers are numbers: huge weights may give others."""
         found = {"step": step, "loss": self.loss.item()}
         for name, queries in self.asked.items():
-            answered = predict(self.trainee.model, queries)
+            try:
+                answered = predict(self.trainee.model, queries)
+            except Overflow:
+                self.diverged = step
+                return
             found[f"{name}_probability"] = float(answered.probability.mean())
             found[f"{name}_accuracy"] = float(answered.correct.float().mean())
             found[f"{name}_rank"] = float(answered.rank.float().mean())
-        if not math.isfinite(found["forward_probability"] + found["reverse_probability"]):
-            self.diverged = step
-            return
         self.latest = found
         self.run.save_checkpoint(step, self.trainee.model)
         self.recorded.append(self.latest)
