@@ -123,6 +123,11 @@ def test_the_commands_start_as_processes(tmp_path: Path, command: list[str]) -> 
         (["reproduce", "--sedes", "3"], ["--sedes"]),
         (["reproduce", "--seeds", "none"], ["'--seeds'", "integer"]),
         (["reproduce", "--seeds", "0"], ["'--seeds'", "1"]),
+        (["reproduce", "--seeds", "100000000"], ["'--seeds'", "1000"]),
+        (
+            ["influence", "x", "--train", "y", "--facts", "z", "--out", "w", "--draws", str(10**12)],
+            ["'--draws'", "10000"],
+        ),
         (["reproduce", "--workers", "0"], ["'--workers'", "1"]),
         (["reproduce", "--only", "curse"], ["--only: no analysis 'curse'; there are reversal_curse, ", " more"]),
         (["reproduce", "--quick", "--full"], ["--quick --full", "give one"]),

@@ -102,6 +102,11 @@ def test_a_step_without_checkpoint_is_refused_with_those_there_are(trained: Run,
         trained.model(step)
 
 
+def test_a_device_that_is_not_there_is_refused_before_anything_is_read(trained: Run) -> None:
+    with pytest.raises(UserError, match=r"^device: 'tpu' cannot be used here \("):
+        trained.model(-1, "tpu")
+
+
 def test_a_run_without_checkpoints_says_to_train_it(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"step: -1 has no checkpoint in .*; there are none: train the run"):
         Run.of(tiny(), tmp_path).model()
