@@ -40,7 +40,7 @@ def write_influence(
     """
     model, out, pairs, prompts = probe.model, Path(out), probe.pairs(kind), probe.prompts[kind]
     tokenizer = model.tokenizer
-    training = read_sentences(sentences, tokenizer)
+    training = read_sentences(sentences, tokenizer, model.cfg)
     ways = ("forward", "reverse")
     queries = [getattr(pair, way) for way in ways for pair in pairs]
     found = influence(model, training, queries, n_draws=n_draws, seed=seed, kept=tokenizer.all_special_ids)

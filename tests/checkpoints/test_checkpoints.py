@@ -542,6 +542,43 @@ def test_damage_anywhere_in_a_saved_checkpoint_is_noticed_or_changes_nothing(
     record_property("times", times)
 
 
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json", "model.safetensors"])
+@pytest.mark.parametrize("target", ["nowhere", "itself"])
+def test_a_link_that_leads_nowhere_is_a_file_that_cannot_be_read(file: str, target: str, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, "llada", tokenizer=True)
+    (tmp_path / file).unlink()
+    (tmp_path / file).symlink_to(file if target == "itself" else target)
+    with pytest.raises(UserError, match="cannot be read"):
+        load_checkpoint(tmp_path)
+
+
+def test_a_header_that_has_a_name_twice_is_refused(tmp_path: Path) -> None:
+    made = write_checkpoint(tmp_path, "llada")
+    path = tmp_path / "model.safetensors"
+    content, name = path.read_bytes(), next(iter(made.tensors))
+    size = int.from_bytes(content[:8], "little")
+    header, body = content[8 : 8 + size].decode(), content[8 + size :]
+    (entry,) = re.findall(rf'"{re.escape(name)}":\{{.*?\}}', header)
+    doubled = header.rstrip().removesuffix("}") + f",{entry}}}"
+    path.write_bytes(len(doubled).to_bytes(8, "little") + doubled.encode() + body)
+    with pytest.raises(UserError, match=rf"cannot be read as safetensors \(its header: '{name}' is there twice\)"):
+        load_checkpoint(tmp_path)
+
+
+def test_a_header_that_is_too_large_to_look_for_names_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_checkpoint(tmp_path, "llada")
+    monkeypatch.setattr("mdm_interp.checkpoints.weights.MOST_HEADER", 100)
+    with pytest.raises(UserError, match=r"\(its header has \d+ bytes, and at most 100 are read\)"):
+        load_checkpoint(tmp_path)
+
+
+def test_the_home_of_nobody_is_no_folder() -> None:
+    with pytest.raises(UserError, match=r"^~nobody-has-this-name/x: not a folder, nor a Hugging Face hub id"):
+        load_checkpoint("~nobody-has-this-name/x")
+
+
 def test_digests_that_are_a_dangling_link_are_not_passed_over(tmp_path: Path) -> None:
     save_checkpoint(random_model(), tmp_path, "mdm_interp")
     (tmp_path / "digests.json").unlink()

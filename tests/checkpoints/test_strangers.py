@@ -385,7 +385,9 @@ def test_hostile_sentences_are_refused_or_read_in_time_and_memory(case: str, tmp
     write_checkpoint(tmp_path, "llada", tokenizer=True)
     model, path = load_checkpoint(tmp_path), tmp_path / "said.txt"
     path.write_bytes(f"{PROMPTS[case]}\n".encode("utf-8", "surrogatepass") * 3)
-    outcome = outcome_of(lambda: mask_copies(read_sentences(path, model.tokenizer), model.cfg, n_draws=2, seed=0))
+    outcome = outcome_of(
+        lambda: mask_copies(read_sentences(path, model.tokenizer, model.cfg), model.cfg, n_draws=2, seed=0)
+    )
     assert "\n" not in outcome and not outcome.startswith("killed"), outcome
 
 
