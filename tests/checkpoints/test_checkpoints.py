@@ -478,7 +478,7 @@ def test_a_full_disk_leaves_a_whole_checkpoint(
     record_property: Callable[[str, Any], None],
 ) -> None:
     old, model, new = two
-    before = all_that_is_read(old)
+    before, number = all_that_is_read(old), 0
     for number in itertools.count(1):
         folder = Path(shutil.copytree(old, tmp_path / "full"))
         with full_at(number) as made:
@@ -505,7 +505,7 @@ def test_a_kill_leaves_a_whole_checkpoint(
     record_property: Callable[[str, Any], None],
 ) -> None:
     old, model, new = two
-    before, seen = all_that_is_read(old), set[bool]()
+    before, seen, number = all_that_is_read(old), set[bool](), 0
     for number in itertools.count(1):
         folder = Path(shutil.copytree(old, tmp_path / "killed"))
         if not (process := os.fork()):
