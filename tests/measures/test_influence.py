@@ -166,7 +166,9 @@ def test_a_sentence_that_does_not_fit_is_named_by_its_line(tmp_path: Path, capfd
     write_checkpoint(tmp_path, "llada", tokenizer=True)
     model, path = load_checkpoint(tmp_path), tmp_path / "said.txt"
     path.write_text(f"A cat.\n\n{'x ' * 3000}\n")
-    with pytest.raises(UserError, match=r"said\.txt: line 3 has \d{4} tokens, \d{4} to predict, .*; leave it out, or"):
+    with pytest.raises(
+        UserError, match=r"said\.txt: line 3 has \d{4} tokens, \d{4} to predict, .*; leave it out, or divide it"
+    ):
         read_sentences(path, model.tokenizer, model.cfg)
     path.write_text("A cat.\n\n?\n")
     tokens = {" A cat.": [1, 2], " ?": [0]}
