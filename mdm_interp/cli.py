@@ -57,7 +57,7 @@ Root = Annotated[Path, typer.Option("--runs", help="Folder of the run store.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
 Quick = Annotated[bool, typer.Option("--quick", help="3 seeds (the default).")]
 Full = Annotated[bool, typer.Option("--full", help="10 seeds.")]
-Seeds = Annotated[int | None, typer.Option(min=1, help="How many seeds, instead of --quick's or --full's.")]
+Seeds = Annotated[int | None, typer.Option(min=1, max=1000, help="How many seeds, instead of --quick's or --full's.")]
 Workers = Annotated[
     int | None,
     typer.Option(min=1, help="Processes that train and measure side by side. Default: one per CPU core, few on a GPU."),
@@ -423,7 +423,9 @@ def influence(
     ] = None,
     kind: Annotated[str, typer.Option(help="Of reverse queries: positional or relational.")] = "positional",
     top: Annotated[int, typer.Option(min=1, help="How many sentences of either sign to report of a query.")] = 5,
-    draws: Annotated[int, typer.Option(min=1, help="How many masked copies of each sentence to take.")] = 16,
+    draws: Annotated[
+        int, typer.Option(min=1, max=10_000, help="How many masked copies of each sentence to take.")
+    ] = 16,
     seed: Annotated[int, typer.Option(min=0, help="Draws the masks.")] = 0,
     templates: Annotated[Path | None, typer.Option(help="YAML file of the sentences that state the facts.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many facts.")] = None,

@@ -56,9 +56,14 @@ Length = Annotated[Whole, Field(gt=0, le=2**24)]
 """Of a vocabulary or a sequence."""
 Seed = Annotated[Whole, Field(ge=0, lt=2**63)]
 Number = Annotated[float, Field(strict=True, ge=-1e30, le=1e30)]
-MOST_TRAINED, MOST_AT_ONCE = 2**32, 2**34
-"""Weights of a model that is trained here, and numbers that a layer of a step holds: each size may be small enough, and
-their product fill any memory."""
+# Of floats a field adds no bound of a kind that its type has (pydantic keeps the type's), so each type has its own.
+Share = Annotated[float, Field(strict=True, ge=0, le=1)]
+PositiveShare = Annotated[float, Field(strict=True, gt=0, le=1)]
+Below1 = Annotated[float, Field(strict=True, ge=0, lt=1)]
+NonNegative = Annotated[float, Field(strict=True, ge=0, le=1e30)]
+MOST_TRAINED, MOST_AT_ONCE = 2**32, 2**27
+"""Weights of a model that is trained here, and numbers that a layer of a step holds, half a GB in float32: each size
+may be small enough, and their product fill any memory."""
 Positive = Annotated[float, Field(strict=True, gt=0, le=1e30)]
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
@@ -338,7 +343,7 @@ class ModelConfig(Config):
     """Default: one MLP in each layer. Written to files only where it is set."""
     act_fn: Literal["relu", "gelu", "gelu_new", "silu"] = "gelu"
     normalization_type: Literal["RMS", "LN"] | None = "RMS"
-    eps: Positive = 1e-5
+    eps: PositiveShare = 1e-5
     tie_word_embeddings: StrictBool = False
 
     initializer_range: Positive | None = None
@@ -521,9 +526,9 @@ class FactConfig(Config):
     gap: Size | tuple[Size, Size] = 2
     """Positions from the left entity to the right one, or the lowest and highest such distance.
     The relation comes right after the left entity; filler takes the rest."""
-    reversed_share: Number = Field(default=0.0, ge=0.0, lt=1.0)
+    reversed_share: Below1 = 0.0
     """Share of the facts that training also shows as `B r A`. These are never tested."""
-    noise: Number = Field(default=0.0, ge=0.0, le=1.0, exclude_if=lambda share: not share)
+    noise: Share = Field(default=0.0, exclude_if=lambda share: not share)
     """Share of training sequences whose right entity is drawn at random from its role. Written to files only where it
     is set."""
 
@@ -601,6 +606,15 @@ def _require_trainable(field: str, n_weights: int) -> None:
         )
 
 
+def _require_held(batch_size: int, n_pos: int, of_each: int) -> None:
+    """Refuse a batch that is too large, given how many numbers a layer holds of each position."""
+    if (held := batch_size * n_pos * of_each) > MOST_AT_ONCE:
+        raise ValueError(
+            f"batch_size: {batch_size} sequences of {n_pos} positions would hold {held} numbers at once, and at most "
+            f"{MOST_AT_ONCE} are tried; lower it"
+        )
+
+
 class TrainConfig(Config):
     """One training run: model, world, objective and optimisation. Its digest names the run's folder."""
 
@@ -610,7 +624,7 @@ class TrainConfig(Config):
     """any_order masks any token (MDM); source_only and target_only mask only the left or only the right entity (the
     fact's source and target, not the source of a query); left_to_right masks a token and all after it, and predicts
     that one; causal predicts the next token (ARM). All but causal take either kind of attention."""
-    mask_rate: Number | None = Field(default=None, gt=0.0, le=1.0, exclude_if=lambda rate: rate is None)
+    mask_rate: PositiveShare | None = Field(default=None, exclude_if=lambda rate: rate is None)
     """With which probability any_order masks a token. Default: drawn anew for each sequence, between 0 and 1. Written
     to files only where it is set."""
     seed: Seed = 0
@@ -618,9 +632,9 @@ class TrainConfig(Config):
     steps: Count = 4000
     batch_size: Size = 64
     lr: Positive = 2e-3
-    weight_decay: Number = Field(default=0.01, ge=0.0)
-    beta1: Number = Field(default=0.9, ge=0.0, lt=1.0)
-    beta2: Number = Field(default=0.98, ge=0.0, lt=1.0)
+    weight_decay: NonNegative = 0.01
+    beta1: Below1 = 0.9
+    beta2: Below1 = 0.98
     warmup: Natural = 100
     """Steps over which the learning rate rises linearly from 0."""
     grad_clip: Positive = 1.0
@@ -646,13 +660,9 @@ class TrainConfig(Config):
                 "predict; set model.attention to 'causal', or objective to 'left_to_right'"
             )
         _require_trainable("model.d_model", self.model.n_weights)
-        model, positions = self.model, self.batch_size * self.facts.seq_len
-        of_each = max(model.d_vocab, model.d_model, model.d_mlp or 0, model.n_heads * self.facts.seq_len)
-        if (held := positions * of_each) > MOST_AT_ONCE:
-            raise ValueError(
-                f"batch_size: {self.batch_size} sequences of {self.facts.seq_len} positions would hold {held} numbers "
-                f"at once, and at most {MOST_AT_ONCE} are tried; lower it"
-            )
+        model, n_pos = self.model, self.facts.seq_len
+        of_each = max(model.d_vocab, model.d_model, model.d_mlp or 0, model.n_heads * n_pos)
+        _require_held(self.batch_size, n_pos, of_each)
         if self.model.experts is not None:
             raise ValueError("model.experts: experts are for checkpoints, and are not trained here; leave them out")
         if self.model.attention == "block_causal":
@@ -684,6 +694,10 @@ class TrainConfig(Config):
         return self.lr * min(1.0, step / max(self.warmup, 1))
 
 
+TEXT_CTX = 256
+"""The longest sentence, in tokens, of a checkpoint that is trained on sentences."""
+
+
 class TextConfig(Config):
     """What a small checkpoint that is trained on sentences is made from, besides the sentences."""
 
@@ -705,6 +719,7 @@ class TextConfig(Config):
     def _check_size(self) -> TextConfig:
         of_layer = self.d_model * (4 * self.d_model + 3 * self.d_mlp)
         _require_trainable("d_model", self.n_layers * of_layer + 2 * self.n_bpe * self.d_model)
+        _require_held(self.batch_size, TEXT_CTX, max(self.n_bpe, self.d_model, self.d_mlp, self.n_heads * TEXT_CTX))
         return self
 
 

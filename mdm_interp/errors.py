@@ -23,6 +23,10 @@ class Diverged(UserError):
     exit_code = 1
 
 
+class Overflow(UserError):
+    """Logits that are NaN or infinite: activations are too large for the dtype."""
+
+
 INTERRUPTED = "interrupted; the same command goes on from here"
 """What a command says after Ctrl-C."""
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")

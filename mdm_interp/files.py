@@ -6,6 +6,7 @@ import contextlib
 import errno
 import glob
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -14,7 +15,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,69 @@ def _begun(target: Path) -> tuple[Path, int]:
         return temporary, mode
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL, 0o666))
     return temporary, stat.S_IMODE(temporary.stat().st_mode)
+
+
+@contextlib.contextmanager
+def replacing_all(folder: str | Path, known: Sequence[str]) -> Iterator[Path]:
+    """Yield a temporary folder whose files come to be in `folder` together on success, and are removed on failure.
+    Files of `folder` that match the patterns `known` and are not among them are removed then; all others stay.
+
+    A process that is killed leaves the files of before or the new ones, never some of each, where :func:`all_of` says.
+
+    Raises:
+        OSError: they cannot be written. The error names `folder`.
+    """
+    folder = Path(folder)
+    with _naming(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove_old(folder.glob(f".files.{RANDOM}.tmp"))
+        with _temporary_folder(folder) as temporary:
+            yield temporary
+            while True:
+                _put_in_place(folder, known)  # what a killed process, or another at work now, had ready
+                try:
+                    temporary.rename(folder / READY)
+                    break
+                except OSError as error:
+                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                        raise
+        _put_in_place(folder, known)
+
+
+READY = ".ready"
+"""Folder of files that are whole, and on the way to their places in the folder around it."""
+
+
+def all_of(folder: Path) -> Path:
+    """Return where the files are that :func:`replacing_all` put together."""
+    return folder / READY if (folder / READY).is_dir() else folder
+
+
+def _put_in_place(folder: Path, known: Sequence[str]) -> None:
+    """Put the files that are ready in their places. Each is linked, not moved: until all are there, nothing is missing
+    where they are ready."""
+    ready = folder / READY
+    if not ready.is_dir():
+        return
+    with contextlib.suppress(FileNotFoundError), _temporary_folder(folder) as temporary:  # another process was faster
+        names = os.listdir(ready)
+        for name in names:
+            try:
+                os.link(ready / name, temporary / name)
+            except OSError:  # some file systems have no links
+                shutil.copyfile(ready / name, temporary / name)
+            os.replace(temporary / name, folder / name)
+        for path in itertools.chain.from_iterable(map(folder.glob, known)):
+            if path.name not in names:
+                path.unlink(missing_ok=True)
+        ready.rename(temporary / READY)
+
+
+@contextlib.contextmanager
+def _temporary_folder(folder: Path) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(".tmp", ".files.", folder, ignore_cleanup_errors=True) as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
 
 
 SHOWN, RANDOM = 50, "?" * 8
@@ -204,7 +268,7 @@ def check_digests(folder: Path) -> None:
         UserError: one is missing, or is not as it was written.
     """
     path = folder / DIGESTS
-    if not path.exists():
+    if not os.path.lexists(path):
         return
     try:
         digests = dict(parse_json(read_text(path)))

@@ -334,6 +334,12 @@ def write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
+def edit_config(folder: Path, **changes: Any) -> None:
+    """Change fields of the config.json of a checkpoint on purpose."""
+    write_json(folder / "config.json", json.loads((folder / "config.json").read_text()) | changes)
+    (folder / "digests.json").unlink(missing_ok=True)
+
+
 def write_checkpoint(
     folder: Path,
     format: str,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -61,11 +62,10 @@ def test_a_word_that_is_none_of_those_known_is_refused(call: Callable[[str], Any
 @pytest.mark.parametrize("layer", [-3, 2])
 def test_a_layer_that_is_not_there_is_refused(layer: int) -> None:
     deep, tokens = made("deep", torch.float32), torch.tensor([0, 1])
-    for call in (evidence_matrix, score_matrix):
-        extra = (1,) if call is score_matrix else ()
+    for call in (partial(evidence_matrix, deep, tokens, tokens), partial(score_matrix, deep, tokens, tokens, 1)):
         with pytest.raises(UserError, match=rf"^layer: the model has no layer {layer}; give -2 to 1$"):
-            call(deep, tokens, tokens, *extra, layer=layer)
-        assert call(deep, tokens, tokens, *extra, layer=-1).equal(call(deep, tokens, tokens, *extra, layer=1))
+            call(layer=layer)
+        assert call(layer=-1).equal(call(layer=1))
 
 
 def test_a_negative_temperature_is_refused() -> None:

@@ -28,7 +28,7 @@ import plotly.io
 import pytest
 import torch
 import yaml
-from damage_helpers import mounted, remount
+from damage_helpers import killed_at_touch, mounted, remount
 from helpers import TINY_DEMO, one_after_the_other
 from test_cli import CONFIG, stored
 
@@ -187,23 +187,6 @@ def nursery() -> Iterator[Nursery]:
     yield made
     made.pipe.close()
     made.process.join(60)
-
-
-TOUCHES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.chmod"}
-
-
-def killed_at_touch(number: int) -> None:
-    """Have this process kill itself right before the `number`-th time that it makes, syncs, renames or deletes a
-    file."""
-    numbers, makes = itertools.count(1), os.O_WRONLY | os.O_RDWR | os.O_CREAT
-
-    def look(event: str, arguments: tuple[Any, ...]) -> None:
-        touches = event in TOUCHES or (event == "open" and bool(int(arguments[2] or 0) & makes))
-        if touches and next(numbers) == number:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(look)
-    os.fsync = lambda handle: look("os.rename", ())
 
 
 def an_hour_later() -> None:

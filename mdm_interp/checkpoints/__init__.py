@@ -12,6 +12,7 @@ asks for, and nothing is unpickled.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,6 +38,9 @@ from mdm_interp.checkpoints.smdm import SMDM
 from mdm_interp.checkpoints.tokenizers import FILES, find_added_mask, find_mask, load_tokenizer, save_tokenizer
 from mdm_interp.checkpoints.weights import (
     DTYPES,
+    INDEX,
+    SHARDS,
+    SINGLE,
     check_size,
     check_tied,
     load_weights,
@@ -48,9 +52,10 @@ from mdm_interp.checkpoints.weights import (
 )
 from mdm_interp.config import Attention, ModelConfig
 from mdm_interp.errors import UserError, few
-from mdm_interp.files import DIGESTS, check_digests, write_text
+from mdm_interp.files import DIGESTS, all_of, check_digests, replacing_all, write_digests, write_text
 from mdm_interp.models.positions import POSITION_SCHEMES, PositionScheme
 from mdm_interp.models.transformer import HookedTransformer
+from mdm_interp.tensors import not_finite
 
 __all__ = ["FORMATS", "from_module", "load_checkpoint", "save_checkpoint"]
 
@@ -217,34 +222,38 @@ def save_checkpoint(
 ) -> None:
     """Write a model as config.json, safetensors and its tokenizer's files, as released checkpoints have them.
 
-    config.json is written last: a folder without one is not whole. Files of a checkpoint that was there are replaced.
+    Digests of these files are written beside them, in digests.json. Files of a checkpoint that was there are replaced,
+    all at once: until then, and if anything goes wrong, it is as it was.
 
     Args:
         format: One of :data:`FORMATS`: `llada`, `dream`, `qwen3`, …, or `mdm_interp`, which holds every model.
         max_shard_size: Bytes, or a string like `5GB`, from which on weights are split over several files.
 
     Raises:
-        UserError: the format is unknown or does not have such a model, or the model's position scheme or parameters are
-            not those that its config names.
+        UserError: the format is unknown or does not have such a model, the model's position scheme or parameters are
+            not those that its config names, or weights are not finite.
     """
     if format not in FORMATS:
         raise UserError(f"format: {format!r} is unknown; choose among {', '.join(FORMATS)}")
     chosen, folder = FORMATS[format], Path(folder)
     _require_own_positions(model)
     _require_own_parameters(model)
+    if name := not_finite(model.state_dict()):
+        raise UserError(
+            f"model: {name} has NaN or infinite numbers, which are not loaded again; correct it, and save then"
+        )
     config = chosen.write_config(model.cfg)
     if model.tokenizer is not None and not isinstance(model.tokenizer, PreTrainedTokenizerFast):
         raise UserError(f"model.tokenizer: {type(model.tokenizer).__name__} is no PreTrainedTokenizerFast; give one")
     if model.tokenizer is not None:
         ids = {f"{name}_token_id": getattr(model.tokenizer, f"{name}_token_id") for name in ("eos", "pad")}
         config |= {name: index for name, index in ids.items() if index is not None}
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in (DIGESTS, "config.json", *FILES):
-        (folder / name).unlink(missing_ok=True)
-    save_weights(model, chosen, folder, max_shard_size)
-    if model.tokenizer is not None:
-        save_tokenizer(model.tokenizer, folder, chosen.tokenizer_class, split=chosen.split_tokenizer)
-    write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    with replacing_all(folder, (DIGESTS, "config.json", SINGLE, INDEX, SHARDS, *FILES)) as whole:
+        save_weights(model, chosen, whole, max_shard_size)
+        if model.tokenizer is not None:
+            save_tokenizer(model.tokenizer, whole, chosen.tokenizer_class, split=chosen.split_tokenizer)
+        write_text(whole / "config.json", json.dumps(config, indent=2) + "\n")
+        write_digests(whole)
 
 
 def _require_own_positions(model: HookedTransformer) -> None:
@@ -289,11 +298,11 @@ def _same(value: Any, other: Any) -> bool:
 
 def _find(source: str | Path, revision: str | None, configured: bool) -> tuple[Path, str | None]:
     """Return the folder of a checkpoint, downloaded if `source` is a hub id, and the name of its file if it is one."""
-    folder = Path(source).expanduser()
+    folder = Path(os.path.expanduser(source))  # Path's own fails where nobody has that name
     if folder.is_dir() or (configured and folder.suffix == ".safetensors" and folder.is_file()):
         if revision is not None:
             raise UserError(f"revision: {revision!r} is for hub ids, and {source} is a path; leave it out")
-        return (folder, None) if folder.is_dir() else (folder.parent, folder.name)
+        return (all_of(folder), None) if folder.is_dir() else (folder.parent, folder.name)
     if not isinstance(source, str) or folder.exists() or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", source):
         raise UserError(f"{source}: not a folder, nor a Hugging Face hub id; give one of them")
     try:

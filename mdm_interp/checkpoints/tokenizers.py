@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,8 @@ FILES += ("special_tokens_map.json", CHAT)
 def load_tokenizer(
     folder: Path, pad_id: Any, mask_id: int | None, d_vocab: int, mask_token: str | None = None
 ) -> PreTrainedTokenizerFast | None:
-    """Load the tokenizer of a checkpoint's folder; None if the folder has none.
+    """Load the tokenizer of a checkpoint's folder; None if the folder has none. A link that leads nowhere is a file
+    that cannot be read.
 
     Args:
         pad_id: Where config.json has the padding, if it says.
@@ -51,7 +53,7 @@ def load_tokenizer(
         return None
     settings: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        settings |= read_json(folder / name) if (folder / name).exists() else {}
+        settings |= read_json(folder / name) if os.path.lexists(folder / name) else {}
     try:
         _add_tokens(backend, folder, settings)
         named = {name: _content(settings[name]) for name in SPECIAL if settings.get(name) is not None}
@@ -60,7 +62,7 @@ def load_tokenizer(
         kept = {
             name: settings[name] for name in ("model_max_length", "chat_template") if settings.get(name) is not None
         }
-        if (folder / CHAT).exists():  # comes first in transformers, too
+        if os.path.lexists(folder / CHAT):  # comes first in transformers, too
             kept["chat_template"] = read_text(folder / CHAT)
         tokenizer = _Tokenizer(
             tokenizer_object=backend,
@@ -97,7 +99,7 @@ def find_mask(tokenizer: PreTrainedTokenizerFast | None) -> str | None:
 def find_added_mask(folder: Path) -> tuple[str, int] | None:
     """Return the mask in added_tokens.json and its id, if it is the only token there that is called so."""
     path = folder / "added_tokens.json"
-    added = read_json(path) if path.exists() else {}
+    added = read_json(path) if os.path.lexists(path) else {}
     named = [(token, index) for token, index in added.items() if "mask" in token.lower() and type(index) is int]
     return named[0] if len(named) == 1 else None
 
@@ -119,12 +121,12 @@ def qwen2_backend(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Token
 def _read_backend(folder: Path) -> Tokenizer | None:
     whole, vocab, merges = folder / "tokenizer.json", folder / "vocab.json", folder / "merges.txt"
     try:
-        if whole.exists():
+        if os.path.lexists(whole):
             require_file(whole, MOST_BYTES)
             backend = Tokenizer.from_file(str(whole))
             _require_modest(backend)
             return backend
-        if not (vocab.exists() and merges.exists()):
+        if not (os.path.lexists(vocab) and os.path.lexists(merges)):
             return None
         lines = [line for line in read_text(merges).split("\n") if line.strip()]
         if lines and lines[0].startswith("#version"):
@@ -165,6 +167,7 @@ class _Tokenizer(PreTrainedTokenizerFast):
     """A tokenizer whose mistakes are a user's: patterns of its files that take too long, and texts that are none."""
 
     def __call__(self, text: Any = None, *args: Any, **options: Any) -> Any:
+        options.setdefault("verbose", False)  # whoever asks a model says what it takes, and of what
         try:
             return super().__call__(text, *args, **options)
         except BaseException as error:  # a panic of `tokenizers` is no Exception, and its class cannot be imported

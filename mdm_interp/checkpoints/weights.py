@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -28,7 +29,7 @@ from mdm_interp.files import read_text, require_file, write_text
 from mdm_interp.models.transformer import HookedTransformer
 from mdm_interp.tensors import not_finite, save_tensors, saved_digests, tensor_digest
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SINGLE, INDEX, SHARDS = "model.safetensors", "model.safetensors.index.json", "model-[0-9]*-of-[0-9]*.safetensors"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
@@ -41,7 +42,7 @@ class StoredTensor:
     dtype: str
 
 
-MOST_TENSORS = 100_000
+MOST_TENSORS, MOST_HEADER = 100_000, 2**25
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -91,9 +92,9 @@ def read_headers(folder: Path, file: str | None = None) -> dict[str, StoredTenso
     placed: dict[str, str] | None = None
     if file is not None:
         files = [file]
-    elif (folder / SINGLE).exists():
+    elif os.path.lexists(folder / SINGLE):  # a link that leads nowhere is a file that cannot be read
         files = [SINGLE]
-    elif (folder / INDEX).exists():
+    elif os.path.lexists(folder / INDEX):
         placed = _read_index(folder)
         files = sorted(set(placed.values()))
     else:
@@ -109,10 +110,27 @@ def read_headers(folder: Path, file: str | None = None) -> dict[str, StoredTenso
                     raise UserError(f"{folder}: tensor {name} is both in {stored[name].path.name} and in {file}")
                 header = shard.get_slice(name)
                 stored[name] = StoredTensor(folder / file, tuple(header.get_shape()), header.get_dtype())
+            _require_once(folder / file)
     astray = [f"{name} is not in {file}" for name, file in (placed or {}).items() if stored.get(name) is None]
     if astray:
         raise UserError(f"{folder / INDEX}: does not fit the shards ({few(astray, '; ')}); download them again")
     return stored
+
+
+def _require_once(path: Path) -> None:
+    """Refuse a header that has a name twice, of which one would be passed over.
+
+    Raises:
+        SafetensorError: it has, or is too large to look.
+    """
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        if size > MOST_HEADER:
+            raise SafetensorError(f"its header has {size} bytes, and at most {MOST_HEADER} are read")
+        try:
+            json.loads(file.read(size), object_pairs_hook=_once)
+        except ValueError as error:
+            raise SafetensorError(f"its header: {error}") from error
 
 
 def _read_index(folder: Path) -> dict[str, str]:
@@ -306,9 +324,6 @@ def save_weights(model: HookedTransformer, format: Format, folder: Path, max_sha
         for name, weight in model.state_dict(keep_vars=True).items()
     }
     split = split_torch_state_dict_into_shards(tensors, max_shard_size=max_shard_size)
-    shards = folder.glob("model-[0-9]*-of-[0-9]*.safetensors")
-    for stale in (folder / SINGLE, folder / INDEX, *shards):  # of what the folder held before
-        stale.unlink(missing_ok=True)
     for file, names in split.filename_to_tensors.items():
         save_tensors(folder / file, {name: tensors[name] for name in names}, {"format": "pt"})
     if split.is_sharded:

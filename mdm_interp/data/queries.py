@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Literal, NoReturn, get_args
 
 import torch
@@ -31,8 +32,8 @@ class Query:
     """A sequence whose answer is masked.
 
     Raises:
-        UserError: a span lies outside the sequence or is empty, the spans overlap, or the answer does not fill its
-            span.
+        UserError: a token or a position is no integer, a span lies outside the sequence or is empty, the spans overlap,
+            or the answer does not fill its span.
     """
 
     tokens: tuple[int, ...]
@@ -45,6 +46,9 @@ class Query:
     """Where the tokens are that determine the answer."""
 
     def __post_init__(self) -> None:
+        for name, given in vars(self).items():
+            if wrong := [one for one in given if isinstance(one, bool) or not isinstance(one, Integral)]:
+                raise UserError(f"{name}: {wrong[0]!r:.80} is no integer, as token ids and positions are; correct it")
         for name, (start, stop) in (("answer_span", self.answer_span), ("source_span", self.source_span)):
             if not 0 <= start < stop <= len(self.tokens):
                 raise UserError(f"{name}: ({start}, {stop}) is not a span of the {len(self.tokens)} tokens; correct it")

@@ -33,12 +33,12 @@ class MaskedCopies:
     weight: Float[Tensor, "copy"]
 
 
-def read_sentences(path: str | Path, tokenizer: Any) -> list[tuple[int, ...]]:
+def read_sentences(path: str | Path, tokenizer: Any, cfg: ModelConfig) -> list[tuple[int, ...]]:
     """Read a text file (UTF-8) with a sentence on each line, in a tokenizer's tokens, each after a space as in
     :mod:`mdm_interp.data.prompts`.
 
     Raises:
-        UserError: the file cannot be read, or holds no sentences.
+        UserError: the file cannot be read, or holds no sentences, or one that the model of `cfg` cannot be asked.
     """
     path = Path(path)
     try:
@@ -47,10 +47,23 @@ def read_sentences(path: str | Path, tokenizer: Any) -> list[tuple[int, ...]]:
         raise UserError(f"{path}: cannot be read ({error}); give a text file in UTF-8") from error
     if long := next((number for number, line in enumerate(lines, 1) if len(line) > LONGEST), None):
         raise UserError(f"{path}: line {long} has more than {LONGEST} characters, too many for a sentence; divide it")
-    sentences = [tuple(tokenizer(f" {line}")["input_ids"]) for line in lines if line]
+    sentences = {number: tuple(tokenizer(f" {line}")["input_ids"]) for number, line in enumerate(lines, 1) if line}
     if not sentences:
         raise UserError(f"{path}: holds no sentences; write one on each line")
-    return sentences
+    for number, tokens in sentences.items():
+        asked = _predictable(tokens, cfg, tokenizer.all_special_ids)
+        if not asked or len(tokens) > cfg.n_ctx:
+            raise UserError(
+                f"{path}: line {number} has {len(tokens)} tokens, {len(asked)} to predict, and the model takes 1 to "
+                f"{cfg.n_ctx}; leave it out, or divide it"
+            )
+    return list(sentences.values())
+
+
+def _predictable(tokens: Sequence[int], cfg: ModelConfig, kept: Collection[int], span: Span | None = None) -> list[int]:
+    """Return the positions of a sentence, or of a span of it, that a model can predict."""
+    within = range(len(tokens)) if span is None else range(*span)
+    return [at for at in within if at + (cfg.readout_shift or 0) >= 0 and tokens[at] not in kept]
 
 
 LONGEST = 2**16
@@ -87,13 +100,12 @@ def mask_copies(
     require_some("sentences", sentences)
     if n_draws < 1:
         raise UserError(f"n_draws: {n_draws} draws say nothing; use at least 1")
-    generator, shift = torch.Generator(), cfg.readout_shift or 0
+    generator = torch.Generator()
     copies: list[tuple[list[int], list[int], float]] = []  # tokens, positions to predict, weight
     sentence: list[int] = []
     for index, tokens in enumerate(map(list, sentences)):
         check_token_ids("sentences", torch.tensor(tokens, dtype=torch.long), cfg.d_vocab)
-        within = range(len(tokens)) if spans is None else range(*spans[index])
-        asked = [at for at in within if at + shift >= 0 and tokens[at] not in kept]
+        asked = _predictable(tokens, cfg, kept, None if spans is None else spans[index])
         if not asked or len(tokens) > cfg.n_ctx:
             raise UserError(
                 f"sentences: number {index} has {len(tokens)} tokens, {len(asked)} to predict, and the model takes 1 "

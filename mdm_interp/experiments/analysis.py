@@ -24,6 +24,7 @@ from mdm_interp.experiments.claims import Rule, Verdict, judge
 from mdm_interp.experiments.results import CheckpointOrigin, Parts, Result, TrainedOrigin, tidy
 from mdm_interp.experiments.scope import Moment, rows_of, stages
 from mdm_interp.experiments.subjects import TWIN, Demo, Lab, Probe, each_checkpoint, open_probe, train_demos
+from mdm_interp.files import json_digest
 from mdm_interp.provenance import environment, tally, versions
 from mdm_interp.stats.summary import Summary
 from mdm_interp.training.demo import train_demo
@@ -259,9 +260,13 @@ class CheckpointAnalysis(Analysis):
     def probe(self, probe: Probe, out: Path) -> Result:
         """Return the result for one probe: from `out` if it is there, otherwise measured and saved there."""
         planned = self._planned(probe.origin(), [])
+        if stored := self._stored(planned, out):
+            return stored
         members = each_checkpoint([probe]) if self.of_twins else [probe]
-        subjects = {member.origin().digest: partial(replace, member) for member in members}
-        return self._stored(planned, out) or self._measured(planned, subjects, out)
+        subjects = {
+            json_digest(member.origin().model_dump(mode="json")): partial(replace, member) for member in members
+        }
+        return self._measured(planned, subjects, out)
 
 
 def _open_demo(lab: Lab, config: DemoConfig, with_twin: bool) -> Probe:

@@ -59,7 +59,7 @@ def write_influence(
     """
     model, out, pairs, prompts = probe.model, Path(out), probe.pairs(kind), probe.prompts[kind]
     tokenizer = model.tokenizer
-    training = read_sentences(sentences, tokenizer)
+    training = read_sentences(sentences, tokenizer, model.cfg)
     ways = get_args(Direction)
     queries = [query for way in ways for query in queries_of(pairs, way)]
 

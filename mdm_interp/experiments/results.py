@@ -49,7 +49,7 @@ class CheckpointOrigin(_Origin):
     model: dict[str, Any]
     """Its config."""
     digest: str
-    """Of the first rows of its embedding and of what it was asked."""
+    """Of its config, its weights and what it was asked."""
     facts: int
     pairs: dict[str, int]
     """How many query pairs of each kind it was asked."""

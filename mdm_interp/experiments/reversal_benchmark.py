@@ -11,6 +11,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -140,7 +141,7 @@ class _Contender:
         longest = max(len(query.answer) for of_test in asked.values() for _, query in of_test)
         return cls(name, model, asked, skipped, longest)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         return fingerprint(self.model, repr(self.asked))
 

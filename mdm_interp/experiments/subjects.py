@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,11 +17,12 @@ from mdm_interp.data.queries import Direction, Query, QueryPair
 from mdm_interp.errors import UserError
 from mdm_interp.experiments.grids import QUICK_SEEDS, is_quick
 from mdm_interp.experiments.results import CheckpointOrigin
-from mdm_interp.files import DEFAULT_ROOT
+from mdm_interp.files import DEFAULT_ROOT, json_digest
 from mdm_interp.models.bridge import hooked
 from mdm_interp.parallel import Workers, find_place, progress_bars, side_by_side
 from mdm_interp.shards import Opening, shared
 from mdm_interp.stats.resampling import FactSample
+from mdm_interp.tensors import weights_digest
 from mdm_interp.training.demo import train_demo
 from mdm_interp.training.loop import train_all
 from mdm_interp.training.runs import Run
@@ -143,13 +143,11 @@ class Probe:
 
 
 def fingerprint(model: Any, asked: str) -> str:
-    """Return 16 hexadecimal digits that depend on a model's first rows of the embedding, and on what it is asked."""
-    first_rows = model.W_E[:FINGERPRINT].detach().float().cpu().numpy().tobytes()
-    return hashlib.sha256(first_rows + asked.encode()).hexdigest()[:16]
+    """Return 16 hexadecimal digits that depend on a model's config and every one of its weights, as they are now, and
+    on what it is asked."""
+    return json_digest([model.cfg.model_dump(mode="json"), weights_digest(model.state_dict()), asked])
 
 
-FINGERPRINT = 64
-"""From how many rows of the embedding a result tells whether it is of the same weights."""
 REASONS = 20
 """How many of the reasons for which something was skipped a result quotes."""
 

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mdm_interp.errors import UserError, require_one_of
-from mdm_interp.models.inputs import forbid_mask, require_predictions
+from mdm_interp.models.inputs import forbid_mask, require_numbers, require_predictions
 
 FillOrder = Literal["confidence", "random", "left_to_right"]
 """Which blanks come first: where the model is most certain of its choice, any, or from the left."""
@@ -51,13 +51,14 @@ def fill_blanks(
     """
     cfg, shift = model.cfg, model.cfg.readout_shift or 0
     padding = {} if attention_mask is None else {"attention_mask": attention_mask}
+    steps = min(steps, tokens.shape[1])  # more of them would find nothing to fill
     for step in range(1, steps + 1):
-        if not bool(blank.any()):
-            return
-        logits = model(tokens, **padding)
         rows, at = blank.nonzero(as_tuple=True)
-        seen = forbid_mask(logits[rows, at + shift].float(), cfg.mask_token_id)
+        if not len(rows):
+            return
+        seen = forbid_mask(model(tokens, **padding)[rows, at + shift].float(), cfg.mask_token_id)
         probs = seen.softmax(-1)
+        require_numbers(probs.sum(), cfg.dtype)
         if temperature > 0:
             choice = torch.multinomial((seen / temperature).softmax(-1), 1, generator=generator).squeeze(-1)
         else:

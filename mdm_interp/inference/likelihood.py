@@ -18,6 +18,7 @@ from mdm_interp.data.queries import Span
 from mdm_interp.data.sentences import mask_copies
 from mdm_interp.inference.prediction import answer_loss
 from mdm_interp.models.bridge import hooked
+from mdm_interp.models.inputs import require_numbers
 from mdm_interp.shards import shared_out
 
 N_DRAWS = 128
@@ -66,7 +67,10 @@ def bound(
     model = hooked(model)
     copies = mask_copies(sentences, model.cfg, n_draws=n_draws, seed=seed, kept=kept, spans=spans)
     losses = [
-        answer_loss(model(batch.tokens, attention_mask=batch.attention_mask, readout=batch.readout), batch).cpu()
+        require_numbers(
+            answer_loss(model(batch.tokens, attention_mask=batch.attention_mask, readout=batch.readout), batch),
+            model.cfg.dtype,
+        )
         for batch in copies.batches
     ]
     each = -(torch.cat(losses).double() * copies.weight)

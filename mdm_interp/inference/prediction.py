@@ -27,7 +27,7 @@ from mdm_interp.data.queries import Query, QueryBatch, QueryPair, at_once, batch
 from mdm_interp.data.worlds import FactWorld
 from mdm_interp.errors import UserError, require_one_of
 from mdm_interp.models.bridge import hooked
-from mdm_interp.models.inputs import forbid_mask
+from mdm_interp.models.inputs import forbid_mask, require_numbers
 from mdm_interp.models.layers import precise
 from mdm_interp.models.protocol import HookedModel
 from mdm_interp.shards import shared_out
@@ -69,7 +69,7 @@ def answer_loss(rows: Float[Tensor, "query span d_vocab"], batch: QueryBatch) ->
     """Do as :func:`query_loss`, from the logits at readout positions."""
     log_probs = rows.log_softmax(-1, dtype=torch.promote_types(rows.dtype, torch.float32))
     chosen = log_probs.gather(-1, batch.answer[..., None]).squeeze(-1)
-    return -(chosen * batch.answered).sum(-1)
+    return -chosen.masked_fill(~batch.answered, 0).sum(-1)
 
 
 def predict(model: HookedModel, queries: Sequence[Query], order: Order = "one_shot") -> Prediction:
@@ -105,7 +105,7 @@ def token_log_probabilities(
         first = batch.readout[:, :1]
         rows = model(batch.tokens, attention_mask=batch.attention_mask, readout=first).squeeze(1)
         told = rows.log_softmax(-1, dtype=torch.promote_types(rows.dtype, torch.float32))
-        read.append(told.gather(1, chosen.to(told.device)).cpu())
+        read.append(require_numbers(told.gather(1, chosen.to(told.device)), model.cfg.dtype))
     return torch.cat(read)
 
 
@@ -271,7 +271,8 @@ def _pass(model: HookedModel, asking: dict[tuple[int, ...], list[_Answer]]) -> N
     rows = precise(model(tokens, attention_mask=padding, readout=(places + cfg.readout_shift).clamp(min=0)))
 
     allowed = forbid_mask(rows.clone(), cfg.mask_token_id)
-    probability, choice = (found.tolist() for found in allowed.softmax(-1).max(-1))
+    certainties, choices = allowed.softmax(-1).max(-1)
+    probability, choice = require_numbers(certainties, cfg.dtype).tolist(), choices.tolist()
     turns: list[tuple[_Answer, int, tuple[int, int]]] = []  # whose, at which position, and where in `rows`
     for i, answers in enumerate(asking.values()):
         row = {at: (i, k) for k, at in enumerate(wanted[i])}

@@ -21,6 +21,7 @@ from mdm_interp.data.queries import QueryBatch, QueryPair, collate, mirrored_pos
 from mdm_interp.errors import UserError
 from mdm_interp.inference.prediction import answer_loss
 from mdm_interp.models.bridge import hooked
+from mdm_interp.models.inputs import require_numbers
 from mdm_interp.models.layers import attention_scores, content_hooks, per_query_head
 from mdm_interp.models.protocol import HookedModel
 
@@ -170,7 +171,7 @@ def ablated_routes(
 def log_probability(model: HookedModel, batch: QueryBatch) -> Float[Tensor, "pair"]:
     """Compute the log-probability of each answer, in nats, summed over its tokens."""
     rows = model(batch.tokens, attention_mask=batch.attention_mask, readout=batch.readout)
-    return -answer_loss(rows, batch).cpu()
+    return -require_numbers(answer_loss(rows, batch), model.cfg.dtype)
 
 
 def hook_names(model: HookedModel, hook: str, layers: Sequence[int] | None) -> list[str]:

@@ -24,6 +24,7 @@ from mdm_interp.measures.capture import LayerView, capture, on_cpu
 from mdm_interp.measures.evidence import readout_directions
 from mdm_interp.measures.nulls import next_answers
 from mdm_interp.models.bridge import hooked
+from mdm_interp.models.inputs import require_numbers
 from mdm_interp.models.layers import per_query_head
 from mdm_interp.models.protocol import HookedModel
 from mdm_interp.shards import shared_out
@@ -91,7 +92,9 @@ def answer_evidence(
             of_layer[:, contest.members] = contest.judge(written.sum(0))
         by_head.append(of_heads)
         by_layer.append(of_layer)
-    return AnswerEvidence.of(on_cpu(by_head, dim=2)), AnswerEvidence.of(on_cpu(by_layer, dim=2))
+    heads, layers = on_cpu(by_head, dim=2), on_cpu(by_layer, dim=2)
+    require_numbers(layers[0], model.cfg.dtype)  # where values are not, logits are not
+    return AnswerEvidence.of(heads), AnswerEvidence.of(layers)
 
 
 def fact_place_index(

@@ -24,7 +24,7 @@ from mdm_interp.errors import UserError
 from mdm_interp.measures.evidence import readout_directions
 from mdm_interp.measures.nulls import draw, of_unrelated_facts
 from mdm_interp.models.bridge import hooked
-from mdm_interp.models.inputs import forbid_mask
+from mdm_interp.models.inputs import forbid_mask, require_numbers
 from mdm_interp.models.layers import precise
 from mdm_interp.models.protocol import HookedModel
 from mdm_interp.models.transformer import HookedTransformer
@@ -140,6 +140,7 @@ def _read(model: HookedModel, batch: QueryBatch, others: Sequence[Other]) -> tup
         added = torch.zeros_like(toward) if mlp is None else mlp.to(toward)
         mlps.append(mean((added * toward).sum(-1), of_other=True))
     by_layer = [torch.stack(of_layers, dim=1).cpu() for of_layers in (probability, null, correct, heads, mlps)]
+    require_numbers(by_layer[0], model.cfg.dtype)
     rest = total.cpu() - by_layer[3].sum((1, 2)) - by_layer[4].sum(1)
     return (*by_layer, rest)
 

@@ -21,7 +21,7 @@ from mdm_interp.measures.capture import LayerView, capture, on_cpu
 from mdm_interp.measures.evidence import read_embedding
 from mdm_interp.measures.nulls import other_facts
 from mdm_interp.models.bridge import BridgedTransformer, hooked
-from mdm_interp.models.inputs import check_layer, check_token_ids
+from mdm_interp.models.inputs import check_layer, check_token_ids, require_numbers
 from mdm_interp.models.layers import per_query_head, precise
 from mdm_interp.models.protocol import HookedModel
 from mdm_interp.shards import shared_out
@@ -79,6 +79,7 @@ def compute_routes(model: HookedModel, queries: Sequence[Query]) -> Routes:
     for batch in batches(queries, model.cfg):
         _, layers = capture(model, batch, reduce)
         kept.append(on_cpu(layers, dim=2))
+        require_numbers(kept[-1][2], model.cfg.dtype)  # where shares of attention are not, logits are not
     return Routes(*torch.cat(kept, dim=1))
 
 

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 
-from mdm_interp.errors import UserError
+from mdm_interp.errors import Overflow, UserError
 
 
 def check_token_ids(name: str, tokens: Shaped[Tensor, "*ids"], d_vocab: int) -> None:
@@ -96,6 +96,23 @@ def forbid_mask(logits: Float[Tensor, "*rows d_vocab"], mask_token_id: int | Non
     if mask_token_id is not None and mask_token_id < logits.shape[-1]:
         logits[..., mask_token_id] = -torch.inf
     return logits
+
+
+def require_numbers(read: Float[Tensor, "..."], dtype: torch.dtype) -> Float[Tensor, "..."]:
+    """Return what was read of logits, on the CPU, where this look at it costs a GPU no time.
+
+    Raises:
+        Overflow: some of it is NaN, since logits are NaN or infinite.
+    """
+    read = read.cpu()
+    if bool(read.isnan().any()):
+        name = str(dtype).removeprefix("torch.")
+        other = "float32 or bfloat16" if dtype == torch.float16 else "float64"
+        raise Overflow(
+            f"model: its logits are NaN or infinite in {name}; load it in {other} (dtype=…, --dtype), or check its "
+            "weights"
+        )
+    return read
 
 
 def require_predictions(masked: Bool[Tensor, "batch pos"], real: Bool[Tensor, "batch pos"] | None) -> None:

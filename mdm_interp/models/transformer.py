@@ -158,9 +158,12 @@ class HookedTransformer(Generation):
         return model
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Do as `torch.nn.Module.load_state_dict`; a classic model's names are understood, too."""
+        """Do as `torch.nn.Module.load_state_dict`; a classic model's names are understood, too, and `cfg.device` and
+        `cfg.dtype` follow what is assigned."""
         ours = read_classic_weights(state_dict, relative=self.pos_embed.relative, gated=self.cfg.gated_mlp)
-        return super().load_state_dict(ours, strict=strict, assign=assign)
+        found = super().load_state_dict(ours, strict=strict, assign=assign)
+        self._configure(device=str(self.W_E.device), dtype=self.W_E.dtype)
+        return found
 
     def forward(
         self,

@@ -27,7 +27,7 @@ from mdm_interp.config import TrainConfig
 from mdm_interp.data.queries import QueryPair
 from mdm_interp.data.worlds import FactWorld
 from mdm_interp.devices import check_device
-from mdm_interp.errors import Diverged, UserError, few
+from mdm_interp.errors import Diverged, Overflow, UserError, few
 from mdm_interp.files import DEFAULT_ROOT, LOCK, locked, remove_leftovers
 from mdm_interp.inference.prediction import predict
 from mdm_interp.models.positions import SAMPLE, sample_answers
@@ -333,8 +333,9 @@ class _Training:
 
     def record(self, step: int) -> None:
         """Ask the queries, and write a checkpoint if its answers are numbers: huge weights may give others."""
-        found = {"step": step, "loss": self.loss.item(), **_answers(self.trainee.model, self.pairs)}
-        if not math.isfinite(found["forward_probability"] + found["reverse_probability"]):
+        try:
+            found = {"step": step, "loss": self.loss.item(), **_answers(self.trainee.model, self.pairs)}
+        except Overflow:
             self.diverged = step
             return
         self.latest = found

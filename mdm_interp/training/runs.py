@@ -36,6 +36,7 @@ from torch import Tensor
 from mdm_interp.config import TrainConfig
 from mdm_interp.data.queries import QueryPair
 from mdm_interp.data.worlds import FactWorld
+from mdm_interp.devices import check_device
 from mdm_interp.errors import Diverged, UserError, few
 from mdm_interp.files import DEFAULT_ROOT, LOCK, is_leftover, json_digest, parse_json, require_file, write_text
 from mdm_interp.models.positions import SAMPLE, check_answers
@@ -269,8 +270,9 @@ class Run(Resumable):
 
         Raises:
             UserError: there is no such checkpoint, or it is damaged or of another model; or its position scheme is a
-                registered one, and another class is registered now.
+                registered one, and another class is registered now; or the device cannot be used.
         """
+        device = check_device(device)
         self._check_scheme()
         steps = self.steps
         if step < 0 and -step <= len(steps):

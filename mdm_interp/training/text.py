@@ -28,7 +28,7 @@ from transformers import PreTrainedTokenizerFast
 from mdm_interp.checkpoints import FORMATS, save_checkpoint
 from mdm_interp.checkpoints.tokenizers import qwen2_backend
 from mdm_interp.checkpoints.weights import SINGLE
-from mdm_interp.config import ModelConfig, TextConfig
+from mdm_interp.config import TEXT_CTX, ModelConfig, TextConfig
 from mdm_interp.devices import check_device
 from mdm_interp.errors import UserError
 from mdm_interp.files import LOCK, check_digests, locked, remove_leftovers, write_digests
@@ -75,7 +75,7 @@ def make_model_config(tokenizer: PreTrainedTokenizerFast, config: TextConfig) ->
         n_heads=config.n_heads,
         d_mlp=config.d_mlp,
         d_vocab=-(-(config.n_bpe + 2) // PAD_TO) * PAD_TO,
-        n_ctx=256,
+        n_ctx=TEXT_CTX,
         mask_token_id=None if mask_token is None else tokenizer.get_vocab()[mask_token],
     )
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
+import os
 import re
 import shutil
 import warnings
@@ -23,12 +26,14 @@ from checkpoint_helpers import (
     VOCAB,
     Checkpoint,
     assert_holds_weights_and_one_shard,
+    edit_config,
     name_in,
     reference_logits,
     write_checkpoint,
     write_json,
     write_tensors,
 )
+from damage_helpers import damaged, full_at, killed_at_touch
 from helpers import random_model, random_tokens, seeded
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -48,6 +53,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from mdm_interp import files
 from mdm_interp.checkpoints import FORMATS as FORMATS_OF
 from mdm_interp.checkpoints import load_checkpoint, save_checkpoint
 from mdm_interp.checkpoints.format import HARMLESS
@@ -55,6 +61,7 @@ from mdm_interp.config import ModelConfig
 from mdm_interp.errors import UserError
 from mdm_interp.models.positions import PositionScheme, Rope
 from mdm_interp.models.transformer import HookedTransformer
+from mdm_interp.tensors import weights_digest
 from mdm_interp.training.losses import mask_tokens, mdm_loss
 
 TOLERANCE = 1e-4  # fp32, as large as any logit's rounding here several times over
@@ -417,9 +424,179 @@ def test_saving_replaces_what_the_folder_held(tmp_path: Path) -> None:
     (tmp_path / "model-notes.safetensors").write_text("not a checkpoint's")
     model = random_model()
     save_checkpoint(model, tmp_path, "mdm_interp")
-    kept = {"config.json", "model.safetensors", "model-notes.safetensors"}
+    kept = {"config.json", "digests.json", "model.safetensors", "model-notes.safetensors"}
     assert {path.name for path in tmp_path.iterdir()} == kept
     assert_same_models(load_checkpoint(tmp_path), model)
+
+
+def all_that_is_read(folder: Path) -> tuple[Any, ...]:
+    model = load_checkpoint(folder)
+    vocab = None if model.tokenizer is None else model.tokenizer.get_vocab()
+    return model.cfg, weights_digest(model.state_dict()), vocab
+
+
+@pytest.fixture(params=["alike", "of another format"])
+def two(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, HookedTransformer, tuple[Any, ...]]:
+    """A checkpoint in several files, a model to be saved over it, and what will be read of that."""
+    write_checkpoint(tmp_path / "made", "dream", tokenizer=True)
+    model = load_checkpoint(tmp_path / "made")
+    save_checkpoint(model, tmp_path / "old", "dream", max_shard_size=20_000)
+    (tmp_path / "old" / "notes.txt").write_text("of somebody")
+    if request.param == "alike":  # so much that nobody would see if one had some of the other's files
+        model.W_E.data *= 2
+        model.cfg = model.cfg.model_copy(update={"eps": 1e-3})
+    else:
+        model = random_model()
+    save(model, tmp_path / "new")
+    return tmp_path / "old", model, all_that_is_read(tmp_path / "new")
+
+
+def save(model: HookedTransformer, folder: Path) -> None:
+    """In few files, or in many."""
+    if model.tokenizer is None:
+        save_checkpoint(model, folder, "mdm_interp")
+    else:
+        save_checkpoint(model, folder, "dream", max_shard_size=20_000)
+
+
+def assert_saved(
+    model: HookedTransformer, folder: Path, read: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Saving goes as if nothing had been there."""
+    monkeypatch.setattr(files, "LEFT_SECONDS", -1.0)
+    save(model, folder)
+    assert all_that_is_read(folder) == read
+    names = {path.name for path in (folder.parent / "new").iterdir()} | {"notes.txt"}
+    assert {path.name for path in folder.iterdir()} == names
+
+
+@pytest.mark.promise("a disk that is full when a checkpoint is saved over another", "the other, or the new one")
+def test_a_full_disk_leaves_a_whole_checkpoint(
+    two: tuple[Path, HookedTransformer, tuple[Any, ...]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    record_property: Callable[[str, Any], None],
+) -> None:
+    old, model, new = two
+    before, number = all_that_is_read(old), 0
+    for number in itertools.count(1):
+        folder = Path(shutil.copytree(old, tmp_path / "full"))
+        with full_at(number) as made:
+            try:
+                save(model, folder)
+            except OSError as error:
+                assert (error.errno, error.filename) == (errno.ENOSPC, str(folder))
+        assert list(folder.glob("*.tmp")) == []
+        assert all_that_is_read(folder) in (before, new), number
+        assert_saved(model, folder, new, monkeypatch)
+        shutil.rmtree(folder)
+        if made[0] < number:
+            break
+    assert number > 15
+    record_property("times", number - 1)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.promise("SIGKILL at each touch of the disk when a checkpoint is saved over another", "one of them, whole")
+def test_a_kill_leaves_a_whole_checkpoint(
+    two: tuple[Path, HookedTransformer, tuple[Any, ...]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    record_property: Callable[[str, Any], None],
+) -> None:
+    old, model, new = two
+    before, seen, number = all_that_is_read(old), set[bool](), 0
+    for number in itertools.count(1):
+        folder = Path(shutil.copytree(old, tmp_path / "killed"))
+        if not (process := os.fork()):
+            killed_at_touch(number)
+            save(model, folder)
+            os._exit(0)
+        code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        read = all_that_is_read(folder)
+        assert read in (before, new), number
+        seen.add(read == new)
+        assert_saved(model, folder, new, monkeypatch)
+        shutil.rmtree(folder)
+        if not code:
+            break
+    assert number > 30 and seen == {False, True}
+    record_property("times", number - 1)
+
+
+@pytest.mark.promise("a flipped bit or a lost end, anywhere in a saved checkpoint", "noticed, or nothing is changed")
+def test_damage_anywhere_in_a_saved_checkpoint_is_noticed_or_changes_nothing(
+    tmp_path: Path, record_property: Callable[[str, Any], None]
+) -> None:
+    write_checkpoint(tmp_path / "made", "dream", tokenizer=True)
+    save_checkpoint(load_checkpoint(tmp_path / "made"), folder := tmp_path / "saved", "dream", max_shard_size=20_000)
+    whole, times, noticed = all_that_is_read(folder), 0, 0
+    for path in sorted(folder.iterdir()):
+        for how in damaged(path, 8):
+            times += 1
+            try:
+                assert all_that_is_read(folder) == whole, how
+            except UserError:
+                noticed += 1
+    assert noticed > 0.9 * times
+    record_property("times", times)
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json", "model.safetensors"])
+@pytest.mark.parametrize("target", ["nowhere", "itself"])
+def test_a_link_that_leads_nowhere_is_a_file_that_cannot_be_read(file: str, target: str, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, "llada", tokenizer=True)
+    (tmp_path / file).unlink()
+    (tmp_path / file).symlink_to(file if target == "itself" else target)
+    with pytest.raises(UserError, match="cannot be read"):
+        load_checkpoint(tmp_path)
+
+
+def test_a_header_that_has_a_name_twice_is_refused(tmp_path: Path) -> None:
+    made = write_checkpoint(tmp_path, "llada")
+    path = tmp_path / "model.safetensors"
+    content, name = path.read_bytes(), next(iter(made.tensors))
+    size = int.from_bytes(content[:8], "little")
+    header, body = content[8 : 8 + size].decode(), content[8 + size :]
+    (entry,) = re.findall(rf'"{re.escape(name)}":\{{.*?\}}', header)
+    doubled = header.rstrip().removesuffix("}") + f",{entry}}}"
+    path.write_bytes(len(doubled).to_bytes(8, "little") + doubled.encode() + body)
+    with pytest.raises(UserError, match=rf"cannot be read as safetensors \(its header: '{name}' is there twice\)"):
+        load_checkpoint(tmp_path)
+
+
+def test_a_header_that_is_too_large_to_look_for_names_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_checkpoint(tmp_path, "llada")
+    monkeypatch.setattr("mdm_interp.checkpoints.weights.MOST_HEADER", 100)
+    with pytest.raises(UserError, match=r"\(its header has \d+ bytes, and at most 100 are read\)"):
+        load_checkpoint(tmp_path)
+
+
+def test_the_home_of_nobody_is_no_folder() -> None:
+    with pytest.raises(UserError, match=r"^~nobody-has-this-name/x: not a folder, nor a Hugging Face hub id"):
+        load_checkpoint("~nobody-has-this-name/x")
+
+
+def test_digests_that_are_a_dangling_link_are_not_passed_over(tmp_path: Path) -> None:
+    save_checkpoint(random_model(), tmp_path, "mdm_interp")
+    (tmp_path / "digests.json").unlink()
+    (tmp_path / "digests.json").symlink_to("nowhere")
+    with pytest.raises(UserError, match=r"digests\.json: cannot be read"):
+        load_checkpoint(tmp_path)
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    model = random_model()
+    save_checkpoint(model, tmp_path, "mdm_interp")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    model.W_U.data[0, 0] = float("nan")
+    with pytest.raises(
+        UserError, match=r"^model: unembed\.W_U has NaN or infinite numbers, which are not loaded again"
+    ):
+        save_checkpoint(model, tmp_path, "mdm_interp")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_a_loaded_model_no_longer_needs_its_files(tmp_path: Path) -> None:
@@ -1052,8 +1229,7 @@ def test_class_or_model_type_alone_names_the_format(format: str, left_out: str, 
 
 def test_an_own_config_with_an_unknown_field_is_refused(tmp_path: Path) -> None:
     save_checkpoint(random_model(), tmp_path, "mdm_interp")
-    config = json.loads((tmp_path / "config.json").read_text())
-    write_json(tmp_path / "config.json", config | {"d_heads": 3})
+    edit_config(tmp_path, d_heads=3)
     with pytest.raises(UserError, match=r"config\.json: d_heads: no such field"):
         load_checkpoint(tmp_path)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoint_helpers import edit_config
 from helpers import random_model, random_tokens
 from scheme_helpers import Window, XPos, forgotten, register_all
 from torch import Tensor
@@ -73,8 +74,7 @@ def test_a_name_that_is_not_registered_is_refused(tmp_path: Path, monkeypatch: p
     with pytest.raises(UserError, match=r"config.json: position: 'xpos' is not one of 'rope', .* or register it"):
         load_checkpoint(tmp_path)
     for name in ("xpos:XPos", "os.path", "scheme_helpers.XPos", "__main__", ["xpos"], {"module": "xpos"}):
-        config = json.loads((tmp_path / "config.json").read_text())
-        (tmp_path / "config.json").write_text(json.dumps({**config, "position": name}))
+        edit_config(tmp_path, position=name)
         with pytest.raises(UserError, match=r"config.json: position: .* is not one of 'rope'"):
             load_checkpoint(tmp_path)
     assert "xpos" not in sys.modules
@@ -95,8 +95,7 @@ def test_another_class_of_the_name_is_refused(members: dict[str, Any], tmp_path:
 @pytest.mark.parametrize("sample", [[0.0] * 4, [1] * 4, "sample", {"q": 1.0}, [[1.0]] * 4, [1.0] * 5])
 def test_a_sample_that_was_edited_is_refused(sample: Any, tmp_path: Path) -> None:
     save_checkpoint(random_model(position="xpos"), tmp_path, "mdm_interp")
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "position_sample": sample}))
+    edit_config(tmp_path, position_sample=sample)
     with pytest.raises(UserError, match="is not the one that the model was made with"):
         load_checkpoint(tmp_path)
 

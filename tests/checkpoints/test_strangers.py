@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoint_helpers import Checkpoint, write_checkpoint, write_json, write_tensors
+from checkpoint_helpers import Checkpoint, edit_config, write_checkpoint, write_json, write_tensors
 from helpers import random_model
 from stranger_helpers import READ, outcome_of
 
@@ -193,8 +193,7 @@ def test_a_hostile_field_of_one_format_is_refused(
 @pytest.mark.promise("a stranger's config, index, header or weights", "one line or read, in 10 s and 2 GiB; never run")
 def test_positions_that_no_tensor_holds_take_no_memory(tmp_path: Path) -> None:
     save_checkpoint(random_model(position="learned"), tmp_path, "mdm_interp")
-    config = json.loads((tmp_path / "config.json").read_text())
-    write_json(tmp_path / "config.json", {**config, "n_ctx": 2**24})
+    edit_config(tmp_path, n_ctx=2**24)
     assert "it says 26843" in outcome_of(lambda: load_checkpoint(tmp_path))
 
 
@@ -386,7 +385,9 @@ def test_hostile_sentences_are_refused_or_read_in_time_and_memory(case: str, tmp
     write_checkpoint(tmp_path, "llada", tokenizer=True)
     model, path = load_checkpoint(tmp_path), tmp_path / "said.txt"
     path.write_bytes(f"{PROMPTS[case]}\n".encode("utf-8", "surrogatepass") * 3)
-    outcome = outcome_of(lambda: mask_copies(read_sentences(path, model.tokenizer), model.cfg, n_draws=2, seed=0))
+    outcome = outcome_of(
+        lambda: mask_copies(read_sentences(path, model.tokenizer, model.cfg), model.cfg, n_draws=2, seed=0)
+    )
     assert "\n" not in outcome and not outcome.startswith("killed"), outcome
 
 

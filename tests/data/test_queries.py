@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import log
 from typing import Any, Literal, get_args
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -194,6 +195,16 @@ def test_a_query_that_makes_no_sense_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         Query((9, 9, 7, 8), answer, answer_span, source_span)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("wrong", [0.5, 1.0, True, "1", None, torch.tensor(1)], ids=repr)
+@pytest.mark.parametrize("name", ["tokens", "answer", "answer_span", "source_span"])
+def test_ids_and_positions_are_integers(name: str, wrong: Any) -> None:
+    given: dict[str, Any] = {"tokens": (9, 9, 7, 8), "answer": (1,), "answer_span": (0, 1), "source_span": (2, 3)}
+    assert Query(**{**given, "tokens": tuple(np.array(given["tokens"]))})
+    with pytest.raises(UserError, match=rf"^{name}: .* is no integer, as token ids and positions are"):
+        Query(**{**given, name: (wrong, *given[name][1:])})
 
 
 def test_source_and_offset_follow_from_the_spans() -> None:

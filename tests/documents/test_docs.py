@@ -321,7 +321,7 @@ def test_code_that_does_not_run_here_is_code() -> None:
 
 TROUBLESHOOTING = read(DOCS / "troubleshooting.md")
 ENTRIES = [message for _, message in re.findall(r"^(`+)(.+)\1\n: ", TROUBLESHOOTING, re.MULTILINE)]
-RAISED = {"UserError", "Diverged", "ValueError", "_Unaskable"}
+RAISED = {"UserError", "Diverged", "Overflow", "ValueError", "_Unaskable"}
 """What a user's mistake ends in: pydantic makes its own error of a ValueError in a config."""
 ELSEWHERE = {"it is empty", "it has no marks", "a column does not have … rows"}
 ELSEWHERE |= {"a line is not of a step", "the line of step … is not as it was recorded"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,10 @@ def test_what_is_there_is_not_asked_again(
     score(arm, benchmark, tmp_path / "cut", n_others=1)
     assert len(asked) == 5
     assert not list((tmp_path / "cut").glob(".*"))
+    other = copy.deepcopy(models["ARM"])
+    other.blocks[-1].attn.W_V.data *= -1
+    score({"ARM": other}, benchmark, tmp_path / "cut", n_others=1)
+    assert len(asked) == 5 + 4  # of the same name, config and embedding
 
 
 def test_intervals_are_over_people() -> None:

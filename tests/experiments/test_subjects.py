@@ -98,6 +98,55 @@ def test_a_probe_is_measured_once_for_the_same_weights_and_facts(tmp_path: Path)
     assert len(measured) == 3
 
 
+def sum_of_weights(probe: Probe) -> float:
+    members = [probe] if probe.twin is None else [probe, probe.twin]
+    return sum(weight.double().sum().item() for one in members for weight in one.model.parameters())
+
+
+def test_a_result_is_not_taken_for_that_of_other_weights(tmp_path: Path) -> None:
+    """Names, configs, facts and embeddings are the same."""
+    probe = tiny_probe(tmp_path, "llada", twin="qwen2")
+    analysis = replace(
+        large_model_coupling.ANALYSIS,
+        name="sum",
+        measure=lambda probe: [{"sum": sum_of_weights(probe)}],
+        summarize=lambda result: Summary(),
+    )
+    found = [analysis.probe(probe, tmp_path / "out").rows]
+    for model in (probe.model, probe.require_twin().model):
+        model.blocks[-1].attn.W_V.data[0, 0, 0] += 1
+        found.append(analysis.probe(probe, tmp_path / "out").rows)
+    assert found == [[{"checkpoint": probe.name, "sum": pytest.approx(found[0][0]["sum"] + i)}] for i in range(3)]
+
+
+@pytest.mark.parametrize("changed", ["weights", "twin", "config", "name"])
+def test_what_an_interrupted_measurement_left_is_not_taken_for_that_of_another_model(
+    changed: str, tmp_path: Path
+) -> None:
+    probe, measured = tiny_probe(tmp_path, "llada", twin="qwen2"), list[str]()
+
+    def measure(probe: Probe) -> list[dict[str, Any]]:
+        measured.append(probe.name)
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+        return [{"value": 1.0}]
+
+    analysis = replace(
+        large_model_coupling.ANALYSIS, name="left", measure=measure, summarize=lambda result: Summary(), of_twins=True
+    )
+    with pytest.raises(KeyboardInterrupt):
+        analysis.probe(probe, tmp_path / "out")
+    if changed in ("weights", "twin"):
+        model = probe.model if changed == "weights" else probe.require_twin().model
+        model.blocks[-1].attn.W_V.data[0, 0, 0] += 1
+    elif changed == "config":
+        probe.model.cfg = probe.model.cfg.model_copy(update={"rotary_base": 77.0})
+    else:
+        probe = replace(probe, name="another")
+    analysis.probe(probe, tmp_path / "out")
+    assert measured[2:] == [probe.name, probe.require_twin().name]
+
+
 @pytest.mark.parametrize("analysis", ALONE, ids=lambda analysis: analysis.name)
 def test_a_bridge_booted_from_the_folder_measures_the_same(analysis: CheckpointAnalysis, tmp_path: Path) -> None:
     probe = tiny_probe(tmp_path, "qwen2")

@@ -265,7 +265,15 @@ def test_random_order_takes_every_order_equally_often() -> None:
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize(
     ("n_masks", "steps", "expected"),
-    [(5, 1, [5]), (5, 2, [3, 2]), (5, 3, [2, 2, 1]), (5, 5, [1, 1, 1, 1, 1]), (3, 7, [1, 1, 1]), (0, 4, [])],
+    [
+        (5, 1, [5]),
+        (5, 2, [3, 2]),
+        (5, 3, [2, 2, 1]),
+        (5, 5, [1, 1, 1, 1, 1]),
+        (3, 7, [1, 1, 1]),
+        (3, 10**22, [1, 1, 1]),
+        (0, 4, []),
+    ],
 )
 def test_each_step_fills_an_equal_share_of_what_is_left(
     order: Order, n_masks: int, steps: int, expected: list[int]

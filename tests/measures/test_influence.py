@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from checkpoint_helpers import write_checkpoint
 from helpers import random_model
 from torch import Tensor
 from torch.testing import assert_close
 
+from mdm_interp.checkpoints import load_checkpoint
 from mdm_interp.data.queries import Query, collate
 from mdm_interp.data.sentences import mask_copies, read_sentences
 from mdm_interp.errors import UserError
@@ -151,12 +154,28 @@ def test_nothing_to_measure(tmp_path: Any) -> None:
         traced_influence([], SENTENCES, QUERIES)
     (tmp_path / "empty.txt").write_text("\n\n")
     with pytest.raises(UserError, match="holds no sentences"):
-        read_sentences(tmp_path / "empty.txt", None)
+        read_sentences(tmp_path / "empty.txt", None, model.cfg)
     (tmp_path / "long.txt").write_text("short\n" + "x" * 10**5)
     with pytest.raises(UserError, match=r"long\.txt: line 2 has more than 65536 characters, too many for a sentence"):
-        read_sentences(tmp_path / "long.txt", lambda text: {"input_ids": []})
+        read_sentences(tmp_path / "long.txt", lambda text: {"input_ids": []}, model.cfg)
     with pytest.raises(UserError, match=r"none\.txt: cannot be read \(.+\); give a text file in UTF-8"):
-        read_sentences(tmp_path / "none.txt", None)
+        read_sentences(tmp_path / "none.txt", None, model.cfg)
+
+
+def test_a_sentence_that_does_not_fit_is_named_by_its_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_checkpoint(tmp_path, "llada", tokenizer=True)
+    model, path = load_checkpoint(tmp_path), tmp_path / "said.txt"
+    path.write_text(f"A cat.\n\n{'x ' * 3000}\n")
+    with pytest.raises(
+        UserError, match=r"said\.txt: line 3 has \d{4} tokens, \d{4} to predict, .*; leave it out, or divide it"
+    ):
+        read_sentences(path, model.tokenizer, model.cfg)
+    path.write_text("A cat.\n\n?\n")
+    tokens = {" A cat.": [1, 2], " ?": [0]}
+    words = {"all_special_ids": [0], "__call__": lambda self, text: {"input_ids": tokens[text]}}
+    with pytest.raises(UserError, match=r"said\.txt: line 3 has 1 tokens, 0 to predict, and the model takes 1 to"):
+        read_sentences(path, type("Words", (), words)(), model.cfg)
+    assert capfd.readouterr() == ("", "")  # nothing of transformers' own
 
 
 # ---- what it predicts comes true

@@ -13,6 +13,7 @@ import pytest
 import torch
 from call_helpers import asking, named_in
 from helpers import random_model, seeded, tiny_config
+from model_helpers import mirrored_pairs
 from reliability_helpers import TABLE
 from torch import Tensor
 from torch.testing import assert_close
@@ -21,6 +22,7 @@ from mdm_interp import interventions
 from mdm_interp.config import FactConfig
 from mdm_interp.data.queries import Query, QueryPair, collate
 from mdm_interp.data.worlds import FactWorld
+from mdm_interp.errors import Overflow
 from mdm_interp.inference.denoising import denoise
 from mdm_interp.inference.likelihood import bound
 from mdm_interp.inference.prediction import (
@@ -35,11 +37,13 @@ from mdm_interp.measures import evidence, fact_routes, gradients, heads, parity,
 from mdm_interp.measures.answer_evidence import answer_evidence
 from mdm_interp.measures.answers import Question, answer_all
 from mdm_interp.measures.gradients import STORAGE, gradient_alignment, gram, mean_gradient
+from mdm_interp.measures.gradients.influence import influence
 from mdm_interp.measures.head_scores import head_scores
 from mdm_interp.measures.lens import Lens, lens
 from mdm_interp.measures.representations import compute_representations
 from mdm_interp.measures.sinks import sinks, watch_sinks
 from mdm_interp.measures.trajectory import denoise_answers
+from mdm_interp.models.inputs import forbid_mask
 from mdm_interp.models.positions import T5Bias
 from mdm_interp.models.transformer import HookedTransformer
 from mdm_interp.stats.estimates import Contrast
@@ -578,3 +582,69 @@ def test_the_gradient_of_a_t5_table_rounds_once_and_not_at_every_offset() -> Non
     expected.index_put_((rows,), from_bias.permute(1, 2, 0).double(), accumulate=True)
     assert half.table.grad is not None
     assert_close(half.table.grad.double(), expected, atol=0, rtol=2**-8)  # of its 8 significant bits
+
+
+# ---- too large for a dtype
+
+READ: dict[str, Callable[[Any, list[QueryPair]], object]] = {
+    "predict": lambda model, pairs: predict(model, [pair.reverse for pair in pairs], "confidence"),
+    "infill": lambda model, pairs: infill(model, [pair.reverse for pair in pairs]),
+    "token_log_probabilities": lambda model, pairs: token_log_probabilities(
+        model, [pair.reverse for pair in pairs], torch.ones(len(pairs), 1, dtype=torch.long)
+    ),
+    "bound": lambda model, pairs: bound(model, [pair.reverse.statement for pair in pairs], n_draws=2),
+    "denoise": lambda model, pairs: denoise(model, torch.tensor([pair.reverse.tokens for pair in pairs]), steps=1),
+    "denoise at a temperature": lambda model, pairs: denoise(
+        model, torch.tensor([pair.reverse.tokens for pair in pairs]), steps=1, temperature=1.0
+    ),
+    "gram": lambda model, pairs: gram(model, [pair.reverse for pair in pairs]),
+    "influence": lambda model, pairs: influence(
+        model, [pair.reverse.statement for pair in pairs], [pair.reverse for pair in pairs], n_draws=2
+    ),
+    "compute_routes": lambda model, pairs: routes.compute_routes(model, [pair.reverse for pair in pairs]),
+    "answer_evidence": lambda model, pairs: answer_evidence(model, [pair.reverse for pair in pairs]),
+    "lens": lambda model, pairs: lens(model, [pair.reverse for pair in pairs], [None] * len(pairs)),
+    "transplant_routes": lambda model, pairs: interventions.transplant_routes(model, pairs),
+}
+
+
+TOO_LARGE = [
+    (1e20, ("W_Q", "W_K"), torch.float32, "float64"),
+    (1e38, ("W_V", "W_O"), torch.float32, "float64"),
+    (1e38, ("W_V", "W_O"), torch.bfloat16, "float64"),
+    (5e4, ("W_V", "W_O"), torch.float16, "float32 or bfloat16"),
+]
+
+
+@pytest.mark.promise("finite weights whose activations overflow", "refused by name, with a dtype to try")
+@pytest.mark.parametrize(
+    ("name", "times", "weights", "dtype", "other"),
+    [
+        (name, *case)
+        for name in READ
+        for case in TOO_LARGE
+        if case[2] != torch.float16 or name not in ("gram", "influence")  # which are of float32 copies of the weights
+    ],
+)
+def test_logits_that_are_no_numbers_are_refused(
+    name: str, times: float, weights: tuple[str, ...], dtype: torch.dtype, other: str
+) -> None:
+    model, pairs = random_model(n_layers=2, mask_token_id=0), mirrored_pairs(causal=False)
+    for block in model.blocks:
+        for weight in weights:
+            getattr(block.attn, weight).data *= times / getattr(block.attn, weight).data.abs().max()
+    model.to(dtype)
+    READ[name](random_model(n_layers=2, mask_token_id=0).to(dtype), pairs)
+    said = f"^model: its logits are NaN or infinite in {str(dtype)[6:]}; load it in {other} "
+    with pytest.raises(Overflow, match=said):
+        READ[name](model, pairs)
+
+
+@pytest.mark.parametrize("name", ["predict", "infill", "token_log_probabilities", "denoise", "bound"])
+def test_a_logit_of_minus_infinity_is_a_number(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some models cannot predict the mask."""
+    model = random_model(n_layers=2, mask_token_id=0)
+    unembed = type(model.unembed).forward
+    monkeypatch.setattr(type(model.unembed), "forward", lambda self, x: forbid_mask(unembed(self, x), 0))
+    assert model(torch.tensor([[1, 0]]))[0, 0, 0] == -torch.inf
+    READ[name](model, mirrored_pairs(causal=False))

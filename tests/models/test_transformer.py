@@ -660,6 +660,14 @@ def test_the_config_follows_whatever_converts_a_model(convert: Callable[..., Any
     assert model.cfg.dtype == model.W_E.dtype == model.blocks[0].attn.W_Q.dtype == dtype
 
 
+def test_the_config_follows_weights_that_are_assigned() -> None:
+    model = random_model()
+    model.load_state_dict(random_model().half().state_dict(), assign=True)
+    assert model.cfg.dtype == model.W_E.dtype == torch.float16
+    model.load_state_dict(random_model().double().state_dict())
+    assert model.cfg.dtype == model.W_E.dtype == torch.float16
+
+
 @pytest.mark.parametrize(
     "changes",
     [

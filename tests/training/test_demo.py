@@ -175,7 +175,7 @@ def test_the_folder_looks_like_a_released_checkpoint(tmp_path: Path, format: Any
     table = load_facts(folder / "facts.csv")
     assert list(table.rows.values()) == make_people(TINY).tested and table.templates == PARENT_CHILD
     trained_on = [tuple(tokens) for tokens in model.tokenizer(make_people(TINY).sentences())["input_ids"]]
-    assert read_sentences(folder / "sentences.txt", model.tokenizer) == trained_on
+    assert read_sentences(folder / "sentences.txt", model.tokenizer, model.cfg) == trained_on
     for kind in ("positional", "relational"):
         prompts = make_prompts(table, model.tokenizer, model.cfg, kind)
         assert {pair.fact for pair in prompts.pairs} == set(table.rows)

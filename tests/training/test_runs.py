@@ -27,7 +27,7 @@ from mdm_interp.errors import UserError
 from mdm_interp.files import json_digest
 from mdm_interp.models.transformer import HookedTransformer
 from mdm_interp.provenance import made_with
-from mdm_interp.tensors import load_tensors, not_finite, save_tensors, tensor_digest
+from mdm_interp.tensors import load_tensors, not_finite, save_tensors, tensor_digest, weights_digest
 from mdm_interp.training import loop
 from mdm_interp.training.loop import Progressed, train
 from mdm_interp.training.runs import RECORDED, Run, stored_runs
@@ -104,6 +104,11 @@ def test_steps_count_from_either_end(trained: Run, asked: int, given: int) -> No
 def test_a_step_without_checkpoint_is_refused_with_those_there_are(trained: Run, step: int) -> None:
     with pytest.raises(UserError, match=rf"step: {step} has no checkpoint in .*; there are \[0, 1, 2, 6\]"):
         trained.model(step)
+
+
+def test_a_device_that_is_not_there_is_refused_before_anything_is_read(trained: Run) -> None:
+    with pytest.raises(UserError, match=r"^device: 'tpu' cannot be used here \("):
+        trained.model(-1, "tpu")
 
 
 def test_a_run_without_checkpoints_says_to_train_it(tmp_path: Path) -> None:
@@ -640,6 +645,42 @@ def test_any_bit_of_a_tensor_its_shape_and_its_dtype_are_in_its_digest(dtype: to
         digests.add(tensor_digest(flipped))
     assert len(digests) == tensor.numel() * size * 8 + (2 if dtype == torch.uint8 else 3)
     assert tensor_digest(tensor.T.contiguous().T) == tensor_digest(tensor)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_a_digest_of_weights_depends_on_every_bit_of_them(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weights = {"a": torch.randn(8, 5, generator=generator).to(dtype), "b": torch.ones(7, dtype=dtype)}
+    known = {whole := weights_digest(weights)}
+    for tensor in weights.values():
+        flat = tensor.view(-1).view(torch.uint8)
+        for at in range(len(flat)):
+            for bit in range(8):
+                flat[at] ^= 1 << bit
+                known.add(weights_digest(weights))
+                flat[at] ^= 1 << bit
+    assert len(known) == 1 + 8 * dtype.itemsize * (40 + 7)
+    others = {
+        "negative": {name: -tensor for name, tensor in weights.items()},
+        "two negative": {**weights, "b": torch.tensor([-1, -1, 1, 1, 1, 1, 1], dtype=dtype)},
+        "exchanged": {**weights, "a": weights["a"].flip(0)},
+        "another shape": {**weights, "a": weights["a"].view(5, 8)},
+        "other names": {"b": weights["a"], "a": weights["b"]},
+        "fewer": {"a": weights["a"]},
+    }
+    for name, other in others.items():
+        assert weights_digest(other) not in known, name
+        known.add(weights_digest(other))
+    assert weights_digest({**weights, "a": weights["a"].T.contiguous().T}) == whole
+
+
+def test_a_digest_of_weights_depends_on_all_of_a_large_tensor() -> None:
+    large = torch.zeros(2**20 + 3)
+    known = {weights_digest({"a": large})}
+    for at in (0, 2**20 - 1, 2**20, 2**20 + 2):
+        large[at] = 1.0
+        known.add(weights_digest({"a": large}))
+    assert len(known) == 5
 
 
 def test_what_is_not_finite_is_named() -> None:

@@ -21,6 +21,7 @@ from mdm_interp.measures.gradients.bridged import bridge_backward
 from mdm_interp.measures.gradients.components import COMPONENTS, Part, part_of, parts_of
 from mdm_interp.measures.gradients.terms import Found, Weight, cross_products, own_products
 from mdm_interp.models.bridge import BridgedTransformer, hooked
+from mdm_interp.models.inputs import require_numbers
 from mdm_interp.shards import is_shared, shared_out
 
 Components = Collection[str] | None
@@ -162,6 +163,7 @@ def _gram(
             found.clear()
             if report is not None:
                 report(done)
+    require_numbers(squares, model.cfg.dtype)
     sides = squares.split([len(left), len(asked) - len(left)], dim=1)
     return Gram(parts, inner, sides[0], sides[0] if right is None else sides[1])
 

@@ -18,6 +18,7 @@ from mdm_interp.measures.gradients.components import GROUPS, Part, part_of, part
 from mdm_interp.measures.gradients.gram import TOKENS, gradients_of
 from mdm_interp.measures.gradients.terms import token_products
 from mdm_interp.models.bridge import hooked
+from mdm_interp.models.inputs import require_numbers
 from mdm_interp.shards import shared_out
 
 
@@ -145,7 +146,7 @@ def influence(
                         of_part.index_add_(0, of_sentence, product * by_weight[:, None])
                     by_token[:, :, column].index_add_(0, of_sentence, tokens * by_weight[:, None, None])
             found.clear()
-    return Influence(parts, inner, by_token)
+    return Influence(parts, require_numbers(inner, model.cfg.dtype), by_token)
 
 
 def _batch_size(queries: Sequence[Query]) -> int:

@@ -15,7 +15,7 @@ from mdm_interp.data.queries import Query
 from mdm_interp.errors import UserError
 from mdm_interp.measures.capture import LayerView, capture
 from mdm_interp.measures.lens import read_out
-from mdm_interp.models.inputs import forbid_mask
+from mdm_interp.models.inputs import forbid_mask, require_numbers
 from mdm_interp.viz.pages.code import call, left_open, prompt_code, saving
 from mdm_interp.viz.pages.page import Page, packed, places
 from mdm_interp.viz.pages.subject import Prompt, Subject, joined
@@ -175,9 +175,10 @@ def predictions(subject: Subject, given: Prompt, logits: Float[Tensor, "readout 
     """Return the likeliest tokens at each readout position, with their probabilities; the mask is never one."""
     seen = forbid_mask(logits.float(), subject.model.cfg.mask_token_id)
     top = seen.softmax(-1).topk(min(TOP, seen.shape[-1]))
+    likeliest = require_numbers(top.values, subject.model.cfg.dtype)
     return [
         {"readout": row, "tokens": list(subject.names(tokens)), "probabilities": probabilities}
-        for row, tokens, probabilities in zip(given.readout, top.indices.tolist(), top.values.tolist(), strict=True)
+        for row, tokens, probabilities in zip(given.readout, top.indices.tolist(), likeliest.tolist(), strict=True)
     ]
 
 
