@@ -162,10 +162,10 @@ def _influence(
                 copies = summed[rows.start + i - n_right]
                 for of_right, place in zip(held, places, strict=False):
                     column = slice(place, place + size)
-                    for (name, _), product, tokens in token_products(found, of_right, n_pos):
+                    products, tokens = token_products(found, of_right, n_pos)
+                    for (name, _), product in products:
                         inner.add(part_of(name), copies(product), copies.at, column)
-                        if tokens is not None:
-                            by_token.add("all", copies(tokens), copies.at, slice(None), column)
+                    by_token.add("all", copies(tokens), copies.at, slice(None), column)
                 del found, held
         parts = parts_of(name for name, _ in model.named_parameters())
         return Influence(parts, inner.read(parts), by_token.read(["all"])[0])

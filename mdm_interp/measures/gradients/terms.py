@@ -130,16 +130,21 @@ def own_products(found: Found) -> Iterator[tuple[Weight, Float[Tensor, "query"]]
 
 def token_products(
     left: Found, right: Found, n_pos: int
-) -> Iterator[tuple[Weight, Float[Tensor, "left right"], Float[Tensor, "left pos right"] | None]]:
-    """Do as :func:`cross_products` for whole batches, and tell what each left token's terms give. What biases, norms
-    and position schemes give is no token's."""
+) -> tuple[list[tuple[Weight, Float[Tensor, "left right"]]], Float[Tensor, "left pos right"]]:
+    """Do as :func:`cross_products` for whole batches, and sum what the terms of each left token give, over all weights.
+    What biases, norms and position schemes give is no token's."""
+    by_token: Tensor | None = None
     everything = slice(None)
+    products = []
     for weight, terms, by_term in _cross_terms(left, right, everything, everything):
-        by_left, by_token = by_term.sum(3), None
-        if terms.at is not None:
+        by_left = by_term.sum(3)
+        products.append((weight, by_left.sum(1)))
+        if by_token is None:
             by_token = by_left.new_zeros(len(by_left), n_pos, by_left.shape[2])
+        if terms.at is not None:
             by_token.scatter_add_(1, terms.at.to(by_left.device)[..., None].expand_as(by_left), by_left)
-        yield weight, by_left.sum(1), by_token
+    assert by_token is not None
+    return products, by_token
 
 
 def _cross_terms(
