@@ -417,7 +417,8 @@ def test_a_large_vocabulary_comes_in_parts(name: str, in_one: int, monkeypatch: 
     model = double_model(**MODELS[name])
     whole = gram(model, QUERIES[:2], QUERIES[1:])
     told: list[int] = []
-    monkeypatch.setattr(backward, "LOGITS", in_one)
+    for what in ("LOGITS", "ERRORS"):
+        monkeypatch.setattr(backward, what, in_one)
     parts = gram(model, QUERIES[:2], QUERIES[1:], report=told.append)
     for field in ("inner", "left_squares", "right_squares"):
         assert_close(getattr(parts, field), getattr(whole, field), rtol=1e-12, atol=1e-12)

@@ -83,6 +83,7 @@ def few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(importlib.import_module(f"mdm_interp.measures.gradients.{module}"), "TOKENS", 30)
     backward = importlib.import_module("mdm_interp.measures.gradients.backward")
     monkeypatch.setattr(backward, "LOGITS", 100)
+    monkeypatch.setattr(backward, "ERRORS", 100)
     monkeypatch.setattr(backward, "KEPT", 0)
 
 

@@ -26,10 +26,15 @@ PAIRS = WORLD.query_pairs(n_contexts=1)
 LOSSES = {"forward": [pair.forward for pair in PAIRS], "reverse": [pair.reverse for pair in PAIRS]}
 
 
+SIZES: dict[str, Any] = {
+    "d_vocab": WORLD.config.d_vocab,
+    "n_ctx": WORLD.config.seq_len,
+    "mask_token_id": WORLD.config.mask_token_id,
+}
+
+
 def model_of_facts(**changes: Any) -> Any:
-    facts = WORLD.config
-    sizes = {"d_vocab": facts.d_vocab, "n_ctx": facts.seq_len, "mask_token_id": facts.mask_token_id}
-    return random_model(dtype="float64", **{**sizes, "n_layers": 1, "position": "learned", **changes})
+    return random_model(dtype="float64", **{**SIZES, "n_layers": 1, "position": "learned", **changes})
 
 
 def mean_loss(model: Any, queries: Sequence[Query]) -> Tensor:
@@ -118,6 +123,30 @@ def test_the_parts_add_up_whatever_the_optimizer(optimizer: Any) -> None:
     assert path.change["forward"] < -0.1
 
 
+def test_half_precision_is_followed_in_float32() -> None:
+    """In bfloat16 a small step would be lost in the rounding of the losses."""
+    model = random_model(**SIZES, n_layers=1, dtype="bfloat16")
+    path, descent = LearningPath(model, LOSSES), torch.optim.SGD(model.parameters(), lr=0.02)
+    for _ in range(2):
+        descent.zero_grad()
+        mean_loss(model, LOSSES["forward"]).backward()
+        descent.step()
+        path.advance()
+    for name in LOSSES:
+        assert path.change[name] != 0
+        assert path.learnt[name].sum().item() == pytest.approx(path.change[name], abs=1e-3)
+
+
+def test_parts_that_never_add_up_are_told() -> None:
+    model = model_of_facts()
+    path = LearningPath(model, LOSSES, tolerance=0.0)
+    move(model, directions(model, 0.1), 1.0)
+    with pytest.warns(
+        UserWarning, match=r"^losses: the parts of this step's change of '(for|re).+ the tolerance of 0; take"
+    ):
+        path.advance()
+
+
 def test_only_what_moves_learns() -> None:
     model = model_of_facts()
     model.W_E.requires_grad_(False)
@@ -133,9 +162,7 @@ def test_only_what_moves_learns() -> None:
 
 
 def test_a_bridge_learns_alike() -> None:
-    facts = WORLD.config
-    sizes = {"d_vocab": facts.d_vocab, "n_ctx": facts.seq_len, "mask_token_id": facts.mask_token_id}
-    model = random_model(**sizes, n_layers=1, rotary_adjacent_pairs=True)
+    model = random_model(**SIZES, n_layers=1, rotary_adjacent_pairs=True)
     found = []
     for one in (model, hooked(native_peer(model))):
         path = LearningPath(one, LOSSES)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,9 +19,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.hooks import RemovableHandle
 
+from mdm_interp.config import ModelConfig
 from mdm_interp.data.queries import MAX_LOGITS, QueryBatch
 from mdm_interp.errors import UserError
-from mdm_interp.measures.gradients.terms import Found, Terms, Weight, without_zeros
+from mdm_interp.measures.gradients.terms import Found, Step, Terms, Weight, steps, without_zeros
 from mdm_interp.models.hooks import in_use
 from mdm_interp.models.inputs import places
 from mdm_interp.models.layers import MLP, MoE, Norm, precise
@@ -63,10 +65,35 @@ class SourceAttention:
 
 
 LOGITS = MAX_LOGITS // 4
-"""How many logits are computed at a time, and how many gradients at logits are kept: an eighth of a GB in float32, and
-as much again for each step from one to the other."""
+"""How many logits are computed at a time: an eighth of a GB in float32, and as much again for each step from them to
+their gradients."""
+ERRORS = MAX_LOGITS
+"""How many gradients at logits are held: half a GB in float32."""
 KEPT = 2**27
 """Entries of activations that are kept of the forward pass rather than computed again: half a GB in float32."""
+
+
+def activations(cfg: ModelConfig, n_query: int, n_pos: int) -> int:
+    """Tell about how many entries one layer's activations of a batch have, and their gradients."""
+    width = 10 * cfg.d_model + 6 * cfg.n_heads * cfg.head_dim + 5 * (cfg.d_mlp or 0)
+    return n_query * n_pos * (width + 4 * cfg.n_heads * n_pos)
+
+
+def at_logits(
+    loss: RowLoss, logits: Float[Tensor, "query span d_vocab"], batch: QueryBatch
+) -> Float[Tensor, "query span d_vocab"]:
+    """Return the gradients of each query's loss at its logits.
+
+    Raises:
+        UserError: the loss is not one of each query, or does not hang on the logits.
+    """
+    losses = loss(logits, batch)
+    if losses.shape != (len(logits),):
+        raise UserError(f"loss: gave shape {list(losses.shape)} for {len(logits)} queries; return a number for each")
+    found = torch.autograd.grad(losses.sum(), logits, allow_unused=True)[0] if losses.requires_grad else None
+    if found is None:
+        raise UserError("loss: does not depend on the logits, so it has no gradients; compute it from them, undetached")
+    return found
 
 
 @dataclass
@@ -168,91 +195,112 @@ Run = tuple[Tensor, Taps]
 
 
 def layer_by_layer(
-    model: HookedTransformer, queries: Sequence[QueryBatch], loss: RowLoss | SourceAttention
-) -> Iterator[list[Found]]:
+    model: HookedTransformer, queries: Sequence[QueryBatch], loss: RowLoss | SourceAttention, n_held: int
+) -> Iterator[Step]:
     """Give every query's gradients, batch by batch: of the readout, of each layer from the last on, and of what comes
     before the first. A tied embedding's are all in the last, and those of a large unembedding come part by part.
 
     Args:
         queries: Batches, in order.
+        n_held: Of how many batches, from the first on, what is found in a part of the model is held until its end.
     """
-    return _Backward(model, queries, loss)()
+    return _Backward(model, queries, loss, n_held)()
 
 
 class _Backward:
     def __init__(
-        self, model: HookedTransformer, queries: Sequence[QueryBatch], loss: RowLoss | SourceAttention
+        self, model: HookedTransformer, queries: Sequence[QueryBatch], loss: RowLoss | SourceAttention, n_held: int
     ) -> None:
         if isinstance(loss, SourceAttention):
             loss.check(model.cfg.n_layers, model.cfg.n_heads)
-        self.model, self.queries, self.loss = model, queries, loss
+        self.model, self.queries, self.loss, self.n_held = model, queries, loss, n_held
         self.parameters = dict(model.named_parameters())
         self.content_norms = ("q_norm", "k_norm") if model.cfg.use_qk_norm else ()
         self.position = PositionGradients(model.pos_embed, queries)
 
-    def __call__(self) -> Iterator[list[Found]]:
+    def __call__(self) -> Iterator[Step]:
         n_layers = len(self.model.blocks)
         attended = self.loss if isinstance(self.loss, SourceAttention) else None
         above = n_layers if attended is None else attended.layer
         streams, kept = self._forward(above)
-        last = streams.pop()
-        d: list[Tensor] = []
+        last, d = streams.pop(), list[Tensor]()
         tied: list[Sequence[Terms]] = [()] * len(last)
-        found: list[Found]
-        if attended is None:
-            weights = self._weights("ln_final.", "embed." if self.model.cfg.tie_word_embeddings else "unembed.")
-            first, *others = self._parts_of_vocabulary()
-            found = []
-            for i, resid in enumerate(last):
-                loss, taps = self._read(weights, i, resid)
-                at = taps.backward(loss, torch.ones_like(loss))
-                d.append(at["resid"])
-                of_batch = self._of_unembedding(i, taps, at, first) | self._of_norm("ln_final", taps, at)
-                tied[i] = of_batch.pop(("embed.W_E", 0), ())
-                found.append(of_batch)
-                del loss, taps, at  # before the next batch's logits
-            yield found
-            for part in others:
-                found = []
-                for i, resid in enumerate(last):
-                    with torch.no_grad():
-                        _, taps = self._read(weights, i, resid)
-                    logits = taps.made["logits"].requires_grad_()
-                    at = torch.autograd.grad(self.loss(logits, self.queries[i]).sum(), logits)
-                    found.append(self._of_unembedding(i, taps, {"logits": at[0]}, part))
-                    del logits, taps, at
-                yield found
-        else:
+        if isinstance(self.loss, SourceAttention):
             for _ in range(above, n_layers):  # the readout, and the layers that come after the attention
-                yield [{} for _ in last]
-            found, weights = [], self._weights(f"blocks.{above}.")
-            for i, resid in enumerate(last):
-                _, taps = self._layer(above, weights, i, resid)
-                share = attended(taps.made["pattern"], self.queries[i]).sum()
-                of_batch, at_resid = self._back(above, i, share, taps, torch.ones_like(share))
-                d.append(at_resid)
-                found.append(without_zeros(of_batch))
-            yield found
+                yield from self._steps(lambda i: {})
+            yield from self._attention(self.loss, last, d)
+        else:
+            yield from self._readout(self.loss, last, d, tied)
         for layer in reversed(range(above)):
-            found, weights = [], self._weights(f"blocks.{layer}.")
-            for i, resid in enumerate(streams.pop()):
-                out, taps = kept.pop((layer, i), None) or self._layer(layer, weights, i, resid)
-                of_batch, d[i] = self._back(layer, i, out, taps, d[i])
-                partly = self.model.cfg.reach is not None or self.queries[i].attention_mask is not None
-                unseen = layer == n_layers - 1 or partly
-                found.append(without_zeros(of_batch) if unseen else of_batch)
-            yield found
-        found = []
-        for i, readout in enumerate(tied):
-            out, taps = self._embed(i)
-            at = taps.backward(out, d[i])
-            embed = Terms.of_tokens(self.queries[i].tokens.to(out.device), at["embed"])
-            of_batch = {("embed.W_E", 0): [*readout, embed]}
-            if self.position.learns:
-                vectors = self.position.vectors(i, at.get("pos_embed"))
-                of_batch["pos_embed.", 0] = [Terms.of_vectors(vectors)]
-            found.append(of_batch)
-        yield found
+            weights = self._weights(f"blocks.{layer}.")
+            yield from self._steps(partial(self._through, layer, weights, streams.pop(), kept, d))
+        yield from self._steps(lambda i: self._of_embedding(i, d[i], tied[i]))
+
+    def _steps(self, find: Callable[[int], Found]) -> Iterator[Step]:
+        return steps(len(self.queries), self.n_held, find)
+
+    def _readout(
+        self, loss: RowLoss, last: Sequence[Tensor], d: list[Tensor], tied: list[Sequence[Terms]]
+    ) -> Iterator[Step]:
+        """Go through the readout, and fill in the gradients at what enters it."""
+        weights = self._weights("ln_final.", "embed." if self.model.cfg.tie_word_embeddings else "unembed.")
+        first, *others = self._parts_of_vocabulary()
+
+        def whole(i: int) -> Found:
+            logits, taps = self._read(weights, i, last[i])
+            at = taps.backward(logits, at_logits(loss, logits, self.queries[i]))
+            d.append(at["resid"])
+            found = self._of_unembedding(i, taps, at, first) | self._of_norm("ln_final", taps, at)
+            tied[i] = found.pop(("embed.W_E", 0), ())
+            return found
+
+        def again(part: slice, i: int) -> Found:
+            with torch.no_grad():
+                logits, taps = self._read(weights, i, last[i])
+            at = {"logits": at_logits(loss, logits.requires_grad_(), self.queries[i])}
+            return self._of_unembedding(i, taps, at, part)
+
+        yield from self._steps(whole)
+        for part in others:
+            yield from self._steps(partial(again, part))
+
+    def _attention(self, asked: SourceAttention, last: Sequence[Tensor], d: list[Tensor]) -> Iterator[Step]:
+        """Go through the layer whose attention is asked for, and fill in the gradients at what enters it."""
+        weights = self._weights(f"blocks.{asked.layer}.")
+
+        def find(i: int) -> Found:
+            _, taps = self._layer(asked.layer, weights, i, last[i])
+            share = asked(taps.made["pattern"], self.queries[i]).sum()
+            found, at_resid = self._back(asked.layer, i, share, taps, torch.ones_like(share))
+            d.append(at_resid)
+            return without_zeros(found)
+
+        return self._steps(find)
+
+    def _through(
+        self,
+        layer: int,
+        weights: Mapping[str, Tensor],
+        entering: Sequence[Tensor],
+        kept: dict[tuple[int, int], Run],
+        d: list[Tensor],
+        i: int,
+    ) -> Found:
+        """Go back through a layer with one batch."""
+        out, taps = kept.pop((layer, i), None) or self._layer(layer, weights, i, entering[i])
+        found, d[i] = self._back(layer, i, out, taps, d[i])
+        return without_zeros(found) if layer == len(self.model.blocks) - 1 else found
+
+    def _of_embedding(self, i: int, d: Tensor, readout: Sequence[Terms]) -> Found:
+        """Return what one batch adds to the gradients of what comes before the layers; of a tied embedding, with what
+        the readout adds."""
+        out, taps = self._embed(i)
+        at = taps.backward(out, d)
+        embed = Terms.of_tokens(self.queries[i].tokens.to(out.device), at["embed"])
+        found: dict[Weight, list[Terms]] = {("embed.W_E", 0): [*readout, embed]}
+        if self.position.learns:
+            found["pos_embed.", 0] = [Terms.of_vectors(self.position.vectors(i, at.get("pos_embed")))]
+        return found
 
     def _back(
         self, layer: int, i: int, out: Tensor, taps: Taps, d: Tensor
@@ -266,8 +314,6 @@ class _Backward:
     def _forward(self, n_layers: int) -> tuple[list[list[Tensor]], dict[tuple[int, int], Run]]:
         """Return the residual streams that enter each of the first layers and what comes after them, and as many whole
         runs of layers as :data:`KEPT` allows."""
-        cfg = self.model.cfg
-        width = 10 * cfg.d_model + 6 * cfg.n_heads * cfg.head_dim + 5 * (cfg.d_mlp or 0)
         kept: dict[tuple[int, int], Run] = {}
         with torch.no_grad():
             streams, room = [[self._embed(i)[0] for i in range(len(self.queries))]], KEPT
@@ -275,8 +321,7 @@ class _Backward:
             weights = self._weights(f"blocks.{layer}.")
             streams.append([])
             for i, resid in enumerate(streams[layer]):
-                n_query, n_pos, _ = resid.shape
-                room -= n_query * n_pos * (width + 4 * cfg.n_heads * n_pos)
+                room -= activations(self.model.cfg, *resid.shape[:2])
                 with torch.set_grad_enabled(room >= 0):
                     run = self._layer(layer, weights, i, resid)
                 streams[-1].append(run[0].detach())
@@ -333,7 +378,7 @@ class _Backward:
             return self._run(weights, given, attention_mask=mask, start_at_layer=layer, stop_at_layer=layer + 1), taps
 
     def _read(self, weights: Mapping[str, Tensor], i: int, resid: Tensor) -> Run:
-        """Compute the sum of the queries' losses."""
+        """Compute the logits at readout positions."""
         batch = self.queries[i]
 
         def rows(x: Tensor) -> tuple[Tensor]:
@@ -345,7 +390,7 @@ class _Backward:
             taps.norm("ln_final", self.model.ln_final)
             taps.replace(self.model.unembed, rows)
             logits = self._run(weights, given, start_at_layer=len(self.model.blocks))
-            return self.loss(taps.leaf("logits", logits), batch).sum(), taps
+            return taps.leaf("logits", logits), taps
 
     # ---- what gradients are made of
 
@@ -414,13 +459,13 @@ class _Backward:
         return found
 
     def _parts_of_vocabulary(self) -> list[slice]:
-        """Divide the vocabulary so that the gradients at all queries' logits in a part are :data:`LOGITS` at most.
+        """Divide the vocabulary so that the gradients that are held at logits in a part are :data:`ERRORS` at most.
         A tied unembedding stays whole: its gradients wait for the embedding's."""
         vocabulary = self.model.W_U.shape[1]
         if self.model.cfg.tie_word_embeddings:
             return [slice(vocabulary)]
-        rows = sum(batch.readout.numel() for batch in self.queries)
-        width = max(1, LOGITS // rows)
+        rows = sum(batch.readout.numel() for batch in self.queries[: self.n_held])
+        width = max(1, ERRORS // rows)
         return [slice(start, start + width) for start in range(0, vocabulary, width)]
 
     @torch.no_grad()

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mdm_interp.data.queries import QueryBatch
-from mdm_interp.measures.gradients.backward import RowLoss
-from mdm_interp.measures.gradients.terms import Found, Terms, Weight
+from mdm_interp.measures.gradients.backward import RowLoss, at_logits
+from mdm_interp.measures.gradients.terms import Found, Step, Terms, Weight, steps
 from mdm_interp.models.bridge import BridgedTransformer
 from mdm_interp.models.layers import precise
 
@@ -35,9 +35,11 @@ class _Call:
     out: Tensor
 
 
-def bridge_backward(model: BridgedTransformer, queries: Sequence[QueryBatch], loss: RowLoss) -> Iterator[list[Found]]:
-    """Give every query's gradients in a bridge, all at once, batch by batch. They are computed in float32 at least,
-    which takes the memory of the weights once more in a model of half precision."""
+def bridge_backward(
+    model: BridgedTransformer, queries: Sequence[QueryBatch], loss: RowLoss, n_held: int
+) -> Iterator[Step]:
+    """Give every query's gradients in a bridge, batch by batch, of which the first `n_held` are held. They are computed
+    in float32 at least, which takes the memory of the weights once more in a model of half precision."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     owners = {
         module: {leaf: names[id(p)] for leaf, p in module.named_parameters(recurse=False) if id(p) in names}
@@ -45,30 +47,35 @@ def bridge_backward(model: BridgedTransformer, queries: Sequence[QueryBatch], lo
     }
     owners = {module: owned for module, owned in owners.items() if owned}
     weights = {name: precise(parameter.detach()) for name, parameter in model.named_parameters()}
-    found: list[Found] = []
-    for batch in queries:
-        of_batch: dict[Weight, list[Terms]] = {}
+
+    def find(i: int) -> Found:
+        found: dict[Weight, list[Terms]] = {}
         unseen = {name: weight.requires_grad_() for name, weight in weights.items()}
-        calls, losses = _run(model, list(owners), weights, batch, loss)
+        calls, rows = _run(model, list(owners), weights, queries[i])
+        d_rows = at_logits(loss, rows, queries[i])
         for call in calls:
             for name in owners[call.module].values():
                 unseen.pop(name, None)
         outs = [call.out for call in calls]
-        at = torch.autograd.grad(losses.sum(), outs, retain_graph=bool(unseen), **ZEROS)
+        at = torch.autograd.grad(rows, outs, d_rows, retain_graph=bool(unseen), **ZEROS)
         for call, d in zip(calls, at, strict=True):
-            _add(of_batch, call, owners[call.module], weights, d)
+            _add(found, call, owners[call.module], weights, d)
         if unseen:  # their modules were never called: somebody else reads the parameters
-            by_query = [torch.autograd.grad(one, list(unseen.values()), retain_graph=True, **ZEROS) for one in losses]
+            by_query = [
+                torch.autograd.grad(of_query, list(unseen.values()), d, retain_graph=True, **ZEROS)
+                for of_query, d in zip(rows, d_rows, strict=True)
+            ]
             for name, grads in zip(unseen, zip(*by_query, strict=True), strict=True):
-                of_batch.setdefault((name, 0), []).append(Terms.of_vectors(torch.stack(grads)))
-        found.append(of_batch)
-    yield found
+                found.setdefault((name, 0), []).append(Terms.of_vectors(torch.stack(grads)))
+        return found
+
+    return steps(len(queries), n_held, find)
 
 
 def _run(
-    model: BridgedTransformer, owners: Sequence[nn.Module], weights: dict[str, Tensor], batch: QueryBatch, loss: RowLoss
+    model: BridgedTransformer, owners: Sequence[nn.Module], weights: dict[str, Tensor], batch: QueryBatch
 ) -> tuple[list[_Call], Tensor]:
-    """Return every call of the modules that own parameters, and the queries' losses."""
+    """Return every call of the modules that own parameters, and the logits at readout positions."""
     calls: list[_Call] = []
     n_query = len(batch.tokens)
 
@@ -86,7 +93,7 @@ def _run(
     finally:
         for handle in handles:
             handle.remove()
-    return calls, loss(batch.at_readout(logits), batch)
+    return calls, batch.at_readout(logits)
 
 
 def _add(

@@ -16,6 +16,7 @@ from mdm_interp.data.queries import Query, QueryBatch, QueryPair, batches
 from mdm_interp.errors import UserError
 from mdm_interp.inference.prediction import query_loss
 from mdm_interp.measures.gradients.components import COMPONENTS, component_of
+from mdm_interp.measures.gradients.recording import recording
 from mdm_interp.models.bridge import BridgedTransformer, hooked
 from mdm_interp.models.layers import precise
 from mdm_interp.models.protocol import HookedModel
@@ -33,7 +34,7 @@ def _logits(model: Any, parameters: Mapping[str, Tensor], batch: QueryBatch) -> 
     return functional_call(model, dict(parameters), (batch.tokens,), mask)
 
 
-def _mean_loss(model: HookedModel, parameters: Mapping[str, Tensor], batch: QueryBatch, count: int) -> Tensor:
+def mean_loss(model: HookedModel, parameters: Mapping[str, Tensor], batch: QueryBatch, count: int) -> Tensor:
     """Return what a batch adds to the mean loss of `count` queries."""
     return query_loss(_logits(model, parameters, batch), batch).sum() / count
 
@@ -42,14 +43,14 @@ def mean_gradient(model: HookedModel, queries: Sequence[Query]) -> dict[str, Ten
     """Compute the gradient of the mean loss (nats) over the queries, per parameter, with one backward pass per batch of
     them. It is computed in float32 at least, which takes the memory of the weights once more in a model of half
     precision."""
-    model = hooked(model)
-    parameters = {name: precise(parameter.detach()).requires_grad_() for name, parameter in model.named_parameters()}
-    total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
-    for batch in batches(queries, model.cfg):
-        loss = _mean_loss(model, parameters, batch, len(queries))
-        for name, part in zip(total, torch.autograd.grad(loss, list(parameters.values())), strict=True):
-            total[name] = total[name] + part
-    return total
+    with recording(model) as model:
+        parameters = {name: precise(weight.detach()).requires_grad_() for name, weight in model.named_parameters()}
+        total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+        for batch in batches(queries, model.cfg):
+            loss = mean_loss(model, parameters, batch, len(queries))
+            for name, part in zip(total, torch.autograd.grad(loss, list(parameters.values())), strict=True):
+                total[name] = total[name] + part
+        return total
 
 
 def inner_products(left: Direction, right: Direction) -> dict[str, float]:
@@ -151,7 +152,8 @@ def first_order(
         raise UserError("query_pairs: a mean loss needs at least one pair, got none")
     if not etas or min(etas) <= 0:
         raise UserError(f"etas: expected positive step sizes, got {list(etas)}; a step of 0 changes nothing")
-    model = hooked(copy.deepcopy(model).to(torch.float64))
+    with recording(model):
+        model = hooked(copy.deepcopy(model).to(torch.float64))
     queries = {"forward": [pair.forward for pair in query_pairs], "reverse": [pair.reverse for pair in query_pairs]}
     gradients = {kind: mean_gradient(model, asked) for kind, asked in queries.items()}
     along = gradients["forward"] if direction is None else direction
@@ -170,7 +172,7 @@ def first_order(
             for name, parameter in parameters.items()
         }
         return {
-            kind: sum(_mean_loss(model, stepped, batch, len(asked)).item() for batch in batches(asked, model.cfg))
+            kind: sum(mean_loss(model, stepped, batch, len(asked)).item() for batch in batches(asked, model.cfg))
             for kind, asked in queries.items()
         }
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mdm_interp.data.queries import Query, batches
@@ -15,9 +15,9 @@ from mdm_interp.data.sentences import mask_copies
 from mdm_interp.errors import UserError
 from mdm_interp.inference.prediction import answer_loss
 from mdm_interp.measures.gradients.components import GROUPS, Part, part_of, parts_of
-from mdm_interp.measures.gradients.gram import TOKENS, gradients_of
-from mdm_interp.measures.gradients.terms import token_products
-from mdm_interp.models.bridge import hooked
+from mdm_interp.measures.gradients.gram import BLOCK, TOKENS, blocks, entries, gradients_of
+from mdm_interp.measures.gradients.recording import recording
+from mdm_interp.measures.gradients.terms import Sums, token_products
 from mdm_interp.models.inputs import require_numbers
 from mdm_interp.shards import shared_out
 
@@ -88,11 +88,10 @@ def _joined(parts: Sequence[Influence], order: Tensor) -> Influence:
     return Influence(parts[0].parts, inner, torch.cat(padded)[order])
 
 
-@shared_out("training", merge=_joined)
 def influence(
     model: Any,
-    training: Sequence[Sequence[int]] | Sequence[Query],
-    queries: Sequence[Query],
+    training: Iterable[Sequence[int]] | Iterable[Query] | Int[Tensor, "sentence pos"],
+    queries: Iterable[Query],
     *,
     n_draws: int = 16,
     seed: int = 0,
@@ -101,7 +100,8 @@ def influence(
     """Compute how a gradient step on each training sentence, or query, moves each query's loss, to first order.
 
     A sentence's loss is the denoising bound on its negative log-probability, in nats, estimated from masked copies; a
-    causal model's is that of each next token. A training query's loss is that of its answer.
+    causal model's is that of each next token. A training query's loss is that of its answer. Memory is bounded as in
+    :func:`~mdm_interp.measures.gradients.gram.gram`: all queries, or a block of them, beside one batch of copies.
 
     Args:
         training: Sentences as token ids, or queries.
@@ -111,42 +111,84 @@ def influence(
         kept: Tokens that are never masked.
 
     Raises:
-        UserError: there is nothing on one of the sides, or a sentence cannot be masked.
+        UserError: there is nothing on one of the sides, a sentence cannot be masked, or the model was made in inference
+            mode.
 
     Source: docs/theory.md, section 5.
     """
+    listed: Any = [one.tolist() if isinstance(one, Tensor) else one for one in training]
+    return _influence(model, listed, list(queries), n_draws, seed, kept)
+
+
+@shared_out("training", merge=_joined)
+def _influence(
+    model: Any,
+    training: Sequence[Sequence[int]] | Sequence[Query],
+    queries: Sequence[Query],
+    n_draws: int,
+    seed: int,
+    kept: Collection[int],
+) -> Influence:
     if not training or not queries:
         raise UserError(f"training, queries: got {len(training)} and {len(queries)}; give at least one of each")
-    model = hooked(model)
-    asked = [one for one in training if isinstance(one, Query)]
-    sentences = [one for one in training if not isinstance(one, Query)]
-    if asked:
-        if sentences:
-            raise UserError("training: holds both sentences and queries; give them one after the other")
-        left, sentence = list(batches(asked, model.cfg, _batch_size(asked))), torch.arange(len(asked))
-        weight = torch.ones(len(asked), dtype=torch.float64)
-    else:
-        copies = mask_copies(sentences, model.cfg, n_draws=n_draws, seed=seed, kept=kept, max_tokens=TOKENS)
-        left, sentence, weight = list(copies.batches), copies.sentence, copies.weight
-    right = list(batches(queries, model.cfg, _batch_size(queries)))
+    with recording(model) as model:
+        asked = [one for one in training if isinstance(one, Query)]
+        sentences = [one for one in training if not isinstance(one, Query)]
+        if asked:
+            if sentences:
+                raise UserError("training: holds both sentences and queries; give them one after the other")
+            left, sentence = list(batches(asked, model.cfg, _batch_size(asked))), torch.arange(len(asked))
+            weight = torch.ones(len(asked), dtype=torch.float64)
+        else:
+            copies = mask_copies(sentences, model.cfg, n_draws=n_draws, seed=seed, kept=kept, max_tokens=TOKENS)
+            left, sentence, weight = list(copies.batches), copies.sentence, copies.weight
+        sizes = [len(batch.tokens) for batch in left]
+        summed = [
+            _Summed.of(sentences, weights, batch.tokens.device)
+            for sentences, weights, batch in zip(sentence.split(sizes), weight.split(sizes), left, strict=True)
+        ]
+        right, size = list(batches(queries, model.cfg, _batch_size(queries))), _batch_size(queries)
+        n_pos = max(batch.tokens.shape[1] for batch in left)
+        inner, by_token = Sums(len(training), len(queries)), Sums(len(training), n_pos, len(queries))
+        largest = max(
+            len(batch.tokens) * entries(model, batch.tokens.shape[1], batch.readout.shape[1])
+            for batch in [*left, *right]
+        )
+        for rows, columns in blocks(BLOCK // largest, len(left), len(right)):
+            of_block, places = [*right[columns], *left[rows]], range(columns.start * size, len(queries), size)
+            n_right = columns.stop - columns.start
+            for i, found, held in gradients_of(model, of_block, answer_loss, n_right):
+                if i < n_right or not found:
+                    continue
+                copies = summed[rows.start + i - n_right]
+                for of_right, place in zip(held, places, strict=False):
+                    column = slice(place, place + size)
+                    products, tokens = token_products(found, of_right, n_pos)
+                    for (name, _), product in products:
+                        inner.add(part_of(name), copies(product), copies.at, column)
+                    by_token.add("all", copies(tokens), copies.at, slice(None), column)
+                del found, held
+        parts = parts_of(name for name, _ in model.named_parameters())
+        found_inner = require_numbers(inner.read(parts), model.cfg.dtype)
+        return Influence(parts, found_inner, by_token.read(["all"])[0])
 
-    parts, n_pos = parts_of(name for name, _ in model.named_parameters()), max(batch.tokens.shape[1] for batch in left)
-    inner = torch.zeros(len(parts), len(training), len(queries), dtype=torch.float64)
-    by_token = torch.zeros(len(training), n_pos, len(queries), dtype=torch.float64)
-    sizes, places = [len(batch.tokens) for batch in left], range(0, len(queries), _batch_size(queries))
-    rows = list(zip(sentence.split(sizes), weight.split(sizes), strict=True))
-    with torch.enable_grad():
-        for found in gradients_of(model, [*left, *right], answer_loss):
-            for of_left, (of_sentence, by_weight) in zip(found, rows if any(found) else [], strict=False):
-                for of_right, place in zip(found[len(left) :], places, strict=True):
-                    column = slice(place, place + _batch_size(queries))
-                    weights, products, tokens = token_products(of_left, of_right, n_pos)
-                    for (name, _), product in zip(weights, products, strict=True):
-                        of_part = inner[parts.index(part_of(name)), :, column]
-                        of_part.index_add_(0, of_sentence, product * by_weight[:, None])
-                    by_token[:, :, column].index_add_(0, of_sentence, tokens * by_weight[:, None, None])
-            found.clear()
-    return Influence(parts, require_numbers(inner, model.cfg.dtype), by_token)
+
+@dataclass(frozen=True)
+class _Summed:
+    """Sums what is found of a batch's copies to what their sentences have."""
+
+    at: slice
+    """Which sentences these are."""
+    weights: Float[Tensor, "sentence copy"]
+
+    @classmethod
+    def of(cls, sentence: Int[Tensor, "copy"], weight: Float[Tensor, "copy"], device: torch.device) -> _Summed:
+        first, last = int(sentence[0]), int(sentence[-1])
+        own = sentence == torch.arange(first, last + 1)[:, None]
+        return cls(slice(first, last + 1), (own * weight).to(device))
+
+    def __call__(self, found: Float[Tensor, "copy *rest"]) -> Float[Tensor, "sentence *rest"]:
+        return torch.tensordot(self.weights.to(found.device), found.double(), 1)
 
 
 def _batch_size(queries: Sequence[Query]) -> int:
@@ -155,8 +197,8 @@ def _batch_size(queries: Sequence[Query]) -> int:
 
 def traced_influence(
     checkpoints: Iterable[tuple[Any, float]],
-    training: Sequence[Sequence[int]] | Sequence[Query],
-    queries: Sequence[Query],
+    training: Iterable[Sequence[int]] | Iterable[Query] | Int[Tensor, "sentence pos"],
+    queries: Iterable[Query],
     **options: Any,
 ) -> Influence:
     """Sum the influence over checkpoints, each weighted with its learning rate, in nats: what one gradient step on the
@@ -175,9 +217,11 @@ def traced_influence(
 
     Source: TracInCP, arXiv 2002.08484.
     """
+    given: Any = list(training)  # which may come only once
+    queries = list(queries)
     traced: Influence | None = None
     for model, rate in checkpoints:
-        here = influence(model, training, queries, **options)
+        here = influence(model, given, queries, **options)
         inner, by_token = rate * here.inner, rate * here.by_token
         if traced is not None:
             inner, by_token = traced.inner + inner, traced.by_token + by_token

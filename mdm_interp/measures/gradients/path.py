@@ -5,6 +5,7 @@ Formulas: docs/theory.md, section 13.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,9 +15,11 @@ from torch import Tensor
 
 from mdm_interp.data.queries import Query, batches
 from mdm_interp.errors import UserError
-from mdm_interp.inference.prediction import query_loss
 from mdm_interp.measures.gradients.components import Part, part_of, parts_of
+from mdm_interp.measures.gradients.first_order import mean_loss
+from mdm_interp.measures.gradients.recording import recording
 from mdm_interp.models.bridge import hooked
+from mdm_interp.models.layers import precise
 from mdm_interp.models.protocol import HookedModel
 
 HALVINGS = 8
@@ -29,7 +32,8 @@ class LearningPath:
     Call :meth:`advance` after every change of the weights, whatever changed them: each step of an optimizer, say. Such
     a change counts as one straight step, along which the gradient is the mean of those at its ends. Where that misses
     what the step really changed, the step is halved. Every step, and every half, takes one backward pass per loss. The
-    memory is that of two copies of the weights, and two more for each loss.
+    memory is that of two copies of the weights, and two more for each loss. Losses are computed in float32 at least:
+    at half precision a small step would be lost in their rounding.
 
         path = LearningPath(model, {"forward": forward_queries, "reverse": reverse_queries})
         for batch in data:
@@ -54,7 +58,10 @@ class LearningPath:
             tolerance: How much of a step's change its parts may leave out, in nats.
 
         Raises:
-            UserError: a loss has no queries, or nothing of the model can be trained.
+            UserError: a loss has no queries, or nothing of the model can be trained or differentiated.
+
+        Warns:
+            UserWarning: later, where the parts of a step leave out more than that however often it is halved.
         """
         self._model = hooked(model)
         trained = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
@@ -64,12 +71,13 @@ class LearningPath:
             raise UserError(f"losses: {empty[0]!r} has no queries; a mean needs at least one")
         if not trained:
             raise UserError("model: no parameter requires a gradient, so nothing can be learnt; unfreeze one")
-        self._parameters, self._tolerance = list(trained.values()), tolerance
+        self._trained, self._tolerance = trained, tolerance
         self.parts = parts_of(trained)
         self._part_of_each = torch.tensor([self.parts.index(part_of(name)) for name in trained])
-        self._batches = {name: list(batches(queries, self._model.cfg)) for name, queries in losses.items()}
-        self.learnt = {name: torch.zeros(len(self.parts), dtype=torch.float64) for name in losses}
-        self._here = self._look()
+        with recording(model):
+            self.learnt = {name: torch.zeros(len(self.parts), dtype=torch.float64) for name in losses}
+            self._batches = {name: list(batches(queries, self._model.cfg)) for name, queries in losses.items()}
+            self._here = self._look()
         self._start = {name: here.loss for name, here in self._here.items()}
 
     @property
@@ -84,12 +92,19 @@ class LearningPath:
 
     def advance(self) -> None:
         """Add the step from where the weights were to where they are."""
-        before, self._here = self._here, self._look()
-        for name, here in self._here.items():
-            self._add(name, before[name], here, HALVINGS)
+        with recording(self._model):
+            before, self._here = self._here, self._look()
+            for name, here in self._here.items():
+                missing = self._add(name, before[name], here, HALVINGS)
+                if missing > self._tolerance:
+                    warnings.warn(
+                        f"losses: the parts of this step's change of {name!r} leave out {missing:.1g} nats, however "
+                        f"often it is halved, more than the tolerance of {self._tolerance:g}; take shorter steps",
+                        stacklevel=2,
+                    )
 
-    def _add(self, name: str, start: _Point, end: _Point, halvings: int) -> None:
-        """Add a straight step."""
+    def _add(self, name: str, start: _Point, end: _Point, halvings: int) -> float:
+        """Add a straight step; return what its parts leave out, or if it is halved, those of the worse half."""
         ends = zip(start.weights, end.weights, start.gradient, end.gradient, strict=True)
         each = torch.stack(
             [
@@ -97,40 +112,30 @@ class LearningPath:
                 for first, last, d_first, d_last in ends
             ]
         )
-        if halvings and abs(end.loss - start.loss - each.sum().item()) > self._tolerance:
-            middle = self._between(name, start, end)
-            self._add(name, start, middle, halvings - 1)
-            self._add(name, middle, end, halvings - 1)
-        else:
-            self.learnt[name].index_add_(0, self._part_of_each, each)
+        missing = abs(end.loss - start.loss - each.sum().item())
+        if halvings and missing > self._tolerance:
+            half_way = [(first + last) / 2 for first, last in zip(start.weights, end.weights, strict=True)]
+            middle = self._measure(name, half_way)
+            halves = (self._add(name, *ends, halvings - 1) for ends in ((start, middle), (middle, end)))
+            return max(halves)
+        self.learnt[name].index_add_(0, self._part_of_each, each)
+        return missing
 
     def _look(self) -> dict[str, _Point]:
-        """Measure every loss where the weights are."""
-        weights = [parameter.detach().clone() for parameter in self._parameters]
+        """Measure every loss where the weights are, in float32 at least."""
+        weights = [precise(parameter.detach().clone()) for parameter in self._trained.values()]
         return {name: self._measure(name, weights) for name in self._batches}
 
-    @torch.no_grad()
-    def _between(self, name: str, start: _Point, end: _Point) -> _Point:
-        """Measure a loss half-way, and bring the weights back."""
-        middle = [(first + last) / 2 for first, last in zip(start.weights, end.weights, strict=True)]
-        here = [parameter.clone() for parameter in self._parameters]
-        try:
-            for parameter, value in zip(self._parameters, middle, strict=True):
-                parameter.copy_(value)
-            return self._measure(name, middle)
-        finally:
-            for parameter, value in zip(self._parameters, here, strict=True):
-                parameter.copy_(value)
-
-    @torch.enable_grad()
     def _measure(self, name: str, weights: list[Tensor]) -> _Point:
-        """Measure a loss at the weights that the model has."""
+        """Measure a loss at other weights than the model's own."""
+        at = [weight.detach().requires_grad_() for weight in weights]
+        parameters = {name: precise(parameter.detach()) for name, parameter in self._model.named_parameters()}
+        parameters |= zip(self._trained, at, strict=True)
         total, gradient = 0.0, [torch.zeros_like(weight) for weight in weights]
         count = sum(len(batch.tokens) for batch in self._batches[name])
         for batch in self._batches[name]:
-            logits = self._model(batch.tokens, attention_mask=batch.attention_mask)
-            loss = query_loss(logits, batch).sum() / count
-            found = torch.autograd.grad(loss, self._parameters, allow_unused=True, materialize_grads=True)
+            loss = mean_loss(self._model, parameters, batch, count)
+            found = torch.autograd.grad(loss, at, allow_unused=True, materialize_grads=True)
             gradient = [so_far + of_batch for so_far, of_batch in zip(gradient, found, strict=True)]
             total += loss.item()
         return _Point(weights, total, gradient)

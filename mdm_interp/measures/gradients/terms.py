@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -52,6 +53,49 @@ Found = Mapping[Weight, Sequence[Terms]]
 """What one batch of queries adds to the gradients of some weights."""
 
 
+class Step(NamedTuple):
+    """One batch of queries in one part of a model."""
+
+    batch: int
+    found: Found
+    held: Sequence[Found]
+    """What was found of the first batches in this part, up to this one, as many as are to be held."""
+
+
+def steps(count: int, n_held: int, find: Callable[[int], Found]) -> Iterator[Step]:
+    """Go over the batches in a part of a model. All but the first `n_held` are let go one by one."""
+    held: list[Found] = []
+    for batch in range(count):
+        found = find(batch)
+        if batch < n_held:
+            held.append(found)
+        yield Step(batch, found, held)
+        del found
+
+
+class Sums:
+    """Sums of products by what they belong to. They stay in float64 where products are computed, so that a device is
+    waited for once."""
+
+    def __init__(self, *size: int) -> None:
+        self.size = size
+        self._of: dict[Hashable, Tensor] = {}
+
+    def add(self, key: Hashable, products: Tensor, *at: slice) -> None:
+        if key not in self._of:
+            self._of[key] = products.new_zeros(self.size, dtype=torch.float64)
+        self._of[key][at] += products.to(self._of[key].device)
+
+    def read(self, keys: Sequence[Hashable]) -> Float[Tensor, "key *size"]:
+        """Return the sums on the CPU, 0 where there were no products."""
+        sums = torch.zeros(len(keys), *self.size, dtype=torch.float64)
+        for device in {of.device for of in self._of.values()}:
+            there = [key for key in keys if key in self._of and self._of[key].device == device]
+            for key, of in zip(there, torch.stack([self._of[key] for key in there]).cpu(), strict=True):
+                sums[keys.index(key)] = of
+        return sums
+
+
 def without_zeros(found: Found) -> dict[Weight, list[Terms]]:
     """Leave out terms whose last factor is 0, as far as all queries have some: padding, and what no loss sees."""
     listed = [(weight, terms, (terms.factors[-1] != 0).any(-1)) for weight in found for terms in found[weight]]
@@ -69,24 +113,24 @@ def without_zeros(found: Found) -> dict[Weight, list[Terms]]:
 
 def cross_products(
     left: Found, right: Found, rows: slice, columns: slice
-) -> tuple[list[Weight], Float[Tensor, "product left right"]]:
+) -> Iterator[tuple[Weight, Float[Tensor, "left right"]]]:
     """Compute inner products of two batches' gradients, of every left query with every right one: each belongs to one
-    weight, and a weight's are to be added up. They are in float64, on the CPU.
+    weight, and a weight's are to be added up.
 
     Args:
         rows, columns: Which queries of either batch.
     """
-    return _summed((weight, by_term.sum((1, 3))) for weight, _, by_term in _cross_terms(left, right, rows, columns))
+    return ((weight, by_term.sum((1, 3))) for weight, _, by_term in _cross_terms(left, right, rows, columns))
 
 
-def own_products(found: Found) -> tuple[list[Weight], Float[Tensor, "product query"]]:
+def own_products(found: Found) -> Iterator[tuple[Weight, Float[Tensor, "query"]]]:
     """Compute inner products of each query's gradients with themselves, as :func:`cross_products` does."""
-    return _summed((weight, by_term.sum((1, 2))) for weight, _, by_term in _by_term(found, found, _dots))
+    return ((weight, by_term.sum((1, 2))) for weight, _, by_term in _by_term(found, found, _dots))
 
 
 def token_products(
     left: Found, right: Found, n_pos: int
-) -> tuple[list[Weight], Float[Tensor, "product left right"], Float[Tensor, "left pos right"]]:
+) -> tuple[list[tuple[Weight, Float[Tensor, "left right"]]], Float[Tensor, "left pos right"]]:
     """Do as :func:`cross_products` for whole batches, and sum what the terms of each left token give, over all weights.
     What biases, norms and position schemes give is no token's."""
     by_token: Tensor | None = None
@@ -100,13 +144,7 @@ def token_products(
         if terms.at is not None:
             by_token.scatter_add_(1, terms.at.to(by_left.device)[..., None].expand_as(by_left), by_left)
     assert by_token is not None
-    return *_summed(products), by_token.cpu().double()
-
-
-def _summed(products: Iterable[tuple[Weight, Tensor]]) -> tuple[list[Weight], Tensor]:
-    """Return whose the products are, and all of them in one tensor: one transfer from a device."""
-    weights, values = zip(*products, strict=True)
-    return list(weights), torch.stack(values).cpu().double()
+    return products, by_token
 
 
 def _cross_terms(
