@@ -120,8 +120,7 @@ def _read(model: HookedModel, batch: QueryBatch, threshold: float) -> list[Tenso
     names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(model.cfg.n_layers)]
     if missing := [name for name in names if name not in model.hook_dict]:
         raise UserError(f"model: it has no hook {missing[0]!r}, which sinks are read off; use a model that has it")
-    chooser = random.Random(0)
-    drawn = torch.tensor([chooser.random() for _ in range(batch.tokens.shape[1])], device=batch.tokens.device)
+    drawn = _drawn(batch.tokens.shape[1]).to(batch.tokens.device)
 
     def reduce(pattern: Tensor, hook: HookPoint) -> None:
         here = pattern.device  # of a model spread over devices, this layer's
@@ -168,6 +167,12 @@ def _found(
     of_others = (n - got) / (n - 1).clamp(min=1)
     found = (got - of_others >= threshold) & counted[:, None]
     return found, (got * found).sum(-1) / n[..., 0]
+
+
+def _drawn(n_rows: int) -> Float[Tensor, "query_pos"]:
+    """Draw a number from 0 to 1 for each row, the same whatever the text."""
+    chooser = random.Random(0)
+    return torch.tensor([chooser.random() for _ in range(n_rows)])
 
 
 def _moved_along(
