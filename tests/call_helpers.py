@@ -705,7 +705,7 @@ APART = {"bridge_backward", "questions", "uniform_share", "offsets_of", "is_mirr
 
 def asking() -> set[str]:
     """The public functions of measures, inference and interventions that ask a model something, and pages of it."""
-    found = {f"viz.{name}" for name in viz.__all__ if _first_parameter(getattr(viz, name)) == "model"}
+    found = {f"viz.{name}" for name in dir(viz) if _first_parameter(getattr(viz, name)) == "model"}
     for package in (measures, inference, interventions):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             for name, function in inspect.getmembers(importlib.import_module(module.name), inspect.isfunction):

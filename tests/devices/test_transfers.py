@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from call_helpers import CALLS, OWN_MODELS, PAGES, Asked, Call, made
+from call_helpers import CALLS, OWN_MODELS, PAGES, Asked, made
 from device_helpers import PRETENDED, accelerator
 from helpers import random_model
 from model_helpers import mirrored_pairs
@@ -33,7 +34,7 @@ EXCEPTIONS |= dict.fromkeys(
 """Calls that wait more often the more layers there are, and why."""
 
 
-def waits(call: Call, model: HookedTransformer, asked: Any) -> Counter[str]:
+def waits(call: Callable[[Any, Any], object], model: HookedTransformer, asked: Any) -> Counter[str]:
     with accelerator() as there:
         model.to(PRETENDED)
         there.waits.clear()
@@ -91,7 +92,7 @@ def test_no_kind_of_attention_waits_in_each_layer(changes: dict[str, Any]) -> No
 
 
 @pytest.mark.parametrize(("measure", "copies"), [(compute_routes, 2), (compute_content, 3)])
-def test_a_batch_comes_back_in_one_copy(measure: Call, copies: int) -> None:
+def test_a_batch_comes_back_in_one_copy(measure: Callable[[Any, Any], object], copies: int) -> None:
     """Besides that of the result, or of queries and keys, one copy of the forward pass, which looks at token ids."""
     waited = waits(measure, random_model(mask_token_id=0), [pair.forward for pair in pairs()])
     assert waited == Counter({"to device": 6, "to CPU": copies})  # the batch's 5, and RoPE's angles
