@@ -59,7 +59,7 @@ notebooks: dev
 
 bench: setup
 	$(BIN)/python -m benchmarks $(ARGS)
-	$(BIN)/python docs/benchmark_tables.py
+	$(BIN)/python -m docs.benchmark_tables
 
 # The quick grid twice, with two instruction sets: which verdicts move is written to docs/retest.md.
 retest: setup

@@ -2,9 +2,10 @@
 
     python -m benchmarks [--device cpu] [--only NAME …] [--threads N] [--quick]
 
-The variants of a row run in one process, in turn, so that whatever else the machine does falls on all alike. A ratio is
-the median time of a variant over that of the one that counts as 1; its range are the quartiles of the ratio, repeat by
-repeat. Results are written to `results.json`, or `results-gpu.json`, beside this file; rows that did not run are kept
+The variants of a row run in one process, in turn, so that whatever else the machine does falls on all alike. Each
+repeat gives the ratio of a variant's time to that of the one that counts as 1; shown are the median and the quartiles
+of these. `code` is the digest of what was measured, by which the tables say what is older than the code. Results are
+written to `results.json`, or `results-gpu.json`, beside this file; rows that did not run are kept
 if they are of the same machine and versions.
 """
 
@@ -41,25 +42,25 @@ def made_with(device: str) -> dict[str, Any]:
 
 
 def run(row: Row, setting: Setting) -> dict[str, Any]:
-    """Time one row."""
+    """Measure one row."""
     repeats = 2 if setting.quick else row.repeats if setting.device == "cpu" else min(row.repeats, 10)
     with row.calls(setting) as calls:
-        seconds = measure(calls, repeats)
-    ratios = {name: times / seconds[row.one] for name, times in seconds.items()}
+        found = measure(calls, repeats) if row.unit == "seconds" else measure(calls, repeats, 0, of=lambda call: call())
     return {
         "work": row.work,
         "one": row.one,
         "target": row.target,
         "repeats": repeats,
-        "variants": {
-            name: {
-                "seconds": float(np.median(times)),
-                "ratio": float(np.median(times) / np.median(seconds[row.one])),
-                "quartiles": np.percentile(ratios[name], [25, 75]).tolist(),
-            }
-            for name, times in seconds.items()
-        },
+        "code": row.digest(),
+        "variants": {name: compared(amounts, found[row.one], row.unit) for name, amounts in found.items()},
     }
+
+
+def compared(amounts: np.ndarray, one: np.ndarray, unit: str) -> dict[str, Any]:
+    """Compare what each repeat took with what the variant that counts as 1 took beside it."""
+    ratios = amounts / one
+    quartiles = np.percentile(ratios, [25, 75]).tolist()
+    return {unit: float(np.median(amounts)), "ratio": float(np.median(ratios)), "quartiles": quartiles}
 
 
 def main() -> None:
@@ -87,10 +88,8 @@ def main() -> None:
         print(f"{name}: {row.work}; {row.one} is 1" + (f", target {row.target}" if row.target else ""))
         for variant, cost in found["variants"].items():
             low, high = cost["quartiles"]
-            print(
-                f"    {variant:<44} {1e3 * cost['seconds']:10.2f} ms {cost['ratio']:6.2f}  [{low:.2f}, {high:.2f}]",
-                flush=True,
-            )
+            amount = f"{cost['GB']:10.2f} GB" if row.unit == "GB" else f"{1e3 * cost['seconds']:10.2f} ms"
+            print(f"    {variant:<44} {amount} {cost['ratio']:6.2f}  [{low:.2f}, {high:.2f}]", flush=True)
         results["rows"][name] = found
         if not given.quick:
             results["rows"] = {name: results["rows"][name] for name in ROWS if name in results["rows"]}

@@ -26,8 +26,11 @@ import torch
 
 from analyses import (
     large_model_coupling,
+    large_model_influence,
+    large_model_lens,
     large_model_prediction,
     large_model_routes,
+    large_model_sinks,
     large_model_storage,
     trajectory,
 )
@@ -41,8 +44,17 @@ from mdm_interp.inference.prediction import query_loss
 from mdm_interp.models.transformer import HookedTransformer
 from mdm_interp.training.text import make_model_config, make_tokenizer
 
-ANALYSES = (large_model_routes, large_model_storage, large_model_coupling, large_model_prediction, trajectory)
-"""Those of one checkpoint."""
+ANALYSES = (
+    large_model_routes,
+    large_model_storage,
+    large_model_coupling,
+    large_model_influence,
+    large_model_prediction,
+    large_model_lens,
+    large_model_sinks,
+    trajectory,
+)
+"""Those of one checkpoint: of `mdm-interp probe`."""
 
 
 def open_random_probe(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, count
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,13 +27,15 @@ from benchmarks.peers import (
     products_by_func,
     with_weights_of,
 )
-from benchmarks.probe import open_random_probe, queries_of, run_bare
+from benchmarks.probe import cost, open_random_probe, queries_of, run_bare
 from benchmarks.timing import Calls
 from mdm_interp.config import Attention, ModelConfig, TrainConfig
 from mdm_interp.data.queries import Query, QueryPair, collate
 from mdm_interp.data.worlds import FactWorld
 from mdm_interp.experiments.grids import CYCLE, TWO_ROLE
+from mdm_interp.experiments.subjects import Probe
 from mdm_interp.inference.prediction import query_loss
+from mdm_interp.meaning import meaning
 from mdm_interp.measures.capture import capture
 from mdm_interp.measures.gradients import gradient_alignment
 from mdm_interp.models import layers
@@ -80,20 +84,43 @@ class Row:
     """The variant whose time is 1."""
     target: float | None
     """What :data:`OURS` should take at most; None if nothing is asked of it."""
-    calls: Callable[[Setting], Any]
-    """Context that gives the variants."""
+    variants: Callable[..., Iterator[Calls]]
+    """Generator that yields the variants."""
     repeats: int = 7
+    unit: Literal["seconds", "GB"] = "seconds"
+    """What is measured: how long a call takes, or its peak of memory, which it returns."""
+    given: Mapping[str, Any] = field(default_factory=dict)
+    """What the generator gets besides the setting."""
+
+    @contextmanager
+    def calls(self, setting: Setting) -> Iterator[Calls]:
+        """Give the variants."""
+        yield from self.variants(setting, **self.given)
+
+    def digest(self) -> str:
+        """Return the digest of the code that is measured, of peers and settings, too."""
+        functions = [given for given in self.given.values() if callable(given)]
+        settings = {name: given for name, given in self.given.items() if not callable(given)}
+        return meaning(partial(self.variants, **settings), *functions).digest
 
 
 ROWS: dict[str, Row] = {}
 
 
-def row(name: str, work: str, one: str, target: float | None, repeats: int = 7, **given: Any) -> Callable:
+def row(
+    name: str,
+    work: str,
+    one: str,
+    target: float | None,
+    repeats: int = 7,
+    unit: Literal["seconds", "GB"] = "seconds",
+    **given: Any,
+) -> Callable:
     """Add a row, whose variants the decorated generator yields, given `given`."""
 
-    def add(calls: Callable[..., Iterator[Calls]]) -> Callable[..., Iterator[Calls]]:
-        ROWS[name] = Row(work, one, target, contextmanager(partial(calls, **given)), repeats)
-        return calls
+    def add(variants: Callable[..., Iterator[Calls]]) -> Callable[..., Iterator[Calls]]:
+        ROWS[name] = Row(work, one, target, variants, repeats, unit, given)
+        return variants
 
     return add
 
@@ -270,20 +297,69 @@ def gradients(setting: Setting) -> Iterator[Calls]:
     }
 
 
+PREDICTION, COUPLING = large_model_prediction.measure, large_model_coupling.measure
+FORWARD = "bare forward"
+
+
 @row(
-    "prediction", "large_model_prediction, LLaDA-8B's shape / 16, 20 facts", "bare forward", 30.0, 3, which="prediction"
+    "prediction",
+    "large_model_prediction, LLaDA-8B's shape / 16, 100 facts",
+    FORWARD,
+    30.0,
+    3,
+    analysis=PREDICTION,
+    backward=False,
 )
-@row("coupling", "large_model_coupling, LLaDA-8B's shape / 16, 20 facts", BARE, 1.0, 3, which="coupling")
-def probe(setting: Setting, which: Literal["prediction", "coupling"]) -> Iterator[Calls]:
+@row(
+    "coupling", "large_model_coupling, LLaDA-8B's shape / 16, 100 facts", BARE, 1.0, 3, analysis=COUPLING, backward=True
+)
+def probe(setting: Setting, analysis: Callable[[Probe], object], backward: bool) -> Iterator[Calls]:
+    of_random = large_probe(setting)
+    model, queries = of_random.model, queries_of(of_random)
+    yield {
+        OURS: lambda: analysis(of_random),
+        BARE if backward else FORWARD: lambda: run_bare(model, queries, backward=backward),
+    }
+
+
+def large_probe(setting: Setting) -> Probe:
+    """Return a probe of LLaDA-8B's shape, a sixteenth as wide, about 100 facts."""
     width, depth, d_vocab = (32, 1, 700) if setting.quick else (16, 32, 126464)
     with tempfile.TemporaryDirectory() as folder:
-        of_random = open_random_probe(Path(folder), width, depth, setting.facts(20), setting.device, d_vocab=d_vocab)
-    model, queries = of_random.model, queries_of(of_random)
-    if which == "coupling":
-        analysis, bare = large_model_coupling, {BARE: lambda: run_bare(model, queries, backward=True)}
-    else:
-        analysis, bare = large_model_prediction, {"bare forward": lambda: run_bare(model, queries, backward=False)}
-    yield {OURS: lambda: analysis.measure(of_random), **bare}
+        return open_random_probe(Path(folder), width, depth, setting.facts(100), setting.device, d_vocab=d_vocab)
+
+
+@row(
+    "memory",
+    "peak memory of large_model_coupling, LLaDA-8B's shape / 16, 100 facts",
+    FORWARD,
+    1.3,
+    1,
+    "GB",
+    analysis=COUPLING,
+)
+def memory(setting: Setting, analysis: Callable[[Probe], object]) -> Iterator[Calls]:
+    """Each peak is of a process of its own, in which nothing else has run."""
+
+    def peak(of: Callable[..., float], *args: Any) -> float:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+            return process.submit(of, *args).result()
+
+    yield {
+        OURS: lambda: peak(_peak_of_analysis, setting, analysis),
+        FORWARD: lambda: peak(_peak_of_forward, setting),
+    }
+
+
+def _peak_of_analysis(setting: Setting, analysis: Callable[[Probe], object]) -> float:
+    of_random = large_probe(setting)
+    return cost(lambda: analysis(of_random), setting.device).memory
+
+
+def _peak_of_forward(setting: Setting) -> float:
+    of_random = large_probe(setting)
+    queries = queries_of(of_random)
+    return cost(lambda: run_bare(of_random.model, queries, backward=False), setting.device).memory
 
 
 def random_queries(count: int, n_pos: int, cfg: ModelConfig, span: int = 1) -> list[Query]:

@@ -16,11 +16,15 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
+from checkpoint_helpers import write_llada2
 from device_helpers import PRETENDED
 from helpers import EXPERTS, YARN, random_model, seeded
+from model_helpers import native_peer
+from scheme_helpers import XPos
 from torch import Tensor
 
 from mdm_interp import inference, interventions, measures, viz
+from mdm_interp.checkpoints import load_checkpoint, save_checkpoint
 from mdm_interp.config import FactConfig, ModelConfig, Objective, TrainConfig
 from mdm_interp.data.queries import Query, QueryPair, collate
 from mdm_interp.data.worlds import FactWorld
@@ -69,6 +73,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "learned": {"position": "learned", "normalization_type": "LN", "d_mlp": 24, "tie_word_embeddings": True},
     "buckets": {"position": "t5_bias"},
     "causal": {"position": "alibi", "attention": "causal"},
+    "blocks": {"attention": "block_causal", "block_size": 8},
 }
 
 
@@ -288,12 +293,14 @@ def scores_of_tokens(model: HookedTransformer, asked: Asked) -> Any:
 def found_evidence(model: HookedTransformer, asked: Asked) -> Any:
     entities, positions = torch.arange(WORLD.config.n_entities), torch.arange(3)
     matrix = evidence.evidence_matrix(model, entities, entities, positions)
+    unplaced = evidence.evidence_matrix(model, entities, entities.to(model.cfg.device))
     parts = evidence.decompose_logits(model, collate(asked.queries, model.cfg), entities)
     queries = [pair.forward for pair in asked.pairs]
     return [
         evidence.readout_directions(model),
         evidence.readout_directions(model, entities),
         matrix,
+        unplaced,
         evidence.position_index(matrix),
         evidence.position_share(matrix),
         evidence.relation_evidence(model, WORLD, int(WORLD.facts[0, 1]), "left"),
@@ -417,6 +424,13 @@ def inner_products(model: HookedTransformer, asked: Asked) -> Any:
     return gradients.gram(model, forward, reverse).inner, gradients.gram(model, asked.queries).inner
 
 
+@call("rope")
+def inner_products_of_a_scheme(model: HookedTransformer, asked: Asked) -> Any:
+    """Of what is learnt about the positions of queries and keys, too."""
+    model.pos_embed = XPos(model.cfg).to(model.cfg.device)
+    return gradients.gram(model, asked.queries).inner
+
+
 @call()
 def inner_products_of_attention(model: HookedTransformer, asked: Asked) -> Any:
     attended = gradients.SourceAttention(model.cfg.n_layers - 1, 0), gradients.SourceAttention(0)
@@ -527,7 +541,7 @@ def trained_run(model: HookedTransformer, asked: Asked) -> Any:
         return weights, [{name: np.float32(value) for name, value in row.items()} for row in run.metrics()]
 
 
-@call(*(name for name in MODELS if name != "experts"))
+@call(*(name for name in MODELS if name not in ("experts", "blocks")))
 def trained_together(model: HookedTransformer, asked: Asked) -> Any:
     """On a GPU the last steps are one launch each."""
     configs = [run_config(model, seed=seed, grad_clip=0.1 * (seed + 1), warmup=2) for seed in range(3)]
@@ -538,31 +552,59 @@ def trained_together(model: HookedTransformer, asked: Asked) -> Any:
     return losses, [dict(member.model.named_parameters()) for member in members]
 
 
-TRAINED = ("trained_run", "trained_together")
+# ---- models from elsewhere
+
+
+@call("rope")
+def loaded_checkpoints(model: HookedTransformer, asked: Asked) -> Any:
+    """A small one, and one whose experts are a tensor each."""
+    with TemporaryDirectory() as folder:
+        save_checkpoint(random_model(**SHAPE), Path(folder, "own"), "mdm_interp")
+        write_llada2(Path(folder, "experts"), block_size=4, mask_token_id=5)
+        loaded = [load_checkpoint(Path(folder, name), model.cfg.device, model.cfg.dtype) for name in ("own", "experts")]
+        return [(dict(one.named_parameters()), one(in_text(model)[0])) for one in loaded]
+
+
+@call("deep")
+def asked_bridge(model: HookedTransformer, asked: Asked) -> Any:
+    """In float32, as parts of a bridge compute in it whatever it is given."""
+    kind = random_model(**SHAPE, d_mlp=24, n_key_value_heads=2)
+    bridge = native_peer(kind).to(model.cfg.device, print_details=False)
+    bridge.ln_final.w = bridge.ln_final.original_component.weight  # which it keeps, and on a GPU is moved in place
+    return [
+        evidence.compute_evidence(bridge, asked.queries, torch.arange(WORLD.config.n_entities)),
+        distance_correlation(bridge, asked.named, torch.arange(1.0, 4.0)),
+        gradients.gram(bridge, asked.queries).inner,
+        sinks(bridge, asked.queries, threshold=1.0),
+        predict(bridge, asked.queries),
+    ]
+
+
+OWN_MODELS = ("trained_run", "trained_together", "loaded_checkpoints", "asked_bridge")
 """Calls that make models of their own."""
 
 
 # ---- pages
 
+PACKED, ROUNDED = ("patterns", "values"), ("lens", "denoised")
+"""What pages write in steps: of 16 bits, and of four digits."""
+
 
 def on_page(page: Page) -> Any:
-    """The numbers of a page's data, which are rounded as in JSON."""
+    """The numbers of a page's data, in steps or as rounded as they are in JSON."""
 
-    def numbers(data: Any) -> Any:
+    def numbers(data: Any, key: str = "") -> Any:
         if isinstance(data, Mapping):
-            return {key: numbers(value) for key, value in data.items() if key != "patterns"} | packed(data)
+            return {name: numbers(part, name if name in (*PACKED, *ROUNDED) else key) for name, part in data.items()}
         if isinstance(data, (list, tuple)):
-            return [numbers(value) for value in data]
-        return np.float32(data) if isinstance(data, float) else data
+            return [numbers(part, key) for part in data]
+        if isinstance(data, str):
+            return np.frombuffer(base64.b64decode(data), "<u2") if key in PACKED else None
+        if isinstance(data, float):
+            return np.uint16(round(1e4 * data)) if key in ROUNDED else np.float32(data)
+        return data
 
     return numbers(page.data)
-
-
-def packed(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Patterns, in steps of their 16 bits."""
-    found = data.get("patterns", [])
-    texts = found if isinstance(found, list) else [text for several in found.values() for text in several]
-    return {"patterns": [np.frombuffer(base64.b64decode(text), "<u2") for text in texts]}
 
 
 @call()
@@ -581,7 +623,19 @@ def trajectory_page(model: HookedTransformer, asked: Asked) -> Any:
     return on_page(viz.trajectory(model, asked.named[0].forward))
 
 
-PAGES = ("attention_page", "routes_page", "trajectory_page")
+@call("rope", "deep", "learned", "causal", "blocks")
+def explorer_page(model: HookedTransformer, asked: Asked) -> Any:
+    return on_page(viz.explore(model, asked.pairs[:3]))
+
+
+@call("rope", "causal")
+def influence_page(model: HookedTransformer, asked: Asked) -> Any:
+    queries = [pair.forward for pair in asked.named] + [pair.reverse for pair in asked.named]
+    found = gradients.influence(model, asked.sentences, queries, n_draws=2)
+    return on_page(viz.influence(model, asked.sentences, asked.named, found))
+
+
+PAGES = ("attention_page", "routes_page", "trajectory_page", "explorer_page", "influence_page")
 """Calls whose numbers are rounded."""
 
 CASES = [(name, kind) for name, (_, kinds) in CALLS.items() for kind in kinds]
@@ -651,21 +705,25 @@ APART = {"bridge_backward", "questions", "uniform_share", "offsets_of", "is_mirr
 
 
 def asking() -> set[str]:
-    """The public functions of measures, inference and interventions that ask a model something."""
-    found = set[str]()
+    """The public functions of measures, inference and interventions that ask a model something, and pages of it."""
+    found = {f"viz.{name}" for name in dir(viz) if _first_parameter(getattr(viz, name)) == "model"}
     for package in (measures, inference, interventions):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             for name, function in inspect.getmembers(importlib.import_module(module.name), inspect.isfunction):
                 own = function.__module__ == module.name and not name.startswith("_")
-                if own and next(iter(inspect.signature(function).parameters), "") in ("model", "checkpoints"):
+                if own and _first_parameter(function) in ("model", "checkpoints"):
                     found.add(name)
     assert found >= REACHED | APART
     return found - REACHED - APART
+
+
+def _first_parameter(function: Any) -> str:
+    return next(iter(inspect.signature(function).parameters), "") if inspect.isfunction(function) else ""
 
 
 def named_in(path: Path) -> set[str]:
     """All names in a file, and all texts that could be one."""
     nodes = list(ast.walk(ast.parse(path.read_bytes())))
     names = {node.id for node in nodes if isinstance(node, ast.Name)}
-    names |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    names |= {name for node in nodes if isinstance(node, ast.Attribute) for name in (node.attr, ast.unparse(node))}
     return names | {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}

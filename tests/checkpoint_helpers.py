@@ -507,3 +507,92 @@ def assert_holds_weights_and_one_shard(small: Path, big: Path, **options: Any) -
     peak, weights, above = done.stdout.split()
     assert above == "True"  # the peak is of this load, not of what the process did before
     assert int(peak) < 1.1 * int(weights) + largest
+
+
+# ---- LLaDA2, whose experts are a tensor each
+
+LLADA2_CONFIG: dict[str, Any] = {
+    "architectures": ["LLaDA2MoeModelLM"],
+    "auto_map": {"AutoModelForCausalLM": "modeling_llada2_moe.LLaDA2MoeModelLM"},
+    "attention_dropout": 0.0,
+    "first_k_dense_replace": 1,
+    "head_dim": 8,
+    "hidden_act": "silu",
+    "hidden_size": 16,
+    "initializer_range": 0.02,
+    "intermediate_size": 24,
+    "max_position_embeddings": 64,
+    "max_window_layers": 20,
+    "model_type": "llada2_moe",
+    "moe_intermediate_size": 6,
+    "moe_router_enable_expert_bias": True,
+    "n_group": 4,
+    "norm_topk_prob": True,
+    "num_attention_heads": 4,
+    "num_experts": 16,
+    "num_experts_per_tok": 3,
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 2,
+    "num_shared_experts": 1,
+    "pad_token_id": N_BPE,
+    "partial_rotary_factor": 0.5,
+    "rms_norm_eps": 1e-6,
+    "rope_scaling": None,
+    "rope_theta": 600000,
+    "rotary_dim": 4,
+    "routed_scaling_factor": 2.5,
+    "router_dtype": "fp32",
+    "score_function": "sigmoid",
+    "sliding_window": None,
+    "tie_word_embeddings": False,
+    "topk_group": 2,
+    "torch_dtype": "float32",
+    "use_bias": False,
+    "use_cache": False,
+    "use_qk_norm": True,
+    "use_qkv_bias": False,
+    "use_sliding_window": False,
+    "vocab_size": VOCAB,
+}
+"""config.json of LLaDA2.0-mini, made small."""
+
+
+def llada2_tensors(seed: int = 0, **changes: Any) -> dict[str, Tensor]:
+    config = LLADA2_CONFIG | changes
+    d_model, d_head, kv = config["hidden_size"], config["head_dim"], config["num_key_value_heads"]
+    q_rows = config["num_attention_heads"] * d_head
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.word_embeddings.weight": (config["vocab_size"], d_model),
+        "lm_head.weight": (config["vocab_size"], d_model),
+        "model.norm.weight": (d_model,),
+    }
+    for layer in range(config["num_hidden_layers"]):
+        block = f"model.layers.{layer}"
+        shapes |= {
+            f"{block}.input_layernorm.weight": (d_model,),
+            f"{block}.attention.query_key_value.weight": (q_rows + 2 * kv * d_head, d_model),
+            f"{block}.attention.query_layernorm.weight": (d_head,),
+            f"{block}.attention.key_layernorm.weight": (d_head,),
+            f"{block}.attention.dense.weight": (d_model, q_rows),
+            f"{block}.post_attention_layernorm.weight": (d_model,),
+        }
+        mlps = {"": config["intermediate_size"]}
+        if layer >= config["first_k_dense_replace"]:
+            mlps = {f"experts.{expert}.": config["moe_intermediate_size"] for expert in range(config["num_experts"])}
+            mlps["shared_experts."] = config["moe_intermediate_size"] * config["num_shared_experts"]
+            shapes[f"{block}.mlp.gate.weight"] = (config["num_experts"], d_model)
+            shapes[f"{block}.mlp.gate.expert_bias"] = (config["num_experts"],)
+        for name, width in mlps.items():
+            shapes |= {f"{block}.mlp.{name}{way}_proj.weight": (width, d_model) for way in ("gate", "up")}
+            shapes[f"{block}.mlp.{name}down_proj.weight"] = (d_model, width)
+    generator = seeded(seed)
+    drawn = {name: 0.3 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    return {name: 1 + x if name.endswith("norm.weight") else x for name, x in drawn.items()}
+
+
+def write_llada2(folder: Path, shards: int = 1, **changes: Any) -> dict[str, Tensor]:
+    folder.mkdir(exist_ok=True)
+    tensors = llada2_tensors()
+    write_tensors(folder, tensors, shards)
+    write_json(folder / "config.json", {**LLADA2_CONFIG, **changes})
+    return tensors

@@ -26,7 +26,7 @@ class XPos(Rope):
 
     def zeta(self) -> Tensor:
         """`[plane]`"""
-        share = torch.arange(len(self.theta), dtype=torch.float64) / len(self.theta)
+        share = torch.arange(len(self.theta), dtype=torch.float64, device=self.gamma.device) / len(self.theta)
         return (share + self.gamma) / (1 + self.gamma)
 
     def rotate(self, x: Tensor, positions: Tensor, which: Which) -> Tensor:

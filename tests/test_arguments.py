@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from call_helpers import CALLS, PAGES, TRAINED, WORLD, Asked, made
+from call_helpers import CALLS, OWN_MODELS, PAGES, WORLD, Asked, made
 
 from mdm_interp.data.celebrities import Benchmark, facts
 from mdm_interp.errors import UserError
@@ -20,7 +20,7 @@ from mdm_interp.measures.routes import score_matrix
 pytestmark = pytest.mark.usefixtures("unchecked")
 
 DRAWN = {"run_with_cache", "every_switched_hook", "loss", "part_of_the_layers", "fused_attention", "processed_weights"}
-DRAWN |= {"generate", "denoised", "denoised_at_random", "scores_of_tokens", "training_steps", *TRAINED, *PAGES}
+DRAWN |= {"generate", "denoised", "denoised_at_random", "scores_of_tokens", "training_steps", *OWN_MODELS, *PAGES}
 """Calls on tokens of their own."""
 
 

@@ -8,9 +8,9 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from document_helpers import ROOT, load
@@ -19,7 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ledger_helpers import ABOVE, PLACE, rows_of
 
-from benchmarks import retest
+from benchmarks import probe, retest
+from benchmarks.__main__ import compared
 from benchmarks.peers import (
     PlainTransformer,
     llama,
@@ -31,7 +32,9 @@ from benchmarks.peers import (
 from benchmarks.rows import OURS, ROWS, Setting, random_pairs
 from mdm_interp.config import Attention
 from mdm_interp.data.queries import collate
+from mdm_interp.experiments.analysis import CheckpointAnalysis, discover
 from mdm_interp.experiments.claims import judge
+from mdm_interp.meaning import meaning
 from mdm_interp.models.transformer import HookedTransformer
 from mdm_interp.stats.estimates import mean_estimate
 from mdm_interp.stats.summary import Entry
@@ -100,24 +103,77 @@ def test_single_gradients_agree() -> None:
 
 
 def test_the_page_has_the_tables_of_today(tables: Any) -> None:
+    """But for the marks of what is older than the code, which would differ with every change."""
     page = tables.PAGE.read_text(encoding="utf-8")
     assert page.count(tables.BEGIN) == page.count(tables.END) == 1
-    assert tables.rewritten(page) == page, "run python docs/benchmark_tables.py"
+    told = "run python -m docs.benchmark_tables"
+    assert tables.unmarked(tables.rewritten(page, {})) == tables.unmarked(page), told
+
+
+def measured(tables: Any) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text(encoding="utf-8")) for path in tables.RESULTS if path.exists()]
 
 
 def test_results_are_of_the_rows_there_are(tables: Any) -> None:
     assert tables.OURS == OURS and set(tables.REASONS) <= set(ROWS)
-    for path in filter(Path.exists, tables.RESULTS):
-        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    for results in measured(tables):
+        rows = results["rows"]
         assert list(rows) == [name for name in ROWS if name in rows]
-        for name, row in rows.items():
-            assert (row["work"], row["one"], row["target"]) == (ROWS[name].work, ROWS[name].one, ROWS[name].target)
+        for name in (name for name, row in rows.items() if row.get("code") == ROWS[name].digest()):
+            row, now = rows[name], ROWS[name]
+            assert (row["work"], row["one"], row["target"]) == (now.work, now.one, now.target)
+            for cost in row["variants"].values():
+                low, high = cost["quartiles"]
+                assert low <= cost["ratio"] <= high
 
 
 def test_what_misses_its_target_has_a_reason(tables: Any) -> None:
-    for path in filter(Path.exists, tables.RESULTS[:1]):
-        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-        assert [name for name, row in rows.items() if tables.missed(row) and name not in tables.REASONS] == []
+    for results in measured(tables):
+        lines = tables.table(results, {})
+        for row in filter(tables.missed, results["rows"].values()):
+            (line,) = [line for line in lines if line.startswith(f"- *{row['work']}*: ")]
+            assert ("not yet profiled" in line) == ("gpu" in results["made_with"])
+
+
+def planted_row(low: float, code: str) -> dict[str, Any]:
+    variants = {
+        OURS: {"seconds": 1.2, "ratio": 1.2, "quartiles": [low, 1.3]},
+        "peer": {"seconds": 1.0, "ratio": 1.0, "quartiles": [1.0, 1.0]},
+    }
+    return {"work": "some work", "one": "peer", "target": 1.0, "repeats": 3, "code": code, "variants": variants}
+
+
+def test_what_is_older_than_the_code_is_marked(tables: Any) -> None:
+    made_with = {"cpu": "a processor", "threads": 2, "python": "3", "torch": "2", "transformers": "5"}
+    results = {"made_with": {**made_with, "transformer-lens": "4"}, "rows": {"gradients": planted_row(1.1, "a")}}
+    today, older = (tables.table(results, {"gradients": code}) for code in ("a", "b"))
+    assert "| some work | peer, 1 s | ≤ 1.00 | 1.20 (1.10 to 1.30), missed |  |" in today
+    assert "| some work † | peer, 1 s | ≤ 1.00 | 1.20 (1.10 to 1.30), missed |  |" in older
+    assert tables.NOTE in older and tables.unmarked("\n".join(older)) == "\n".join(today)
+    del results["rows"]["gradients"]["code"]  # as older files have none
+    assert tables.table(results, {"gradients": "a"}) == older
+
+
+def test_whether_repeats_reach_a_target_is_computed(tables: Any) -> None:
+    near, far = (tables.reason("forward-64", planted_row(low, ""), {}) for low in (0.98, 1.1))
+    assert near == f"{far} A quarter of the repeats or more reach the target."
+    assert tables.reason("forward-64", planted_row(1.1, ""), {"gpu": "one"}) == tables.UNKNOWN
+
+
+def test_a_ratio_is_that_of_paired_repeats() -> None:
+    found = compared(np.array([1.0, 8.0, 3.0]), np.array([1.0, 4.0, 6.0]), "seconds")
+    assert found == {"seconds": 3.0, "ratio": 1.0, "quartiles": [0.75, 1.5]}
+
+
+def test_a_row_is_known_by_what_it_measures() -> None:
+    assert ROWS["forward-64"].digest() != ROWS["forward-1024"].digest()
+    reached = meaning(ROWS["coupling"].variants, ROWS["coupling"].given["analysis"]).reached
+    assert {"analyses.large_model_coupling.measure", "benchmarks.probe.run_bare"} <= set(reached)
+
+
+def test_a_probe_is_asked_every_analysis_of_one_checkpoint() -> None:
+    probing = [one for one in discover() if isinstance(one, CheckpointAnalysis) and not one.needs_twin]
+    assert {module.ANALYSIS.name for module in probe.ANALYSES} == {one.name for one in probing}
 
 
 # ---- the retest

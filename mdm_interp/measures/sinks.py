@@ -25,6 +25,7 @@ from transformer_lens.hook_points import HookPoint
 from mdm_interp.data.queries import Query, QueryBatch, batches
 from mdm_interp.errors import UserError
 from mdm_interp.inference.denoising import denoise
+from mdm_interp.measures.capture import on_cpu
 from mdm_interp.measures.routes import readout_weights
 from mdm_interp.models.bridge import hooked
 from mdm_interp.models.layers import precise
@@ -115,32 +116,40 @@ def watch_sinks(model: HookedModel, queries: Sequence[Query], steps: int, thresh
 
 def _read(model: HookedModel, batch: QueryBatch, threshold: float) -> list[Tensor]:
     """Return the parts of :class:`Sinks` for one batch, each `[query layer ...]`."""
-    kept: list[tuple[Tensor, ...]] = []
+    kept: list[tuple[Tensor, Tensor]] = []
     names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(model.cfg.n_layers)]
     if missing := [name for name in names if name not in model.hook_dict]:
         raise UserError(f"model: it has no hook {missing[0]!r}, which sinks are read off; use a model that has it")
+    drawn = _drawn(batch.tokens.shape[1]).to(batch.tokens.device)
 
     def reduce(pattern: Tensor, hook: HookPoint) -> None:
-        kept.append(_of_layer(precise(pattern), batch.to(pattern.device), threshold))
+        here = pattern.device  # of a model spread over devices, this layer's
+        kept.append(_of_layer(precise(pattern), batch.to(here), drawn.to(here), threshold))
 
     hooks = [(name, reduce) for name in names]
     model.run_with_hooks(batch.tokens, attention_mask=batch.attention_mask, fwd_hooks=hooks, readout=batch.readout)
-    return [torch.stack([of_layer.cpu() for of_layer in layers], dim=1) for layers in zip(*kept, strict=True)]
+    by_head, where = (on_cpu(layers, dim=1) for layers in zip(*kept, strict=True))
+    return [*by_head.unbind(-1), where]
 
 
 def _of_layer(
-    pattern: Float[Tensor, "query head query_pos key_pos"], batch: QueryBatch, threshold: float
-) -> tuple[Tensor, ...]:
+    pattern: Float[Tensor, "query head query_pos key_pos"],
+    batch: QueryBatch,
+    drawn: Float[Tensor, "query_pos"],
+    threshold: float,
+) -> tuple[Float[Tensor, "query head part"], Int[Tensor, "query"]]:
+    """Return the parts of :class:`Sinks` that are of heads, and `where`."""
     real = batch.attention_mask
     counted = torch.ones_like(batch.tokens, dtype=torch.bool) if real is None else real
-    got, elsewhere = (_received(rows, counted) for rows in (pattern, _moved_along(pattern, counted)))
+    got, elsewhere = (_received(rows, counted) for rows in (pattern, _moved_along(pattern, counted, drawn)))
     found, share = _found(got, counted, threshold)
     read = einsum(pattern, readout_weights(batch, pattern.dtype), "query head i j, query i -> query head j")
     at_sinks, at_source = ((read * at).sum(-1) for at in (found, batch.source[:, None]))
     aside = (found & batch.source[:, None]).any(-1) | (1 - at_sinks < 1e-6)
     routes = (at_source / (1 - at_sinks)).masked_fill(aside, torch.nan)
     null = _found(elsewhere, counted, threshold)[1]
-    return share, null, found.sum(-1).to(share), at_sinks, at_source, routes, got.sum(1).argmax(-1)
+    parts = torch.stack([share, null, found.sum(-1).to(share), at_sinks, at_source, routes], dim=-1)
+    return parts, got.sum(1).argmax(-1)
 
 
 def _received(
@@ -160,16 +169,23 @@ def _found(
     return found, (got * found).sum(-1) / n[..., 0]
 
 
+def _drawn(n_rows: int) -> Float[Tensor, "query_pos"]:
+    """Draw a number from 0 to 1 for each row, the same whatever the text."""
+    chooser = random.Random(0)
+    return torch.tensor([chooser.random() for _ in range(n_rows)])
+
+
 def _moved_along(
-    pattern: Float[Tensor, "query head query_pos key_pos"], counted: Bool[Tensor, "query pos"]
+    pattern: Float[Tensor, "query head query_pos key_pos"],
+    counted: Bool[Tensor, "query pos"],
+    drawn: Float[Tensor, "query_pos"],
 ) -> Float[Tensor, "query head query_pos key_pos"]:
-    """Turn each row around its readable positions, by a number of them that is drawn for the row, whatever the text."""
-    n_rows, chooser = pattern.shape[2], random.Random(0)
-    drawn = torch.tensor([chooser.random() for _ in range(n_rows)], device=pattern.device)
+    """Turn each row around its readable positions, by the share of them that is `drawn` for the row, whatever the
+    text."""
     readable = (pattern > 0).any(1) & counted[:, None]
     n = readable.sum(-1, keepdim=True)
     order = (~readable).int().argsort(dim=-1, stable=True)  # readable positions first, from the left
-    rank = torch.arange(n_rows, device=pattern.device)
+    rank = torch.arange(pattern.shape[2], device=pattern.device)
     turned = torch.where(rank < n, (rank + (drawn[:, None] * n).long()) % n.clamp(min=1), rank)
     source = order.gather(-1, turned)[:, None].expand_as(pattern)
     return torch.zeros_like(pattern).scatter(-1, order[:, None].expand_as(pattern), pattern.gather(-1, source))

@@ -1,4 +1,4 @@
-"""The capture path waits for the device as often in a deep model as in a shallow one: per batch, never per layer."""
+"""A call waits for the device as often on a deep model as on a shallow one: per batch, never per layer."""
 
 from __future__ import annotations
 
@@ -8,58 +8,91 @@ from typing import Any
 
 import pytest
 import torch
+from call_helpers import CALLS, OWN_MODELS, PAGES, Asked, made
 from device_helpers import PRETENDED, accelerator
 from helpers import random_model
 from model_helpers import mirrored_pairs
 
-from mdm_interp.data.queries import QueryPair
-from mdm_interp.measures import answer_evidence, evidence, fact_routes, heads, rope, routes, trajectory
+from mdm_interp.measures.rope import compute_content
+from mdm_interp.measures.routes import compute_routes
+from mdm_interp.models.transformer import HookedTransformer
 
-Measure = Callable[[Any, list[QueryPair]], object]
-TARGETS = torch.arange(4)
+pytestmark = pytest.mark.usefixtures("unchecked")
 
-MEASURES: dict[str, Measure] = {
-    "run_with_cache": lambda model, pairs: model.run_with_cache(torch.tensor([pairs[0].forward.tokens])),
-    "compute_routes": lambda model, pairs: routes.compute_routes(model, [pair.forward for pair in pairs]),
-    "route_correlation": routes.route_correlation,
-    "compute_evidence": lambda model, pairs: evidence.compute_evidence(
-        model, [pair.forward for pair in pairs], TARGETS
-    ),
-    "compute_contributions": lambda model, pairs: heads.compute_contributions(model, pairs, TARGETS.expand(4, -1)),
-    "storage_coupling": evidence.storage_coupling,
-    "answer_evidence": lambda model, pairs: answer_evidence.answer_evidence(model, [pair.reverse for pair in pairs]),
-    "compute_fact_routes": lambda model, pairs: fact_routes.compute_fact_routes(
-        model, pairs, fact_routes.same_lengths(pairs, [0] * 4)
-    ),
-    "compute_content": lambda model, pairs: rope.compute_content(model, [pair.forward for pair in pairs]),
-    "denoise_answers": lambda model, pairs: trajectory.denoise_answers(model, [p.forward for p in pairs], stages=2),
-}
+EXCEPTIONS = {"fused_attention": "brings the weights of a model that it makes to the device"}
+EXCEPTIONS |= dict.fromkeys(("patch_heads", "patch_positions"), "runs the model once for each layer that it patches")
+EXCEPTIONS |= dict.fromkeys(set(PAGES) - {"influence_page"}, "writes each layer's numbers into a page")
+EXCEPTIONS |= dict.fromkeys(
+    ("inner_products", "inner_products_of_a_scheme", "inner_products_of_attention", "alignments", "scored_heads"),
+    "adds up inner products of gradients layer by layer, to let each layer go",
+)
+EXCEPTIONS |= dict.fromkeys(("influences", "influence_page", "learning_path"), EXCEPTIONS["inner_products"])
+EXCEPTIONS |= dict.fromkeys(
+    ("mean_gradients", "first_order_steps", "all_signatures"),
+    "takes inner products of whole gradients, a number for each parameter",
+)
+"""Calls that wait more often the more layers there are, and why."""
 
 
-def waits(measure: Measure, **shape: Any) -> Counter[str]:
-    model = random_model(mask_token_id=0, **shape)
+def waits(call: Callable[[Any, Any], object], model: HookedTransformer, asked: Any) -> Counter[str]:
     with accelerator() as there:
         model.to(PRETENDED)
         there.waits.clear()
-        measure(model, mirrored_pairs(causal=False))
+        call(model, asked)
         return there.waits
 
 
-@pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("measure", MEASURES)
-def test_six_layers_wait_as_often_as_two(measure: str) -> None:
-    two, six = (waits(MEASURES[measure], n_layers=n_layers) for n_layers in (2, 6))
+def growth(name: str, kind: str, n_layers: int = 1) -> Counter[str]:
+    """Count for what a call waits more often with a layer more."""
+    models = [made(kind, torch.float32, n_layers=depth) for depth in (n_layers, n_layers + 1)]
+    fewer, more = (waits(CALLS[name][0], model, Asked.of(model)) for model in models)
+    return Counter({why: times - fewer[why] for why, times in more.items() if times != fewer[why]})
+
+
+ASKING = [
+    pytest.param(name, marks=[pytest.mark.xfail(reason=EXCEPTIONS[name])] if name in EXCEPTIONS else [])
+    for name in CALLS
+    if name not in OWN_MODELS
+]
+
+
+@pytest.mark.parametrize("name", ASKING)
+def test_another_layer_has_nothing_wait(name: str) -> None:
+    assert growth(name, CALLS[name][1][0]) == Counter()
+
+
+def test_nothing_is_excepted_that_is_not_there() -> None:
+    assert EXCEPTIONS.keys() <= CALLS.keys()
+
+
+def test_experts_wait_for_their_counts_alone() -> None:
+    """A layer of experts asks which tokens each of them gets."""
+    assert growth("found_routes", "experts", n_layers=2) == Counter({"size": 2, "to CPU": 1})
+
+
+def pairs() -> Any:
+    return mirrored_pairs(causal=False)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"position": position} for position in ("alibi", "t5_bias", "learned", "sinusoidal")),
+        {"attention": "block_causal", "block_size": 2},
+    ],
+    ids=lambda changes: changes.get("attention") or changes["position"],
+)
+def test_no_kind_of_attention_waits_in_each_layer(changes: dict[str, Any]) -> None:
+    queries = [pair.forward for pair in pairs()]
+    two, six = (
+        waits(compute_routes, random_model(mask_token_id=0, n_layers=n_layers, **changes), queries)
+        for n_layers in (2, 6)
+    )
     assert two == six
 
 
-@pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("position", ["alibi", "t5_bias", "learned", "sinusoidal"])
-def test_no_position_scheme_waits_in_each_layer(position: str) -> None:
-    two, six = (waits(MEASURES["compute_routes"], position=position, n_layers=n_layers) for n_layers in (2, 6))
-    assert two == six
-
-
-@pytest.mark.parametrize(("measure", "copies"), [("compute_routes", 2), ("compute_content", 3)])
-def test_a_batch_comes_back_in_one_copy(measure: str, copies: int) -> None:
+@pytest.mark.parametrize(("measure", "copies"), [(compute_routes, 2), (compute_content, 3)])
+def test_a_batch_comes_back_in_one_copy(measure: Callable[[Any, Any], object], copies: int) -> None:
     """Besides that of the result, or of queries and keys, one copy of the forward pass, which looks at token ids."""
-    assert waits(MEASURES[measure]) == Counter({"to device": 6, "to CPU": copies})  # the batch's 5, and RoPE's angles
+    waited = waits(measure, random_model(mask_token_id=0), [pair.forward for pair in pairs()])
+    assert waited == Counter({"to device": 6, "to CPU": copies})  # the batch's 5, and RoPE's angles

@@ -19,8 +19,8 @@ from call_helpers import (
     CALLS,
     CASES,
     MODELS,
+    OWN_MODELS,
     PAGES,
-    TRAINED,
     WORLD,
     Asked,
     apart,
@@ -45,7 +45,7 @@ from mdm_interp.models.transformer import HookedTransformer
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
-NOT_MEASURES = {*PAGES, *TRAINED}
+NOT_MEASURES = {*PAGES, *OWN_MODELS}
 """Calls that round what they show, or that a model's hooks do not reach."""
 UNDIVIDED = {"run_with_cache", "every_switched_hook", "loss", "part_of_the_layers", "fused_attention", "generate"}
 UNDIVIDED |= {"processed_weights", "scores_of_tokens", "denoised", "denoised_at_random", "training_steps", "bounds"}

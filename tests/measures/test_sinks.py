@@ -17,7 +17,7 @@ from mdm_interp.data.queries import Query
 from mdm_interp.errors import UserError
 from mdm_interp.inference.denoising import denoise
 from mdm_interp.measures.routes import compute_routes
-from mdm_interp.measures.sinks import THRESHOLD, _moved_along, sinks, watch_sinks
+from mdm_interp.measures.sinks import THRESHOLD, _drawn, _moved_along, sinks, watch_sinks
 from mdm_interp.measures.trajectory import source_only
 
 MASK = 12
@@ -100,7 +100,7 @@ def test_the_null_reads_as_much_elsewhere(attention: str) -> None:
     with planted(model, edit):
         found = sinks(model, [query])
     pattern = edit(torch.ones(1, 1, 24, 24).tril() if causal else torch.ones(1, 1, 24, 24))
-    moved = _moved_along(pattern, torch.ones(1, 24, dtype=torch.bool))
+    moved = _moved_along(pattern, torch.ones(1, 24, dtype=torch.bool), _drawn(24))
     assert_close(moved.sum(-1), torch.ones(1, 1, 24))
     assert not causal or not moved.triu(1).any()
     assert moved.sum(2).amax() < 8

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from helpers import TINY, random_model
-from page_helpers import HOSTILE, opened
-from playwright.sync_api import Browser, expect
+from page_helpers import HOSTILE, expect, opened
 
 from mdm_interp import viz
 from mdm_interp.data.queries import Query, QueryPair
 from mdm_interp.errors import UserError
 from mdm_interp.measures.gradients import GROUPS, Influence, influence
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 MASK = TINY["d_vocab"] - 1
 PAIRS = [

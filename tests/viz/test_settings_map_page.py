@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from page_helpers import HOSTILE, expect, middle_of, opened
-from playwright.sync_api import Browser
 
 from mdm_interp import viz
 from mdm_interp.errors import UserError
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 QUANTITIES = {"reverse": "reverse probability", "odd": "odd share"}
 
