@@ -8,13 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from call_helpers import CALLS, OWN_MODELS, PAGES, WORLD, Asked, made
+from call_helpers import CALLS, OWN_MODELS, PAGES, SHAPE, WORLD, Asked, made
+from helpers import random_model
+from model_helpers import native_peer
 
 from mdm_interp.data.celebrities import Benchmark, facts
 from mdm_interp.errors import UserError
 from mdm_interp.inference.denoising import denoise
+from mdm_interp.inference.likelihood import bound
 from mdm_interp.inference.prediction import infill, infill_any_length, predict
 from mdm_interp.measures.evidence import evidence_matrix, relation_evidence
+from mdm_interp.measures.rope import plane_scores
 from mdm_interp.measures.routes import score_matrix
 
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -71,3 +75,15 @@ def test_a_layer_that_is_not_there_is_refused(layer: int) -> None:
 def test_a_negative_temperature_is_refused() -> None:
     with pytest.raises(UserError, match=r"^temperature: -1 is negative; use 0 or more$"):
         denoise(model(), MASKED, steps=1, temperature=-1)
+
+
+def test_a_bridge_that_does_not_show_rotated_queries_is_refused() -> None:
+    bridge = native_peer(random_model(**SHAPE, n_layers=2))
+    with pytest.raises(UserError, match=r"^model: its hook 'rot_q' does not fire in every layer; use load_checkpoint$"):
+        plane_scores(bridge, QUERIES)
+
+
+def test_sentences_are_not_masked_without_a_mask_token() -> None:
+    unmasked = made("rope", torch.float32, mask_token_id=None)
+    with pytest.raises(UserError, match=r"^mask_token_id: None, and a bidirectional model is asked with masks"):
+        bound(unmasked, [(1, 2, 3)], n_draws=1)

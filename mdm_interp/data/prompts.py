@@ -28,7 +28,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from mdm_interp.config import Config, ModelConfig
 from mdm_interp.data.chat import LEAD, in_chat
-from mdm_interp.data.queries import Direction, Query, QueryPair, Span
+from mdm_interp.data.queries import Direction, Query, QueryPair, Span, require_mask
 from mdm_interp.errors import UserError, few, require_one_of
 from mdm_interp.files import require_file
 
@@ -245,8 +245,7 @@ def make_prompts(
         raise UserError(
             f"tokenizer: {type(tokenizer).__name__} does not say where its tokens are in the text; give a fast one"
         )
-    if not cfg.is_causal and cfg.mask_token_id is None:
-        raise UserError("mask_token_id: None, and a bidirectional model is asked with masks; set it in the config")
+    require_mask(cfg)
     asker = _Asker(tokenizer, cfg, chat)
     found: list[tuple[QueryPair, int]] = []
     skipped = list(table.skipped)

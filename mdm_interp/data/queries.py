@@ -238,6 +238,16 @@ def _padded(rows: Sequence[Sequence[int]]) -> Int[Tensor, "row column"]:
     return torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], dtype=torch.long)
 
 
+def require_mask(cfg: ModelConfig) -> None:
+    """Refuse a model that is asked with masks and has none.
+
+    Raises:
+        UserError: it is not causal, and its config names no mask token.
+    """
+    if not cfg.is_causal and cfg.mask_token_id is None:
+        raise UserError("mask_token_id: None, and a bidirectional model is asked with masks; set it in the config")
+
+
 def answer_positions(batch: QueryBatch, cfg: ModelConfig) -> Int[Tensor, "query span"]:
     """Return where the answers' tokens are; any place where `answered` is False."""
     return batch.readout - (cfg.readout_shift or 0)

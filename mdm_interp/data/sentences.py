@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mdm_interp.config import ModelConfig
-from mdm_interp.data.queries import QueryBatch, Span
+from mdm_interp.data.queries import QueryBatch, Span, require_mask
 from mdm_interp.errors import UserError, require_some
 from mdm_interp.files import read_text
 from mdm_interp.models.inputs import check_token_ids
@@ -92,12 +92,13 @@ def mask_copies(
         max_tokens: How many tokens a batch has at most.
 
     Raises:
-        UserError: there are no sentences or no draws, or a sentence has too many tokens, none to predict, or one
-            outside of the vocabulary.
+        UserError: there are no sentences, no draws or no mask token, or a sentence has too many tokens, none to predict,
+            or one outside of the vocabulary.
 
     Source: arXiv 2502.09992, eq. 6.
     """
     require_some("sentences", sentences)
+    require_mask(cfg)
     if n_draws < 1:
         raise UserError(f"n_draws: {n_draws} draws say nothing; use at least 1")
     generator = torch.Generator()

@@ -71,6 +71,9 @@ def compute_content(model: HookedModel, queries: Sequence[Query], *, rotated: bo
 
     Args:
         rotated: Take them after the rotation of RoPE, each by its own position.
+
+    Raises:
+        UserError: there are no queries, or the model does not show what is asked for, as some bridges do not.
     """
     model = hooked(model)
     cfg: ModelConfig = model.cfg
@@ -95,6 +98,8 @@ def compute_content(model: HookedModel, queries: Sequence[Query], *, rotated: bo
         ]
         model.run_with_hooks(batch.tokens, attention_mask=batch.attention_mask, fwd_hooks=hooks)
         for kind, of_kind in kept.items():
+            if len(reduced[kind]) < cfg.n_layers:
+                raise UserError(f"model: its hook {hook_of[kind]!r} does not fire in every layer; use load_checkpoint")
             of_kind.append(on_cpu([reduced[kind][layer] for layer in range(cfg.n_layers)], dim=1))
     return Content(torch.cat(kept["q"]), torch.cat(kept["k"]))
 

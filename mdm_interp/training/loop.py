@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -410,18 +410,14 @@ class _Bars:
 
     def show(self, progressed: Progressed) -> None:
         self.progress.start()
-        values = asdict(progressed)
-        digest = values["digest"]
+        digest = progressed.digest
         if digest not in self.tasks:
-            self.tasks[digest] = self.progress.add_task(
-                f"{digest[:6]} {values['label']}", total=values["total"], values=""
-            )
-        text = "fwd {forward:.2f} rev {reverse:.2f}".format(**values)
+            described = f"{digest[:6]} {progressed.label}"
+            self.tasks[digest] = self.progress.add_task(described, total=progressed.total, values="")
+        text = f"fwd {progressed.forward:.2f} rev {progressed.reverse:.2f}"
         if progressed.step:  # before the first there is no loss
             text = f"loss {progressed.loss:.2f} {text}"
-        ended = progressed.step == progressed.total
-        if ended and self.runs is not None:
+        self.progress.update(self.tasks[digest], completed=progressed.step, values=text)
+        if progressed.step == progressed.total and self.runs is not None:
             self.progress.advance(self.runs)
-        self.progress.update(self.tasks[digest], completed=values["step"], values=text)
-        if ended and self.runs is not None:
             self.progress.remove_task(self.tasks[digest])
