@@ -92,8 +92,8 @@ def mask_copies(
         max_tokens: How many tokens a batch has at most.
 
     Raises:
-        UserError: there are no sentences, no draws or no mask token, or a sentence has too many tokens, none to predict,
-            or one outside of the vocabulary.
+        UserError: there are no sentences, no draws or no mask token, or a sentence has too many tokens, has none to
+            predict, or has one outside of the vocabulary.
 
     Source: arXiv 2502.09992, eq. 6.
     """
