@@ -15,7 +15,9 @@ def main() -> None:
         print(f"mdm-interp: {INTERRUPTED}", file=sys.stderr)
         sys.exit(130)
     finally:
-        exec("")  # If Ctrl-C came inside the last one of these, Python dies of the signal, handled or not.
+        # Python dies of a Ctrl-C that came inside `exec`, with which dataclasses are made, though it was handled: until
+        # the next one.
+        exec("")
 
 
 if __name__ == "__main__":
