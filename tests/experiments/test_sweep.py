@@ -135,7 +135,10 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "an axis that is not there": ({"gird": {"lr": [1]}}, ["gird", "no such field"]),
     "no distribution": ({"random": {"n": 1, "over": {"lr": {}}}}, ["random.over.lr", "expected one of uniform"]),
     "bounds": ({"random": {"n": 1, "over": {"lr": {"uniform": [2, 1]}}}}, ["uniform: 2.0 is above 1.0; swap"]),
-    "a logarithm": ({"random": {"n": 1, "over": {"lr": {"log_uniform": [0, 1]}}}}, ["log_uniform: 0.0", "above 0"]),
+    "a logarithm": (
+        {"random": {"n": 1, "over": {"lr": {"log_uniform": [0, 1]}}}},
+        ["log_uniform: 0.0 has no logarithm; use a number above 0"],
+    ),
     "too many points": (
         {"random": {"n": 10**8, "over": {"lr": {"uniform": [1, 2]}}}},
         ["its 100000000 points are more"],

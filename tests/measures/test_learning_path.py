@@ -82,7 +82,7 @@ def test_a_long_step_is_halved_until_its_parts_add_up() -> None:
     found = {}
     for tolerance in (1e-6, float("inf")):
         model = model_of_facts()
-        along, path = directions(model, 0.3), LearningPath(model, LOSSES, tolerance=tolerance)
+        along, path = directions(model, 0.2), LearningPath(model, LOSSES, tolerance=tolerance)
         move(model, along, 1.0)
         weights = [parameter.clone() for parameter in model.parameters()]
         path.advance()

@@ -99,7 +99,8 @@ class LearningPath:
                 if missing > self._tolerance:
                     warnings.warn(
                         f"losses: the parts of this step's change of {name!r} leave out {missing:.1g} nats, however "
-                        f"often it is halved, more than the tolerance of {self._tolerance:g}; take shorter steps",
+                        f"often it is halved, more than the tolerance of {self._tolerance:g}; take shorter steps, if "
+                        "the loss does not jump there, as where other experts are chosen",
                         stacklevel=2,
                     )
 
