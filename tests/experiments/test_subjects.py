@@ -219,7 +219,7 @@ def test_probing_from_the_command_line(mdm_interp: Callable[..., Ended], tmp_pat
     expected = analysis.load(tmp_path / "probed" / "large_model_routes.json").summary.frame
     assert set(means["analysis"]) == {"large_model_routes"} and list(means.columns[-4:-3]) == ["null_value"]
     assert means["value"].to_numpy() == pytest.approx(expected["value"].to_numpy(dtype=float), nan_ok=True)
-    assert_refused(mdm_interp(*asked, "--only", "twin"), "--only: no analysis 'twin'")
+    assert_refused(mdm_interp(*asked, "--only", "twin"), "--only: 'twin' compares two checkpoints; give the second")
     ended = mdm_interp(*asked, "--only", "twin", "--limit", 3, "--twin", tmp_path / "qwen2", "--device", "cpu")
     assert ended.code == 0, ended.err
     assert json.loads((tmp_path / "probed" / "twin.json").read_text())["origin"]["twin"]["checkpoint"] == "qwen2"
