@@ -158,16 +158,9 @@ def takeaway(result: Result) -> str:
         by, fall = (between(estimate.value for estimate in found(name, lowered)) for name in ("storage", "fall"))
         begin = f"Storage is one: it took {by} of {fall} nats off the reverse loss of {listed(lowered)}, more than off "
         begin += "another answer's" + "; the intervals do not show that of others" * (len(lowered) < len(settings))
-    return f"{begin} ({n}{f'; one seed decides nothing: {listed(single)}' if single else ''}). {complete(result)}"
-
-
-def complete(result: Result) -> str:
-    """Say how much of the changes the parts leave out, at worst. A phase may change a loss by so little that what is
-    missing is no small share of it."""
-    phases = by_phase(result.frame)
-    whole, most = where(phases, phase="all"), phases["missing"].abs().max()
-    share = (whole["missing"] / whole["fall"]).abs().max()
-    return f"The parts add up to within {100 * share:.1g} % over a run, and {most:.2g} nats in a phase."
+    doubt = f"; one seed decides nothing: {listed(single)}" if single else ""
+    missing = by_phase(result.frame)["missing"].abs().max()  # in nats: of a small change no share says much
+    return f"{begin} ({n}{doubt}). The parts add up within {missing:.2g} nats."
 
 
 TICKS = [-100, -30, -10, -3, -1, 0, 1, 3, 10, 30, 100]

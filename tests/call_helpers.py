@@ -699,7 +699,7 @@ def difference(one: Tensor, other: Tensor, dtype: torch.dtype) -> str | None:
 # ---- what there is to call
 
 REACHED = {"capture", "read_embedding", "read_out", "require_rope", "gradients_of", "layer_by_layer"}
-REACHED |= {"recording", "mean_loss"}
+REACHED |= {"recording", "mean_loss", "entries"}
 REACHED |= {"fill", "fill_blanks", "log_probability"}
 REACHED |= {"transplanted_routes", "shared_routes", "even_routes", "ablated_storage", "ablated_routes"}
 """What measures run through others."""

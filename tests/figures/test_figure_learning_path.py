@@ -102,12 +102,10 @@ def test_the_claim_needs_a_fall_through_storage_beyond_that_of_another_answer(
 
 def test_what_the_parts_leave_out_is_said() -> None:
     result = planted(2.0, 0.0, later=-0.5)
-    assert learning_path.takeaway(result).endswith("add up to within 0 % over a run, and 0 nats in a phase.")
+    assert learning_path.takeaway(result).endswith("The parts add up within 0 nats.")
     for row in result.rows:
         row["missing"] = {0: 0.0, 5: 0.0, 10: 0.03}[row["trained"]]
-    assert learning_path.takeaway(replace(result)).endswith(
-        "add up to within 2 % over a run, and 0.03 nats in a phase."
-    )
+    assert learning_path.takeaway(replace(result)).endswith("The parts add up within 0.03 nats.")
 
 
 def test_the_figure_shows_every_setting(result: Result) -> None:
