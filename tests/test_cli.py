@@ -894,6 +894,8 @@ def test_attention_writes_a_page_of_a_run_or_a_checkpoint(mdm_interp: Callable[.
         assert (tmp_path / "page.html").read_text(encoding="utf-8") == expected
     assert mdm_interp("attention", "native", "A0 r0 [M]", "--out", "native.html") == Ended(0, "native.html\n", "")
     (tmp_path / "native" / "tokenizer.json").unlink()
+    assert_refused(mdm_interp("attention", "native", "A0", "--out", "x.html"), "tokenizer.json: is missing")
+    (tmp_path / "native" / "digests.json").unlink()
     assert_refused(mdm_interp("attention", "native", "A0", "--out", "x.html"), "has no tokenizer")
     assert not (tmp_path / "x.html").exists()
 
