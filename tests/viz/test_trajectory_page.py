@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import inspect
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -144,10 +143,11 @@ def test_mistakes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(viz.trajectory(model, TOKENS, heads=[0]).data["filled"]) == 4
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_an_unknown_order_is_named() -> None:
-    unchecked: Any = inspect.unwrap(viz.trajectory)  # without the tests' own look at annotations
+    order: Any = "outward"
     with pytest.raises(UserError, match=r"^order: 'outward' is none of confidence, random, left_to_right; choose one$"):
-        unchecked(random_model(mask_token_id=MASK), TOKENS, order="outward")
+        viz.trajectory(random_model(mask_token_id=MASK), TOKENS, order=order)
 
 
 # ---- in a browser
