@@ -67,8 +67,8 @@ class SourceAttention:
 LOGITS = MAX_LOGITS // 4
 """How many logits are computed at a time: an eighth of a GB in float32, and as much again for each step from them to
 their gradients."""
-ERRORS = MAX_LOGITS
-"""How many gradients at logits are held: half a GB in float32."""
+ERRORS = MAX_LOGITS // 2
+"""How many gradients at logits are held: a quarter of a GB in float32."""
 KEPT = 2**27
 """Entries of activations that are kept of the forward pass rather than computed again: half a GB in float32."""
 
