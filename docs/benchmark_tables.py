@@ -47,9 +47,9 @@ REASONS |= dict.fromkeys(
     "the same products run in the same kernels as in transformers.",
 )
 REASONS["coupling"] = (
-    "inner products take every token of a pair with every token of all others, so five times the facts are 25 times the "
-    "products: with 20 facts, the same takes 0.88 of the bare pass. Tried: gradients at logits are held, where they had "
-    "been computed again for each part of the vocabulary (with 4 layers, 2.07 became 0.74)."
+    "inner products take every token of a pair with every token of all others, so five times the facts are 25 times "
+    "the products: with 20 facts, the same takes 0.88 of the bare pass. Tried: gradients at logits are held, where "
+    "they had been computed again for each part of the vocabulary (with 4 layers, 2.07 became 0.74)."
 )
 REASONS["cache"] = (
     "besides the forward pass, patterns are computed, where the bare pass has fused attention, and entries are stored. "
