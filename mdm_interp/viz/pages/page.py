@@ -88,30 +88,12 @@ TEMPLATES.globals["counted"] = counted
 
 
 def write_libraries(folder: Path, *names: str) -> None:
-    """Write the scripts that the pages of a folder share; one that is there is not written again, and not read again
-    unless it was changed."""
+    """Write the scripts that the pages of a folder share; one that is there as it should be is not written again."""
     for name in names:
         file, content = LIBRARIES[name]
-        path = (folder / file).absolute()
-        there = _state(path)
-        if there is None or there != _WRITTEN.get(path):
-            text = content()
-            if there is None or path.read_text(encoding="utf-8", errors="replace") != text:
-                write_text(path, text)
-            _WRITTEN[path] = _state(path)
-
-
-_WRITTEN: dict[Path, tuple[int, int] | None] = {}
-"""Libraries that this process found or put somewhere: size and time of their files then."""
-
-
-def _state(path: Path) -> tuple[int, int] | None:
-    """Return what changes with a file, nearly always; None if there is none."""
-    try:
-        found = path.stat()
-    except FileNotFoundError:
-        return None
-    return found.st_size, found.st_mtime_ns
+        path, text = folder / file, content()
+        if not path.exists() or path.read_text(encoding="utf-8", errors="replace") != text:
+            write_text(path, text)
 
 
 @dataclass(frozen=True)
