@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mdm_interp import Analysis, Contrast, Estimate, Result, Run, Summary, mean_estimate, where
-from mdm_interp.data.queries import Query, QueryPair
+from mdm_interp.data.queries import Direction, Query, QueryPair, queries_of
 from mdm_interp.experiments.claims import ClaimTest
 from mdm_interp.experiments.grids import VARIANTS, cycle_grid, variant_of
 from mdm_interp.experiments.paper import mirrored
@@ -26,7 +26,7 @@ from mdm_interp.viz.words import ANSWER
 N_DRAWS = 8
 """How many masked copies of a sentence its gradient is averaged over."""
 GROUPS = ("storage", "routing", "embeddings", "norms")
-DIRECTIONS = {"forward": FORWARD, "reverse": REVERSE}
+DIRECTIONS: dict[Direction, str] = {"forward": FORWARD, "reverse": REVERSE}
 STAGES = {"early": "forward half learnt", "end": "end of training"}
 
 
@@ -39,7 +39,7 @@ def measure(run: Run, step: int) -> list[dict[str, Any]]:
     """
     shown, asked = split_contexts(run.query_pairs())
     sentences = [pair.forward.statement for pair in shown]
-    queries = [getattr(pair, direction) for direction in DIRECTIONS for pair in asked]
+    queries = [query for direction in DIRECTIONS for query in queries_of(asked, direction)]
     found = influence(run.model(step), sentences, queries, n_draws=N_DRAWS)
     numbers = {group: found.group(group) for group in GROUPS} | {"all": found.total}
     facts = [pair.fact for pair in shown]

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mdm_interp import CheckpointAnalysis, Probe, Result, Summary, where
-from mdm_interp.data.queries import Direction, QueryPair
+from mdm_interp.data.queries import Direction, QueryPair, queries_of
 from mdm_interp.experiments.claims import ClaimTest
 from mdm_interp.experiments.scope import scope_of
 from mdm_interp.experiments.subjects import KINDS, demos
@@ -53,7 +53,7 @@ def measure(probe: Probe) -> list[dict[str, Any]]:
             (fact, template): pair.forward.statement
             for fact, template, pair in zip(sample.facts.tolist(), templates, pairs, strict=True)
         }
-        queries = [getattr(pair, direction) for direction in DIRECTIONS for pair in pairs]
+        queries = [query for direction in DIRECTIONS for query in queries_of(pairs, direction)]
         found = influence(probe.model, list(stated.values()), queries, n_draws=N_DRAWS)
         scope = scope_of(cfg, f"{probe.name}, {kind}", "causal" if cfg.is_causal else "any_order")
         for group, lowered in by_group(found).items():

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from mdm_interp import CheckpointAnalysis, Probe, Result, Summary, where
+from mdm_interp.data.queries import Direction, queries_of
 from mdm_interp.experiments.subjects import KINDS, demos
 from mdm_interp.measures.lens import lens, other_answers
 from mdm_interp.stats.estimates import Contrast, Estimate
@@ -26,7 +27,7 @@ from mdm_interp.viz import (
 )
 from mdm_interp.viz.words import counted_of, sample_size, side_of, span
 
-SIDES = ("forward", "reverse")
+SIDES: tuple[Direction, ...] = ("forward", "reverse")
 NAMES = ("probability", "correct", "heads", "mlp", "appears")
 MEASURES = tuple(f"{side}_{name}" for side in SIDES for name in NAMES)
 
@@ -47,7 +48,7 @@ def measure(probe: Probe) -> list[dict[str, Any]]:
         sample = FactSample.of(pairs, probe.prompts[kind].templates)
         levels = [dict[str, Any](), dict[str, Any](), dict[str, Any]()]
         for side in SIDES:
-            queries = [getattr(pair, side) for pair in pairs]
+            queries = queries_of(pairs, side)
             seen = lens(probe.model, queries, other_answers(pairs, queries))
             last = Contrast(seen.probability.effect[:, -1], seen.probability.null[:, -1])
             of_each = (

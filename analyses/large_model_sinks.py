@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mdm_interp import CheckpointAnalysis, Probe, Result, Summary
-from mdm_interp.data.queries import QueryPair
+from mdm_interp.data.queries import Direction, QueryPair, queries_of
 from mdm_interp.experiments.subjects import KINDS, demos
 from mdm_interp.measures.nulls import draw as draw_one
 from mdm_interp.measures.nulls import of_unrelated_facts
@@ -39,7 +39,7 @@ STEPS = 4
 """In how many steps sentences are denoised."""
 STATES = {"masked": 0, "half": STEPS // 2, "written": STEPS}
 """Of the denoised sentence, of which a result tells what sinks take."""
-SIDES = ("forward", "reverse")
+SIDES: tuple[Direction, ...] = ("forward", "reverse")
 OF_HEADS = ("share", *(f"{side}_{name}" for side in SIDES for name in ("readout", "route", "aside")))
 OF_LAYERS = (*STATES, "moved")
 MEASURES = (*OF_HEADS, *OF_LAYERS)
@@ -61,7 +61,7 @@ def measure(probe: Probe) -> list[dict[str, Any]]:
     for kind in KINDS:
         pairs = probe.pairs(kind)
         sample = FactSample.of(pairs, probe.prompts[kind].templates)
-        found = {side: sinks(probe.model, [getattr(pair, side) for pair in pairs]) for side in SIDES}
+        found = {side: sinks(probe.model, queries_of(pairs, side)) for side in SIDES}
         of_heads: dict[str, Any] = {"share": found["reverse"].share.map(sample.mean)}
         for side, of_side in found.items():
             values = {"readout": of_side.readout, "route": of_side.source, "aside": of_side.routes}

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from mdm_interp import CheckpointAnalysis, Probe, Result, Summary
+from mdm_interp.data.queries import Direction, queries_of
 from mdm_interp.experiments.subjects import KINDS, demos
 from mdm_interp.measures.answer_evidence import answer_evidence, fact_place_index
 from mdm_interp.stats.estimates import Contrast, Estimate
@@ -26,7 +27,7 @@ from mdm_interp.viz import (
 )
 from mdm_interp.viz.words import counted_of, sample_size, side_of, span
 
-SIDES = ("forward", "reverse")
+SIDES: tuple[Direction, ...] = ("forward", "reverse")
 MEASURES = ("forward_specific", "forward_beaten", "reverse_specific", "reverse_beaten", "place_index")
 
 
@@ -44,10 +45,7 @@ def measure(probe: Probe) -> list[dict[str, Any]]:
     for kind in KINDS:
         pairs = probe.pairs(kind)
         sample = FactSample.of(pairs, probe.prompts[kind].templates)
-        by_side = {
-            side: answer_evidence(probe.model, [getattr(pair, side) for pair in pairs], sample.contexts)
-            for side in SIDES
-        }
+        by_side = {side: answer_evidence(probe.model, queries_of(pairs, side), sample.contexts) for side in SIDES}
         heads, layers = (
             {
                 f"{side}_{name}": getattr(by_side[side][level], name).map(sample.mean)

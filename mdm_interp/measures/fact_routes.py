@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mdm_interp.data.queries import Query, QueryPair
+from mdm_interp.data.queries import Query, QueryPair, queries_of
 from mdm_interp.measures.rope import (
     compute_content,
     isotropic_correlation,
@@ -157,7 +157,7 @@ def rope_predictions(model: HookedModel, query_pairs: Sequence[QueryPair], sampl
     rope, cfg = require_rope(model), model.cfg
     theta = torch.cat([rope.theta, rope.theta.new_zeros(1)])  # what does not rotate turns by 0
     per_dimension = torch.cat([rope.theta.repeat(2), rope.theta.new_zeros(cfg.head_dim - 2 * len(rope.theta))])
-    offsets = [offsets_of(model, [getattr(pair, side) for pair in query_pairs]) for side in ("forward", "reverse")]
+    offsets = [offsets_of(model, queries_of(query_pairs, side)) for side in ("forward", "reverse")]
     distance = (offsets[0] - offsets[1]) / 2  # of mirrored sources that are as far apart
     scores = torch.zeros(2, len(query_pairs), *shape, dtype=torch.float64)
     even, energy, isotropic = torch.zeros(3, *shape, dtype=torch.float64)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
-from mdm_interp.data.queries import Query, QueryPair, batches, require_shared
+from mdm_interp.data.queries import Direction, Query, QueryPair, batches, queries_of, require_shared
 from mdm_interp.errors import UserError
 from mdm_interp.measures.nulls import other_facts
 from mdm_interp.measures.rope import compute_content, energy_shares, plane_products, plane_scores, require_rope
@@ -234,12 +235,11 @@ def route_coupling(model: HookedModel, query_pairs: Sequence[QueryPair]) -> Floa
             "model: it normalises queries and keys (use_qk_norm), for which route_coupling has no closed form; use "
             "gram with SourceAttention, which differentiates through the norms"
         )
-    distance, sides = _distances(model, query_pairs), ("forward", "reverse")
-    queries = {side: [getattr(pair, side) for pair in query_pairs] for side in sides}
-    forward, reverse = (compute_content(model, queries[side]) for side in sides)
-    (at_f, from_f), (at_r, from_r) = (_attention_inputs(model, queries[side]) for side in sides)
+    distance, queries = _distances(model, query_pairs), [queries_of(query_pairs, way) for way in get_args(Direction)]
+    forward, reverse = (compute_content(model, of_side) for of_side in queries)
+    (at_f, from_f), (at_r, from_r) = (_attention_inputs(model, of_side) for of_side in queries)
     # The forward query's offset less the reverse query's.
-    turn = torch.tensor([1.0 if query.offset > 0 else -1.0 for query in queries["forward"]]) * 2 * distance
+    turn = torch.tensor([1.0 if query.offset > 0 else -1.0 for query in queries[0]]) * 2 * distance
     inputs_i, inputs_j = (at_f * at_r).sum(-1)[..., None], (from_f * from_r).sum(-1)[..., None]  # [pair layer 1]
     by_query = inputs_i * _turned_product(model, forward.k, reverse.k, -turn)
     by_key = inputs_j * _turned_product(model, forward.q, reverse.q, turn)

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from mdm_interp.config import TrainConfig
-from mdm_interp.data.queries import QueryPair
+from mdm_interp.data.queries import QueryPair, queries_of
 from mdm_interp.data.worlds import FactWorld
 from mdm_interp.devices import check_device
 from mdm_interp.errors import Diverged, Overflow, UserError, few
@@ -357,7 +357,7 @@ def _answers(model: HookedTransformer, pairs: Sequence[QueryPair]) -> dict[str, 
     """Return what is recorded of a model besides its loss."""
     found = {}
     for name in ("forward", "reverse"):
-        answered = predict(model, [getattr(pair, name) for pair in pairs])
+        answered = predict(model, queries_of(pairs, name))
         found[f"{name}_probability"] = float(answered.probability.mean())
         found[f"{name}_accuracy"] = float(answered.correct.float().mean())
         found[f"{name}_rank"] = float(answered.rank.float().mean())
