@@ -3,7 +3,8 @@ gradients."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, get_args
 
 import pandas as pd
 import torch
@@ -11,10 +12,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mdm_interp import CheckpointAnalysis, Probe, Result, Summary, where
+from mdm_interp.data.queries import QueryPair
 from mdm_interp.experiments.claims import ClaimTest
 from mdm_interp.experiments.scope import scope_of
-from mdm_interp.experiments.subjects import KINDS, demos
+from mdm_interp.experiments.subjects import KINDS, Kind, demos
+from mdm_interp.measures.answers import Side
 from mdm_interp.measures.gradients import ROUTING, STORAGE, Alignment, gradient_alignment
+from mdm_interp.stats.estimates import Contrast
 from mdm_interp.stats.resampling import FactSample, places_above, rows_at
 from mdm_interp.stats.tables import estimates_in
 from mdm_interp.viz import CHANCE, CLUSTERS, PART_COLORS, Mark, Panel, Panels, draw_answers, share_scale
@@ -49,15 +53,14 @@ def measure(probe: Probe) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     cfg = probe.model.cfg
     layers = list(range(cfg.n_layers))
-    for kind in KINDS:
-        pairs = probe.pairs(kind)
-        alignment, sample = gradient_alignment(probe.model, pairs), FactSample.of(pairs)
+    for kind, sides in align(probe).items():
+        sample = FactSample.of([pair for alignment in sides for pair in alignment.query_pairs])
         places = [(layer, [layer], name, GROUPS[name]) for layer in layers for name in GROUPS]
         places += [(None, None, name, parts) for name, parts in (GROUPS | WHOLE).items()]
         for layer, within, name, components in places:
-            if not set(alignment.components) & set(components):
+            if not set(sides[0].components) & set(components):
                 continue
-            cosine = alignment.fact_cosine(components, within)
+            cosine = fact_cosine(sides, components, within)
             columns = {
                 "cosine": cosine.map(sample.mean),
                 "p": sample.mean(cosine.effect - cosine.null).p_above_zero,
@@ -66,14 +69,41 @@ def measure(probe: Probe) -> list[dict[str, Any]]:
             rows += rows_at(columns, (), {"kind": kind, "layer": layer, "group": name, **sample.counts})
         if cfg.n_layers > 1:
             scope = scope_of(cfg, f"{probe.name}, {kind}", "causal" if cfg.is_causal else "any_order")
-            rows += [{**scope, "stage": "end", "kind": kind, **row} for row in by_cluster(alignment, layers, sample)]
+            rows += [{**scope, "stage": "end", "kind": kind, **row} for row in by_cluster(sides, layers, sample)]
     return rows
 
 
-def by_cluster(alignment: Alignment, layers: list[int], sample: FactSample) -> list[dict[str, Any]]:
+def align(probe: Probe) -> dict[Kind, list[Alignment]]:
+    """Compare the gradients of all pairs that are asked for the same side. Other pairs are never compared here. The
+    kinds of reverse query go together, as they have forward queries in common."""
+    found: dict[Kind, list[Alignment]] = {kind: [] for kind in KINDS}
+    for side in get_args(Side):
+        by_kind: dict[Kind, list[QueryPair]] = {
+            kind: [pair for pair in probe.pairs(kind) if pair.side == side] for kind in KINDS
+        }
+        pairs = [pair for of_kind in by_kind.values() for pair in of_kind]
+        if not pairs:
+            continue
+        together, start = gradient_alignment(probe.model, pairs), 0
+        for kind, of_kind in by_kind.items():
+            if of_kind:
+                found[kind].append(together.among(range(start, start + len(of_kind))))
+            start += len(of_kind)
+    return found
+
+
+def fact_cosine(
+    sides: Sequence[Alignment], components: Sequence[str], layers: Sequence[int] | None
+) -> Contrast[Float[Tensor, "pair"]]:
+    """Compute the cosines of the pairs of all sides, one side after the other."""
+    each = [alignment.fact_cosine(components, layers) for alignment in sides]
+    return Contrast(torch.cat([cosine.effect for cosine in each]), torch.cat([cosine.null for cosine in each]))
+
+
+def by_cluster(sides: Sequence[Alignment], layers: list[int], sample: FactSample) -> list[dict[str, Any]]:
     """Compare layers within each cluster of facts: the halves of the model, and the layer of least alignment, which is
     looked for in every second cluster and read in the others."""
-    each = [alignment.fact_cosine(STORAGE, [layer]) for layer in layers]
+    each = [fact_cosine(sides, STORAGE, [layer]) for layer in layers]
     own, null = (
         sample.per_cluster(torch.stack(of_layers, -1))
         for of_layers in zip(*((c.effect, c.null) for c in each), strict=True)

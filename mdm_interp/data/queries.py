@@ -201,7 +201,7 @@ def collate(queries: Sequence[Query], cfg: ModelConfig) -> QueryBatch:
         UserError: there are no queries, one is none, a token is outside the vocabulary, or a query's answer cannot be
             read (:meth:`Query.readout`).
     """
-    _check(queries)
+    require_queries(queries)
     require_some("queries", queries)
     columns = torch.arange(max(len(query.tokens) for query in queries))
     entries = torch.arange(max(len(query.answer) for query in queries))
@@ -218,7 +218,7 @@ def collate(queries: Sequence[Query], cfg: ModelConfig) -> QueryBatch:
     return batch.to(torch.device(cfg.device))
 
 
-def _check(queries: Sequence[Query]) -> None:
+def require_queries(queries: Sequence[Query]) -> None:
     """Refuse what are no queries, such as query pairs.
 
     Raises:
@@ -264,7 +264,7 @@ def batches(queries: Sequence[Query], cfg: ModelConfig, size: int | None = None)
     Raises:
         UserError: as :func:`collate`.
     """
-    _check(queries)
+    require_queries(queries)
     if size is None:
         size = at_once(max((len(query.tokens) for query in queries), default=1) * cfg.d_vocab)
     for start in range(0, max(len(queries), 1), size):  # none are refused, too

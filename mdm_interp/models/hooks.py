@@ -66,6 +66,15 @@ def in_use(point: nn.Module) -> bool:
     return bool(point._forward_hooks or point._backward_hooks or point._forward_pre_hooks or point._backward_pre_hooks)
 
 
+def is_watched(model: HookedRootModule) -> bool:
+    """Tell whether anything sees or edits what passes the model: at a hook point, or by torch's own hooks at any other
+    module."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(map(in_use, model.hook_dict.values())) or any(
+        getattr(module, kind) for module in model.modules() for kind in kinds
+    )
+
+
 class CheckedHooks(HookedRootModule):
     """TransformerLens' `HookedRootModule`, with unknown names and empty filters refused."""
 

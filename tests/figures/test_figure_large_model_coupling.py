@@ -79,6 +79,19 @@ def test_clusters_compare_the_halves_and_the_layer_of_least_alignment(probe: Pro
     assert not any(np.isnan(entry.effect.value) for entry in result.summary)
 
 
+def test_a_kind_may_lack_a_side(probe: Probe, result: Result) -> None:
+    """The other kind's rows are the same."""
+    prompts = {
+        kind: of if kind == "positional" else replace(of, pairs=[pair for pair in of.pairs if pair.side == "right"])
+        for kind, of in probe.prompts.items()
+    }
+    rows = analysis.measure(replace(probe, prompts=prompts))
+    positional, expected = ([row for row in of if row["kind"] == "positional"] for of in (rows, result.rows))
+    assert len(positional) == len(expected) and {row["kind"] for row in rows} == set(KINDS)
+    for row, other in zip(positional, expected, strict=True):
+        assert (row.get("cosine") or 0.0) == pytest.approx(other.get("cosine") or 0.0, rel=1e-5)
+
+
 def test_a_model_of_one_layer_has_no_halves(tmp_path: Path) -> None:
     probe = tiny_probe(tmp_path, "llada", facts=3, n_layers=1)
     result = result_of(analysis.ANALYSIS, [probe], tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mdm_interp.data.queries import Query, collate
 from mdm_interp.errors import UserError
 from mdm_interp.inference.prediction import query_loss
-from mdm_interp.measures.gradients import backward
+from mdm_interp.measures.gradients import asked, backward
 from mdm_interp.measures.gradients.backward import SourceAttention
 from mdm_interp.measures.gradients.components import Part, part_of
 from mdm_interp.measures.gradients.gram import Gram, gram
@@ -128,11 +129,83 @@ def test_biases_that_weight_processing_adds_count_with_their_weights(name: str) 
 def test_batches_and_pieces_make_no_difference(monkeypatch: pytest.MonkeyPatch, name: str, few: int) -> None:
     model = double_model(name)
     whole = gram(model, QUERIES)
-    monkeypatch.setattr(sys.modules[gram.__module__], "TOKENS", 6 * few)  # queries of at most 6, so few at a time
+    monkeypatch.setattr(asked, "TOKENS", 6 * few)  # queries of at most 6, so few at a time
     monkeypatch.setattr(backward, "KEPT", 6000)  # some of the activations are kept, and the others computed again
     assert_close(gram(model, QUERIES).inner, whole.inner, atol=1e-9, rtol=1e-9)
     sides = gram(model, QUERIES[:1], QUERIES[1:])
     assert_close(sides.inner, whole.inner[:, :1, 1:], atol=1e-9, rtol=1e-9)
+
+
+def test_a_query_that_is_asked_twice_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, rows = double_model(), list[int]()
+    whole = gram(model, QUERIES)
+
+    def counted(model: Any, asked: Any, *options: Any) -> Any:
+        rows.append(sum(len(one.owner) for one in asked))
+        return backward.layer_by_layer(model, asked, *options)
+
+    monkeypatch.setattr(sys.modules[gram.__module__], "layer_by_layer", counted)
+    for left, right in (([2, 0, 2], [1, 3, 1, 0]), ([3, 3], None)):
+        rows.clear()
+        found = gram(model, [QUERIES[at] for at in left], None if right is None else [QUERIES[at] for at in right])
+        right = left if right is None else right
+        assert_close(found.inner, whole.inner[:, left][:, :, right], atol=1e-9, rtol=1e-9)
+        assert_close(found.left_squares, whole.left_squares[:, left], atol=1e-9, rtol=1e-9)
+        assert_close(found.right_squares, whole.right_squares[:, right], atol=1e-9, rtol=1e-9)
+        assert sum(rows) == len(set(left)) + (0 if right is left else len(set(right)))
+
+
+def test_one_long_query_does_not_make_batches_small() -> None:
+    lengths = [3] * 500 + [801] + [6] * 400
+    queries = [Query((*[1] * (length - 1), MASK), (3,), (length - 1, length), (0, 1)) for length in lengths]
+    found = asked.ask(queries, random_model(n_ctx=900), n_draws=1, seed=0, kept=())
+    starts = [0, 341, 500, 501, 671, 841, 901]
+    assert [(one.place.start, one.place.stop) for one in found] == list(itertools.pairwise(starts))
+    assert all(one.batch.tokens.numel() <= asked.TOKENS for one in found)
+
+
+def each_gradient(model: HookedTransformer, losses: Tensor) -> Tensor:
+    parameters = list(model.parameters())
+    found = [torch.autograd.grad(loss, parameters, retain_graph=True) for loss in losses]
+    return torch.stack([torch.cat([grad.flatten() for grad in of_query]) for of_query in found])
+
+
+@pytest.mark.parametrize("name", ["gated", "tied", "as Dream", "experts"])
+@pytest.mark.parametrize("place", ["hook point", "block"])
+@pytest.mark.parametrize("edit", ["mix", "by row"])
+def test_a_hook_may_edit_padding_and_tell_rows_apart(name: str, place: str, edit: str) -> None:
+    """It may carry something to padding and back, whose gradients count then; and it finds rows in the order given."""
+    model, asked_twice = double_model(name), [QUERIES[at] for at in (1, 0, 3, 2, 1)]
+    by_row = torch.randn(5, 1, model.cfg.d_model, generator=seeded(1), dtype=torch.float64)
+
+    def edited(tensor: Tensor, *, hook: Any = None) -> Tensor:
+        return tensor + (tensor.mean(1, keepdim=True) if edit == "mix" else by_row)
+
+    if place == "hook point":
+        model.blocks[0].hook_resid_post.add_hook(edited)
+    else:
+
+        def after(module: Any, given: Any, out: Tensor) -> Tensor:
+            return edited(out)
+
+        model.blocks[0].register_forward_hook(after)
+    batch = collate(asked_twice, model.cfg)
+    losses = query_loss(model(batch.tokens, attention_mask=batch.attention_mask), batch)
+    each = each_gradient(model, losses)
+    assert_close(gram(model, asked_twice).within(), each @ each.T, atol=1e-9, rtol=1e-9)
+
+
+def test_a_loss_finds_queries_in_the_order_given() -> None:
+    model, targets = double_model(), torch.tensor([3, 9, 1, 5])
+
+    def loss(logits: Tensor, batch: Any) -> Tensor:
+        return -logits[:, 0].log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+
+    asked_so = [QUERIES[at] for at in (1, 0, 3, 2)]
+    batch = collate(asked_so, model.cfg)
+    losses = loss(batch.at_readout(model(batch.tokens, attention_mask=batch.attention_mask)), batch)
+    each = each_gradient(model, losses)
+    assert_close(gram(model, asked_so, loss=loss).within(), each @ each.T, atol=1e-9, rtol=1e-9)
 
 
 @pytest.mark.parametrize("kept", [0, 2**27])
@@ -476,7 +549,7 @@ def test_parts_and_queries_that_are_not_there_are_named() -> None:
     model = double_model("attention only")
     with pytest.raises(UserError, match=r"^components, layers: the model has no \['position'\] in layers \[0\]"):
         gram(model, QUERIES).within(["position"], [0])
-    with pytest.raises(UserError, match="gradients need at least one query on either side"):
+    with pytest.raises(UserError, match=r"(left|right): gradients need at least one query or sentence, got none"):
         gram(model, [])
-    with pytest.raises(UserError, match="gradients need at least one query on either side"):
+    with pytest.raises(UserError, match=r"(left|right): gradients need at least one query or sentence, got none"):
         gram(model, QUERIES, [])

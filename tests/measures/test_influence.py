@@ -17,10 +17,11 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from mdm_interp.checkpoints import load_checkpoint
-from mdm_interp.data.queries import Query, collate
+from mdm_interp.data.queries import Query, QueryPair, collate
 from mdm_interp.data.sentences import mask_copies, read_sentences
 from mdm_interp.errors import UserError
 from mdm_interp.inference.prediction import answer_loss, query_loss
+from mdm_interp.measures.gradients import SourceAttention, asked
 from mdm_interp.measures.gradients.components import COMPONENTS, GROUPS
 from mdm_interp.measures.gradients.gram import gram
 from mdm_interp.measures.gradients.influence import Influence, influence, traced_influence
@@ -65,7 +66,7 @@ def flat(model: HookedTransformer, loss: Tensor) -> Tensor:
 def test_it_is_the_inner_product_of_the_sentences_and_the_querys_gradients(
     monkeypatch: pytest.MonkeyPatch, name: str, tokens: int
 ) -> None:
-    monkeypatch.setattr(sys.modules[influence.__module__], "TOKENS", tokens)
+    monkeypatch.setattr(asked, "TOKENS", tokens)
     model, options = double_model(name), dict[str, Any](n_draws=5, seed=3)
     found = influence(model, SENTENCES, QUERIES, **options)
     left = torch.stack([flat(model, sentence_loss(model, index, **options)) for index in range(3)])
@@ -75,6 +76,55 @@ def test_it_is_the_inner_product_of_the_sentences_and_the_querys_gradients(
     assert_close(sum(found.group(group) for group in GROUPS), found.total, atol=1e-9, rtol=1e-9)
     rows = [row for row in found.rows(top=3) if row["query"] == 1 and row["sentence"] == 0]
     assert sum(row["influence"] for row in rows) == pytest.approx(found.total[0, 1].item())
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("tokens", [12, 2048])
+def test_sentences_have_inner_products_with_one_another(
+    monkeypatch: pytest.MonkeyPatch, name: str, tokens: int
+) -> None:
+    """All copies of a sentence are one gradient, also where a batch holds few tokens."""
+    monkeypatch.setattr(asked, "TOKENS", tokens)
+    model, options = double_model(name), dict[str, Any](n_draws=5, seed=3)
+    each = torch.stack([flat(model, sentence_loss(model, index, **options)) for index in range(3)])
+    found = gram(model, [*SENTENCES, SENTENCES[0]], **options)  # one that is said twice is one sentence
+    again = [0, 1, 2, 0]
+    assert_close(found.inner.sum(0), (each @ each.T)[again][:, again], atol=1e-9, rtol=1e-9)
+    for squares in (found.left_squares, found.right_squares):
+        assert_close(squares.sum(0), each.square().sum(1)[again], atol=1e-9, rtol=1e-9)
+    other = gram(model, torch.tensor([SENTENCES[0], SENTENCES[0][::-1]]), QUERIES, **options)
+    assert_close(other.inner[:, :1], influence(model, SENTENCES, QUERIES, **options).inner[:, :1], atol=1e-9, rtol=1e-9)
+    assert_close(other.left_squares[:, 0], found.left_squares[:, 0], atol=1e-9, rtol=1e-9)
+    assert_close(other.right_squares, gram(model, QUERIES).left_squares, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([], "gradients need at least one query or sentence, got none"),
+        (["Tom is the father of Ann."], r"(left|right): got text, not token ids; give model.tokenizer"),
+        ([QUERIES[0], SENTENCES[0]], "(left|right): holds both sentences and queries; give them one after the other"),
+        ([QueryPair(QUERIES[0], QUERIES[0], 0, "left")], "queries: got a QueryPair, which is no query"),
+        ([(99,)], "sentences: "),
+        ([(1.7, 2.0)], "(left|right): 1.7 is no token id; give sentences as lists of integers"),
+        ([[[1, 2], [3]]], r"(left|right): \[1, 2\] is no token id"),
+        ([(True, 2)], "(left|right): True is no token id"),
+        ([(10**30, 2)], "(left|right): 10+ is no token id"),
+        ([(1,) * 30, SENTENCES[0]], "sentences: number 0 has 30 tokens"),
+        ([Query((4, 7, 99, MASK), (3,), (3, 4), (0, 1)), QUERIES[0]], r"tokens: id 99 at \[0, 2\]"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_what_has_no_gradients(given: Any, message: str) -> None:
+    model = double_model("MDM")
+    for sides in ([given], [given, QUERIES], [QUERIES, given]):
+        with pytest.raises(UserError, match=message):
+            gram(model, *sides)
+
+
+def test_sentences_attend_to_no_source() -> None:
+    with pytest.raises(UserError, match=r"loss: sentences have no source to attend to \(SourceAttention\); give"):
+        gram(double_model("MDM"), SENTENCES, QUERIES, loss=SourceAttention(0))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -148,7 +198,7 @@ def test_what_cannot_be_masked(given: Any, options: dict[str, Any], message: str
 
 def test_nothing_to_measure(tmp_path: Any) -> None:
     model = double_model("MDM")
-    with pytest.raises(UserError, match="training, queries: got 0 and 3"):
+    with pytest.raises(UserError, match="training: gradients need at least one query or sentence, got none"):
         influence(model, [], QUERIES)
     with pytest.raises(UserError, match="both sentences and queries"):
         influence(model, [QUERIES[0], SENTENCES[0]], QUERIES)  # pyright: ignore[reportArgumentType]

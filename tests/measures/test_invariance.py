@@ -3,7 +3,6 @@ hooks attached, by the fused kernel of attention, on one thread or two."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -40,6 +39,7 @@ from mdm_interp.inference.denoising import denoise
 from mdm_interp.inference.likelihood import bound
 from mdm_interp.interventions import effects
 from mdm_interp.measures import evidence, parity, sinks
+from mdm_interp.measures.gradients import asked, backward
 from mdm_interp.models import layers
 from mdm_interp.models.transformer import HookedTransformer
 
@@ -79,9 +79,7 @@ def few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     vocabulary, from activations that are computed again."""
     monkeypatch.setattr(queries, "MAX_LOGITS", 1)
     monkeypatch.setattr(effects, "CHUNK", 1)
-    for module in ("gram", "influence"):  # a function has the same name, and hides the module
-        monkeypatch.setattr(importlib.import_module(f"mdm_interp.measures.gradients.{module}"), "TOKENS", 30)
-    backward = importlib.import_module("mdm_interp.measures.gradients.backward")
+    monkeypatch.setattr(asked, "TOKENS", 30)
     monkeypatch.setattr(backward, "LOGITS", 100)
     monkeypatch.setattr(backward, "ERRORS", 100)
     monkeypatch.setattr(backward, "KEPT", 0)

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import get_args
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mdm_interp.data.queries import QueryPair
+from mdm_interp.data.queries import Direction, QueryPair, queries_of
 from mdm_interp.errors import UserError
 from mdm_interp.measures.gradients.gram import Components, Gram, Layers, gram
 from mdm_interp.models.protocol import HookedModel
@@ -38,6 +39,10 @@ class Alignment:
     def components(self) -> tuple[str, ...]:
         """Those that the model has."""
         return self.gram.components
+
+    def among(self, pairs: Sequence[int]) -> Alignment:
+        """Return the alignment of some of the pairs, by their indices."""
+        return Alignment(self.gram.among(pairs, pairs), tuple(self.query_pairs[at] for at in pairs))
 
     @cached_property
     def other_facts(self) -> Bool[Tensor, "forward_pair reverse_pair"]:
@@ -78,5 +83,5 @@ def gradient_alignment(
     """
     if not query_pairs:
         raise UserError("query_pairs: gradients need at least one pair, got none")
-    forward, reverse = ([getattr(pair, way) for pair in query_pairs] for way in ("forward", "reverse"))
+    forward, reverse = (queries_of(query_pairs, way) for way in get_args(Direction))
     return Alignment(gram(model, forward, reverse, report=report), tuple(query_pairs))

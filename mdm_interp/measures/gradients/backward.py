@@ -22,8 +22,10 @@ from torch.utils.hooks import RemovableHandle
 from mdm_interp.config import ModelConfig
 from mdm_interp.data.queries import MAX_LOGITS, QueryBatch
 from mdm_interp.errors import UserError
-from mdm_interp.measures.gradients.terms import Found, Step, Terms, Weight, steps, without_zeros
-from mdm_interp.models.hooks import in_use
+from mdm_interp.inference.prediction import answer_loss
+from mdm_interp.measures.gradients.asked import Asked
+from mdm_interp.measures.gradients.terms import Found, Real, Terms, Weight, without_zeros
+from mdm_interp.models.hooks import in_use, is_watched
 from mdm_interp.models.inputs import places
 from mdm_interp.models.layers import MLP, MoE, Norm, precise
 from mdm_interp.models.positions import PositionScheme, Which
@@ -64,13 +66,13 @@ class SourceAttention:
                 )
 
 
-LOGITS = MAX_LOGITS // 4
-"""How many logits are computed at a time: an eighth of a GB in float32, and as much again for each step from them to
-their gradients."""
-ERRORS = MAX_LOGITS // 2
-"""How many gradients at logits are held: a quarter of a GB in float32."""
-KEPT = 2**27
-"""Entries of activations that are kept of the forward pass rather than computed again: half a GB in float32."""
+LOGITS = MAX_LOGITS // 16
+"""How many logits are computed at a time, or one sequence's: 32 MB in float32, and as much again for each step from
+them to their gradients. glibc maps what is larger anew each time, which takes longer than to compute it."""
+ERRORS = MAX_LOGITS
+"""How many gradients at logits are held: half a GB in float32."""
+KEPT = 3 * 2**25
+"""Entries of activations that are kept of the forward pass rather than computed again: 0.4 GB in float32."""
 
 
 def activations(cfg: ModelConfig, n_query: int, n_pos: int) -> int:
@@ -80,9 +82,12 @@ def activations(cfg: ModelConfig, n_query: int, n_pos: int) -> int:
 
 
 def at_logits(
-    loss: RowLoss, logits: Float[Tensor, "query span d_vocab"], batch: QueryBatch
+    loss: RowLoss,
+    logits: Float[Tensor, "query span d_vocab"],
+    batch: QueryBatch,
+    weight: Float[Tensor, "query"] | None,
 ) -> Float[Tensor, "query span d_vocab"]:
-    """Return the gradients of each query's loss at its logits.
+    """Return the gradients of each query's weighted loss at its logits.
 
     Raises:
         UserError: the loss is not one of each query, or does not hang on the logits.
@@ -90,7 +95,8 @@ def at_logits(
     losses = loss(logits, batch)
     if losses.shape != (len(logits),):
         raise UserError(f"loss: gave shape {list(losses.shape)} for {len(logits)} queries; return a number for each")
-    found = torch.autograd.grad(losses.sum(), logits, allow_unused=True)[0] if losses.requires_grad else None
+    weighted = losses if weight is None else losses * weight.to(losses)
+    found = torch.autograd.grad(weighted.sum(), logits, allow_unused=True)[0] if losses.requires_grad else None
     if found is None:
         raise UserError("loss: does not depend on the logits, so it has no gradients; compute it from them, undetached")
     return found
@@ -195,30 +201,37 @@ Run = tuple[Tensor, Taps]
 
 
 def layer_by_layer(
-    model: HookedTransformer, queries: Sequence[QueryBatch], loss: RowLoss | SourceAttention, n_held: int
-) -> Iterator[Step]:
+    model: HookedTransformer, asked: Sequence[Asked], loss: RowLoss | SourceAttention, n_held: int
+) -> Iterator[tuple[int, Found]]:
     """Give every query's gradients, batch by batch: of the readout, of each layer from the last on, and of what comes
     before the first. A tied embedding's are all in the last, and those of a large unembedding come part by part.
 
     Args:
-        queries: Batches, in order.
-        n_held: Of how many batches, from the first on, what is found in a part of the model is held until its end.
+        n_held: Of how many batches, from the first on, the caller holds what is found in a part of the model until the
+            part's end.
     """
-    return _Backward(model, queries, loss, n_held)()
+    return _Backward(model, asked, loss, n_held)()
 
 
 class _Backward:
     def __init__(
-        self, model: HookedTransformer, queries: Sequence[QueryBatch], loss: RowLoss | SourceAttention, n_held: int
+        self, model: HookedTransformer, asked: Sequence[Asked], loss: RowLoss | SourceAttention, n_held: int
     ) -> None:
         if isinstance(loss, SourceAttention):
             loss.check(model.cfg.n_layers, model.cfg.n_heads)
-        self.model, self.queries, self.loss, self.n_held = model, queries, loss, n_held
+        self.model, self.asked, self.loss, self.n_held = model, asked, loss, n_held
+        self.queries = [one.batch for one in asked]
         self.parameters = dict(model.named_parameters())
         self.content_norms = ("q_norm", "k_norm") if model.cfg.use_qk_norm else ()
-        self.position = PositionGradients(model.pos_embed, queries)
+        self.position = PositionGradients(model.pos_embed, self.queries)
+        edited = is_watched(model)  # a hook may carry something from one token to another
+        masks = [None if edited else batch.attention_mask for batch in self.queries]
+        self.tokens = [None if mask is None else Real.where(mask) for mask in masks]
+        """Of each batch, the tokens that are not padding; None where padding may have gradients, or there is none."""
+        self.answered = [Real.where(batch.answered) if loss is answer_loss else None for batch in self.queries]
+        """Of each batch, the readout positions that are answered; None where others may have gradients."""
 
-    def __call__(self) -> Iterator[Step]:
+    def __call__(self) -> Iterator[tuple[int, Found]]:
         n_layers = len(self.model.blocks)
         attended = self.loss if isinstance(self.loss, SourceAttention) else None
         above = n_layers if attended is None else attended.layer
@@ -227,55 +240,81 @@ class _Backward:
         tied: list[Sequence[Terms]] = [()] * len(last)
         if isinstance(self.loss, SourceAttention):
             for _ in range(above, n_layers):  # the readout, and the layers that come after the attention
-                yield from self._steps(lambda i: {})
-            yield from self._attention(self.loss, last, d)
+                yield from self._each(lambda i: {})
+            weights = self._weights(f"blocks.{above}.")
+            yield from self._each(partial(self._attention, self.loss, weights, last, d))
         else:
             yield from self._readout(self.loss, last, d, tied)
         for layer in reversed(range(above)):
             weights = self._weights(f"blocks.{layer}.")
-            yield from self._steps(partial(self._through, layer, weights, streams.pop(), kept, d))
-        yield from self._steps(lambda i: self._of_embedding(i, d[i], tied[i]))
+            yield from self._each(partial(self._through, layer, weights, streams.pop(), kept, d))
+        yield from self._each(lambda i: self._of_embedding(i, d[i], tied.pop(0)))
 
-    def _steps(self, find: Callable[[int], Found]) -> Iterator[Step]:
-        return steps(len(self.queries), self.n_held, find)
+    def _each(self, find: Callable[[int], Found]) -> Iterator[tuple[int, Found]]:
+        return ((i, find(i)) for i in range(len(self.queries)))
 
     def _readout(
         self, loss: RowLoss, last: Sequence[Tensor], d: list[Tensor], tied: list[Sequence[Terms]]
-    ) -> Iterator[Step]:
+    ) -> Iterator[tuple[int, Found]]:
         """Go through the readout, and fill in the gradients at what enters it."""
         weights = self._weights("ln_final.", "embed." if self.model.cfg.tie_word_embeddings else "unembed.")
         first, *others = self._parts_of_vocabulary()
 
         def whole(i: int) -> Found:
-            logits, taps = self._read(weights, i, last[i])
-            at = taps.backward(logits, at_logits(loss, logits, self.queries[i]))
+            taps, at = self._through_readout(loss, weights, i, last[i], first, deeper=True)
             d.append(at["resid"])
-            found = self._of_unembedding(i, taps, at, first) | self._of_norm("ln_final", taps, at)
+            found = self._of_unembedding(i, taps, at) | self._of_norm("ln_final", taps, at)
             tied[i] = found.pop(("embed.W_E", 0), ())
             return found
 
         def again(part: slice, i: int) -> Found:
-            with torch.no_grad():
-                logits, taps = self._read(weights, i, last[i])
-            at = {"logits": at_logits(loss, logits.requires_grad_(), self.queries[i])}
-            return self._of_unembedding(i, taps, at, part)
+            taps, at = self._through_readout(loss, weights, i, last[i], part, deeper=False)
+            return self._of_unembedding(i, taps, at)
 
-        yield from self._steps(whole)
+        yield from self._each(whole)
         for part in others:
-            yield from self._steps(partial(again, part))
+            yield from self._each(partial(again, part))
 
-    def _attention(self, asked: SourceAttention, last: Sequence[Tensor], d: list[Tensor]) -> Iterator[Step]:
-        """Go through the layer whose attention is asked for, and fill in the gradients at what enters it."""
-        weights = self._weights(f"blocks.{asked.layer}.")
+    def _through_readout(
+        self, loss: RowLoss, weights: Mapping[str, Tensor], i: int, resid: Tensor, part: slice, *, deeper: bool
+    ) -> tuple[Taps, dict[str, Tensor]]:
+        """Go through the readout and back with one batch, :data:`LOGITS` at a time; of the gradients at logits, return
+        a part of the vocabulary.
 
-        def find(i: int) -> Found:
-            _, taps = self._layer(asked.layer, weights, i, last[i])
-            share = asked(taps.made["pattern"], self.queries[i]).sum()
-            found, at_resid = self._back(asked.layer, i, share, taps, torch.ones_like(share))
-            d.append(at_resid)
-            return without_zeros(found)
+        Args:
+            deeper: Whether gradients go on from the logits.
+        """
+        asked, pieces = self.asked[i], list[tuple[dict[str, Tensor], dict[str, Tensor]]]()
+        size = max(1, LOGITS // (self.model.cfg.d_vocab * asked.batch.readout.shape[1]))
+        for rows, batch, weight in asked.pieces(size):
+            with torch.set_grad_enabled(deeper):
+                logits, taps = self._read(weights, batch, resid[rows])
+            error = at_logits(loss, logits if deeper else logits.requires_grad_(), batch, weight)
+            at = taps.backward(logits, error) if deeper else {"logits": error}
+            if part != slice(logits.shape[-1]):
+                at["logits"] = at["logits"][..., part].clone()  # the rest is let go
+            pieces.append((taps.read, at))
+        read, at = (
+            pieces[0]
+            if len(pieces) == 1
+            else ({name: torch.cat([each[name] for each in of]) for name in of[0]} for of in zip(*pieces, strict=True))
+        )
+        return Taps(read), at
 
-        return self._steps(find)
+    def _attention(
+        self,
+        attended: SourceAttention,
+        weights: Mapping[str, Tensor],
+        last: Sequence[Tensor],
+        d: list[Tensor],
+        i: int,
+    ) -> Found:
+        """Go with one batch through the layer whose attention is asked for, and add the gradient at what enters it."""
+        _, taps = self._layer(attended.layer, weights, i, last[i])
+        share = attended(taps.made["pattern"], self.queries[i]).sum()
+        found, at_resid = self._back(attended.layer, i, share, taps, torch.ones_like(share))
+        d.append(at_resid)
+        return without_zeros(found)
 
     def _through(
         self,
@@ -296,7 +335,7 @@ class _Backward:
         the readout adds."""
         out, taps = self._embed(i)
         at = taps.backward(out, d)
-        embed = Terms.of_tokens(self.queries[i].tokens.to(out.device), at["embed"])
+        embed = Terms.of_tokens(self.queries[i].tokens.to(out.device), at["embed"], real=self.tokens[i])
         found: dict[Weight, list[Terms]] = {("embed.W_E", 0): [*readout, embed]}
         if self.position.learns:
             found["pos_embed.", 0] = [Terms.of_vectors(self.position.vectors(i, at.get("pos_embed")))]
@@ -309,7 +348,7 @@ class _Backward:
         scheme learns is kept for the end."""
         at = taps.backward(out, d)
         self.position.add(i, taps, at)
-        return self._of_layer(layer, taps, at), at["resid"]
+        return self._of_layer(layer, i, taps, at), at["resid"]
 
     def _forward(self, n_layers: int) -> tuple[list[list[Tensor]], dict[tuple[int, int], Run]]:
         """Return the residual streams that enter each of the first layers and what comes after them, and as many whole
@@ -377,9 +416,8 @@ class _Backward:
             mask = self.queries[i].attention_mask
             return self._run(weights, given, attention_mask=mask, start_at_layer=layer, stop_at_layer=layer + 1), taps
 
-    def _read(self, weights: Mapping[str, Tensor], i: int, resid: Tensor) -> Run:
+    def _read(self, weights: Mapping[str, Tensor], batch: QueryBatch, resid: Tensor) -> Run:
         """Compute the logits at readout positions."""
-        batch = self.queries[i]
 
         def rows(x: Tensor) -> tuple[Tensor]:
             taps.read["rows"] = batch.at_readout(x)
@@ -394,8 +432,10 @@ class _Backward:
 
     # ---- what gradients are made of
 
-    def _of_map(self, weight: str, bias: str, x: Tensor, d: Tensor) -> dict[Weight, list[Terms]]:
-        found = {(weight, head): [terms] for head, terms in enumerate(Terms.of_map(x, d))}
+    def _of_map(
+        self, weight: str, bias: str, x: Tensor, d: Tensor, real: Real | None = None
+    ) -> dict[Weight, list[Terms]]:
+        found = {(weight, head): [terms] for head, terms in enumerate(Terms.of_map(x, d, real))}
         if bias in self.parameters:
             found[bias, 0] = [Terms.of_vectors(d.sum(1))]
         return found
@@ -411,7 +451,7 @@ class _Backward:
         return found
 
     @torch.no_grad()
-    def _of_layer(self, layer: int, taps: Taps, at: Mapping[str, Tensor]) -> dict[Weight, list[Terms]]:
+    def _of_layer(self, layer: int, i: int, taps: Taps, at: Mapping[str, Tensor]) -> dict[Weight, list[Terms]]:
         path = f"blocks.{layer}"
         maps = [("attn", "Q", "q_in", "q"), ("attn", "K", "k_in", "k"), ("attn", "V", "v_in", "v")]
         maps += [("attn", "O", "z", "attn_out")] if "result" not in at else []
@@ -421,11 +461,11 @@ class _Backward:
             maps += [(module, "in", "mlp_in", pre)] if pre in at and linear not in at else []
             maps += [(module, "out", f"{prefix}post", "mlp_out")] if pre in at else []
         maps += [("mlp", "router", "mlp_in", "experts.router")] if "experts.router" in at else []
-        found: dict[Weight, list[Terms]] = {}
+        found, real = dict[Weight, list[Terms]](), self.tokens[i]
         for module, leaf, x, d in maps:
-            found |= self._of_map(f"{path}.{module}.W_{leaf}", f"{path}.{module}.b_{leaf}", taps.read[x], at[d])
+            found |= self._of_map(f"{path}.{module}.W_{leaf}", f"{path}.{module}.b_{leaf}", taps.read[x], at[d], real)
         if "result" in at:  # heads by themselves, each with what a hook makes of it, and one bias after all
-            found |= self._of_map(f"{path}.attn.W_O", "", taps.read["z"], at["result"])
+            found |= self._of_map(f"{path}.attn.W_O", "", taps.read["z"], at["result"], real)
             if f"{path}.attn.b_O" in self.parameters:
                 found[f"{path}.attn.b_O", 0] = [Terms.of_vectors(at["attn_out"].sum(1))]
         if "experts.router" in at:
@@ -438,24 +478,23 @@ class _Backward:
         """Return what each expert's tokens add to its gradients; the others add 0."""
         x = taps.read["mlp_in"]
         expert, token = MoE.rows(taps.read["experts.weights"])
-        counts = torch.bincount(expert, minlength=taps.read["experts.weights"].shape[-1]).tolist()
-        found: dict[Weight, list[Terms]] = {}
+        (n_query, n_pos, _), n_experts = x.shape, taps.read["experts.weights"].shape[-1]
+        rows = torch.bincount(expert * n_query + token // n_pos, minlength=n_experts * n_query)
+        by_query = rows.view(n_experts, n_query).tolist()
+        counts, found = [sum(of_expert) for of_expert in by_query], dict[Weight, list[Terms]]()
 
         def of_tokens(rows: Tensor, tokens: Tensor) -> Tensor:
-            return (
-                rows.new_zeros(x.shape[0] * x.shape[1], rows.shape[1])
-                .index_copy(0, tokens, rows)
-                .view(*x.shape[:2], rows.shape[1])
-            )
+            return x.new_zeros(n_query * n_pos, rows.shape[1]).index_copy(0, tokens, rows).view(n_query, n_pos, -1)
 
         parts = [at[f"experts.{name}"].split(counts) for name in ("pre", "pre_linear", "out")]
         for index, (tokens, post, pre, linear, out) in enumerate(
             zip(token.split(counts), taps.read["experts.post"].split(counts), *parts, strict=True)
         ):
             if len(tokens):
+                real = Real(tokens, by_query[index])
                 maps = (("gate", x, pre), ("in", x, linear), ("out", of_tokens(post, tokens), out))
                 for leaf, read, d in maps:
-                    found[f"{path}.W_{leaf}", index] = Terms.of_map(read, of_tokens(d, tokens))
+                    found[f"{path}.W_{leaf}", index] = Terms.of_map(read, of_tokens(d, tokens), real)
         return found
 
     def _parts_of_vocabulary(self) -> list[slice]:
@@ -464,22 +503,21 @@ class _Backward:
         vocabulary = self.model.W_U.shape[1]
         if self.model.cfg.tie_word_embeddings:
             return [slice(vocabulary)]
-        rows = sum(batch.readout.numel() for batch in self.queries[: self.n_held])
+        of_each = [batch.readout.numel() for batch in self.queries]
+        rows = sum(of_each[: self.n_held]) + max(of_each[self.n_held :], default=0)
         width = max(1, ERRORS // rows)
         return [slice(start, start + width) for start in range(0, vocabulary, width)]
 
     @torch.no_grad()
-    def _of_unembedding(self, i: int, taps: Taps, at: Mapping[str, Tensor], part: slice) -> dict[Weight, list[Terms]]:
+    def _of_unembedding(self, i: int, taps: Taps, at: Mapping[str, Tensor]) -> dict[Weight, list[Terms]]:
         """Return what one batch adds to the gradients of the unembedding, in a part of the vocabulary."""
-        rows, error = taps.read["rows"], at["logits"]
-        error = error.to(rows.device)
-        if error[..., part].shape != error.shape:
-            error = error[..., part].clone()  # the rest is let go
+        rows, error, batch = taps.read["rows"], at["logits"].to(taps.read["rows"].device), self.queries[i]
+        real = self.answered[i]
         if self.model.cfg.tie_word_embeddings:  # W_E has tokens first
-            found = {("embed.W_E", 0): [Terms((error, rows), self.queries[i].readout)]}
+            found = {("embed.W_E", 0): [Terms((error, rows), batch.readout, real)]}
         else:
-            found = self._of_map("unembed.W_U", "unembed.b_U", rows, error)
-            found["unembed.W_U", 0] = [replace(terms, at=self.queries[i].readout) for terms in found["unembed.W_U", 0]]
+            found = self._of_map("unembed.W_U", "unembed.b_U", rows, error, real)
+            found["unembed.W_U", 0] = [replace(terms, at=batch.readout) for terms in found["unembed.W_U", 0]]
         return found
 
 

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mdm_interp.data.queries import QueryBatch
+from mdm_interp.measures.gradients.asked import Asked
 from mdm_interp.measures.gradients.backward import RowLoss, at_logits
-from mdm_interp.measures.gradients.terms import Found, Step, Terms, Weight, steps
+from mdm_interp.measures.gradients.terms import Found, Terms, Weight
 from mdm_interp.models.bridge import BridgedTransformer
 from mdm_interp.models.layers import precise
 
@@ -35,11 +36,9 @@ class _Call:
     out: Tensor
 
 
-def bridge_backward(
-    model: BridgedTransformer, queries: Sequence[QueryBatch], loss: RowLoss, n_held: int
-) -> Iterator[Step]:
-    """Give every query's gradients in a bridge, batch by batch, of which the first `n_held` are held. They are computed
-    in float32 at least, which takes the memory of the weights once more in a model of half precision."""
+def bridge_backward(model: BridgedTransformer, asked: Sequence[Asked], loss: RowLoss) -> Iterator[tuple[int, Found]]:
+    """Give every query's gradients in a bridge, batch by batch. They are computed in float32 at least, which takes the
+    memory of the weights once more in a model of half precision."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     owners = {
         module: {leaf: names[id(p)] for leaf, p in module.named_parameters(recurse=False) if id(p) in names}
@@ -51,8 +50,8 @@ def bridge_backward(
     def find(i: int) -> Found:
         found: dict[Weight, list[Terms]] = {}
         unseen = {name: weight.requires_grad_() for name, weight in weights.items()}
-        calls, rows = _run(model, list(owners), weights, queries[i])
-        d_rows = at_logits(loss, rows, queries[i])
+        calls, rows = _run(model, list(owners), weights, asked[i].batch)
+        d_rows = at_logits(loss, rows, asked[i].batch, asked[i].weight)
         for call in calls:
             for name in owners[call.module].values():
                 unseen.pop(name, None)
@@ -69,7 +68,7 @@ def bridge_backward(
                 found.setdefault((name, 0), []).append(Terms.of_vectors(torch.stack(grads)))
         return found
 
-    return steps(len(queries), n_held, find)
+    return ((i, find(i)) for i in range(len(asked)))
 
 
 def _run(

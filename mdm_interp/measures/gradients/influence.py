@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,14 +10,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mdm_interp.data.queries import Query, batches
-from mdm_interp.data.sentences import mask_copies
+from mdm_interp.data.queries import Query
 from mdm_interp.errors import UserError
 from mdm_interp.inference.prediction import answer_loss
+from mdm_interp.measures.gradients.asked import Asked, Sentence, ask, listed
 from mdm_interp.measures.gradients.components import GROUPS, Part, part_of, parts_of
-from mdm_interp.measures.gradients.gram import BLOCK, TOKENS, blocks, entries, gradients_of
+from mdm_interp.measures.gradients.gram import BLOCK, blocks, gradients_of, largest
 from mdm_interp.measures.gradients.recording import recording
-from mdm_interp.measures.gradients.terms import Sums, token_products
+from mdm_interp.measures.gradients.terms import PackedFound, Sums, pack, token_products
 from mdm_interp.models.inputs import require_numbers
 from mdm_interp.shards import shared_out
 
@@ -90,7 +90,7 @@ def _joined(parts: Sequence[Influence], order: Tensor) -> Influence:
 
 def influence(
     model: Any,
-    training: Iterable[Sequence[int]] | Iterable[Query] | Int[Tensor, "sentence pos"],
+    training: Iterable[Query | Sentence] | Int[Tensor, "sentence pos"],
     queries: Iterable[Query],
     *,
     n_draws: int = 16,
@@ -116,88 +116,42 @@ def influence(
 
     Source: docs/theory.md, section 5.
     """
-    listed: Any = [one.tolist() if isinstance(one, Tensor) else one for one in training]
-    return _influence(model, listed, list(queries), n_draws, seed, kept)
+    given = listed(training, "training")
+    return _influence(model, given, listed(queries, "queries"), {"n_draws": n_draws, "seed": seed, "kept": tuple(kept)})
 
 
 @shared_out("training", merge=_joined)
 def _influence(
-    model: Any,
-    training: Sequence[Sequence[int]] | Sequence[Query],
-    queries: Sequence[Query],
-    n_draws: int,
-    seed: int,
-    kept: Collection[int],
+    model: Any, training: Sequence[Query | Sentence], queries: Sequence[Query], drawn: Mapping[str, Any]
 ) -> Influence:
-    if not training or not queries:
-        raise UserError(f"training, queries: got {len(training)} and {len(queries)}; give at least one of each")
     with recording(model) as model:
-        asked = [one for one in training if isinstance(one, Query)]
-        sentences = [one for one in training if not isinstance(one, Query)]
-        if asked:
-            if sentences:
-                raise UserError("training: holds both sentences and queries; give them one after the other")
-            left, sentence = list(batches(asked, model.cfg, _batch_size(asked))), torch.arange(len(asked))
-            weight = torch.ones(len(asked), dtype=torch.float64)
-        else:
-            copies = mask_copies(sentences, model.cfg, n_draws=n_draws, seed=seed, kept=kept, max_tokens=TOKENS)
-            left, sentence, weight = list(copies.batches), copies.sentence, copies.weight
-        sizes = [len(batch.tokens) for batch in left]
-        summed = [
-            _Summed.of(sentences, weights, batch.tokens.device)
-            for sentences, weights, batch in zip(sentence.split(sizes), weight.split(sizes), left, strict=True)
-        ]
-        right, size = list(batches(queries, model.cfg, _batch_size(queries))), _batch_size(queries)
-        n_pos = max(batch.tokens.shape[1] for batch in left)
-        inner, by_token = Sums(len(training), len(queries)), Sums(len(training), n_pos, len(queries))
-        largest = max(
-            len(batch.tokens) * entries(model, batch.tokens.shape[1], batch.readout.shape[1])
-            for batch in [*left, *right]
-        )
-        for rows, columns in blocks(BLOCK // largest, len(left), len(right)):
-            of_block, places = [*right[columns], *left[rows]], range(columns.start * size, len(queries), size)
-            n_right = columns.stop - columns.start
-            for i, found, held in gradients_of(model, of_block, answer_loss, n_right):
-                if i < n_right or not found:
-                    continue
-                copies = summed[rows.start + i - n_right]
-                for of_right, place in zip(held, places, strict=False):
-                    column = slice(place, place + size)
-                    products, tokens = token_products(found, of_right, n_pos)
+        left, right = (ask(side, model, whole=False, **drawn) for side in (training, queries))
+        n_left, n_right = (side[-1].place.stop for side in (left, right))
+        n_pos = max(one.batch.tokens.shape[1] for one in left)
+        inner, by_token = Sums(n_left, n_right), Sums(n_left, n_pos, n_right)
+        for rows, columns in blocks(BLOCK // largest(model, [*left, *right]), len(left), len(right)):
+            asked, n_held = [*right[columns], *left[rows]], columns.stop - columns.start
+            held: list[tuple[Asked, PackedFound]] = []
+            for i, found in gradients_of(model, asked, answer_loss, n_held):
+                one, packed = asked[i], pack(found, asked[i].owner)
+                if i < n_held:
+                    held.append((one, packed))
+                for other, of_other in held if i >= n_held and found else ():
+                    products, tokens = token_products(packed, of_other, one.count, other.count, n_pos)
                     for (name, _), product in products:
-                        inner.add(part_of(name), copies(product), copies.at, column)
-                    by_token.add("all", copies(tokens), copies.at, slice(None), column)
-                del found, held
+                        inner.add(part_of(name), product, one.place, other.place)
+                    by_token.add("all", tokens, one.place, slice(None), other.place)
+                del found, packed  # before the next are computed
+                if i == len(asked) - 1:
+                    held = []
         parts = parts_of(name for name, _ in model.named_parameters())
         found_inner = require_numbers(inner.read(parts), model.cfg.dtype)
         return Influence(parts, found_inner, by_token.read(["all"])[0])
 
 
-@dataclass(frozen=True)
-class _Summed:
-    """Sums what is found of a batch's copies to what their sentences have."""
-
-    at: slice
-    """Which sentences these are."""
-    weights: Float[Tensor, "sentence copy"]
-
-    @classmethod
-    def of(cls, sentence: Int[Tensor, "copy"], weight: Float[Tensor, "copy"], device: torch.device) -> _Summed:
-        first, last = int(sentence[0]), int(sentence[-1])
-        own = sentence == torch.arange(first, last + 1)[:, None]
-        return cls(slice(first, last + 1), (own * weight).to(device))
-
-    def __call__(self, found: Float[Tensor, "copy *rest"]) -> Float[Tensor, "sentence *rest"]:
-        return torch.tensordot(self.weights.to(found.device), found.double(), 1)
-
-
-def _batch_size(queries: Sequence[Query]) -> int:
-    return max(1, TOKENS // max(len(query.tokens) for query in queries))
-
-
 def traced_influence(
     checkpoints: Iterable[tuple[Any, float]],
-    training: Iterable[Sequence[int]] | Iterable[Query] | Int[Tensor, "sentence pos"],
+    training: Iterable[Query | Sentence] | Int[Tensor, "sentence pos"],
     queries: Iterable[Query],
     **options: Any,
 ) -> Influence:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from mdm_interp.models.layers import precise
@@ -18,59 +18,106 @@ Weight = tuple[str, int]
 
 
 @dataclass(frozen=True)
+class Real:
+    """Which terms may be other than 0; all others are 0."""
+
+    index: Int[Tensor, "real"]
+    """Indices into all sequences' terms, one sequence after the other."""
+    counts: Sequence[int]
+    """How many each sequence has."""
+
+    @classmethod
+    def where(cls, mask: Bool[Tensor, "sequence term"]) -> Real | None:
+        """Return where a mask is true; None if it is everywhere."""
+        counts = mask.sum(1).tolist()
+        return None if sum(counts) == mask.numel() else cls(mask.flatten().nonzero().flatten(), counts)
+
+    def within(self, start: int, stop: int) -> Int[Tensor, "real"]:
+        """Return those of some sequences."""
+        first = sum(self.counts[:start])
+        return self.index[first : first + sum(self.counts[start:stop])]
+
+
+@dataclass(frozen=True)
 class Terms:
-    """What one batch of queries adds to the gradients of one weight: each term is the outer product of its factors, and
-    a query's gradient is the sum of its terms."""
+    """What one batch of sequences adds to the gradients of one weight: each term is the outer product of its factors,
+    and a sequence's gradient is the sum of its terms."""
 
-    factors: tuple[Shaped[Tensor, "query term ..."], ...]
+    factors: tuple[Shaped[Tensor, "sequence term ..."], ...]
     """Vectors, one of each factor for a term; a factor of integers stands for one-hot vectors."""
-    at: Int[Tensor, "query term"] | None = None
-    """The position of the token that each term is of. None: terms are of queries, not of tokens."""
+    at: Int[Tensor, "sequence term"] | None = None
+    """The position of the token that each term is of. None: terms are of sequences, not of tokens."""
+    real: Real | None = None
+    """None: any term may be something else than 0."""
 
     @classmethod
-    def of_tokens(cls, *factors: Shaped[Tensor, "query pos ..."]) -> Terms:
+    def of_tokens(cls, *factors: Shaped[Tensor, "sequence pos ..."], real: Real | None = None) -> Terms:
         """Return one term for each token, in order."""
-        n_query, n_pos = factors[0].shape[:2]
-        return cls(factors, torch.arange(n_pos, device=factors[0].device).expand(n_query, n_pos))
+        n_sequence, n_pos = factors[0].shape[:2]
+        return cls(factors, torch.arange(n_pos, device=factors[0].device).expand(n_sequence, n_pos), real)
 
     @classmethod
-    def of_vectors(cls, vectors: Float[Tensor, "query *size"]) -> Terms:
-        """Return one term for each query: its gradient itself."""
+    def of_vectors(cls, vectors: Float[Tensor, "sequence *size"]) -> Terms:
+        """Return one term for each sequence: its gradient itself."""
         return cls((vectors.flatten(1)[:, None],))
 
     @classmethod
     def of_map(
-        cls, x: Float[Tensor, "query pos *head input"], d: Float[Tensor, "query pos *other_head output"]
+        cls,
+        x: Float[Tensor, "sequence pos *head input"],
+        d: Float[Tensor, "sequence pos *other_head output"],
+        real: Real | None = None,
     ) -> list[Terms]:
         """List the gradients of a linear map from its inputs and its outputs' gradients: one, or one per head where
         both sides have heads."""
         if x.ndim == d.ndim == 4:
-            return [cls.of_tokens(*pair) for pair in zip(x.unbind(2), d.unbind(2), strict=True)]
-        return [cls.of_tokens(x if x.ndim == 3 else x.flatten(2), d.flatten(2))]
+            return [cls.of_tokens(*pair, real=real) for pair in zip(x.unbind(2), d.unbind(2), strict=True)]
+        return [cls.of_tokens(x if x.ndim == 3 else x.flatten(2), d.flatten(2), real=real)]
 
 
 Found = Mapping[Weight, Sequence[Terms]]
-"""What one batch of queries adds to the gradients of some weights."""
+"""What one batch of sequences adds to the gradients of some weights."""
 
 
-class Step(NamedTuple):
-    """One batch of queries in one part of a model."""
+class Packed(NamedTuple):
+    """Terms of a batch, one after the other, without those that are known to be 0."""
 
-    batch: int
-    found: Found
-    held: Sequence[Found]
-    """What was found of the first batches in this part, up to this one, as many as are to be held."""
+    factors: tuple[Shaped[Tensor, "term ..."], ...]
+    owner: Int[Tensor, "term"]
+    """Whose gradient each is part of."""
+    at: Int[Tensor, "term"] | None
 
 
-def steps(count: int, n_held: int, find: Callable[[int], Found]) -> Iterator[Step]:
-    """Go over the batches in a part of a model. All but the first `n_held` are let go one by one."""
-    held: list[Found] = []
-    for batch in range(count):
-        found = find(batch)
-        if batch < n_held:
-            held.append(found)
-        yield Step(batch, found, held)
-        del found
+PackedFound = Mapping[Weight, Sequence[Packed]]
+
+
+def pack(found: Found, owner: Int[Tensor, "sequence"], rows: slice = slice(None)) -> PackedFound:
+    """Pack what was found of a batch.
+
+    Args:
+        owner: Whose gradient each sequence's is part of.
+        rows: Which sequences; default: all.
+    """
+    start, stop, _ = rows.indices(len(owner))
+    seen: dict[tuple[int, int], Tensor] = {}
+
+    def chosen(x: Tensor, real: Real | None) -> Tensor:
+        return x[rows].flatten(0, 1) if real is None else x.flatten(0, 1)[real.within(start, stop).to(x.device)]
+
+    def once(x: Tensor, real: Real | None) -> Tensor:
+        """Keep one tensor of what several weights share."""
+        if (id(x), id(real)) not in seen:
+            seen[id(x), id(real)] = chosen(x, real)
+        return seen[id(x), id(real)]
+
+    def packed(terms: Terms) -> Packed:
+        n_sequence, n_term = terms.factors[0].shape[:2]
+        owners = owner.to(terms.factors[0].device)[:, None].expand(n_sequence, n_term)
+        at = None if terms.at is None else once(terms.at, terms.real)
+        factors = tuple(once(factor, terms.real) for factor in terms.factors)
+        return Packed(factors, chosen(owners, terms.real), at)
+
+    return {weight: [packed(terms) for terms in listed] for weight, listed in found.items()}
 
 
 class Sums:
@@ -112,59 +159,67 @@ def without_zeros(found: Found) -> dict[Weight, list[Terms]]:
 
 
 def cross_products(
-    left: Found, right: Found, rows: slice, columns: slice
+    left: PackedFound, right: PackedFound, n_left: int, n_right: int
 ) -> Iterator[tuple[Weight, Float[Tensor, "left right"]]]:
-    """Compute inner products of two batches' gradients, of every left query with every right one: each belongs to one
-    weight, and a weight's are to be added up.
-
-    Args:
-        rows, columns: Which queries of either batch.
-    """
-    return ((weight, by_term.sum((1, 3))) for weight, _, by_term in _cross_terms(left, right, rows, columns))
-
-
-def own_products(found: Found) -> Iterator[tuple[Weight, Float[Tensor, "query"]]]:
-    """Compute inner products of each query's gradients with themselves, as :func:`cross_products` does."""
-    return ((weight, by_term.sum((1, 2))) for weight, _, by_term in _by_term(found, found, _dots))
+    """Compute inner products of two batches' gradients, of every left owner's with every right one's: each belongs to
+    one weight, and a weight's are to be added up."""
+    for weight, one, other, by_term in _by_term(left, right, _dots):
+        of_left = _summed(by_term, one.owner, n_left)
+        yield weight, _summed(of_left.mT, other.owner, n_right).mT
 
 
 def token_products(
-    left: Found, right: Found, n_pos: int
+    left: PackedFound, right: PackedFound, n_left: int, n_right: int, n_pos: int
 ) -> tuple[list[tuple[Weight, Float[Tensor, "left right"]]], Float[Tensor, "left pos right"]]:
-    """Do as :func:`cross_products` for whole batches, and sum what the terms of each left token give, over all weights.
-    What biases, norms and position schemes give is no token's."""
+    """Do as :func:`cross_products`, and sum what the terms of each left token give, over all weights. What biases,
+    norms and position schemes give is no token's."""
     by_token: Tensor | None = None
-    everything = slice(None)
     products = []
-    for weight, terms, by_term in _cross_terms(left, right, everything, everything):
-        by_left = by_term.sum(3)
-        products.append((weight, by_left.sum(1)))
+    for weight, one, other, by_term in _by_term(left, right, _dots):
+        of_right = _summed(by_term.mT, other.owner, n_right).mT
+        products.append((weight, _summed(of_right, one.owner, n_left)))
         if by_token is None:
-            by_token = by_left.new_zeros(len(by_left), n_pos, by_left.shape[2])
-        if terms.at is not None:
-            by_token.scatter_add_(1, terms.at.to(by_left.device)[..., None].expand_as(by_left), by_left)
+            by_token = of_right.new_zeros(n_left * n_pos, n_right)
+        if one.at is not None:
+            token = one.owner.to(by_token.device) * n_pos + one.at.to(by_token.device)
+            by_token.index_add_(0, token, of_right.to(by_token.device))
     assert by_token is not None
-    return products, by_token
+    return products, by_token.unflatten(0, (n_left, n_pos))
 
 
-def _cross_terms(
-    left: Found, right: Found, rows: slice, columns: slice
-) -> Iterator[tuple[Weight, Terms, Float[Tensor, "left left_term right right_term"]]]:
-    """Give the products of every left with every right term."""
+def own_products(found: Found, copies: int = 1) -> Iterator[tuple[Weight, Float[Tensor, "owner"]]]:
+    """Compute inner products of gradients with themselves, as :func:`cross_products` does.
 
-    def dots(x: Tensor, y: Tensor) -> Tensor:
-        chosen = x[rows], y[columns]
-        by_term = _dots(*(factor.flatten(0, 1) for factor in chosen))
-        return by_term.view(*chosen[0].shape[:2], *chosen[1].shape[:2])
+    Args:
+        copies: How many sequences, one after the other, each owner has.
+    """
 
-    return _by_term(left, right, dots)
+    for copy in range(copies):
+
+        def dots(x: Tensor, y: Tensor, copy: int = copy) -> Tensor:
+            one, all_copies = x.unflatten(0, (-1, copies))[:, copy], y.unflatten(0, (-1, copies)).flatten(1, 2)
+            return _dots(one, all_copies)
+
+        for weight, *_, by_term in _by_term(found, found, dots):
+            yield weight, by_term.sum((1, 2))
+
+
+def _summed(
+    rows: Float[Tensor, "term column"], owner: Int[Tensor, "term"], count: int
+) -> Float[Tensor, "owner column"]:
+    return rows.new_zeros(count, rows.shape[1]).index_add_(0, owner.to(rows.device), rows)
+
+
+OfWeight = TypeVar("OfWeight", Terms, Packed)
 
 
 def _by_term(
-    left: Found, right: Found, dots: Callable[[Tensor, Tensor], Tensor]
-) -> Iterator[tuple[Weight, Terms, Tensor]]:
-    """Give, weight by weight, the left terms and their products with the right ones: the products of the dot products
-    of all factors. Dot products of what several weights read are computed once."""
+    left: Mapping[Weight, Sequence[OfWeight]],
+    right: Mapping[Weight, Sequence[OfWeight]],
+    dots: Callable[[Tensor, Tensor], Tensor],
+) -> Iterator[tuple[Weight, OfWeight, OfWeight, Float[Tensor, "*owner left_term right_term"]]]:
+    """Give, weight by weight, the terms of both sides and the products of the dot products of all their factors. Dot
+    products of what several weights read are computed once."""
     seen: dict[tuple[int, int], Tensor] = {}
 
     def once(x: Tensor, y: Tensor) -> Tensor:
@@ -177,7 +232,7 @@ def _by_term(
             for other in right.get(weight, ()):  # an expert may be asked on one side only
                 with torch.no_grad():
                     by_term = functools.reduce(torch.mul, map(once, one.factors, other.factors))
-                yield weight, one, by_term
+                yield weight, one, other, by_term
 
 
 def _dots(left: Shaped[Tensor, "..."], right: Shaped[Tensor, "..."]) -> Float[Tensor, "*query left_term right_term"]:
