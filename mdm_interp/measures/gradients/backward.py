@@ -291,7 +291,7 @@ class _Backward:
                 logits, taps = self._read(weights, batch, resid[rows])
             error = at_logits(loss, logits if deeper else logits.requires_grad_(), batch, weight)
             at = taps.backward(logits, error) if deeper else {"logits": error}
-            if part != slice(logits.shape[-1]):
+            if at["logits"][..., part].shape != logits.shape:
                 at["logits"] = at["logits"][..., part].clone()  # the rest is let go
             pieces.append((taps.read, at))
         read, at = (
